@@ -1,0 +1,187 @@
+//! Time, as a value that is passed around. Invariant: nothing else in the broker asks the operating system what time
+//! it is (`clippy.toml` bans it), so a test can move time for a whole running broker. Never goes backwards within one
+//! process, even when the system's clock is set back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+/// Milliseconds since 1970-01-01T00:00:00Z.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
+#[serde(transparent)]
+pub struct Timestamp(pub i64);
+
+impl Timestamp {
+    /// The end of time: what never happens.
+    pub const MAX: Timestamp = Timestamp(i64::MAX);
+
+    /// This time plus `duration`, at most [`Timestamp::MAX`].
+    #[must_use]
+    pub fn plus(self, duration: Duration) -> Timestamp {
+        Timestamp(self.0.saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// This time minus `duration`.
+    #[must_use]
+    pub fn minus(self, duration: Duration) -> Timestamp {
+        Timestamp(self.0.saturating_sub(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    }
+
+    /// How long after `earlier` this is; zero if it is not after.
+    #[must_use]
+    pub fn since(self, earlier: Timestamp) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.250Z`.
+    #[must_use]
+    pub fn rfc3339(self) -> String {
+        let millis = self.0.clamp(-377_705_023_201_000, 253_402_207_200_000);
+        jiff::Timestamp::from_millisecond(millis).map_or_else(|_| String::new(), |at| format!("{at:.3}"))
+    }
+
+    /// Reads RFC 3339 with any offset.
+    ///
+    /// # Errors
+    /// A sentence for the sender when the text is no such time.
+    pub fn parse_rfc3339(text: &str) -> Result<Timestamp, String> {
+        text.parse::<jiff::Timestamp>()
+            .map(|at| Timestamp(at.as_millisecond()))
+            .map_err(|_| format!("'{text}' is not an RFC 3339 time such as 2026-01-31T12:00:00Z"))
+    }
+}
+
+/// Where time comes from. Cheap to clone; all clones move together.
+#[derive(Debug, Clone)]
+pub struct Clock(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    source: Source,
+    /// Milliseconds that tests have added.
+    offset: AtomicI64,
+    /// The latest time given out, so that time never runs backwards.
+    latest: AtomicI64,
+    moved: watch::Sender<i64>,
+}
+
+#[derive(Debug)]
+enum Source {
+    System,
+    Fixed(i64),
+}
+
+impl Clock {
+    /// The system's time.
+    #[must_use]
+    pub fn system() -> Clock {
+        Clock::from(Source::System)
+    }
+
+    /// A clock that stands at `start` until [`Clock::advance`] moves it.
+    #[must_use]
+    pub fn fixed(start: Timestamp) -> Clock {
+        Clock::from(Source::Fixed(start.0))
+    }
+
+    fn from(source: Source) -> Clock {
+        Clock(Arc::new(Inner {
+            source,
+            offset: AtomicI64::new(0),
+            latest: AtomicI64::new(i64::MIN),
+            moved: watch::channel(0).0,
+        }))
+    }
+
+    /// The time now.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        let base = match self.0.source {
+            Source::System => system_millis(),
+            Source::Fixed(start) => start,
+        };
+        let now = base.saturating_add(self.0.offset.load(Ordering::Acquire));
+        Timestamp(self.0.latest.fetch_max(now, Ordering::AcqRel).max(now))
+    }
+
+    /// Moves time forward for every holder of this clock and wakes all sleepers.
+    pub fn advance(&self, by: Duration) {
+        let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
+        let total = self.0.offset.fetch_add(millis, Ordering::AcqRel) + millis;
+        self.0.moved.send_replace(total);
+    }
+
+    /// Sets how far the clock runs ahead of its source; a smaller value than before is ignored.
+    pub fn set_offset(&self, ahead: Duration) {
+        let millis = i64::try_from(ahead.as_millis()).unwrap_or(i64::MAX);
+        if self.0.offset.fetch_max(millis, Ordering::AcqRel) < millis {
+            self.0.moved.send_replace(millis);
+        }
+    }
+
+    /// Returns at `due` by this clock, also when the clock is moved.
+    pub async fn sleep_until(&self, due: Timestamp) {
+        let mut moved = self.0.moved.subscribe();
+        loop {
+            moved.borrow_and_update();
+            let now = self.now();
+            if now >= due {
+                return;
+            }
+            let moved_again = async {
+                if moved.changed().await.is_err() {
+                    std::future::pending::<()>().await;
+                }
+            };
+            match self.0.source {
+                // A day at most: timers of the runtime need not be trusted with the end of time.
+                Source::System => {
+                    let wait = due.since(now).min(Duration::from_secs(86_400));
+                    tokio::select! { () = tokio::time::sleep(wait) => {}, () = moved_again => {} }
+                }
+                Source::Fixed(_) => moved_again.await,
+            }
+        }
+    }
+
+    /// Returns after `duration` by this clock.
+    pub async fn sleep(&self, duration: Duration) {
+        self.sleep_until(self.now().plus(duration)).await;
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place where the broker asks the system for the time")]
+fn system_millis() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_read_back_as_written() {
+        let at = Timestamp(1_700_000_000_250);
+        assert_eq!(at.rfc3339(), "2023-11-14T22:13:20.250Z");
+        assert_eq!(Timestamp::parse_rfc3339(&at.rfc3339()), Ok(at));
+        assert_eq!(Timestamp::parse_rfc3339("2023-11-14T23:13:20.25+01:00"), Ok(at));
+        assert!(Timestamp::parse_rfc3339("yesterday").is_err());
+    }
+
+    #[tokio::test]
+    async fn a_sleeper_wakes_when_the_clock_is_moved() {
+        let clock = Clock::fixed(Timestamp(0));
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep(Duration::from_secs(3600)).await }
+        });
+        tokio::task::yield_now().await;
+        clock.advance(Duration::from_secs(3600));
+        sleeper.await.expect("the sleeper ends");
+        assert_eq!(clock.now(), Timestamp(3_600_000));
+    }
+}

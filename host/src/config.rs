@@ -1,0 +1,152 @@
+//! What a broker is told at start. Invariant: a `Config` that exists is valid: unknown keys, bad values and relations
+//! between limits are refused before a socket opens. Never changes while the broker runs.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::catalog::model::{Guarantee, Secret};
+
+/// How safe the defaults are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// On a laptop: a signing secret is made at first start, webhooks to loopback by plain HTTP are allowed.
+    Development,
+    /// Everything must be said.
+    Production,
+}
+
+/// All settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// How safe the defaults are.
+    pub profile: Profile,
+    /// Everything that is kept.
+    pub data_dir: PathBuf,
+    /// The HTTP API.
+    pub listen: SocketAddr,
+    /// This broker's name in `/brokers`; by default the host's.
+    pub node_id: String,
+    /// Topics and messages.
+    pub messaging: Messaging,
+    /// Tokens.
+    pub jwt: Jwt,
+    /// Webhooks.
+    pub push: Push,
+    /// Plugins.
+    pub plugins: Plugins,
+    /// Schemas.
+    pub schemas: Schemas,
+    /// Requests per minute and token subject; off unless set.
+    pub rate_limiting: RateLimiting,
+    /// What a request may cost.
+    pub limits: Limits,
+    /// Logs, traces, metrics.
+    pub telemetry: Telemetry,
+    /// A file that holds how many milliseconds the broker's clock runs ahead; only with the development profile, for tests.
+    pub test_clock_file: Option<PathBuf>,
+}
+
+/// Defaults for topics.
+#[derive(Debug, Clone)]
+pub struct Messaging {
+    /// `deliveryGuarantee` of a topic that does not say (`AtLeastOnce`).
+    pub default_delivery_guarantee: Guarantee,
+    /// `retentionPeriod` of a topic that does not say (`P7D`).
+    pub default_retention_period: Duration,
+    /// `maxMessageSize` of a topic that does not say, and its upper bound: bytes (1 MiB).
+    pub max_message_size: u64,
+    /// How long dead letters are kept (`P30D`).
+    pub dead_letter_retention: Duration,
+}
+
+/// Tokens.
+#[derive(Debug, Clone)]
+pub struct Jwt {
+    /// HS256 key. In development it is made at first start: `DATA_DIR/jwt.secret`, mode 0600.
+    pub secret: Option<Secret>,
+    /// Demanded in `iss` when set, and written into tokens.
+    pub issuer: Option<String>,
+    /// Demanded in `aud` when set, and written into tokens.
+    pub audience: Option<String>,
+    /// Life of a token that does not say (60 min).
+    pub expiration: Duration,
+}
+
+/// Webhooks.
+#[derive(Debug, Clone)]
+pub struct Push {
+    /// Whether `http:` endpoints are accepted.
+    pub allow_http: bool,
+    /// CIDR networks that may be reached though they are private, loopback or link-local.
+    pub allow_networks: Vec<String>,
+    /// Requests under way to one endpoint at most.
+    pub concurrency_max: u32,
+}
+
+/// Plugins.
+#[derive(Debug, Clone)]
+pub struct Plugins {
+    /// Watched for `name.wasm` and `name@1.2.0.wasm`; none: not watched.
+    pub dir: Option<PathBuf>,
+    /// Threads that run plugins; by default one per core.
+    pub workers: usize,
+    /// Instances of one stage at most.
+    pub instances_per_stage_max: usize,
+    /// An instance that was not used for this long is dropped.
+    pub idle_timeout: Duration,
+    /// Batches that wait for a worker at most, per stage; beyond it publishes get 429.
+    pub queue_batches_max: usize,
+    /// Bytes of a component at most (50 MiB).
+    pub size_max: u64,
+}
+
+/// Schemas.
+#[derive(Debug, Clone)]
+pub struct Schemas {
+    /// Whether a topic may only name a schema that is registered.
+    pub require_registered: bool,
+}
+
+/// Requests per minute and token subject; off unless set.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RateLimiting {
+    /// Publish calls.
+    pub publish: Option<u32>,
+    /// Consume calls.
+    pub consume: Option<u32>,
+    /// Calls that change topics.
+    pub topics: Option<u32>,
+}
+
+/// What a request may cost.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    /// Bytes of a request's body (16 MiB; a batch of 10 000 must fit).
+    pub body_bytes_max: usize,
+    /// Bytes of a request's head (32 KiB).
+    pub head_bytes_max: usize,
+    /// How long a client may take to send its request (30 s).
+    pub request_timeout: Duration,
+    /// Connections at once (10 000).
+    pub connections_max: usize,
+    /// How long a stop waits for what is in flight (25 s).
+    pub shutdown_timeout: Duration,
+}
+
+/// Logs, traces, metrics.
+#[derive(Debug, Clone)]
+pub struct Telemetry {
+    /// OTLP over HTTP, e.g. `http://localhost:4318`; off unless set.
+    pub otlp_endpoint: Option<String>,
+    /// Share of traces kept when nobody upstream decided: 0 to 1 (1).
+    pub sampling_rate: f64,
+    /// One JSON object a line instead of text.
+    pub log_json: bool,
+    /// `info`, or a directive list such as `sluice=debug,warn`.
+    pub log_level: String,
+    /// Whether `/metrics` needs no token (yes).
+    pub public_metrics: bool,
+    /// Whether `/swagger` and `/openapi.json` need no token (yes).
+    pub public_docs: bool,
+}

@@ -1,0 +1,774 @@
+//! The seam between the broker and what keeps its messages: [`MessageStore`], its words, and nothing else. A store is
+//! done when `tests/suites/store_conformance.rs` and the model test pass over it, unedited; a new rule changes the suite first.
+//!
+//! # The contract
+//! **Log and cursor.** A topic has partitions, a partition has lanes (one a priority), a lane is a log. A group (a
+//! subscription's cursor, or [`GroupId::SHARED`] of a Queue) is an ack floor per lane, a sparse set above it, and
+//! entries only for exceptions: leased, retried, dead. Nothing is written per (message, group).
+//!
+//! **Durability.** When `append`, `settle`, `seek`, `erase`, `put_*` or `delete_*` return `Ok`, their effect is on
+//! stable storage. A batch is one unit: all of it survives a crash, or none. Grants of `lease` are recorded but not
+//! synced (a crash may forget them, and then the message is delivered again), except with [`Mode::AtMostOnce`], where
+//! the grant is durable before the message is handed out, and settles it.
+//!
+//! **Errors.** Any error but [`StoreError::OutcomeUnknown`] says that nothing was stored. After `OutcomeUnknown` the
+//! batch is stored wholly or not at all; a repeat with the same dedup key finds out.
+//!
+//! **Order.** Items of one batch, and batches awaited one after the other, get rising offsets per lane. Grants follow
+//! offsets within a lane; the highest lane goes first, and every 8th grant goes to the lowest waiting lane. With
+//! `ordered`, lanes are ignored in favour of the order of appending, and no message of a key is granted while an earlier
+//! one of that key is leased or waits for its retry.
+//!
+//! **Visibility.** A message can be leased and read once its append is durable, not before. A scheduled message (`due`)
+//! has no offset and cannot be read until it is due by the store's clock; retention counts from then.
+//!
+//! **Leases.** At most one live lease per (group, message). A lease ends by settlement, at its deadline (which counts as
+//! an attempt), or when the store is opened again: each opening has a new *epoch*, receipts carry it, and a receipt of
+//! an older epoch or a passed deadline is refused with [`SettleRefused::LeaseExpired`]. A message whose attempts reach
+//! its group's `attempts_max` is copied to the topic's dead-letter topic in the same unit that ends the lease.
+//!
+//! **Dedup.** An item with a key is checked against the topic's outcomes inside `append`, under the same unit that
+//! records it; two racing appends of one key store one message. Scope: (topic, key), for `dedup_window` from the first.
+//!
+//! **Revisions.** A partition refuses a batch whose pipeline revision is older than the last one it stored
+//! ([`StoreError::StaleRevision`]): the caller runs the batch again on the current revision.
+//!
+//! **Bounds.** Retention by time wins over everything; by bytes it removes what every group has settled, and when that
+//! is not enough the topic is full ([`AppendOutcome::TopicFull`]). Nothing grows with the number of settled messages.
+//!
+//! **Cost.** `append` and `settle` share one sync among all that wait. `lease` of n costs O(n), not O(backlog).
+//! Every method may be called from any task at any time; none blocks the runtime's threads on the disk.
+
+pub mod embedded;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::clock::Timestamp;
+use crate::message::{DeadLetterFacts, GroupId, Message, MessageId, Offset, Partition, Position, TopicId};
+
+/// Keeps messages and the state of their delivery. The module's header is its contract.
+#[async_trait]
+pub trait MessageStore: Send + Sync + 'static {
+    /// What this store can do beyond the core, and how durable it is.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Creates the topic, or changes its settings; its partition count cannot change. Idempotent.
+    async fn put_topic(&self, topic: TopicSpec) -> Result<(), StoreError>;
+    /// Removes the topic, its groups and all its messages; `Ok` if there is none. Its id is never used again.
+    async fn delete_topic(&self, topic: TopicId) -> Result<(), StoreError>;
+    /// The topics that exist, so that a catalog can be held against them at start.
+    async fn topics(&self) -> Result<Vec<TopicId>, StoreError>;
+    /// Creates the group with its cursor at `spec.start`, or changes the settings of one that exists (its cursor stays).
+    async fn put_group(&self, spec: GroupSpec) -> Result<(), StoreError>;
+    /// Removes the group; its leases end. `Ok` if there is none.
+    async fn delete_group(&self, topic: TopicId, group: GroupId) -> Result<(), StoreError>;
+    /// The groups of a topic.
+    async fn groups(&self, topic: TopicId) -> Result<Vec<GroupId>, StoreError>;
+
+    /// The outcome under an idempotency key that is still in its window: spares a duplicate the pipeline.
+    async fn dedup_lookup(&self, topic: TopicId, key: &str) -> Result<Option<DedupOutcome>, StoreError>;
+    /// Stores a batch; one outcome per item, in order. Items that are duplicates or find the topic full do not keep the
+    /// others out, unless `all_or_nothing`.
+    async fn append(&self, batch: AppendBatch) -> Result<Vec<AppendOutcome>, StoreError>;
+    /// The value of a plugin's key, for reading inside a stage.
+    async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError>;
+
+    /// Grants up to `max` messages that wait for the group. Returns at once, also with none.
+    async fn lease(&self, request: LeaseRequest) -> Result<Leased, StoreError>;
+    /// Ends or extends leases; one result per item, in order. One item's refusal does not touch the others.
+    async fn settle(&self, settles: Vec<Settle>) -> Result<Vec<Result<Settled, SettleRefused>>, StoreError>;
+    /// A receiver that changes whenever messages of the topic may have become leasable: appended, due, freed by a
+    /// retry, an expiry, a seek. `None` if there is no such topic.
+    fn appended(&self, topic: TopicId) -> Option<watch::Receiver<u64>>;
+
+    /// A message by its id, if it is in the log, scheduled, or a dead letter.
+    async fn get(&self, id: MessageId) -> Result<Option<Found>, StoreError>;
+    /// Reads the log without touching any cursor.
+    async fn read(&self, request: ReadRequest) -> Result<Page, StoreError>;
+    /// Messages of a dead-letter topic that were neither replayed nor discarded, oldest first. `topic` is the id of the
+    /// dead-letter topic; what is listed is what waits for its [`GroupId::SHARED`].
+    async fn dead_letters(&self, topic: TopicId, after: Option<Position>, limit: usize) -> Result<Page, StoreError>;
+    /// Takes dead letters off that list for good.
+    async fn discard_dead_letters(&self, positions: Vec<Position>) -> Result<usize, StoreError>;
+    /// Moves a group's cursor; its leases end, its retries are forgotten.
+    async fn seek(&self, topic: TopicId, group: GroupId, to: SeekTo) -> Result<(), StoreError>;
+    /// Settles for the group all that waits for it now; returns how many.
+    async fn purge(&self, topic: TopicId, group: GroupId) -> Result<u64, StoreError>;
+    /// Makes a message unreadable at once and its bytes gone from the files; false if it is not there.
+    async fn erase(&self, id: MessageId) -> Result<bool, StoreError>;
+
+    /// Does what is due by the store's clock: scheduled messages enter the log, leases past their deadline end, dedup
+    /// keys age out. Called often (every 100 ms or so). Returns when there is next something to do, if known.
+    async fn tick(&self) -> Result<Option<Timestamp>, StoreError>;
+    /// Enforces retention and compacts; called every few seconds.
+    async fn retain(&self) -> Result<RetainReport, StoreError>;
+    /// Figures of one topic.
+    async fn stats(&self, topic: TopicId) -> Result<TopicStats, StoreError>;
+    /// Whether the store takes writes now; the reason if it does not.
+    fn health(&self) -> Result<(), String>;
+    /// Syncs, writes what makes the next opening quick, and refuses all further calls. Idempotent.
+    async fn close(&self) -> Result<(), StoreError>;
+}
+
+/// What a store can do. The core suite holds for all stores; each flag adds a part of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The `durability` of publish answers: `fsync`, `postgres`, ….
+    pub durability: &'static str,
+    /// Priority lanes.
+    pub lanes: bool,
+    /// `due`.
+    pub schedule: bool,
+    /// `ordered` leases.
+    pub ordered: bool,
+    /// [`Mode::AtMostOnce`], and dedup strong enough for ExactlyOnce topics.
+    pub exactly_once: bool,
+    /// Plugins' key–value writes.
+    pub kv: bool,
+}
+
+/// A topic as the store sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopicSpec {
+    /// From the catalog.
+    pub id: TopicId,
+    /// 1–64; fixed.
+    pub partitions: u16,
+    /// Messages are kept this long from when they enter the log.
+    pub retention: Duration,
+    /// Bytes of all partitions together, payloads and heads.
+    pub retention_bytes: Option<u64>,
+    /// How long outcomes under idempotency keys are kept.
+    pub dedup_window: Duration,
+    /// How many are kept at most; when full, keyed publishes get [`AppendOutcome::TopicFull`].
+    pub dedup_keys_max: u32,
+    /// The topic that takes its dead letters; `None` for those topics themselves.
+    pub dead_letter: Option<TopicId>,
+    /// Whether a dead letter keeps its payload.
+    pub dead_letter_payload: bool,
+}
+
+/// A cursor on a topic and how its deliveries fail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSpec {
+    /// The topic.
+    pub topic: TopicId,
+    /// The cursor.
+    pub group: GroupId,
+    /// The name that people know it by, kept in dead letters.
+    pub name: Arc<str>,
+    /// Where the cursor begins; only read when the group is new.
+    pub start: SeekTo,
+    /// Deliveries per message before it is a dead letter; at least 1 (`maxRetries` + 1).
+    pub attempts_max: u32,
+}
+
+/// A place to put a cursor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SeekTo {
+    /// Before the oldest message kept.
+    Earliest,
+    /// After the newest message.
+    Latest,
+    /// Before the first message that entered the log at or after this time.
+    Time(Timestamp),
+    /// Before this offset, in its lane of the one partition named; other lanes and partitions stay.
+    Offset(Partition, Offset),
+}
+
+/// What one run of a topic's pipeline decided, to be stored as one unit.
+#[derive(Debug, Clone)]
+pub struct AppendBatch {
+    /// The topic that was published to.
+    pub topic: TopicId,
+    /// The pipeline revision that it ran on.
+    pub revision: u64,
+    /// In the order of the request.
+    pub items: Vec<AppendItem>,
+    /// Store nothing if one item is a duplicate, a conflict, or finds no room.
+    pub all_or_nothing: bool,
+    /// Plugins' writes: if one of them finds another version, the whole batch fails with [`StoreError::KvConflict`].
+    pub kv: Vec<KvWrite>,
+    /// Dead letters that this batch replays: taken off their list in the same unit.
+    pub replays: Vec<Position>,
+}
+
+/// One publish.
+#[derive(Debug, Clone)]
+pub struct AppendItem {
+    /// Its idempotency key, if any.
+    pub dedup: Option<DedupKey>,
+    /// What the pipeline made of it.
+    pub entry: Entry,
+    /// What its stages emitted; stored if and only if this item is.
+    pub emitted: Vec<(TopicId, Partition, Message)>,
+}
+
+/// An idempotency key and what tells a repeat from a different request under the same key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DedupKey {
+    /// As the publisher gave it.
+    pub key: Arc<str>,
+    /// The first 16 bytes of the SHA-256 of the request.
+    pub request_hash: [u8; 16],
+}
+
+/// What becomes of a published message.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// It enters the log of the batch's topic.
+    Log {
+        /// Where.
+        partition: Partition,
+        /// What; its priority names the lane.
+        message: Message,
+        /// Not before this time.
+        due: Option<Timestamp>,
+        /// For this group alone (a replay); `None`: for all.
+        target: Option<GroupId>,
+    },
+    /// A stage turned it away into the dead-letter topic; `message.meta.dead_letter` says why.
+    DeadLetter {
+        /// What.
+        message: Message,
+    },
+    /// A stage dropped it: only the outcome is kept, and only under a key.
+    Dropped {
+        /// The id that the publisher was told.
+        id: MessageId,
+        /// The stage, and its reason.
+        stage: Arc<str>,
+        /// In the stage's words.
+        reason: Arc<str>,
+    },
+}
+
+/// What `append` made of one item.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AppendOutcome {
+    /// It is in the log.
+    Stored(Position),
+    /// It waits until it is due.
+    Scheduled,
+    /// It is in the dead-letter topic.
+    DeadLettered(Position),
+    /// Its outcome is kept.
+    Dropped,
+    /// The same request came before under this key.
+    Duplicate(DedupOutcome),
+    /// Another request came before under this key.
+    KeyConflict,
+    /// No room for it (or for its key): nothing of this item was stored.
+    TopicFull,
+    /// Not stored because another item of an `all_or_nothing` batch could not be.
+    NotAttempted,
+}
+
+/// What is remembered under an idempotency key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DedupOutcome {
+    /// Tells a repeat from a different request.
+    pub request_hash: [u8; 16],
+    /// The id that the first publisher was told.
+    pub id: MessageId,
+    /// What became of it.
+    pub fate: Fate,
+    /// When.
+    pub at: Timestamp,
+    /// The pipeline revision of the first.
+    pub revision: u64,
+}
+
+/// What became of the first publish under a key.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fate {
+    /// In the log, at this place.
+    Stored(Position),
+    /// Scheduled.
+    Scheduled,
+    /// Turned away into the dead-letter topic.
+    DeadLettered(Position),
+    /// Dropped by this stage for this reason.
+    Dropped {
+        /// The stage.
+        stage: Arc<str>,
+        /// In its words.
+        reason: Arc<str>,
+    },
+}
+
+/// One buffered write of a plugin.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvWrite {
+    /// Separates plugins and topics.
+    pub namespace: Arc<str>,
+    /// The key.
+    pub key: Arc<str>,
+    /// The version it was read at; 0: it was not there.
+    pub expected_version: u64,
+    /// `None` removes it.
+    pub value: Option<Vec<u8>>,
+}
+
+/// A plugin's stored value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvValue {
+    /// Rises with each write; never 0.
+    pub version: u64,
+    /// The bytes.
+    pub value: Vec<u8>,
+}
+
+/// How a grant counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    /// The message comes again unless it is settled.
+    AtLeastOnce,
+    /// The grant, made durable first, settles it.
+    AtMostOnce,
+}
+
+/// Asks for messages.
+#[derive(Debug, Clone)]
+pub struct LeaseRequest {
+    /// The topic.
+    pub topic: TopicId,
+    /// Whose cursor.
+    pub group: GroupId,
+    /// Messages at most, 1–1000.
+    pub max: usize,
+    /// Payload bytes at most; the first message is granted whatever its size.
+    pub bytes_max: usize,
+    /// How long the lease lasts.
+    pub duration: Duration,
+    /// Who holds it: a settle without receipt counts only for the same holder.
+    pub holder: Arc<str>,
+    /// At least or at most once.
+    pub mode: Mode,
+    /// In order per partition key.
+    pub ordered: bool,
+}
+
+/// What was granted.
+#[derive(Debug, Clone, Default)]
+pub struct Leased {
+    /// The leases, in grant order.
+    pub leases: Vec<Lease>,
+    /// Whether more waits right now.
+    pub more: bool,
+}
+
+/// One delivery attempt: a message held until a deadline.
+#[derive(Debug, Clone)]
+pub struct Lease {
+    /// Where it stands.
+    pub position: Position,
+    /// What it is.
+    pub message: Message,
+    /// 1 for the first delivery.
+    pub attempt: u32,
+    /// When the lease ends by itself.
+    pub deadline: Timestamp,
+    /// Settles it.
+    pub receipt: Receipt,
+}
+
+/// Names one lease. Opaque to callers; the fields fence it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Receipt {
+    /// Where the message stands.
+    pub position: Position,
+    /// Whose lease.
+    pub group: GroupId,
+    /// The opening of the store that granted it.
+    pub epoch: u64,
+    /// Which grant of that opening; never used twice.
+    pub grant: u64,
+}
+
+impl Receipt {
+    /// As clients carry it: base64url of fixed-width big-endian fields, 34 bytes.
+    #[must_use]
+    pub fn encode(&self) -> String {
+        let mut bytes = Vec::with_capacity(34);
+        bytes.extend(self.position.topic.0.to_be_bytes());
+        bytes.extend(self.position.partition.to_be_bytes());
+        bytes.extend(self.position.offset.0.to_be_bytes());
+        bytes.extend(self.group.0.to_be_bytes());
+        bytes.extend(self.epoch.to_be_bytes());
+        bytes.extend(self.grant.to_be_bytes());
+        URL_SAFE_NO_PAD.encode(bytes)
+    }
+
+    /// Reads [`Receipt::encode`]; `None` for anything else.
+    #[must_use]
+    pub fn decode(text: &str) -> Option<Receipt> {
+        if text.len() > 64 {
+            return None;
+        }
+        let bytes: [u8; 34] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
+        let u64_at = |at: usize| bytes[at..at + 8].iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
+        let u32_at = |at: usize| bytes[at..at + 4].iter().fold(0_u32, |sum, byte| sum << 8 | u32::from(*byte));
+        Some(Receipt {
+            position: Position {
+                topic: TopicId(u32_at(0)),
+                partition: u16::from_be_bytes([bytes[4], bytes[5]]),
+                offset: Offset(u64_at(6)),
+            },
+            group: GroupId(u32_at(14)),
+            epoch: u64_at(18),
+            grant: u64_at(26),
+        })
+    }
+}
+
+/// Which lease to settle.
+#[derive(Debug, Clone)]
+pub enum LeaseRef {
+    /// By its receipt; `message`, if given, must be the message it was granted for.
+    Receipt {
+        /// The receipt.
+        receipt: Receipt,
+        /// The message that the caller believes it settles.
+        message: Option<MessageId>,
+    },
+    /// The one live lease of this message, if this holder has it.
+    Holder {
+        /// The topic.
+        topic: TopicId,
+        /// Whose cursor.
+        group: GroupId,
+        /// The message.
+        message: MessageId,
+        /// Who asks.
+        holder: Arc<str>,
+    },
+}
+
+/// Ends or extends one lease.
+#[derive(Debug, Clone)]
+pub struct Settle {
+    /// Which.
+    pub lease: LeaseRef,
+    /// How.
+    pub settlement: Settlement,
+}
+
+/// How a lease ends, or goes on.
+#[derive(Debug, Clone)]
+pub enum Settlement {
+    /// Done for this group.
+    Ack,
+    /// Again, not before `at`; a dead letter instead when this was the last attempt.
+    Retry {
+        /// Not before.
+        at: Timestamp,
+        /// What went wrong.
+        failure: Failure,
+    },
+    /// A dead letter now, whatever the attempts.
+    DeadLetter {
+        /// What went wrong.
+        failure: Failure,
+    },
+    /// The lease was not used (the broker is stopping, the endpoint's breaker is open): waits again at once, and the
+    /// attempt does not count.
+    Release,
+    /// The lease lasts this long from now instead.
+    Extend {
+        /// From now.
+        duration: Duration,
+    },
+}
+
+/// What went wrong with one delivery.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failure {
+    /// In a word: `NACK`, `HTTP_500`, `TIMEOUT`, `REJECTED`, ….
+    pub reason: Arc<str>,
+    /// In a sentence.
+    pub detail: Arc<str>,
+    /// The stage that said so.
+    pub stage: Option<Arc<str>>,
+    /// The endpoint's status.
+    pub last_status: Option<u16>,
+}
+
+/// What a settlement came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settled {
+    /// Done.
+    Acked,
+    /// Comes again.
+    Retrying {
+        /// Not before.
+        at: Timestamp,
+    },
+    /// In the dead-letter topic (or, without one, done).
+    DeadLettered,
+    /// Waits again.
+    Released,
+    /// Held on.
+    Extended {
+        /// The new deadline.
+        until: Timestamp,
+    },
+}
+
+/// Why a settlement was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SettleRefused {
+    /// Past its deadline, settled before, of an earlier opening, or never granted.
+    #[error("the lease has ended")]
+    LeaseExpired,
+    /// The receipt is another message's.
+    #[error("the receipt belongs to another message")]
+    WrongMessage,
+    /// No such topic, group, or message.
+    #[error("there is no such message or group")]
+    NotFound,
+}
+
+/// A message by its id.
+#[derive(Debug, Clone)]
+pub struct Found {
+    /// The message.
+    pub message: Message,
+    /// Where it stands; none while it is scheduled.
+    pub position: Option<Position>,
+    /// When it is due, while it is scheduled.
+    pub due: Option<Timestamp>,
+    /// Its state for each group of its topic.
+    pub groups: Vec<GroupStatus>,
+}
+
+/// A message's state for one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The group.
+    pub group: GroupId,
+    /// Its state.
+    pub state: DeliveryState,
+    /// The last failure, if one is remembered.
+    pub last_failure: Option<Failure>,
+}
+
+/// A message's state for one group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeliveryState {
+    /// Not granted yet.
+    Waiting,
+    /// Held.
+    Leased {
+        /// Which attempt.
+        attempt: u32,
+        /// Until.
+        deadline: Timestamp,
+    },
+    /// Waits for its next attempt.
+    Retrying {
+        /// Attempts so far.
+        attempts: u32,
+        /// Not before.
+        at: Timestamp,
+    },
+    /// Acked, dead-lettered, expired, skipped by a seek, or from before the group began.
+    Settled,
+}
+
+/// Asks for a part of the log.
+#[derive(Debug, Clone)]
+pub struct ReadRequest {
+    /// The topic.
+    pub topic: TopicId,
+    /// One partition, or all.
+    pub partition: Option<Partition>,
+    /// From where.
+    pub from: ReadFrom,
+    /// Messages at most.
+    pub limit: usize,
+    /// Payload bytes at most (the first message comes whatever its size).
+    pub bytes_max: usize,
+}
+
+/// Where reading begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReadFrom {
+    /// The oldest kept.
+    Earliest,
+    /// What comes after now.
+    Latest,
+    /// The first that entered the log at or after this time.
+    Time(Timestamp),
+    /// This offset in its lane and, in the others, what entered the log with or after it. Needs a partition.
+    Offset(Offset),
+    /// Where the page before ended.
+    Cursor(ReadCursor),
+}
+
+/// Where a page ended: the next sequence per partition and lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReadCursor(pub Vec<(Partition, Offset)>);
+
+/// A part of the log, in the order of appending.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The messages.
+    pub messages: Vec<(Position, Message)>,
+    /// Where the next page begins; none at the end of the log.
+    pub next: Option<ReadCursor>,
+}
+
+/// What retention did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RetainReport {
+    /// Messages removed.
+    pub removed: u64,
+    /// Of these, the (message, group) pairs that were not settled.
+    pub expired: u64,
+    /// Bytes given back.
+    pub bytes: u64,
+}
+
+/// Figures of one topic; totals count from its creation.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct TopicStats {
+    /// Messages in the log.
+    pub messages: u64,
+    /// Their bytes on disk.
+    pub bytes: u64,
+    /// When the oldest entered the log.
+    pub oldest: Option<Timestamp>,
+    /// Messages that wait until they are due.
+    pub scheduled: u64,
+    /// Messages ever appended.
+    pub appended_total: u64,
+    /// Removed by retention.
+    pub removed_total: u64,
+    /// Idempotency keys held.
+    pub dedup_keys: u64,
+    /// Figures per group.
+    pub groups: Vec<GroupStats>,
+}
+
+/// Figures of one group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStats {
+    /// The group.
+    pub group: GroupId,
+    /// Granted to nobody, and due now: the lag.
+    pub waiting: u64,
+    /// Held now.
+    pub leased: u64,
+    /// Waiting for their next attempt.
+    pub retrying: u64,
+    /// When the oldest unsettled message entered the log.
+    pub oldest_unsettled: Option<Timestamp>,
+    /// Ever acked.
+    pub acked_total: u64,
+    /// Ever dead-lettered.
+    pub dead_lettered_total: u64,
+    /// Ever expired unsettled: `expires_at`, or retention.
+    pub expired_total: u64,
+    /// Deliveries ever granted.
+    pub delivered_total: u64,
+}
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// No such topic.
+    #[error("there is no such topic in the store")]
+    NoTopic,
+    /// No such group.
+    #[error("there is no such consumer group on the topic")]
+    NoGroup,
+    /// The batch ran on a pipeline revision that has been followed by another.
+    #[error("the batch ran on an outdated pipeline revision (the partition is at {current})")]
+    StaleRevision {
+        /// The partition's last.
+        current: u64,
+    },
+    /// A plugin's key changed since it was read.
+    #[error("a key-value write met another version")]
+    KvConflict,
+    /// Nothing was stored, and it may work later: no room, stopping, a failed write.
+    #[error("the store takes no writes now: {0}")]
+    Unavailable(String),
+    /// It may or may not be stored.
+    #[error("it is not known whether the batch was stored: {0}")]
+    OutcomeUnknown(String),
+    /// The files are damaged here; the rest stays readable.
+    #[error("damaged data in {file} at byte {offset}: {detail}")]
+    Damaged {
+        /// The file, relative to the data directory.
+        file: String,
+        /// The byte.
+        offset: u64,
+        /// What is wrong with it.
+        detail: String,
+    },
+    /// This store cannot do that; see its capabilities.
+    #[error("this store cannot do that: {0}")]
+    Unsupported(&'static str),
+    /// The request is not one that the store can carry out.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+impl StoreError {
+    /// Whether the same call may succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_) | StoreError::KvConflict)
+    }
+}
+
+/// Facts for a dead letter of a message that failed on its way to `group`.
+#[must_use]
+pub fn dead_letter_facts(
+    lease: (&Message, Position),
+    group: (GroupId, Arc<str>),
+    failure: &Failure,
+    attempts: u32,
+    at: Timestamp,
+) -> DeadLetterFacts {
+    DeadLetterFacts {
+        original_id: lease.0.id,
+        original: Some(lease.1),
+        group: Some(group.0),
+        group_name: group.1,
+        reason: Arc::clone(&failure.reason),
+        detail: Arc::clone(&failure.detail),
+        stage: failure.stage.clone(),
+        last_status: failure.last_status,
+        attempts,
+        at,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn receipts_read_back_and_nothing_else_does() {
+        let receipt = Receipt {
+            position: Position { topic: TopicId(7), partition: 63, offset: Offset::new(9, 12345) },
+            group: GroupId(4),
+            epoch: 3,
+            grant: u64::MAX,
+        };
+        assert_eq!(Receipt::decode(&receipt.encode()), Some(receipt));
+        for bad in ["", "x", "%%%", &"A".repeat(45), &"A".repeat(1000)] {
+            assert_eq!(Receipt::decode(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! The harness of the suites: a real broker, real receivers, a clock to move. Never a mock of what ships.
