@@ -1,0 +1,72 @@
+# Every habit of this repository in one place. `make` alone lists the targets. All of them share one build (the dev
+# profile, whose dependencies are optimised), kept in ./target or in CARGO_TARGET_DIR.
+
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+WASM := wasm32-wasip2
+BIN := $(CARGO_TARGET_DIR)/debug
+
+.DEFAULT_GOAL := help
+.PHONY: help demo run build plugins test check bench soak fuzz audit fmt clean wasm-target
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+demo: build ## see it work: events, a plugin swapped under load, the sums; stays up (DEMO_ONCE=1 ends it)
+	@$(BIN)/sluice-demo
+
+run: build ## a broker on http://localhost:5000 with its data and plugins in .sluice/
+	@mkdir -p .sluice/plugins
+	@$(BIN)/sluice serve --data-dir .sluice --plugins-dir .sluice/plugins --profile development
+
+build: wasm-target
+	@cargo build --workspace --bins
+
+plugins: wasm-target ## build the plugins of this repository to WebAssembly
+	cd plugins && cargo build --release --target $(WASM) --target-dir "$(CARGO_TARGET_DIR)/plugins"
+	@ls -l "$(CARGO_TARGET_DIR)/plugins/$(WASM)/release/"*.wasm
+
+test: build ## every test: broker, suites against the real binary, SDK, plugins
+	cargo test --workspace
+	cd plugin-sdk && cargo test
+	cd plugins && cargo test --workspace
+
+check: wasm-target ## what must hold before a commit: format, lints, docs, tidy
+	cargo fmt --all --check
+	cd plugin-sdk && cargo fmt --check
+	cd plugins && cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	cd plugin-sdk && cargo clippy --all-targets -- -D warnings
+	cd plugins && cargo clippy --workspace --all-targets -- -D warnings
+	cd plugins && cargo clippy --workspace --target $(WASM) -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	cd plugin-sdk && RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
+	cargo test --package sluice-tests --test tidy
+
+bench: wasm-target ## measure against a bare HTTP server in the same run (release build)
+	cargo build --release --workspace --bins
+	@"$(CARGO_TARGET_DIR)/release/sluice-bench"
+
+soak: build ## the crash rounds and the store's model test, for long (SOAK_ROUNDS, SOAK_CASES)
+	SLUICE_CRASH_ROUNDS=$${SOAK_ROUNDS:-300} cargo test --package sluice-tests --test suites -- crash --nocapture
+	PROPTEST_CASES=$${SOAK_CASES:-5000} cargo test --package sluice-tests store
+
+fuzz: ## feed the parsers (frames, receipts, names, durations, filters) 100 000 random inputs each
+	PROPTEST_CASES=$${FUZZ_CASES:-100000} cargo test --package sluice --lib prop_
+
+audit: ## licences and sources of dependencies, spelling (installs cargo-deny and typos)
+	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	@command -v typos >/dev/null || cargo install --locked typos-cli
+	cargo deny check licenses bans sources
+	typos
+
+fmt: ## format everything
+	cargo fmt --all
+	cd plugin-sdk && cargo fmt
+	cd plugins && cargo fmt --all
+
+clean: ## remove builds and what `make run` and `make demo` kept
+	cargo clean
+	rm -rf .sluice .sluice-demo
+
+wasm-target:
+	@test -d "$$(rustc --print target-libdir --target $(WASM))" || rustup target add $(WASM)
