@@ -1,11 +1,15 @@
 //! What a broker is told at start. Invariant: a `Config` that exists is valid: unknown keys, bad values and relations
 //! between limits are refused before a socket opens. Never changes while the broker runs.
 
+mod duration;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::catalog::model::{Guarantee, Secret};
+
+pub use duration::{format_duration, parse_duration};
 
 /// How safe the defaults are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

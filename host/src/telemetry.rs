@@ -1,0 +1,144 @@
+//! Logs and traces: how they are set up, and the trace that a request or a delivery belongs to. Invariant: telemetry
+//! never blocks, never grows without bound and never fails a request; what the collector can't take is dropped. Metrics
+//! live with what they measure; `/metrics` is the API's.
+
+mod export;
+mod trace;
+
+use std::time::Duration;
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::filter::{EnvFilter, FilterExt as _, LevelFilter, filter_fn};
+use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use crate::config::Telemetry;
+
+pub use export::ExportError;
+pub use trace::{
+    Traced, current_trace_context, in_trace, link_to, new_trace, parse_traceparent, parse_tracestate, set_parent,
+    trace_id,
+};
+
+/// How long a stop waits for the last spans to reach the collector: long enough for a healthy one, short enough that a
+/// dead one does not hold up a rolling update.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Measures how long something took, for metrics and logs. Never for deciding anything: decisions take a `Clock`.
+#[derive(Debug, Clone, Copy)]
+pub struct Stopwatch(std::time::Instant);
+
+impl Stopwatch {
+    /// Starts measuring.
+    #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place where durations are measured, for metrics alone")]
+    pub fn start() -> Stopwatch {
+        Stopwatch(std::time::Instant::now())
+    }
+
+    /// The time since the start.
+    #[must_use]
+    pub fn elapsed(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// Why logging or tracing could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The level is no filter.
+    #[error(
+        "telemetry.log_level: '{level}' is neither a level (error, warn, info, debug, trace) nor a list such as \
+             'sluice=debug,warn': {source}"
+    )]
+    Level {
+        /// What was given.
+        level: String,
+        /// What is wrong with it.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// No exporter can be built for the endpoint.
+    #[error(transparent)]
+    Export(#[from] ExportError),
+    /// Something else in the process has set up logging.
+    #[error("logging is set up twice: {0}")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Keeps telemetry alive; dropping it sends what is waiting to the collector, for at most [`FLUSH_TIMEOUT`].
+#[must_use = "dropping the guard stops the export of traces"]
+#[derive(Debug)]
+pub struct Guard {
+    provider: Option<SdkTracerProvider>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(provider) = &self.provider
+            && let Err(error) = provider.shutdown_with_timeout(FLUSH_TIMEOUT)
+        {
+            tracing::warn!(%error, "the last spans did not reach the collector");
+        }
+    }
+}
+
+/// Sets up logs on stderr and, when an endpoint is configured, traces over OTLP. Once per process, before anything is
+/// logged. `node_id` names this broker in the collector.
+///
+/// # Errors
+/// When the level or the endpoint is wrong, or logging is already set up.
+pub fn init(settings: &Telemetry, node_id: &str) -> Result<Guard, TelemetryError> {
+    let provider = export::provider(settings, node_id)?;
+    // The exporter's own HTTP client is left out, or each export would cause spans to export.
+    let traces = provider.as_ref().map(|provider| {
+        let foreign =
+            filter_fn(|meta| !["hyper", "h2", "reqwest", "rustls"].iter().any(|own| meta.target().starts_with(own)));
+        tracing_opentelemetry::layer()
+            .with_tracer(provider.tracer("sluice"))
+            .with_location(false)
+            .with_threads(false)
+            .with_filter(foreign.and(LevelFilter::DEBUG))
+    });
+    let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let logs = if settings.log_json {
+        logs.json().flatten_event(true).with_current_span(true).with_span_list(false).with_ansi(false).boxed()
+    } else {
+        logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed()
+    };
+    tracing_subscriber::registry().with(level(&settings.log_level)?).with(logs).with(traces).try_init()?;
+    Ok(Guard { provider })
+}
+
+/// Reads a level or a list of directives.
+///
+/// # Errors
+/// When the text is neither.
+pub fn level(text: &str) -> Result<EnvFilter, TelemetryError> {
+    EnvFilter::builder()
+        .with_default_directive(LevelFilter::INFO.into())
+        .parse(text)
+        .map_err(|source| TelemetryError::Level { level: text.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopwatch_counts_up() {
+        let watch = Stopwatch::start();
+        let first = watch.elapsed();
+        assert!(watch.elapsed() >= first);
+    }
+
+    #[test]
+    fn levels_are_checked() {
+        for good in ["info", "debug", "sluice=debug,warn", "sluice::store=trace,info"] {
+            assert!(level(good).is_ok(), "{good}");
+        }
+        for bad in ["sluice=loud", "a=b=c"] {
+            assert!(level(bad).is_err(), "{bad}");
+        }
+    }
+}
