@@ -1,0 +1,12 @@
+//! How requests are read: body, query, path. Invariant: unknown fields and parameters, and duplicate ones, are errors;
+//! all faults of a request are found, not only the first; a body is never held beyond its limit. Never checks what a
+//! value means.
+
+mod body;
+mod json;
+mod params;
+
+pub use body::{Intake, RawBody};
+pub use json::{Json, OptionalJson, Spare, Text, decode, expect_json};
+pub(crate) use json::{is_media_type, pointer_of};
+pub use params::{IfMatch, Param, Params2, Parsed, Query, read_query};

@@ -1,0 +1,306 @@
+//! The edge: what every request passes before and after its handler. Invariant: each answer, whatever happened, has an
+//! `X-Request-Id`; each that is no success is a problem; nothing reaches a handler that the route table does not let in.
+//! Never knows what a route does.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use axum::extract::{MatchedPath, Request};
+use axum::response::{IntoResponse as _, Response};
+use futures_util::FutureExt as _;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use tower::{Layer, Service};
+use tracing::{Instrument as _, Span};
+
+use super::auth::table::{Lookup, Need, Produces, Route, find};
+use super::auth::token::Role;
+use super::auth::{Caller, Gate};
+use super::http_metrics::HttpMetrics;
+use super::problem::{Code, Problem};
+use super::rate::{RateLimits, Standing};
+use crate::message::TraceContext;
+use crate::telemetry::{self, Stopwatch};
+
+/// Bytes of a request's target at most: above any that this API has, and what most proxies pass.
+const TARGET_BYTES_MAX: usize = 8 * 1024;
+/// Bytes of a caller's own `X-Request-Id` that is passed back.
+const REQUEST_ID_BYTES_MAX: usize = 128;
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// What the edge works with.
+pub struct Edge {
+    /// Turns tokens into callers.
+    pub gate: Gate,
+    /// Limits per subject.
+    pub rates: RateLimits,
+    /// Figures.
+    pub metrics: HttpMetrics,
+    /// Bytes of a request's headers at most.
+    pub head_bytes_max: usize,
+    /// Whether `/metrics` needs no token.
+    pub public_metrics: bool,
+    /// Whether the documentation needs no token.
+    pub public_docs: bool,
+    /// Whether traces are exported: without a collector, a span a request would be work for nothing.
+    pub spans: bool,
+}
+
+/// Puts the edge around a router.
+#[derive(Clone)]
+pub struct EdgeLayer(pub Arc<Edge>);
+
+impl<S> Layer<S> for EdgeLayer {
+    type Service = EdgeService<S>;
+
+    fn layer(&self, inner: S) -> EdgeService<S> {
+        EdgeService { inner, edge: Arc::clone(&self.0) }
+    }
+}
+
+/// A route with the edge around it.
+#[derive(Clone)]
+pub struct EdgeService<S> {
+    inner: S,
+    edge: Arc<Edge>,
+}
+
+/// What the edge found out about a request before its handler ran.
+#[derive(Default)]
+struct Passage {
+    route: Option<(usize, &'static Route)>,
+    allow: Option<&'static str>,
+    standing: Option<Standing>,
+}
+
+impl<S> Service<Request> for EdgeService<S>
+where
+    S: Service<Request, Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, mut request: Request) -> Self::Future {
+        let stopwatch = Stopwatch::start();
+        let edge = Arc::clone(&self.edge);
+        let in_flight = edge.metrics.begin();
+        let upstream = upstream_trace(request.headers());
+        let request_id = request_id(request.headers());
+        let instance = request.uri().path().to_owned();
+        let mut passage = Passage::default();
+        let admitted = edge.admit(&mut request, &mut passage);
+        let span = edge.span(&request, passage.route, upstream.as_ref());
+        let handled = admitted.map(|()| AssertUnwindSafe(self.inner.call(request)).catch_unwind());
+        let trace = upstream.unwrap_or_else(telemetry::new_trace);
+        let answer = async move {
+            let response = match handled {
+                Err(problem) => problem.into_response(),
+                Ok(handled) => match handled.await {
+                    Ok(Ok(response)) => response,
+                    Err(panic) => Problem::internal(format!("a panic: {}", panic_text(&*panic))).into_response(),
+                },
+            };
+            let response = edge.finish(response, &passage, (request_id, &instance));
+            let seconds = stopwatch.elapsed().as_secs_f64();
+            edge.metrics.observe(passage.route.map(|(index, _)| index), response.status().as_u16(), seconds);
+            drop(in_flight);
+            Ok(response)
+        };
+        let answer = telemetry::in_trace(trace, answer);
+        // Instrumenting costs even with a disabled span, so it is left out where nothing is exported.
+        if edge_spans(&span) { Box::pin(answer.instrument(span)) } else { Box::pin(answer) }
+    }
+}
+
+fn edge_spans(span: &Span) -> bool {
+    !span.is_disabled()
+}
+
+impl Edge {
+    /// All that can refuse a request before its handler; a caller goes into the request's extensions.
+    fn admit(&self, request: &mut Request, passage: &mut Passage) -> Result<(), Problem> {
+        let target_bytes = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        if target_bytes > TARGET_BYTES_MAX {
+            let detail = format!("A target has at most {TARGET_BYTES_MAX} bytes; this one has {target_bytes}.");
+            return Err(Problem::new(Code::UriTooLong, detail));
+        }
+        let head_bytes: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+        if head_bytes > self.head_bytes_max {
+            let detail = format!("Headers have at most {} bytes; these have {head_bytes}.", self.head_bytes_max);
+            return Err(Problem::new(Code::HeadersTooLarge, detail));
+        }
+        let route = match request.extensions().get::<MatchedPath>().map(|path| find(request.method(), path.as_str())) {
+            Some(Lookup::Found(index, route)) => {
+                passage.route = Some((index, route));
+                route
+            }
+            Some(Lookup::OtherMethods(allow)) => {
+                passage.allow = Some(allow);
+                return Err(Problem::new(Code::MethodNotAllowed, format!("This path takes {allow}.")));
+            }
+            Some(Lookup::None) | None => {
+                return Err(Problem::new(Code::NotFound, "No route has this path; /swagger lists them all."));
+            }
+        };
+        accepts(request.headers(), route.produces)?;
+        let Some(role) = self.role(route.need) else { return Ok(()) };
+        let caller = self.gate.admit(request.headers())?;
+        caller.need(role)?;
+        if let Some(budget) = route.budget {
+            let counted = self.rates.count(budget, caller.subject());
+            passage.standing = counted.map_err(|(problem, standing)| {
+                passage.standing = Some(standing);
+                problem
+            })?;
+        }
+        request.extensions_mut().insert::<Caller>(caller);
+        Ok(())
+    }
+
+    fn role(&self, need: Need) -> Option<Role> {
+        match need {
+            Need::Nothing => None,
+            Need::Metrics => (!self.public_metrics).then_some(Role::Viewer),
+            Need::Docs => (!self.public_docs).then_some(Role::Viewer),
+            Need::Role(role) => Some(role),
+        }
+    }
+
+    /// Named by OpenTelemetry's HTTP conventions.
+    fn span(&self, request: &Request, route: Option<(usize, &'static Route)>, upstream: Option<&TraceContext>) -> Span {
+        if !self.spans {
+            return Span::none();
+        }
+        let route = route.map_or("", |(_, route)| route.path);
+        let span = tracing::info_span!(
+            "request",
+            otel.name = format!("{} {route}", request.method()),
+            otel.kind = "server",
+            otel.status_code = tracing::field::Empty,
+            http.request.method = %request.method(),
+            http.route = route,
+            url.path = request.uri().path(),
+            http.response.status_code = tracing::field::Empty,
+            error.type = tracing::field::Empty,
+        );
+        if let Some(upstream) = upstream {
+            telemetry::set_parent(&span, upstream);
+        }
+        span
+    }
+
+    fn finish(
+        &self,
+        mut response: Response,
+        passage: &Passage,
+        (request_id, instance): (Option<HeaderValue>, &str),
+    ) -> Response {
+        let trace_id = telemetry::trace_id();
+        if let Some(problem) = response.extensions_mut().remove::<Problem>() {
+            log(&problem, passage, &trace_id);
+            response = render(&problem, instance, &trace_id);
+            if let (Code::MethodNotAllowed, Some(allow)) = (problem.code(), passage.allow) {
+                response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+            }
+        }
+        if self.spans {
+            let span = Span::current();
+            span.record("http.response.status_code", response.status().as_u16());
+            if response.status().is_server_error() {
+                span.record("otel.status_code", "ERROR");
+                span.record("error.type", response.status().as_str());
+            }
+        }
+        let headers = response.headers_mut();
+        if let Some(standing) = passage.standing {
+            standing.write(headers);
+        }
+        let id = request_id
+            .unwrap_or_else(|| HeaderValue::try_from(trace_id).expect("hexadecimal digits are a header's value"));
+        headers.insert(REQUEST_ID, id);
+        response
+    }
+}
+
+/// The answer that a problem becomes.
+fn render(problem: &Problem, instance: &str, trace_id: &str) -> Response {
+    let body = serde_json::to_vec(&problem.body(instance, trace_id)).expect("a problem is plain strings and numbers");
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = problem.code().status();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if let Some(seconds) = problem.retry_after_seconds() {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    if problem.code() == Code::Unauthenticated {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"sluice\""));
+    }
+    response
+}
+
+/// Faults of ours are logged here, once, under the id that the client was told.
+fn log(problem: &Problem, passage: &Passage, trace_id: &str) {
+    let route = passage.route.map_or("", |(_, route)| route.path);
+    let (code, cause) = (problem.code().as_str(), problem.cause().unwrap_or_default());
+    match problem.code() {
+        Code::Internal => tracing::error!(code, route, trace_id, cause, "a request failed"),
+        other if other.status().is_server_error() => tracing::warn!(code, route, trace_id, cause, "a request failed"),
+        _ => tracing::debug!(code, route, trace_id, cause, "a request was refused"),
+    }
+}
+
+fn upstream_trace(headers: &HeaderMap) -> Option<TraceContext> {
+    let parent = headers.get("traceparent")?.to_str().ok()?;
+    let mut context = telemetry::parse_traceparent(parent)?;
+    context.state = headers.get("tracestate").and_then(|state| telemetry::parse_tracestate(state.to_str().ok()?));
+    Some(context)
+}
+
+/// The caller's own id, if it is a decent one.
+fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let given = headers.get(REQUEST_ID)?;
+    let decent = (1..=REQUEST_ID_BYTES_MAX).contains(&given.len()) && given.as_bytes().iter().all(u8::is_ascii_graphic);
+    decent.then(|| given.clone())
+}
+
+/// Whether `Accept` leaves room for what the route answers (RFC 9110 §12.5.1; a range with `q=0` does not).
+fn accepts(headers: &HeaderMap, produces: Produces) -> Result<(), Problem> {
+    let wanted = match produces {
+        Produces::Json => "application/json",
+        Produces::Events => "text/event-stream",
+        Produces::Anything => return Ok(()),
+    };
+    let mut given = headers.get_all(header::ACCEPT).iter().peekable();
+    if given.peek().is_none() || given.any(|value| value.to_str().is_ok_and(|ranges| covers(ranges, wanted))) {
+        return Ok(());
+    }
+    Err(Problem::new(Code::NotAcceptable, format!("This route answers {wanted}; accept that.")))
+}
+
+fn covers(ranges: &str, wanted: &str) -> bool {
+    let family = wanted.split('/').next().unwrap_or_default();
+    ranges.split(',').any(|range| {
+        let mut parts = range.split(';').map(str::trim);
+        let media = parts.next().unwrap_or_default();
+        let fits = media == "*/*"
+            || media.eq_ignore_ascii_case(wanted)
+            || media.strip_suffix("/*").is_some_and(|of| of.eq_ignore_ascii_case(family));
+        let refused = |part: &str| part.strip_prefix("q=").is_some_and(|q| q.parse::<f32>().is_ok_and(|q| q <= 0.0));
+        fits && !parts.any(refused)
+    })
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no text")
+}

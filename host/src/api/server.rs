@@ -1,0 +1,152 @@
+//! Sockets: connections are accepted, served and ended here. Invariant: connections are bounded; one that sends no whole
+//! request head in time, takes no answer, or idles is closed; a stop finishes what is in flight, for a bounded time.
+//! Never looks into a request.
+
+mod activity;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service as _;
+
+use self::activity::{Activity, Pulse, Watched};
+use crate::broker::Broker;
+use crate::config::Limits;
+
+/// HTTP/2 requests at once on one connection: what most clients assume, and a bound on what one connection costs.
+const STREAMS_MAX: u32 = 128;
+/// hyper's buffer of a connection at least: the edge wants to answer a head that is too large by itself, and can only
+/// where hyper still reads it.
+const READ_BUFFER_BYTES_MIN: usize = 64 * 1024;
+/// After a failed accept (no file handles, mostly): long enough not to spin, short enough to be back soon.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// After the time for a stop is over and connections are cut.
+const CUT_WAIT: Duration = Duration::from_secs(1);
+
+/// Serves the API on `listener` until the broker is told to stop, then finishes what is in flight.
+pub async fn serve(broker: Arc<Broker>, listener: TcpListener) {
+    let (limits, stopping) = (broker.config.limits.clone(), broker.stopping.clone());
+    let app = super::app(&broker).expect("a broker has one API, so its metrics are not registered yet");
+    run(listener, app, &limits, stopping).await;
+}
+
+/// Serves `app` on `listener` until `stopping`.
+pub async fn run(listener: TcpListener, app: Router, limits: &Limits, stopping: CancellationToken) {
+    let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
+    let free = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
+    let server = Arc::new(Server {
+        http: http(limits),
+        app,
+        pulse: Pulse::of(limits.request_timeout),
+        stopping: stopping.clone(),
+        cut: cut.clone(),
+    });
+    while let Some((stream, permit)) = next(&listener, &free, &stopping).await {
+        let server = Arc::clone(&server);
+        connections.spawn(async move {
+            server.connection(stream).await;
+            drop(permit);
+        });
+    }
+    drop(listener);
+    connections.close();
+    if tokio::time::timeout(limits.shutdown_timeout, connections.wait()).await.is_err() {
+        tracing::warn!(open = connections.len(), "connections are cut: they did not end in time");
+        cut.cancel();
+        // Cut tasks end at their next poll; a task that does not is not worth waiting for.
+        drop(tokio::time::timeout(CUT_WAIT, connections.wait()).await);
+    }
+}
+
+/// The next connection, once there is room for one; none when the broker is to stop.
+async fn next(
+    listener: &TcpListener,
+    free: &Arc<Semaphore>,
+    stopping: &CancellationToken,
+) -> Option<(TcpStream, OwnedSemaphorePermit)> {
+    loop {
+        let accepted = async {
+            let permit = Arc::clone(free).acquire_owned().await.expect("the semaphore is never closed");
+            (listener.accept().await, permit)
+        };
+        let (accepted, permit) = tokio::select! {
+            () = stopping.cancelled() => return None,
+            accepted = accepted => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => return Some((stream, permit)),
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+fn http(limits: &Limits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    // Slow heads are ended by `Activity`, at one timer a connection; hyper's own costs one a request.
+    builder.http1().header_read_timeout(None).max_buf_size(READ_BUFFER_BYTES_MIN.max(limits.head_bytes_max * 2));
+    builder
+        .http2()
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX));
+    builder
+}
+
+struct Server {
+    http: Builder<TokioExecutor>,
+    app: Router,
+    pulse: Pulse,
+    stopping: CancellationToken,
+    cut: CancellationToken,
+}
+
+impl Server {
+    async fn connection(&self, stream: TcpStream) {
+        // Answers are written whole; waiting for more to fill a packet would only delay them.
+        drop(stream.set_nodelay(true));
+        let activity = Arc::new(Activity::default());
+        let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
+        let service = hyper::service::service_fn(|request: hyper::Request<Incoming>| {
+            let begun = activity.begin();
+            let answer = self.app.clone().call(request.map(Body::new));
+            async move {
+                let response = answer.await;
+                drop(begun);
+                response
+            }
+        });
+        let mut connection = pin!(self.http.serve_connection(io, service));
+        let mut beats = tokio::time::interval(self.pulse.every);
+        let mut watch = self.pulse.watch();
+        let mut ending = false;
+        loop {
+            tokio::select! {
+                biased;
+                // An error here is the client's: it broke off, or sent no HTTP.
+                _ended = connection.as_mut() => return,
+                () = self.stopping.cancelled(), if !ending => {
+                    ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                () = self.cut.cancelled() => return,
+                _ = beats.tick() => match watch.beat(&activity) {
+                    activity::Verdict::Alive => {}
+                    activity::Verdict::Idle => connection.as_mut().graceful_shutdown(),
+                    activity::Verdict::Dead => return,
+                },
+            }
+        }
+    }
+}
