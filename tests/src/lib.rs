@@ -1,1 +1,28 @@
-//! The harness of the suites: a real broker, real receivers, a clock to move. Never a mock of what ships.
+//! The harness: starts the real `sluice` binary in a folder of its own, moves its clock, speaks its HTTP API in the
+//! domain's words, receives its webhooks and traces. Invariant: whatever a test starts is stopped and removed when its
+//! value is dropped, also on failure, and a failing test prints the broker's log. Never looks inside the broker: what
+//! the suites say holds for anybody with an HTTP client.
+
+pub mod answer;
+pub mod binary;
+pub mod broker;
+pub mod client;
+pub mod clock;
+pub mod collector;
+pub mod consume;
+pub mod events;
+pub mod history;
+pub mod publish;
+pub mod receiver;
+pub mod signature;
+pub mod token;
+pub mod wait;
+
+pub use answer::Answer;
+pub use broker::{Broker, Settings};
+pub use client::Client;
+pub use clock::TestClock;
+pub use collector::Collector;
+pub use consume::Delivery;
+pub use publish::Published;
+pub use receiver::Receiver;

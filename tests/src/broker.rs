@@ -1,0 +1,296 @@
+//! One broker under test: the real binary with a folder, a port, a clock and a signing secret of its own. Invariant: the
+//! process ends and the folder goes when the value is dropped; if the test is failing, its log is printed first. Never
+//! shares anything with another test.
+
+use std::fs::{self, OpenOptions};
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use tempfile::TempDir;
+
+use crate::token::Claims;
+use crate::{Client, TestClock, binary, wait};
+
+/// The line that says that a broker is ready.
+const READY: &str = "listening on http://";
+/// HS256 key of brokers that are given one.
+const SECRET: &str = "a-secret-of-the-suites-that-is-long-enough-for-hs256";
+/// Bytes of log shown when a test fails: its end says why, and a chatty test must not bury its own message.
+const LOG_SHOWN_BYTES: usize = 24 * 1024;
+
+/// How a broker differs from the usual one.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    env: Vec<(String, String)>,
+    own_secret: bool,
+}
+
+impl Settings {
+    /// The usual broker: development profile, embedded store, empty plugins folder.
+    #[must_use]
+    pub fn new() -> Settings {
+        Settings::default()
+    }
+
+    /// A setting by its environment variable.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Settings {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The broker makes its signing secret itself, as at a first start on a laptop.
+    #[must_use]
+    pub fn own_secret(mut self) -> Settings {
+        self.own_secret = true;
+        self
+    }
+}
+
+/// A running broker; derefs to an `Admin`'s client of it.
+#[derive(Debug)]
+pub struct Broker {
+    admin: Client,
+    settings: Settings,
+    folder: TempDir,
+    clock: TestClock,
+    process: Option<Child>,
+}
+
+impl Deref for Broker {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.admin
+    }
+}
+
+impl Broker {
+    /// The usual broker, ready.
+    pub async fn start() -> Broker {
+        Broker::with(Settings::new()).await
+    }
+
+    /// A broker with settings, ready.
+    pub async fn with(settings: Settings) -> Broker {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fs::create_dir(folder.path().join("plugins")).expect("an empty folder takes another");
+        let clock = TestClock::in_file(&folder.path().join("clock"));
+        let admin = Client::new("http://127.0.0.1:0", "");
+        let mut broker = Broker { admin, settings, folder, clock, process: None };
+        broker.launch("127.0.0.1:0").await;
+        broker
+    }
+
+    /// A client with these claims, signed with the broker's secret.
+    #[must_use]
+    pub fn client(&self, claims: &Claims) -> Client {
+        self.admin.with_token(&claims.sign(&self.secret()))
+    }
+
+    /// An `Admin`.
+    #[must_use]
+    pub fn admin(&self) -> Client {
+        self.client(&Claims::new("admin", &["Admin"]))
+    }
+
+    /// A `Producer` on topics that match the glob.
+    #[must_use]
+    pub fn producer(&self, topics: &str) -> Client {
+        self.client(&Claims::new("producer", &["Producer"]).topics(&[topics]))
+    }
+
+    /// A `Consumer` on topics that match the glob.
+    #[must_use]
+    pub fn consumer(&self, topics: &str) -> Client {
+        self.client(&Claims::new("consumer", &["Consumer"]).topics(&[topics]))
+    }
+
+    /// A `Viewer`.
+    #[must_use]
+    pub fn viewer(&self) -> Client {
+        self.client(&Claims::new("viewer", &["Viewer"]))
+    }
+
+    /// A client without a token.
+    #[must_use]
+    pub fn anonymous(&self) -> Client {
+        self.admin.with_token("")
+    }
+
+    /// The key that the broker checks tokens with.
+    #[must_use]
+    pub fn secret(&self) -> Vec<u8> {
+        if !self.settings.own_secret {
+            return SECRET.as_bytes().to_vec();
+        }
+        let file = self.data_dir().join("jwt.secret");
+        let text = fs::read_to_string(&file).expect("a broker in development makes its secret at first start");
+        text.trim_end().as_bytes().to_vec()
+    }
+
+    /// The broker's clock.
+    #[must_use]
+    pub fn clock(&self) -> &TestClock {
+        &self.clock
+    }
+
+    /// Everything the broker keeps.
+    #[must_use]
+    pub fn data_dir(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// The folder it watches for plugins.
+    #[must_use]
+    pub fn plugins_dir(&self) -> PathBuf {
+        self.folder.path().join("plugins")
+    }
+
+    /// Puts a plugin into the watched folder, whole at once.
+    pub fn place_plugin(&self, file_name: &str, bytes: &[u8]) {
+        let beside = self.plugins_dir().join(format!(".{file_name}.new"));
+        fs::write(&beside, bytes).expect("the plugins folder can be written");
+        fs::rename(&beside, self.plugins_dir().join(file_name)).expect("a plugin can be replaced");
+    }
+
+    /// What the broker has said so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read(self.log_file()).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    }
+
+    /// The process's id.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn process_id(&self) -> u32 {
+        self.process.as_ref().expect("the broker runs").id()
+    }
+
+    /// `kill -9`, and waits until the process is gone.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            // Gone already is as good.
+            let _ = process.kill();
+            process.wait().expect("a child can be waited for");
+        }
+    }
+
+    /// Asks the process to stop (SIGTERM) and leaves it to do so.
+    pub fn ask_to_stop(&self) {
+        self.signal("TERM");
+    }
+
+    /// Waits until a process that was asked to stop has ended.
+    pub async fn stopped(&mut self) -> ExitStatus {
+        let mut process = self.process.take().expect("the broker runs");
+        wait::until("the broker stops", async || process.try_wait().expect("a child can be waited for")).await
+    }
+
+    /// Asks the process to stop and waits until it has.
+    pub async fn stop(&mut self) -> ExitStatus {
+        self.ask_to_stop();
+        self.stopped().await
+    }
+
+    /// Starts again on the same folder and port.
+    ///
+    /// # Panics
+    /// When it still runs.
+    pub async fn restart(&mut self) {
+        assert!(self.process.is_none(), "the broker still runs");
+        let address = self.admin.url().trim_start_matches("http://").to_owned();
+        self.launch(&address).await;
+    }
+
+    /// `kill -9` and a start on the same folder and port.
+    pub async fn crash(&mut self) {
+        self.kill();
+        self.restart().await;
+    }
+
+    /// Runs a command of the CLI against this broker, with an admin's token.
+    #[must_use]
+    pub fn cli(&self, arguments: &[&str]) -> std::process::Output {
+        let mut command = Command::new(binary::sluice());
+        command.args(arguments).env("SLUICE_URL", self.url()).env("SLUICE_TOKEN", self.admin.token());
+        command.output().expect("the CLI starts")
+    }
+
+    async fn launch(&mut self, listen: &str) {
+        let seen = fs::metadata(self.log_file()).map_or(0, |file| usize::try_from(file.len()).unwrap_or(0));
+        self.process = Some(self.command(listen).spawn().expect("the broker's process starts"));
+        let url = wait::until("the broker is ready", async || {
+            let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
+            assert!(ended.is_none(), "the broker ended at start: {ended:?}");
+            let log = self.log();
+            let after = log.get(seen..)?.split_once(READY)?.1;
+            // Only a finished line holds the whole address.
+            after.split_once('\n').map(|(address, _)| format!("http://{}", address.trim_end()))
+        })
+        .await;
+        self.admin = Client::new(&url, &Claims::new("admin", &["Admin"]).sign(&self.secret()));
+    }
+
+    fn command(&self, listen: &str) -> Command {
+        let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file can be opened");
+        let mut command = Command::new(binary::sluice());
+        command
+            .args(["serve", "--profile", "development", "--listen", listen, "--data-dir"])
+            .arg(self.data_dir())
+            .arg("--plugins-dir")
+            .arg(self.plugins_dir())
+            .current_dir(self.folder.path())
+            .env("SLUICE__TEST_CLOCK_FILE", self.folder.path().join("clock"))
+            .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("a file handle can be copied"))
+            .stderr(log);
+        if !self.settings.own_secret {
+            command.env("JWT__Secret", SECRET);
+        }
+        command
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.process_id().to_string();
+        let sent = Command::new("kill").args(["-s", name, &id]).status().expect("kill(1) starts");
+        assert!(sent.success(), "the signal could not be sent");
+    }
+
+    fn log_file(&self) -> PathBuf {
+        self.folder.path().join("broker.log")
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            let log = self.log();
+            let from = log.char_indices().map(|(at, _)| at).find(|at| log.len() - at <= LOG_SHOWN_BYTES).unwrap_or(0);
+            eprintln!("--- the broker's log ---\n{}\n--- end of the log ---", &log[from..]);
+        }
+    }
+}
+
+/// All files below `folder`, for looking at what a broker keeps.
+#[must_use]
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+            match entry.file_type() {
+                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
+                Ok(_) => found.push(entry.path()),
+                // Removed while we looked.
+                Err(_) => {}
+            }
+        }
+    }
+    found.sort();
+    found
+}

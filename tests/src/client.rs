@@ -1,0 +1,165 @@
+//! A client of one broker with one token. Invariant: what it sends is what the test says, nothing is repeated or mended.
+//! Cheap to clone; clones share connections.
+
+use std::sync::{Arc, Once};
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use serde_json::Value;
+
+use crate::Answer;
+use crate::consume::Consume;
+use crate::publish::Publish;
+
+/// Longer than the longest poll of the API (30 s).
+const ANSWER_WITHIN: Duration = Duration::from_secs(45);
+
+/// Speaks HTTP to a broker.
+#[derive(Debug, Clone)]
+pub struct Client {
+    http: reqwest::Client,
+    url: Arc<str>,
+    token: Arc<str>,
+}
+
+impl Client {
+    /// A client of the broker at `url` (`http://host:port`); an empty token sends none.
+    #[must_use]
+    pub fn new(url: &str, token: &str) -> Client {
+        Client { http: http_client(), url: url.into(), token: token.into() }
+    }
+
+    /// The same broker with another token.
+    #[must_use]
+    pub fn with_token(&self, token: &str) -> Client {
+        Client { token: token.into(), ..self.clone() }
+    }
+
+    /// The broker's URL, without a path.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The token it sends.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// Publishes to a topic; await it for the broker's word, or set more first.
+    #[must_use]
+    pub fn publish(&self, topic: &str, payload: impl Into<Value>) -> Publish {
+        Publish::new(self.clone(), topic, payload.into())
+    }
+
+    /// Consumes from a topic as a group; await it for the deliveries, or set more first.
+    #[must_use]
+    pub fn consume(&self, topic: &str, group: &str) -> Consume {
+        Consume::new(self.clone(), topic, group)
+    }
+
+    /// Creates a topic of this name and type (`Queue` or `PubSub`), else as by default.
+    pub async fn create_topic(&self, name: &str, kind: &str) -> Value {
+        self.post("/topics", &serde_json::json!({"name": name, "type": kind})).await.expect(201)
+    }
+
+    /// Creates a pull subscription and answers it.
+    pub async fn subscribe(&self, topic: &str, group: &str) -> Value {
+        let body = serde_json::json!({"topicName": topic, "consumerGroup": group, "type": "Pull"});
+        self.post("/subscriptions", &body).await.expect(201)
+    }
+
+    /// Creates a push subscription to `endpoint` and answers it; `more` adds fields.
+    pub async fn subscribe_push(&self, topic: &str, group: &str, endpoint: &str, more: Value) -> Value {
+        let mut body = serde_json::json!({
+            "topicName": topic, "consumerGroup": group, "type": "Push", "consumerEndpoint": endpoint
+        });
+        for (name, value) in more.as_object().into_iter().flatten() {
+            body[name] = value.clone();
+        }
+        self.post("/subscriptions", &body).await.expect(201)
+    }
+
+    /// Puts stages before a topic.
+    pub async fn put_pipeline(&self, topic: &str, stages: Value) -> Value {
+        self.put(&format!("/topics/{topic}/pipeline"), &serde_json::json!({ "stages": stages })).await.expect(200)
+    }
+
+    /// `GET /api/v1{path}`; a path that begins with `//` is taken from the root.
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], Vec::new()).await
+    }
+
+    /// `DELETE /api/v1{path}`.
+    pub async fn delete(&self, path: &str) -> Answer {
+        self.send(Method::DELETE, path, &[], Vec::new()).await
+    }
+
+    /// `POST /api/v1{path}` with a JSON body.
+    pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::POST, path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    /// `PUT /api/v1{path}` with a JSON body.
+    pub async fn put(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PUT, path, &[("content-type", "application/json")], body.to_string()).await
+    }
+
+    /// Any request.
+    ///
+    /// # Panics
+    /// When there is no answer.
+    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Answer {
+        let described = format!("{method} {path}");
+        self.try_send(method, path, headers, body).await.unwrap_or_else(|error| panic!("{described}: {error:?}"))
+    }
+
+    /// Any request, where no answer is an outcome too: the broker may be killed meanwhile.
+    ///
+    /// # Errors
+    /// When there is no whole answer.
+    pub async fn try_send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Vec<u8>>,
+    ) -> Result<Answer, reqwest::Error> {
+        let url = match path.strip_prefix("//") {
+            Some(from_root) => format!("{}/{from_root}", self.url),
+            None => format!("{}/api/v1{path}", self.url),
+        };
+        let described = format!("{method} {url}");
+        let mut request = self.http.request(method, url).headers(header_map(headers)).body(body.into());
+        if !self.token.is_empty() {
+            request = request.bearer_auth(&self.token);
+        }
+        let answer = request.send().await?;
+        let (status, headers) = (answer.status().as_u16(), answer.headers().clone());
+        Ok(Answer { request: described, status, headers, body: answer.bytes().await? })
+    }
+}
+
+fn header_map(headers: &[(&str, &str)]) -> HeaderMap {
+    let parse = |(name, value): &(&str, &str)| {
+        (name.parse::<HeaderName>().expect("a header name"), value.parse::<HeaderValue>().expect("a header value"))
+    };
+    headers.iter().map(parse).collect()
+}
+
+/// A client without TLS, proxies or redirects: the suites only speak to this machine.
+#[must_use]
+pub fn http_client() -> reqwest::Client {
+    static PROVIDER: Once = Once::new();
+    PROVIDER.call_once(|| {
+        // Fails only if somebody has installed one before, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+    reqwest::Client::builder()
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .timeout(ANSWER_WITHIN)
+        .build()
+        .expect("a client without TLS roots can be built")
+}

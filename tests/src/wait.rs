@@ -1,0 +1,42 @@
+//! Waiting for a condition. Invariant: every wait ends, and one that ends in vain says what it waited for. The only
+//! place in the suites that lets real time pass; nothing here decides what time it is for the broker.
+
+use std::time::Duration;
+
+/// Long enough for a debug build on a busy machine with two cores; a condition that holds ends the wait at once.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Between two looks: often enough that a suite does not feel it, seldom enough that looking costs nothing.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
+
+/// Polls until `look` returns `Some`, at most [`PATIENCE`].
+///
+/// # Panics
+/// When the time is up, with `what` was awaited.
+pub async fn until<T>(what: &str, look: impl AsyncFnMut() -> Option<T>) -> T {
+    within(PATIENCE, what, look).await
+}
+
+/// Polls until `look` returns `Some`, at most `patience`.
+///
+/// # Panics
+/// When the time is up, with `what` was awaited.
+pub async fn within<T>(patience: Duration, what: &str, mut look: impl AsyncFnMut() -> Option<T>) -> T {
+    let looking = async {
+        loop {
+            if let Some(found) = look().await {
+                return found;
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    match tokio::time::timeout(patience, looking).await {
+        Ok(found) => found,
+        Err(_) => panic!("waited {patience:?} in vain: {what}"),
+    }
+}
+
+/// Returns when a broker that polls a file every 5 ms has certainly read it, were it starved for twenty of its turns.
+pub async fn taken_up() {
+    tokio::time::sleep(Duration::from_millis(100)).await;
+}
