@@ -88,7 +88,7 @@ macro_rules! export {
                     STAGE.with(|slot| slot.process(messages))
                 }
             }
-            $crate::__private::bindings::__export_plugin!(Exported with_types_in $crate::__private::bindings);
+    $crate::__private::bindings::__export_plugin!(Exported with_types_in $crate::__private::bindings);
         };
         #[cfg(not(target_family = "wasm"))]
         const _: fn() = || {

@@ -49,7 +49,9 @@ impl TryFrom<Config> for Redact {
         let parse = |(i, rule): (usize, RuleConfig)| {
             let path = pointer::parse(&rule.pointer).map_err(|e| format!("rules[{i}].pointer: {e}"))?;
             if path.is_empty() && rule.action == Action::Drop {
-                return Err(format!("rules[{i}]: the whole payload can't be dropped; the `filter` plugin drops messages"));
+                return Err(format!(
+                    "rules[{i}]: the whole payload can't be dropped; the `filter` plugin drops messages"
+                ));
             }
             Ok(Rule { path, action: rule.action })
         };

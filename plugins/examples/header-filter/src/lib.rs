@@ -2,11 +2,16 @@
 use sluice_plugin::{Failure, Message, Stage};
 
 #[derive(serde::Deserialize)]
-struct HeaderFilter { header: String, value: String }
+struct HeaderFilter {
+    header: String,
+    value: String,
+}
 
 impl Stage for HeaderFilter {
     fn message(&self, message: &Message) -> Result<(), Failure> {
-        if message.header(&self.header).as_ref() != Some(&self.value) { message.drop("another value"); }
+        if message.header(&self.header).as_ref() != Some(&self.value) {
+            message.drop("another value");
+        }
         Ok(())
     }
 }
