@@ -1,15 +1,110 @@
 //! What a broker is told at start. Invariant: a `Config` that exists is valid: unknown keys, bad values and relations
-//! between limits are refused before a socket opens. Never changes while the broker runs.
+//! between limits are refused before a socket opens. Never changes while the broker runs. `keys.rs` lists the settings,
+//! `layers.rs` where they come from, `guide.rs` the names of the deployment guide, `check.rs` the relations.
 
+mod check;
 mod duration;
+mod guide;
+mod keys;
+mod layers;
+mod resolve;
+mod secret;
+mod test_clock;
+mod value;
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::catalog::model::{Guarantee, Secret};
 
 pub use duration::{format_duration, parse_duration};
+pub use keys::{KEYS, Key};
+pub use secret::SecretError;
+pub use test_clock::follow_test_clock;
+
+/// Where a development broker keeps everything when it is not told, under the current directory.
+pub const DEVELOPMENT_DATA_DIR: &str = "sluice-data";
+
+/// What the command line says.
+#[derive(Debug, Clone, Default)]
+pub struct Flags {
+    /// `--config`: the file to read instead of `sluice.toml`.
+    pub config: Option<PathBuf>,
+    /// `--data-dir`.
+    pub data_dir: Option<PathBuf>,
+    /// `--listen`.
+    pub listen: Option<String>,
+    /// `--plugins-dir`.
+    pub plugins_dir: Option<PathBuf>,
+    /// `--profile`.
+    pub profile: Option<Profile>,
+}
+
+/// A configuration, and how it came about.
+#[derive(Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// What the operator should hear, once logs are set up.
+    pub warnings: Vec<String>,
+    /// Where each setting that is not a default was written.
+    pub origins: BTreeMap<&'static str, String>,
+}
+
+/// All that is wrong with a configuration.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the configuration is refused:{}", .faults.iter().map(|fault| format!("\n  - {fault}")).collect::<String>())]
+pub struct ConfigError {
+    /// One sentence each.
+    pub faults: Vec<String>,
+}
+
+impl Config {
+    /// Reads the settings of this process: file, environment, flags.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn load(flags: &Flags) -> Result<Loaded, ConfigError> {
+        // A name or value that is not UTF-8 can't be one of ours: every setting is text.
+        let env: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        Config::load_from(flags, &env, Path::new(""))
+    }
+
+    /// Reads the settings from these sources; `directory` stands for the current one.
+    ///
+    /// # Errors
+    /// All faults at once.
+    pub fn load_from(flags: &Flags, env: &[(String, String)], directory: &Path) -> Result<Loaded, ConfigError> {
+        let layers::Layers { merged, mut warnings, mut faults } = layers::gather(flags, env, directory);
+        let resolved = resolve::resolve(&merged, &host());
+        let config = match resolved {
+            Ok(config) if faults.is_empty() => config,
+            Ok(_) => return Err(ConfigError { faults }),
+            Err(more) => {
+                faults.extend(more);
+                return Err(ConfigError { faults });
+            }
+        };
+        warnings.extend(check::warnings(&config));
+        let origins = KEYS
+            .iter()
+            .filter_map(|key| Some((key.path, merged.find_metadata(key.path)?.name.to_string())))
+            .collect();
+        Ok(Loaded { config, warnings, origins })
+    }
+}
+
+fn host() -> resolve::Host {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
+    resolve::Host {
+        name: name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "sluice".to_owned()),
+        cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(256),
+    }
+}
 
 /// How safe the defaults are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,3 +249,6 @@ pub struct Telemetry {
     /// Whether `/swagger` and `/openapi.json` need no token (yes).
     pub public_docs: bool,
 }
+
+#[cfg(test)]
+mod tests;
