@@ -102,6 +102,13 @@ impl MessageId {
         MessageId(Uuid::from_u64_pair(high, low))
     }
 
+    /// The same id for another partition: a stage changed the key.
+    #[must_use]
+    pub fn in_partition(self, partition: Partition) -> MessageId {
+        let (high, low) = self.0.as_u64_pair();
+        MessageId(Uuid::from_u64_pair(high, low & !(0x3f << 32) | u64::from(partition & 0x3f) << 32))
+    }
+
     /// When the message enters the log.
     #[must_use]
     pub fn timestamp(self) -> Timestamp {

@@ -391,19 +391,22 @@ pub struct Receipt {
     pub epoch: u64,
     /// Which grant of that opening; never used twice.
     pub grant: u64,
+    /// Which delivery attempt it is. Not fenced: it only tells a backoff how far it has grown.
+    pub attempt: u32,
 }
 
 impl Receipt {
-    /// As clients carry it: base64url of fixed-width big-endian fields, 34 bytes.
+    /// As clients carry it: base64url of fixed-width big-endian fields, 38 bytes.
     #[must_use]
     pub fn encode(&self) -> String {
-        let mut bytes = Vec::with_capacity(34);
+        let mut bytes = Vec::with_capacity(38);
         bytes.extend(self.position.topic.0.to_be_bytes());
         bytes.extend(self.position.partition.to_be_bytes());
         bytes.extend(self.position.offset.0.to_be_bytes());
         bytes.extend(self.group.0.to_be_bytes());
         bytes.extend(self.epoch.to_be_bytes());
         bytes.extend(self.grant.to_be_bytes());
+        bytes.extend(self.attempt.to_be_bytes());
         URL_SAFE_NO_PAD.encode(bytes)
     }
 
@@ -413,7 +416,7 @@ impl Receipt {
         if text.len() > 64 {
             return None;
         }
-        let bytes: [u8; 34] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
+        let bytes: [u8; 38] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
         let u64_at = |at: usize| bytes[at..at + 8].iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
         let u32_at = |at: usize| bytes[at..at + 4].iter().fold(0_u32, |sum, byte| sum << 8 | u32::from(*byte));
         Some(Receipt {
@@ -425,6 +428,7 @@ impl Receipt {
             group: GroupId(u32_at(14)),
             epoch: u64_at(18),
             grant: u64_at(26),
+            attempt: u32_at(34),
         })
     }
 }
@@ -765,9 +769,10 @@ mod tests {
             group: GroupId(4),
             epoch: 3,
             grant: u64::MAX,
+            attempt: 2,
         };
         assert_eq!(Receipt::decode(&receipt.encode()), Some(receipt));
-        for bad in ["", "x", "%%%", &"A".repeat(45), &"A".repeat(1000)] {
+        for bad in ["", "x", "%%%", &"A".repeat(50), &"A".repeat(1000)] {
             assert_eq!(Receipt::decode(bad), None, "{bad}");
         }
     }

@@ -1,0 +1,280 @@
+//! One broker: its parts, put together once, started and stopped in the right order. Invariant: nothing is served before
+//! the store has recovered and the directory agrees with it; on a stop, what is in flight is finished before the store
+//! closes. Holds no logic of its own.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::Registry;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::{Catalog, CatalogError};
+use crate::clock::{Clock, Timestamp};
+use crate::config::Config;
+use crate::delivery::dead_letters::{DeadLetters, DeadLettersParts};
+use crate::delivery::outbound::Outbound;
+use crate::delivery::pull::Consumers;
+use crate::delivery::push::{PushDeps, PushSupervisor};
+use crate::directory::{Directory, DirectoryError, DirectoryParts};
+use crate::entropy::Entropy;
+use crate::pipeline::{PipelineError, PipelineOptions, Pipelines};
+use crate::publish::Publisher;
+use crate::schemas::Schemas;
+use crate::settle::Settler;
+use crate::store::embedded::{EmbeddedOptions, EmbeddedStore, OpenError};
+use crate::store::{MessageStore, StoreError};
+use crate::topic_metrics::TopicMetrics;
+
+/// How often the store is asked to do what is due, when it does not know a better time.
+const TICK_MAX: Duration = Duration::from_millis(100);
+/// How often retention is enforced.
+const RETAIN_EVERY: Duration = Duration::from_secs(5);
+
+/// All parts of a running broker; what the API works on.
+pub struct Broker {
+    /// What it was told.
+    pub config: Config,
+    /// The time.
+    pub clock: Clock,
+    /// Randomness.
+    pub entropy: Entropy,
+    /// What there is.
+    pub catalog: Catalog,
+    /// The messages.
+    pub store: Arc<dyn MessageStore>,
+    /// Topics and subscriptions.
+    pub directory: Arc<Directory>,
+    /// Plugins and pipelines.
+    pub pipelines: Arc<Pipelines>,
+    /// Schemas.
+    pub schemas: Schemas,
+    /// In.
+    pub publisher: Arc<Publisher>,
+    /// Out, to those that fetch.
+    pub consumers: Consumers,
+    /// Out, to endpoints.
+    pub push: Arc<PushSupervisor>,
+    /// The end of deliveries.
+    pub settler: Settler,
+    /// What failed for good.
+    pub dead_letters: DeadLetters,
+    /// Figures.
+    pub registry: Registry,
+    /// Figures per topic, read when asked.
+    pub topic_metrics: TopicMetrics,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Cancelled when the broker is to stop.
+    pub stopping: CancellationToken,
+}
+
+/// Why a broker did not start, or did not stop well.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The data directory.
+    #[error("cannot use the data directory {path}: {source}")]
+    DataDir {
+        /// Which.
+        path: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The store's files.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The catalog.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The plugins.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// Catalog and store could not be brought in line.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Two parts registered one metric.
+    #[error(transparent)]
+    Metrics(#[from] prometheus::Error),
+    /// The socket.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Something else that the system refused.
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl Broker {
+    /// Recovers the store and puts all parts together.
+    ///
+    /// # Errors
+    /// Nothing is served then.
+    pub async fn open(config: Config) -> Result<Arc<Broker>, ServeError> {
+        let (clock, entropy, registry) = (Clock::system(), Entropy::system(), Registry::new());
+        let stopping = CancellationToken::new();
+        let data_dir = config.data_dir.clone();
+        std::fs::create_dir_all(&data_dir)
+            .map_err(|source| ServeError::DataDir { path: data_dir.display().to_string(), source })?;
+        if let Some(file) = config.test_clock_file.clone() {
+            crate::config::follow_test_clock(file, clock.clone());
+        }
+        let options = EmbeddedOptions::new(data_dir.join("store"), clock.clone());
+        let store: Arc<dyn MessageStore> = Arc::new(EmbeddedStore::open(options).await?);
+        let catalog = Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?;
+        let plugin_options = PipelineOptions::new(&config.plugins, &data_dir);
+        let pipelines = Pipelines::open(plugin_options, catalog.clone(), clock.clone(), &registry).await?;
+        let schemas = Schemas::new(catalog.clone());
+        let directory = Directory::open(DirectoryParts {
+            catalog: catalog.clone(),
+            store: Arc::clone(&store),
+            pipelines: Arc::clone(&pipelines),
+            schemas: schemas.clone(),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+            dead_letter_retention: config.messaging.dead_letter_retention,
+        })
+        .await?;
+        let outbound =
+            Arc::new(Outbound::new(Arc::clone(&store), Arc::clone(&pipelines), clock.clone(), entropy.clone()));
+        let publisher = Arc::new(Publisher::new(
+            Arc::clone(&store),
+            Arc::clone(&pipelines),
+            Arc::clone(&directory),
+            (clock.clone(), entropy.clone()),
+            &registry,
+        )?);
+        let consumers = Consumers::new(
+            Arc::clone(&outbound),
+            Arc::clone(&directory),
+            Arc::clone(&store),
+            (clock.clone(), stopping.clone()),
+            &registry,
+        )?;
+        let settler =
+            Settler::new(Arc::clone(&store), Arc::clone(&directory), Arc::clone(&outbound), clock.clone(), &registry)?;
+        let dead_letters = DeadLetters::new(DeadLettersParts {
+            store: Arc::clone(&store),
+            pipelines: Arc::clone(&pipelines),
+            publisher: Arc::clone(&publisher),
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+        });
+        let push = PushSupervisor::start(PushDeps {
+            store: Arc::clone(&store),
+            directory: Arc::clone(&directory),
+            outbound,
+            clock: clock.clone(),
+            entropy: entropy.clone(),
+            config: config.push.clone(),
+            registry: registry.clone(),
+        })?;
+        let topic_metrics = TopicMetrics::new(&registry)?;
+        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let started_at = clock.now();
+        Ok(Arc::new(Broker {
+            config,
+            clock,
+            entropy,
+            catalog,
+            store,
+            directory,
+            pipelines,
+            schemas,
+            publisher,
+            consumers,
+            push,
+            settler,
+            dead_letters,
+            registry,
+            topic_metrics,
+            started_at,
+            stopping,
+        }))
+    }
+
+    /// Stops: endpoints, stages, store, catalog, in this order.
+    ///
+    /// # Errors
+    /// When the store could not write what makes the next start quick; nothing acknowledged is lost by that.
+    async fn close(&self) -> Result<(), ServeError> {
+        self.push.shutdown().await;
+        self.pipelines.shutdown().await;
+        self.store.close().await?;
+        self.catalog.close().await;
+        Ok(())
+    }
+
+    async fn keep_house(self: Arc<Broker>) {
+        let mut next_retain = self.clock.now();
+        while !self.stopping.is_cancelled() {
+            let next = match self.store.tick().await {
+                Ok(next) => next,
+                Err(error) => {
+                    tracing::error!(%error, "the store could not do what was due; trying again");
+                    None
+                }
+            };
+            if self.clock.now() >= next_retain {
+                if let Err(error) = self.store.retain().await {
+                    tracing::error!(%error, "retention could not be enforced; trying again");
+                }
+                next_retain = self.clock.now().plus(RETAIN_EVERY);
+            }
+            let at_latest = self.clock.now().plus(TICK_MAX);
+            let wake = next.map_or(at_latest, |next| next.min(at_latest).max(self.clock.now().plus(MILLISECOND)));
+            tokio::select! {
+                () = self.clock.sleep_until(wake) => {}
+                () = self.stopping.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// Between two looks at the store at least: a store that says "now" must not make a busy loop.
+const MILLISECOND: Duration = Duration::from_millis(1);
+
+/// Runs a broker until it is told to stop by SIGTERM or SIGINT. `ready` is called with the address once it serves.
+///
+/// # Errors
+/// When it could not start, or could not stop well.
+pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Result<(), ServeError> {
+    let address = config.listen;
+    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+    let broker = Broker::open(config).await?;
+    let housekeeping: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_house());
+    broker.pipelines.watch()?;
+    stop_on_signals(broker.stopping.clone())?;
+    ready(listener.local_addr()?);
+    tracing::info!(address = %listener.local_addr()?, data_dir = %broker.config.data_dir.display(), "serving");
+    crate::api::server::serve(Arc::clone(&broker), listener).await;
+    // A housekeeper that panicked has been logged by the panic hook; the stop goes on.
+    drop(housekeeping.await);
+    broker.close().await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn stop_on_signals(stopping: CancellationToken) -> std::io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::spawn(async move {
+        let name = tokio::select! { _ = terminate.recv() => "SIGTERM", _ = interrupt.recv() => "SIGINT" };
+        tracing::info!(signal = name, "stopping: finishing what is in flight");
+        stopping.cancel();
+        // Asked twice, the operator means it: what is on stable storage stays there.
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        tracing::warn!("asked to stop a second time: ending at once");
+        std::process::exit(130);
+    });
+    Ok(())
+}

@@ -1,0 +1,9 @@
+//! A message's way out: lease → the subscription's stages → hand out (`pull`) or send (`push`). Invariant: what is handed
+//! out or sent is leased, and its lease has not ended. Never settles for a consumer.
+
+pub mod backoff;
+pub mod dead_letters;
+pub mod envelope;
+pub mod outbound;
+pub mod pull;
+pub mod push;

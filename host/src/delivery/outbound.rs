@@ -1,0 +1,230 @@
+//! From the store to the door: leases messages, runs the subscription's stages on them, and settles those that go no
+//! further. Shared by pull and push. Invariant: a message's stages run once per revision, and a retry gets the same bytes,
+//! as long as [`REMEMBERED_BYTES_MAX`] hold them. Never sends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use moka::sync::Cache;
+
+use crate::catalog::model::{Backoff, Guarantee, OnFault, OnReject, Scope, Subscription, SubscriptionId, Topic};
+use crate::clock::{Clock, Timestamp};
+use crate::entropy::Entropy;
+use crate::message::{GroupId, Message, Position};
+use crate::pipeline::draft::{Draft, Processed, Verdict};
+use crate::pipeline::{PipelineError, Pipelines};
+use crate::store::{Failure, Lease, LeaseRef, LeaseRequest, MessageStore, Mode, Settle, Settlement, StoreError};
+
+/// Leases that stages may drop before one call comes back empty: a filter that lets little through must not hold a
+/// worker, and the caller's limits, for ever.
+const ROUNDS_MAX: usize = 32;
+/// Changed messages that are remembered for their retries.
+const REMEMBERED_BYTES_MAX: u64 = 32 << 20;
+
+/// Leases and prepares messages.
+pub struct Outbound {
+    store: Arc<dyn MessageStore>,
+    pipelines: Arc<Pipelines>,
+    clock: Clock,
+    entropy: Entropy,
+    changed: Cache<(SubscriptionId, Position, u64), Arc<Draft>>,
+}
+
+/// Who asks for how much.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// The topic.
+    pub topic: Arc<Topic>,
+    /// Whose cursor.
+    pub group: GroupId,
+    /// The subscription, if the cursor has one.
+    pub subscription: Option<Arc<Subscription>>,
+    /// Messages at most.
+    pub max: usize,
+    /// Payload bytes at most.
+    pub bytes_max: usize,
+    /// How long the leases last.
+    pub duration: Duration,
+    /// Who holds them.
+    pub holder: Arc<str>,
+}
+
+/// What may be handed out, and whether there is more.
+#[derive(Debug, Default)]
+pub struct Prepared {
+    /// In grant order, as the subscription's stages left them.
+    pub leases: Vec<Lease>,
+    /// Whether more waits right now.
+    pub more: bool,
+}
+
+/// Why there is nothing to hand out.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboundError {
+    /// The store's word.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The pipeline's word: the leases were given back.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+}
+
+impl Outbound {
+    /// From `store` through `pipelines`.
+    #[must_use]
+    pub fn new(store: Arc<dyn MessageStore>, pipelines: Arc<Pipelines>, clock: Clock, entropy: Entropy) -> Outbound {
+        let weigh = |_: &_, draft: &Arc<Draft>| u32::try_from(draft.payload.len() + 512).unwrap_or(u32::MAX);
+        let changed = Cache::builder().max_capacity(REMEMBERED_BYTES_MAX).weigher(weigh).build();
+        Outbound { store, pipelines, clock, entropy, changed }
+    }
+
+    /// Leases up to `ask.max` messages that pass the subscription's stages. Returns at once, also with none.
+    ///
+    /// # Errors
+    /// Nothing is held then.
+    pub async fn next(&self, ask: &Ask) -> Result<Prepared, OutboundError> {
+        let at_most_once = ask.topic.settings.guarantee == Guarantee::AtMostOnce;
+        let request = LeaseRequest {
+            topic: ask.topic.id,
+            group: ask.group,
+            max: ask.max,
+            bytes_max: ask.bytes_max,
+            duration: ask.duration,
+            holder: Arc::clone(&ask.holder),
+            mode: if at_most_once { Mode::AtMostOnce } else { Mode::AtLeastOnce },
+            ordered: ask.subscription.as_ref().is_some_and(|subscription| subscription.settings.ordered),
+        };
+        for _ in 0..ROUNDS_MAX {
+            let leased = self.store.lease(request.clone()).await?;
+            if leased.leases.is_empty() {
+                return Ok(Prepared { leases: Vec::new(), more: leased.more });
+            }
+            let leases = self.through_stages(ask, leased.leases, at_most_once).await?;
+            if !leases.is_empty() {
+                return Ok(Prepared { leases, more: leased.more });
+            }
+        }
+        Ok(Prepared { leases: Vec::new(), more: true })
+    }
+
+    async fn through_stages(
+        &self,
+        ask: &Ask,
+        leases: Vec<Lease>,
+        at_most_once: bool,
+    ) -> Result<Vec<Lease>, OutboundError> {
+        let Some(subscription) = &ask.subscription else { return Ok(leases) };
+        let scope = Scope::Subscription(ask.topic.id, subscription.id);
+        if !self.pipelines.has_stages(scope) {
+            return Ok(leases);
+        }
+        let revision = self.pipelines.revision(scope);
+        let (mut known, mut fresh) = (Vec::new(), Vec::new());
+        for (at, lease) in leases.into_iter().enumerate() {
+            match self.changed.get(&(subscription.id, lease.position, revision)) {
+                Some(draft) if lease.attempt > 1 => known.push((at, with_draft(lease, &draft))),
+                _ => fresh.push((at, lease)),
+            }
+        }
+        let drafts = fresh.iter().map(|(_, lease)| draft(lease)).collect::<Vec<_>>();
+        let processed = match self.pipelines.run(scope, &ask.topic.name, drafts).await {
+            Ok(ran) => ran.processed,
+            Err(error) => {
+                let all = known.into_iter().chain(fresh).map(|(_, lease)| settle(&lease, Settlement::Release));
+                self.store.settle(all.collect()).await?;
+                return Err(error.into());
+            }
+        };
+        let mut settles = Vec::new();
+        for ((at, lease), processed) in fresh.into_iter().zip(processed) {
+            match self.judge(subscription, &lease, &processed) {
+                None => known.push((at, self.remember(subscription, lease, processed.draft, revision))),
+                Some(settlement) => settles.push(settle(&lease, settlement)),
+            }
+        }
+        if !settles.is_empty() && !at_most_once {
+            self.store.settle(settles).await?;
+        }
+        known.sort_by_key(|(at, _)| *at);
+        Ok(known.into_iter().map(|(_, lease)| lease).collect())
+    }
+
+    /// What ends the lease of a message that goes no further; `None` for one that does.
+    fn judge(&self, subscription: &Subscription, lease: &Lease, processed: &Processed) -> Option<Settlement> {
+        match &processed.verdict {
+            Verdict::Pass => None,
+            Verdict::Drop { .. } => Some(Settlement::Ack),
+            Verdict::Reject(rejection) if rejection.on == OnReject::Drop => Some(Settlement::Ack),
+            Verdict::Reject(rejection) => {
+                let word = rejection.faults.first().map_or_else(|| "".into(), |fault| Arc::clone(&fault.message));
+                Some(Settlement::DeadLetter { failure: failure("REJECTED", &rejection.stage, word) })
+            }
+            Verdict::Fault(fault) => {
+                let word: Arc<str> = format!("{}: {}", fault.cause.as_str(), fault.detail).into();
+                let failure = failure("FAULT", &fault.stage, word);
+                Some(match fault.on {
+                    OnFault::DeadLetter => Settlement::DeadLetter { failure },
+                    OnFault::Reject | OnFault::Pass => {
+                        let at = self.retry_at(&subscription.settings.backoff, lease.attempt);
+                        Settlement::Retry { at, failure }
+                    }
+                })
+            }
+        }
+    }
+
+    /// When the attempt after `attempt` may begin.
+    #[must_use]
+    pub fn retry_at(&self, policy: &Backoff, attempt: u32) -> Timestamp {
+        self.clock.now().plus(policy.wait(attempt, &self.entropy))
+    }
+
+    fn remember(&self, subscription: &Subscription, lease: Lease, draft: Draft, revision: u64) -> Lease {
+        if unchanged(&lease.message, &draft) {
+            return lease;
+        }
+        let draft = Arc::new(draft);
+        let changed = with_draft(lease, &draft);
+        self.changed.insert((subscription.id, changed.position, revision), draft);
+        changed
+    }
+}
+
+fn failure(reason: &str, stage: &Arc<str>, detail: Arc<str>) -> Failure {
+    Failure { reason: reason.into(), detail, stage: Some(Arc::clone(stage)), last_status: None }
+}
+
+fn settle(lease: &Lease, settlement: Settlement) -> Settle {
+    let lease = LeaseRef::Receipt { receipt: lease.receipt, message: Some(lease.message.id) };
+    Settle { lease, settlement }
+}
+
+fn draft(lease: &Lease) -> Draft {
+    let meta = &lease.message.meta;
+    Draft {
+        id: lease.message.id,
+        published_at: meta.published_at,
+        payload: lease.message.payload.clone(),
+        content_type: Arc::clone(&meta.content_type),
+        schema_version: meta.schema_version.clone(),
+        headers: meta.headers.clone(),
+        key: meta.key.clone(),
+        correlation_id: meta.correlation_id.clone(),
+        priority: meta.priority,
+        attempt: lease.attempt,
+        position: Some((lease.position.partition, lease.position.offset)),
+    }
+}
+
+fn unchanged(message: &Message, draft: &Draft) -> bool {
+    message.payload == draft.payload
+        && message.meta.headers == draft.headers
+        && message.meta.content_type == draft.content_type
+}
+
+fn with_draft(mut lease: Lease, draft: &Draft) -> Lease {
+    lease.message.payload = draft.payload.clone();
+    lease.message.meta.headers.clone_from(&draft.headers);
+    lease.message.meta.content_type = Arc::clone(&draft.content_type);
+    lease
+}

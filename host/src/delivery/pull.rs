@@ -1,0 +1,161 @@
+//! Consumers that fetch. Invariant: a call returns as soon as there is something, or when its wait is over; it holds
+//! nothing when it returns empty. Never polls the store while nothing changes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus::{IntCounter, Registry};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use crate::catalog::model::{Subscription, SubscriptionKind, Topic, TopicKind};
+use crate::clock::{Clock, Timestamp};
+use crate::delivery::outbound::{Ask, Outbound, OutboundError, Prepared};
+use crate::directory::Directory;
+use crate::message::GroupId;
+use crate::store::MessageStore;
+
+/// Payload bytes in one answer: bounds what a consumer with a high limit makes the broker hold.
+const ANSWER_BYTES_MAX: usize = 16 << 20;
+
+/// Serves consumers.
+pub struct Consumers {
+    outbound: Arc<Outbound>,
+    directory: Arc<Directory>,
+    store: Arc<dyn MessageStore>,
+    clock: Clock,
+    stopping: CancellationToken,
+    delivered: IntCounter,
+}
+
+/// What a consumer asks for.
+#[derive(Debug, Clone)]
+pub struct ConsumeRequest {
+    /// From which topic.
+    pub topic: Arc<Topic>,
+    /// For which group; on a Queue any name, or none.
+    pub group: String,
+    /// Messages at most.
+    pub limit: usize,
+    /// How long the leases last; the subscription's `ackTimeout` if it does not say.
+    pub ack_timeout: Option<Duration>,
+    /// How long to wait for the first message.
+    pub wait: Duration,
+    /// The token's subject.
+    pub holder: Arc<str>,
+}
+
+/// Why a consumer gets nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumeError {
+    /// A PubSub topic without that group.
+    #[error("the topic has no consumer group '{0}'; make a subscription first")]
+    NoGroup(String),
+    /// The group is served by push.
+    #[error("the group '{0}' is delivered by push; consuming from it would take its messages away")]
+    Push(String),
+    /// The way out is blocked.
+    #[error(transparent)]
+    Outbound(#[from] OutboundError),
+}
+
+impl Consumers {
+    /// Serves from `outbound`. Once `stopping`, nobody is kept waiting.
+    ///
+    /// # Errors
+    /// When its metric is registered already.
+    pub fn new(
+        outbound: Arc<Outbound>,
+        directory: Arc<Directory>,
+        store: Arc<dyn MessageStore>,
+        (clock, stopping): (Clock, CancellationToken),
+        registry: &Registry,
+    ) -> prometheus::Result<Consumers> {
+        let delivered =
+            IntCounter::new("sluice_pull_delivered_messages_total", "Messages handed to consumers that fetch.")?;
+        registry.register(Box::new(delivered.clone()))?;
+        Ok(Consumers { outbound, directory, store, clock, stopping, delivered })
+    }
+
+    /// Leases messages for a consumer, waiting up to `request.wait` for the first.
+    ///
+    /// # Errors
+    /// Nothing is held then.
+    pub async fn consume(&self, request: &ConsumeRequest) -> Result<Prepared, ConsumeError> {
+        let until = self.clock.now().plus(request.wait);
+        let span = tracing::info_span!(
+            "consume",
+            otel.name = format!("receive {}", request.topic.name),
+            otel.kind = "consumer",
+            messaging.system = "sluice",
+            messaging.operation.name = "consume",
+            messaging.operation.type = "receive",
+            messaging.destination.name = %request.topic.name,
+            messaging.consumer.group.name = request.group,
+            messaging.batch.message_count = tracing::field::Empty,
+        );
+        let prepared = self.first(request, until).instrument(span.clone()).await?;
+        span.record("messaging.batch.message_count", prepared.leases.len());
+        for lease in &prepared.leases {
+            if let Some(trace) = &lease.message.meta.trace {
+                crate::telemetry::link_to(&span, trace);
+            }
+        }
+        self.delivered.inc_by(prepared.leases.len() as u64);
+        Ok(prepared)
+    }
+
+    /// Looks until there is something, the wait is over, or the broker stops.
+    async fn first(&self, request: &ConsumeRequest, until: Timestamp) -> Result<Prepared, ConsumeError> {
+        loop {
+            // Subscribed before looking, so that nothing that comes in between is missed.
+            let mut appended = self.store.appended(request.topic.id);
+            let mut changes = self.directory.changes();
+            let prepared = self.once(request).await?;
+            if !prepared.leases.is_empty() || self.clock.now() >= until || self.stopping.is_cancelled() {
+                return Ok(prepared);
+            }
+            let arrival = async {
+                match &mut appended {
+                    Some(appended) => drop(appended.changed().await),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = arrival => {}
+                _ = changes.changed() => {}
+                () = self.clock.sleep_until(until) => {}
+                () = self.stopping.cancelled() => {}
+            }
+        }
+    }
+
+    async fn once(&self, request: &ConsumeRequest) -> Result<Prepared, ConsumeError> {
+        let (group, subscription) = self.cursor(request)?;
+        if subscription.as_ref().is_some_and(|subscription| subscription.pause.is_some()) {
+            return Ok(Prepared::default());
+        }
+        let default = subscription.as_ref().map_or(Duration::from_secs(30), |known| known.settings.ack_timeout);
+        let ask = Ask {
+            topic: Arc::clone(&request.topic),
+            group,
+            subscription,
+            max: request.limit,
+            bytes_max: ANSWER_BYTES_MAX,
+            duration: request.ack_timeout.unwrap_or(default),
+            holder: Arc::clone(&request.holder),
+        };
+        Ok(self.outbound.next(&ask).await?)
+    }
+
+    fn cursor(&self, request: &ConsumeRequest) -> Result<(GroupId, Option<Arc<Subscription>>), ConsumeError> {
+        let Some((group, subscription)) = self.directory.cursor(&request.topic, &request.group) else {
+            return Err(ConsumeError::NoGroup(request.group.clone()));
+        };
+        let push = subscription.as_ref().is_some_and(|known| known.settings.kind == SubscriptionKind::Push);
+        if push && request.topic.settings.kind == TopicKind::PubSub {
+            return Err(ConsumeError::Push(request.group.clone()));
+        }
+        Ok((group, subscription))
+    }
+}

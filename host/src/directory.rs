@@ -1,0 +1,621 @@
+//! Which topics and subscriptions there are, as every request needs to know it. Invariant: the catalog is the truth and
+//! this is its latest state; a topic or group that is listed here exists in the store. Create writes the store first and
+//! the catalog last, delete the other way round, so that a crash leaves nothing listed that is not there. Never touches
+//! messages.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use serde_json::json;
+use tokio::sync::{Mutex, watch};
+
+use crate::catalog::model::{
+    DeadLetterPayload, Filter, Guarantee, OnFault, OnReject, Pause, SchemaStatus, Scope, StageSpec, Subscription,
+    SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
+};
+use crate::catalog::{Actor, Catalog, CatalogError};
+use crate::clock::{Clock, Timestamp};
+use crate::entropy::Entropy;
+use crate::message::{GroupId, TopicId, TopicName};
+use crate::pipeline::{PipelineError, Pipelines};
+use crate::schemas::{Schemas, SchemasError};
+use crate::store::{GroupSpec, MessageStore, SeekTo, StoreError, TopicSpec};
+
+/// Attempts of a Queue that no subscription has given settings: the API's default of 3 retries.
+const ATTEMPTS_DEFAULT: u32 = 4;
+/// How long the secret before a rotation still signs.
+const ROTATION_OVERLAP: Duration = Duration::from_secs(24 * 3600);
+
+/// Knows topics and subscriptions, and changes them in catalog, store and pipelines together.
+pub struct Directory {
+    catalog: Catalog,
+    store: Arc<dyn MessageStore>,
+    pipelines: Arc<Pipelines>,
+    schemas: Schemas,
+    clock: Clock,
+    dead_letter_retention: Duration,
+    entropy: Entropy,
+    current: ArcSwap<Snapshot>,
+    changes: watch::Sender<u64>,
+    /// Changes are rare and touch three places: one at a time.
+    editing: Mutex<()>,
+}
+
+#[derive(Default)]
+struct Snapshot {
+    topics: HashMap<TopicName, Arc<Topic>>,
+    by_id: HashMap<TopicId, Arc<Topic>>,
+    subscriptions: HashMap<SubscriptionId, Arc<Subscription>>,
+    by_topic: HashMap<TopicId, Vec<Arc<Subscription>>>,
+}
+
+/// What a directory is made of.
+pub struct DirectoryParts {
+    /// The truth.
+    pub catalog: Catalog,
+    /// Where the messages are.
+    pub store: Arc<dyn MessageStore>,
+    /// Runs the stages.
+    pub pipelines: Arc<Pipelines>,
+    /// Knows the schemas that topics name.
+    pub schemas: Schemas,
+    /// The time.
+    pub clock: Clock,
+    /// Ids and signing secrets.
+    pub entropy: Entropy,
+    /// How long dead letters are kept.
+    pub dead_letter_retention: Duration,
+}
+
+/// Why a change was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum DirectoryError {
+    /// No such topic or subscription.
+    #[error("{0}")]
+    NotFound(String),
+    /// It exists, or may not be changed so.
+    #[error("{0}")]
+    Conflict(String),
+    /// The catalog's word.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The store's word.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The filter or schema does not run.
+    #[error(transparent)]
+    Pipeline(#[from] PipelineError),
+    /// The schema registry's word.
+    #[error(transparent)]
+    Schemas(#[from] SchemasError),
+}
+
+/// A subscription to be made.
+#[derive(Debug, Clone)]
+pub struct NewSubscription {
+    /// On which topic.
+    pub topic: Arc<Topic>,
+    /// The group's name.
+    pub consumer_group: Arc<str>,
+    /// What its owner chose.
+    pub settings: SubscriptionSettings,
+    /// Where it begins.
+    pub start: SeekTo,
+}
+
+impl Directory {
+    /// Reads the catalog, brings store and pipelines in line with it, and returns the directory.
+    ///
+    /// # Errors
+    /// When catalog or store cannot be read or written.
+    pub async fn open(parts: DirectoryParts) -> Result<Arc<Directory>, DirectoryError> {
+        let directory = Directory {
+            catalog: parts.catalog,
+            store: parts.store,
+            pipelines: parts.pipelines,
+            schemas: parts.schemas,
+            clock: parts.clock,
+            entropy: parts.entropy,
+            dead_letter_retention: parts.dead_letter_retention,
+            current: ArcSwap::default(),
+            changes: watch::channel(0).0,
+            editing: Mutex::new(()),
+        };
+        directory.reload().await?;
+        directory.reconcile().await?;
+        Ok(Arc::new(directory))
+    }
+
+    /// The topic of this name.
+    #[must_use]
+    pub fn topic(&self, name: &TopicName) -> Option<Arc<Topic>> {
+        self.current.load().topics.get(name).cloned()
+    }
+
+    /// The topic of this number.
+    #[must_use]
+    pub fn topic_by_id(&self, id: TopicId) -> Option<Arc<Topic>> {
+        self.current.load().by_id.get(&id).cloned()
+    }
+
+    /// All topics by name, without those of dead letters.
+    #[must_use]
+    pub fn topics(&self) -> Vec<Arc<Topic>> {
+        let mut topics: Vec<_> =
+            self.current.load().topics.values().filter(|topic| !topic.name.is_dead_letter()).cloned().collect();
+        topics.sort_by(|a, b| a.name.cmp(&b.name));
+        topics
+    }
+
+    /// The topic whose dead letters `id` takes; `None` if `id` is no such topic.
+    #[must_use]
+    pub fn source_of_dead_letters(&self, id: TopicId) -> Option<Arc<Topic>> {
+        self.current.load().by_id.values().find(|topic| topic.dead_letter == Some(id)).cloned()
+    }
+
+    /// The subscription of this id.
+    #[must_use]
+    pub fn subscription(&self, id: SubscriptionId) -> Option<Arc<Subscription>> {
+        self.current.load().subscriptions.get(&id).cloned()
+    }
+
+    /// All subscriptions, oldest first.
+    #[must_use]
+    pub fn subscriptions(&self) -> Vec<Arc<Subscription>> {
+        let mut all: Vec<_> = self.current.load().subscriptions.values().cloned().collect();
+        all.sort_by_key(|subscription| (subscription.created_at, subscription.id));
+        all
+    }
+
+    /// The subscriptions of one topic.
+    #[must_use]
+    pub fn subscriptions_of(&self, topic: TopicId) -> Vec<Arc<Subscription>> {
+        self.current.load().by_topic.get(&topic).cloned().unwrap_or_default()
+    }
+
+    /// The cursor that `group` consumes from, with its subscription; `None` if a PubSub topic has no such group.
+    #[must_use]
+    pub fn cursor(&self, topic: &Topic, group: &str) -> Option<(GroupId, Option<Arc<Subscription>>)> {
+        let snapshot = self.current.load();
+        let mut subscriptions = snapshot.by_topic.get(&topic.id).into_iter().flatten();
+        match topic.settings.kind {
+            TopicKind::Queue => Some((GroupId::SHARED, subscriptions.next().cloned())),
+            TopicKind::PubSub => subscriptions
+                .find(|subscription| &*subscription.consumer_group == group)
+                .map(|subscription| (subscription.group, Some(Arc::clone(subscription)))),
+        }
+    }
+
+    /// Changes with every change of a topic or subscription.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Makes a topic and the one for its dead letters.
+    ///
+    /// # Errors
+    /// `Conflict` when the name is taken.
+    pub async fn create_topic(
+        &self,
+        name: TopicName,
+        settings: TopicSettings,
+        actor: &Actor,
+    ) -> Result<Arc<Topic>, DirectoryError> {
+        let _one_at_a_time = self.editing.lock().await;
+        if self.topic(&name).is_some() {
+            return Err(DirectoryError::Conflict(format!("the topic {name} exists")));
+        }
+        let (id, dead_letter_id) = (self.catalog.reserve_topic_id().await?, self.catalog.reserve_topic_id().await?);
+        let now = self.clock.now();
+        let dead_letter = Topic {
+            id: dead_letter_id,
+            name: name.dead_letter(),
+            dead_letter: None,
+            settings: self.dead_letter_settings(&settings),
+            created_at: now,
+            updated_at: now,
+            version: 1,
+        };
+        let topic = Topic {
+            id,
+            name,
+            dead_letter: Some(dead_letter_id),
+            settings,
+            created_at: now,
+            updated_at: now,
+            version: 1,
+        };
+        self.put_into_store(&dead_letter).await?;
+        self.put_into_store(&topic).await?;
+        let made = async {
+            self.refresh_topic_stages(&topic, "topic created", actor).await?;
+            self.catalog.insert_topic(&topic, &dead_letter, actor).await.map_err(DirectoryError::from)
+        };
+        if let Err(error) = made.await {
+            self.pipelines.forget(Scope::Topic(id)).await;
+            self.store.delete_topic(id).await?;
+            self.store.delete_topic(dead_letter_id).await?;
+            return Err(error);
+        }
+        self.reload().await?;
+        Ok(Arc::new(topic))
+    }
+
+    fn dead_letter_settings(&self, of: &TopicSettings) -> TopicSettings {
+        TopicSettings {
+            description: "dead letters".to_owned(),
+            kind: TopicKind::PubSub,
+            schema_id: None,
+            guarantee: Guarantee::AtLeastOnce,
+            retention: self.dead_letter_retention,
+            retention_bytes: None,
+            partition_count: 1,
+            max_message_size: of.max_message_size,
+            dedup_window: of.dedup_window,
+            dedup_keys_max: of.dedup_keys_max,
+            dead_letter_payload: DeadLetterPayload::Original,
+        }
+    }
+
+    /// Changes a topic's settings; kind and partition count must be as before.
+    ///
+    /// # Errors
+    /// `Conflict` for what cannot change, `Catalog(PreconditionFailed)` when `expected_version` is not the current one.
+    pub async fn update_topic(
+        &self,
+        name: &TopicName,
+        settings: TopicSettings,
+        expected_version: Option<u64>,
+        actor: &Actor,
+    ) -> Result<Arc<Topic>, DirectoryError> {
+        let _one_at_a_time = self.editing.lock().await;
+        let before = self.topic(name).ok_or_else(|| no_topic(name))?;
+        let fixed = |settings: &TopicSettings| (settings.kind, settings.partition_count);
+        if fixed(&before.settings) != fixed(&settings) {
+            return Err(DirectoryError::Conflict(
+                "type and partitionCount cannot change; make a new topic and move its publishers".to_owned(),
+            ));
+        }
+        let topic = Topic { settings, ..(*before).clone() };
+        self.refresh_topic_stages(&topic, "topic changed", actor).await?;
+        let topic = self.catalog.update_topic(&topic, expected_version, actor).await?;
+        self.store.put_topic(self.spec(&topic)).await?;
+        self.reload().await?;
+        Ok(Arc::new(topic))
+    }
+
+    /// Removes a topic with its messages, dead letters, subscriptions and pipelines.
+    ///
+    /// # Errors
+    /// `Conflict` when it has subscriptions and `force` is not set.
+    pub async fn delete_topic(&self, name: &TopicName, force: bool, actor: &Actor) -> Result<(), DirectoryError> {
+        let _one_at_a_time = self.editing.lock().await;
+        let topic = self.topic(name).ok_or_else(|| no_topic(name))?;
+        let Some(dead_letter) = topic.dead_letter else {
+            return Err(DirectoryError::Conflict(format!("{name} goes when its topic goes; delete that one")));
+        };
+        let subscriptions = [self.subscriptions_of(topic.id), self.subscriptions_of(dead_letter)].concat();
+        if !subscriptions.is_empty() && !force {
+            return Err(DirectoryError::Conflict(format!(
+                "{name} has {} subscriptions; delete them first, or repeat with ?force=true",
+                subscriptions.len()
+            )));
+        }
+        self.catalog.delete_topic(topic.id, actor).await?;
+        self.reload().await?;
+        for subscription in subscriptions {
+            self.pipelines.forget(Scope::Subscription(subscription.topic, subscription.id)).await;
+        }
+        self.pipelines.forget(Scope::Topic(topic.id)).await;
+        self.store.delete_topic(topic.id).await?;
+        self.store.delete_topic(dead_letter).await?;
+        Ok(())
+    }
+
+    /// Makes a subscription; a Push one gets its signing secret.
+    ///
+    /// # Errors
+    /// `Conflict` when the topic has that group, or is a Queue that has a subscription.
+    pub async fn create_subscription(
+        &self,
+        new: NewSubscription,
+        actor: &Actor,
+    ) -> Result<Arc<Subscription>, DirectoryError> {
+        let _one_at_a_time = self.editing.lock().await;
+        let queue = new.topic.settings.kind == TopicKind::Queue;
+        let others = self.subscriptions_of(new.topic.id);
+        if queue && !others.is_empty() {
+            return Err(DirectoryError::Conflict(format!("the queue {} has its one subscription", new.topic.name)));
+        }
+        if others.iter().any(|other| other.consumer_group == new.consumer_group) {
+            return Err(DirectoryError::Conflict(format!(
+                "the group {} exists on {}",
+                new.consumer_group, new.topic.name
+            )));
+        }
+        let now = self.clock.now();
+        let push = new.settings.kind == SubscriptionKind::Push;
+        let group = if queue { GroupId::SHARED } else { self.catalog.reserve_group_id().await? };
+        let subscription = Subscription {
+            id: SubscriptionId(crate::message::MessageId::new(now, new.topic.id, 0, self.entropy.next_u64()).0),
+            group,
+            topic: new.topic.id,
+            topic_name: new.topic.name.clone(),
+            consumer_group: new.consumer_group,
+            settings: new.settings,
+            secret: push.then(|| crate::delivery::push::signature::new_secret(&self.entropy)),
+            previous_secret: None,
+            pause: None,
+            created_by: actor.user.clone(),
+            created_at: now,
+            updated_at: now,
+            version: 1,
+        };
+        self.refresh_subscription_stages(&subscription, "subscription created", actor).await?;
+        self.store.put_group(group_spec(&subscription, new.start)).await?;
+        if let Err(error) = self.catalog.insert_subscription(&subscription, actor).await {
+            self.pipelines.forget(Scope::Subscription(subscription.topic, subscription.id)).await;
+            if !queue {
+                self.store.delete_group(subscription.topic, group).await?;
+            }
+            return Err(error.into());
+        }
+        self.reload().await?;
+        Ok(Arc::new(subscription))
+    }
+
+    /// Changes a subscription's settings; its kind must be as before.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` for a change of kind; `Catalog(PreconditionFailed)`.
+    pub async fn update_subscription(
+        &self,
+        id: SubscriptionId,
+        settings: SubscriptionSettings,
+        expected_version: Option<u64>,
+        actor: &Actor,
+    ) -> Result<Arc<Subscription>, DirectoryError> {
+        let _one_at_a_time = self.editing.lock().await;
+        let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
+        if before.settings.kind != settings.kind {
+            return Err(DirectoryError::Conflict("type cannot change; make a new subscription".to_owned()));
+        }
+        let subscription = Subscription { settings, ..(*before).clone() };
+        self.refresh_subscription_stages(&subscription, "subscription changed", actor).await?;
+        let subscription = self.catalog.update_subscription(&subscription, expected_version, actor).await?;
+        self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
+        self.reload().await?;
+        Ok(Arc::new(subscription))
+    }
+
+    /// Stops (`Some`) or goes on with (`None`) delivering.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn pause(
+        &self,
+        id: SubscriptionId,
+        pause: Option<Pause>,
+        actor: &Actor,
+    ) -> Result<Arc<Subscription>, DirectoryError> {
+        let _one_at_a_time = self.editing.lock().await;
+        self.subscription(id).ok_or_else(|| no_subscription(id))?;
+        let subscription = self.catalog.set_pause(id, pause, actor).await?;
+        self.reload().await?;
+        Ok(Arc::new(subscription))
+    }
+
+    /// Gives a Push subscription a new secret; the old one signs too for a day.
+    ///
+    /// # Errors
+    /// `NotFound`; `Conflict` for a Pull subscription.
+    pub async fn rotate_secret(&self, id: SubscriptionId, actor: &Actor) -> Result<Arc<Subscription>, DirectoryError> {
+        let _one_at_a_time = self.editing.lock().await;
+        let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
+        if before.settings.kind != SubscriptionKind::Push {
+            return Err(DirectoryError::Conflict("a Pull subscription has no signing secret".to_owned()));
+        }
+        let secret = crate::delivery::push::signature::new_secret(&self.entropy);
+        let until = self.clock.now().plus(ROTATION_OVERLAP);
+        let subscription = self.catalog.rotate_secret(id, secret, until, actor).await?;
+        self.reload().await?;
+        Ok(Arc::new(subscription))
+    }
+
+    /// Removes a subscription; what waited for it is gone with its cursor. A Queue keeps its messages.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    pub async fn delete_subscription(&self, id: SubscriptionId, actor: &Actor) -> Result<(), DirectoryError> {
+        let _one_at_a_time = self.editing.lock().await;
+        let subscription = self.subscription(id).ok_or_else(|| no_subscription(id))?;
+        self.catalog.delete_subscription(id, actor).await?;
+        self.reload().await?;
+        self.pipelines.forget(Scope::Subscription(subscription.topic, id)).await;
+        if subscription.group == GroupId::SHARED {
+            self.store.put_group(shared_group(subscription.topic)).await?;
+        } else {
+            self.store.delete_group(subscription.topic, subscription.group).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings the topics that name this schema onto its version of now.
+    ///
+    /// # Errors
+    /// When a pipeline could not be built with it.
+    pub async fn schema_changed(&self, schema_id: &str, actor: &Actor) -> Result<(), DirectoryError> {
+        let _one_at_a_time = self.editing.lock().await;
+        let reason = format!("schema {schema_id} changed");
+        for topic in self.topics() {
+            if topic.settings.schema_id.as_deref() == Some(schema_id) {
+                self.refresh_topic_stages(&topic, &reason, actor).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The schema that a topic's payloads are held against, if it is registered and approved.
+    ///
+    /// # Errors
+    /// When the registry cannot be read.
+    pub async fn schema_status(&self, topic: &Topic) -> Result<Option<SchemaStatus>, DirectoryError> {
+        let Some(id) = &topic.settings.schema_id else { return Ok(None) };
+        Ok(self.schemas.get(id).await?.map(|schema| schema.status))
+    }
+
+    async fn reload(&self) -> Result<(), DirectoryError> {
+        let mut snapshot = Snapshot::default();
+        for topic in self.catalog.topics().await?.into_iter().map(Arc::new) {
+            snapshot.topics.insert(topic.name.clone(), Arc::clone(&topic));
+            snapshot.by_id.insert(topic.id, topic);
+        }
+        for subscription in self.catalog.subscriptions().await?.into_iter().map(Arc::new) {
+            snapshot.by_topic.entry(subscription.topic).or_default().push(Arc::clone(&subscription));
+            snapshot.subscriptions.insert(subscription.id, subscription);
+        }
+        self.current.store(Arc::new(snapshot));
+        self.changes.send_modify(|change| *change += 1);
+        Ok(())
+    }
+
+    /// The catalog decides: what it does not know goes, what the store lacks is made.
+    async fn reconcile(&self) -> Result<(), DirectoryError> {
+        let snapshot = self.current.load_full();
+        let stored: HashSet<TopicId> = self.store.topics().await?.into_iter().collect();
+        for stray in stored.iter().filter(|id| !snapshot.by_id.contains_key(id)) {
+            tracing::warn!(topic = stray.0, "removing a topic that the catalog does not know");
+            self.store.delete_topic(*stray).await?;
+        }
+        // Dead-letter topics first: the others name them.
+        let mut topics: Vec<_> = snapshot.by_id.values().cloned().collect();
+        topics.sort_by_key(|topic| topic.dead_letter.is_some());
+        for topic in topics {
+            self.put_into_store(&topic).await?;
+            self.reconcile_groups(&topic).await?;
+            self.refresh_topic_stages(&topic, "broker started", &Actor::system()).await?;
+        }
+        Ok(())
+    }
+
+    async fn reconcile_groups(&self, topic: &Topic) -> Result<(), DirectoryError> {
+        let subscriptions = self.subscriptions_of(topic.id);
+        for stray in self.store.groups(topic.id).await? {
+            if stray != GroupId::SHARED && !subscriptions.iter().any(|known| known.group == stray) {
+                self.store.delete_group(topic.id, stray).await?;
+            }
+        }
+        for subscription in subscriptions {
+            self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
+            self.refresh_subscription_stages(&subscription, "broker started", &Actor::system()).await?;
+        }
+        Ok(())
+    }
+
+    async fn put_into_store(&self, topic: &Topic) -> Result<(), DirectoryError> {
+        self.store.put_topic(self.spec(topic)).await?;
+        let has_subscription = !self.subscriptions_of(topic.id).is_empty();
+        let queue = topic.settings.kind == TopicKind::Queue;
+        if topic.name.is_dead_letter() || (queue && !has_subscription) {
+            self.store.put_group(shared_group(topic.id)).await?;
+        }
+        Ok(())
+    }
+
+    fn spec(&self, topic: &Topic) -> TopicSpec {
+        let settings = &topic.settings;
+        TopicSpec {
+            id: topic.id,
+            partitions: settings.partition_count,
+            retention: settings.retention,
+            retention_bytes: settings.retention_bytes,
+            dedup_window: settings.dedup_window,
+            dedup_keys_max: settings.dedup_keys_max,
+            dead_letter: topic.dead_letter,
+            dead_letter_payload: settings.dead_letter_payload == DeadLetterPayload::Original,
+        }
+    }
+
+    async fn refresh_topic_stages(&self, topic: &Topic, reason: &str, actor: &Actor) -> Result<(), DirectoryError> {
+        let mut stages = Vec::new();
+        if let Some(id) = &topic.settings.schema_id
+            && let Some(schema) = self.schemas.get(id).await?
+            && schema.status == SchemaStatus::Approved
+        {
+            let definition: serde_json::Value = serde_json::from_str(&schema.definition)
+                .map_err(|error| DirectoryError::Conflict(format!("schema {id} is not JSON: {error}")))?;
+            stages.push(implicit_stage("schema", "json-schema", json!({ "schema": definition })));
+        }
+        Ok(self.pipelines.set_implicit(Scope::Topic(topic.id), stages, reason, actor).await?)
+    }
+
+    async fn refresh_subscription_stages(
+        &self,
+        subscription: &Subscription,
+        reason: &str,
+        actor: &Actor,
+    ) -> Result<(), DirectoryError> {
+        let filter = subscription.settings.filter.as_ref().filter(|filter| **filter != Filter::default());
+        let stages = match filter {
+            Some(filter) => {
+                let config = serde_json::to_value(filter).expect("a filter is plain strings and maps of them");
+                vec![implicit_stage("filter", "filter", config)]
+            }
+            None => Vec::new(),
+        };
+        let scope = Scope::Subscription(subscription.topic, subscription.id);
+        Ok(self.pipelines.set_implicit(scope, stages, reason, actor).await?)
+    }
+}
+
+fn implicit_stage(name: &str, plugin: &str, config: serde_json::Value) -> StageSpec {
+    StageSpec {
+        name: name.to_owned(),
+        plugin: plugin.to_owned(),
+        version: "latest".to_owned(),
+        config,
+        on_reject: OnReject::Reject,
+        on_fault: OnFault::Reject,
+        // Above the API's defaults: our own code, and a schema of hundreds of definitions must fit.
+        timeout_ms: 250,
+        memory_mb: 64,
+        emit_to: Vec::new(),
+    }
+}
+
+fn group_spec(subscription: &Subscription, start: SeekTo) -> GroupSpec {
+    GroupSpec {
+        topic: subscription.topic,
+        group: subscription.group,
+        name: Arc::clone(&subscription.consumer_group),
+        start,
+        attempts_max: subscription.settings.max_retries.saturating_add(1),
+    }
+}
+
+fn shared_group(topic: TopicId) -> GroupSpec {
+    GroupSpec {
+        topic,
+        group: GroupId::SHARED,
+        name: "".into(),
+        start: SeekTo::Earliest,
+        attempts_max: ATTEMPTS_DEFAULT,
+    }
+}
+
+fn no_topic(name: &TopicName) -> DirectoryError {
+    DirectoryError::NotFound(format!("there is no topic {name}"))
+}
+
+fn no_subscription(id: SubscriptionId) -> DirectoryError {
+    DirectoryError::NotFound(format!("there is no subscription {id}"))
+}
+
+/// A moment as a pause remembers it.
+#[must_use]
+pub fn paused_by(actor: &Actor, since: Timestamp) -> Pause {
+    Pause { reason: format!("paused by {}", actor.user), since }
+}

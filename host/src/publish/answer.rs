@@ -1,0 +1,89 @@
+//! What a publisher is told. Invariant: an answer says no more than what the stages and the store have said. Never does I/O.
+
+use std::sync::Arc;
+
+use super::{Answer, Built, Emissions, PublishError, Published, Status, Work};
+use crate::catalog::model::Topic;
+use crate::message::MessageId;
+use crate::pipeline::draft::Draft;
+use crate::store::{AppendOutcome, DedupOutcome, Entry, Fate};
+
+/// The answer before the stages and the store have had their word.
+pub(super) fn published(topic: &Arc<Topic>, work: &Work, draft: &Draft, revision: u64) -> Published {
+    Published {
+        message_id: work.id,
+        topic: Arc::clone(topic),
+        status: Status::Pending,
+        published_at: draft.published_at,
+        position: None,
+        revision,
+        stage: None,
+        reason: None,
+        trail: Vec::<StageWord>::new(),
+    }
+}
+
+/// A stage dropped it.
+pub(super) fn dropped(
+    mut published: Published,
+    id: MessageId,
+    (stage, reason): (Arc<str>, Arc<str>),
+) -> (Published, Entry, Emissions) {
+    published.status = Status::Dropped;
+    (published.stage, published.reason) = (Some(Arc::clone(&stage)), Some(Arc::clone(&reason)));
+    (published, Entry::Dropped { id, stage, reason }, Vec::new())
+}
+
+/// The same request came before.
+pub(super) fn duplicate(topic: &Arc<Topic>, outcome: DedupOutcome) -> Published {
+    let (position, stage, reason) = match outcome.fate {
+        Fate::Stored(position) => (Some((position.partition, position.offset)), None, None),
+        Fate::Dropped { stage, reason } => (None, Some(stage), Some(reason)),
+        Fate::Scheduled | Fate::DeadLettered(_) => (None, None, None),
+    };
+    Published {
+        message_id: outcome.id,
+        topic: Arc::clone(topic),
+        status: Status::Duplicate,
+        published_at: outcome.at,
+        position,
+        revision: outcome.revision,
+        stage,
+        reason,
+        trail: Vec::new(),
+    }
+}
+
+/// After the store's word.
+pub(super) fn answer(
+    topic: &Arc<Topic>,
+    mut published: Published,
+    outcome: AppendOutcome,
+) -> Result<Published, PublishError> {
+    match outcome {
+        AppendOutcome::Stored(position) => published.position = Some((position.partition, position.offset)),
+        AppendOutcome::Scheduled => published.status = Status::Scheduled,
+        AppendOutcome::DeadLettered(_) | AppendOutcome::Dropped => {}
+        AppendOutcome::Duplicate(outcome) => return Ok(duplicate(topic, outcome)),
+        AppendOutcome::KeyConflict => return Err(PublishError::KeyConflict),
+        AppendOutcome::TopicFull => return Err(PublishError::TopicFull),
+        AppendOutcome::NotAttempted => return Err(PublishError::NotAttempted),
+    }
+    Ok(published)
+}
+
+/// For those that needed no storing.
+pub(super) fn answer_unstored(built: Vec<Built>, results: &mut [Answer]) {
+    for built in built {
+        results[built.index] = Some(Ok(built.published));
+    }
+}
+
+/// For those that have no answer yet.
+pub(super) fn fail_all(work: &[Work], error: &PublishError, results: &mut [Answer]) {
+    for work in work {
+        if results[work.index].is_none() {
+            results[work.index] = Some(Err(error.clone()));
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! Figures of publishing. Invariant: labels come from a closed list. Never does I/O.
+
+use prometheus::{Histogram, IntCounterVec, Registry};
+
+use super::{PublishError, Published};
+
+/// Counts publishes.
+pub(super) struct PublishMetrics {
+    messages: IntCounterVec,
+    /// One observation per call.
+    pub(super) duration: Histogram,
+}
+
+impl PublishMetrics {
+    pub(super) fn new(registry: &Registry) -> prometheus::Result<PublishMetrics> {
+        let messages = IntCounterVec::new(
+            prometheus::opts!("sluice_published_messages_total", "Publishes by what became of them."),
+            &["outcome"],
+        )?;
+        let duration = Histogram::with_opts(prometheus::histogram_opts!(
+            "sluice_publish_duration_seconds",
+            "From a checked request to its durable answer, one observation per call.",
+            prometheus::exponential_buckets(0.000_1, 2.5, 12)?
+        ))?;
+        registry.register(Box::new(messages.clone()))?;
+        registry.register(Box::new(duration.clone()))?;
+        Ok(PublishMetrics { messages, duration })
+    }
+
+    pub(super) fn count(&self, results: &[Result<Published, PublishError>]) {
+        for result in results {
+            let outcome = match result {
+                Ok(published) => published.status.as_str(),
+                Err(PublishError::Rejected(_)) => "Rejected",
+                Err(PublishError::Fault(_) | PublishError::Pipeline(_)) => "Fault",
+                Err(PublishError::Store(_) | PublishError::TopicFull) => "Store",
+                Err(_) => "Refused",
+            };
+            self.messages.with_label_values(&[outcome]).inc();
+        }
+    }
+}

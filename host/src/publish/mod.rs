@@ -1,0 +1,519 @@
+//! A message's way in: key looked up → the topic's stages → one durable append → the answer. Invariant: `Ok` means that
+//! the message is on stable storage (or dropped by a stage, its outcome kept under its key); any error but
+//! `OutcomeUnknown` means that nothing was stored. Never waits for another topic's stages.
+
+mod answer;
+mod emit;
+mod metrics;
+mod request;
+
+use answer::{answer, answer_unstored, dropped, duplicate, fail_all, published};
+use metrics::PublishMetrics;
+pub use request::{PublishError, PublishRequest, Published, Status};
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use prometheus::Registry;
+use tracing::Instrument as _;
+
+use crate::catalog::model::{Guarantee, OnFault, OnReject, Scope, Topic};
+use crate::clock::{Clock, Timestamp};
+use crate::directory::Directory;
+use crate::entropy::Entropy;
+use crate::message::{DeadLetterFacts, Message, MessageId, MessageMeta, Partition, Position, TopicId};
+use crate::pipeline::Pipelines;
+use crate::pipeline::draft::{Draft, Processed, Verdict};
+use crate::store::{AppendBatch, AppendItem, DedupKey, Entry, MessageStore, StoreError};
+use crate::telemetry::Stopwatch;
+
+/// How often a batch is run again because its pipeline changed under it. Each change is an operator's act; so many in
+/// the time of one batch do not happen, and an endless loop must not.
+const REVISION_RETRIES_MAX: usize = 8;
+
+/// Publishes.
+pub struct Publisher {
+    store: Arc<dyn MessageStore>,
+    pipelines: Arc<Pipelines>,
+    directory: Arc<Directory>,
+    clock: Clock,
+    entropy: Entropy,
+    /// Spreads messages without a key over the partitions.
+    next_partition: AtomicUsize,
+    metrics: PublishMetrics,
+}
+
+/// The result of one request, once there is one.
+type Answer = Option<Result<Published, PublishError>>;
+/// Requests of one topic with their places among all.
+type Placed = Vec<(usize, PublishRequest)>;
+/// What is stored along with a message.
+type Emissions = Vec<(TopicId, Partition, Message)>;
+
+/// One publish between the stages and the store.
+struct Work {
+    index: usize,
+    request: PublishRequest,
+    id: MessageId,
+    dedup: Option<DedupKey>,
+}
+
+impl Publisher {
+    /// A publisher into `store`.
+    ///
+    /// # Errors
+    /// When its metrics are registered already.
+    pub fn new(
+        store: Arc<dyn MessageStore>,
+        pipelines: Arc<Pipelines>,
+        directory: Arc<Directory>,
+        (clock, entropy): (Clock, Entropy),
+        registry: &Registry,
+    ) -> prometheus::Result<Publisher> {
+        let next_partition = AtomicUsize::new(0);
+        let metrics = PublishMetrics::new(registry)?;
+        Ok(Publisher { store, pipelines, directory, clock, entropy, next_partition, metrics })
+    }
+
+    /// Publishes one message.
+    ///
+    /// # Errors
+    /// Nothing was stored, but for `OutcomeUnknown`.
+    pub async fn publish(&self, request: PublishRequest) -> Result<Published, PublishError> {
+        self.publish_batch(vec![request], false).await.pop().expect("one request gets one result")
+    }
+
+    /// Publishes many; one result each, in order. With `atomic`, all of them (of one topic) or none.
+    pub async fn publish_batch(
+        &self,
+        requests: Vec<PublishRequest>,
+        atomic: bool,
+    ) -> Vec<Result<Published, PublishError>> {
+        let stopwatch = Stopwatch::start();
+        let mut results: Vec<Answer> = Vec::new();
+        results.resize_with(requests.len(), || None);
+        let by_topic = group_by_topic(requests);
+        if atomic && by_topic.len() > 1 {
+            results.fill_with(|| Some(Err(PublishError::SeveralTopics)));
+        } else {
+            for (topic, requests) in by_topic {
+                let span = publish_span(&topic, requests.len());
+                self.publish_to(&topic, requests, atomic, &mut results).instrument(span).await;
+            }
+        }
+        let results: Vec<_> =
+            results.into_iter().map(|result| result.unwrap_or(Err(PublishError::NotAttempted))).collect();
+        self.metrics.count(&results);
+        self.metrics.duration.observe(stopwatch.elapsed().as_secs_f64());
+        results
+    }
+
+    /// Sends a dead letter that never got into its topic through the topic's pipeline again.
+    ///
+    /// # Errors
+    /// As [`Publisher::publish`]; the dead letter stays where it is.
+    pub async fn replay(&self, request: PublishRequest, dead_letter: Position) -> Result<Published, PublishError> {
+        let topic = Arc::clone(&request.topic);
+        let work = self.prepare(&topic, vec![(0, request)]);
+        let mut results = vec![None];
+        self.attempt(&topic, work, (false, vec![dead_letter]), &mut results).await;
+        results.pop().flatten().unwrap_or(Err(PublishError::NotAttempted))
+    }
+
+    async fn publish_to(&self, topic: &Arc<Topic>, requests: Placed, atomic: bool, results: &mut [Answer]) {
+        let mut wanted = Vec::with_capacity(requests.len());
+        for (index, request) in requests {
+            match check(topic, &request) {
+                Ok(()) => wanted.push((index, request)),
+                Err(error) => results[index] = Some(Err(error)),
+            }
+        }
+        let mut work = self.prepare(topic, wanted);
+        if let Err(error) = self.answer_duplicates(topic, &mut work, results).await {
+            fail_all(&work, &PublishError::Store(error), results);
+            return;
+        }
+        if atomic && results.iter().any(|result| matches!(result, Some(Err(_)))) {
+            return;
+        }
+        self.attempt(topic, work, (atomic, Vec::new()), results).await;
+    }
+
+    fn prepare(&self, topic: &Topic, requests: Placed) -> Vec<Work> {
+        let now = self.clock.now();
+        let one = |(index, request): (usize, PublishRequest)| {
+            let partition = self.partition(topic, request.key.as_deref());
+            let enters = request.deliver_at.map_or(now, |due| due.max(now));
+            let id = MessageId::new(enters, topic.id, partition, self.entropy.next_u64());
+            let dedup = request
+                .idempotency_key
+                .as_ref()
+                .map(|key| DedupKey { key: Arc::clone(key), request_hash: request.hash() });
+            Work { index, request, id, dedup }
+        };
+        requests.into_iter().map(one).collect()
+    }
+
+    /// Spares repeats the pipeline; `append` looks again, since two can race.
+    async fn answer_duplicates(
+        &self,
+        topic: &Arc<Topic>,
+        work: &mut Vec<Work>,
+        results: &mut [Answer],
+    ) -> Result<(), StoreError> {
+        let mut at = 0;
+        while at < work.len() {
+            let known = match &work[at].dedup {
+                Some(dedup) => self.store.dedup_lookup(topic.id, &dedup.key).await?.map(|outcome| (dedup, outcome)),
+                None => None,
+            };
+            let Some((dedup, outcome)) = known else {
+                at += 1;
+                continue;
+            };
+            let same = dedup.request_hash == outcome.request_hash;
+            let result = if same { Ok(duplicate(topic, outcome)) } else { Err(PublishError::KeyConflict) };
+            results[work[at].index] = Some(result);
+            work.remove(at);
+        }
+        Ok(())
+    }
+
+    /// Runs the stages and appends, again whenever the pipeline changed in between.
+    async fn attempt(
+        &self,
+        topic: &Arc<Topic>,
+        work: Vec<Work>,
+        (atomic, replays): (bool, Vec<Position>),
+        results: &mut [Answer],
+    ) {
+        if work.is_empty() {
+            return;
+        }
+        let mut error = PublishError::NotAttempted;
+        for _ in 0..REVISION_RETRIES_MAX {
+            let (revision, processed) = match self.run(topic, &work).await {
+                Ok(ran) => ran,
+                Err(error) => return fail_all(&work, &error, results),
+            };
+            let built = self.build(topic, &work, (revision, processed), results).await;
+            if atomic && built.len() < work.len() {
+                return; // Those that were turned away have their result; the others were not attempted.
+            }
+            if built.iter().all(|built| built.item.is_none()) && replays.is_empty() {
+                return answer_unstored(built, results);
+            }
+            match self.append(topic, revision, built, (atomic, replays.clone()), results).await {
+                Ok(()) => return,
+                Err(stale @ (StoreError::StaleRevision { .. } | StoreError::KvConflict)) => error = stale.into(),
+                Err(other) => return fail_all(&work, &PublishError::Store(other), results),
+            }
+        }
+        fail_all(&work, &error, results);
+    }
+
+    async fn run(&self, topic: &Topic, work: &[Work]) -> Result<(u64, Vec<Processed>), PublishError> {
+        let now = self.clock.now();
+        let drafts: Vec<Draft> = work.iter().map(|work| draft(work, now)).collect();
+        let scope = Scope::Topic(topic.id);
+        if !self.pipelines.has_stages(scope) {
+            let pass = |draft| Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };
+            return Ok((self.pipelines.revision(scope), drafts.into_iter().map(pass).collect()));
+        }
+        let ran = self.pipelines.run(scope, &topic.name, drafts).await;
+        let ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
+        Ok((ran.revision, ran.processed))
+    }
+
+    /// Turns verdicts into what is to be stored; those that are refused get their result here.
+    async fn build(
+        &self,
+        topic: &Arc<Topic>,
+        work: &[Work],
+        (revision, processed): (u64, Vec<Processed>),
+        results: &mut [Answer],
+    ) -> Vec<Built> {
+        let mut all = Vec::with_capacity(work.len());
+        for (work, processed) in work.iter().zip(processed) {
+            let trail = processed.trail.clone();
+            match self.decide(topic, work, processed, revision).await {
+                Ok((published, entry, emitted)) => {
+                    let dropped_without_key = matches!(entry, Entry::Dropped { .. }) && work.dedup.is_none();
+                    let item = AppendItem { dedup: work.dedup.clone(), entry, emitted };
+                    let item = (!dropped_without_key).then_some(item);
+                    all.push(Built { index: work.index, item, published: Published { trail, ..published } });
+                }
+                Err(error) => results[work.index] = Some(Err(error)),
+            }
+        }
+        all
+    }
+
+    async fn decide(
+        &self,
+        topic: &Arc<Topic>,
+        work: &Work,
+        processed: Processed,
+        revision: u64,
+    ) -> Result<(Published, Entry, Emissions), PublishError> {
+        let draft = processed.draft;
+        let verdict = match processed.verdict {
+            Verdict::Pass if draft.payload.len() as u64 > topic.settings.max_message_size => {
+                let (size, max) = (draft.payload.len() as u64, topic.settings.max_message_size);
+                return Err(PublishError::TooLarge { size, max });
+            }
+            other => other,
+        };
+        let mut published = published(topic, work, &draft, revision);
+        match verdict {
+            Verdict::Pass => {
+                let due = work.request.deliver_at.filter(|due| *due > draft.published_at);
+                let partition = self.final_partition(topic, work, &draft);
+                let id = work.id.in_partition(partition);
+                published.message_id = id;
+                let emitted = self.emitted(topic, id, processed.emitted).await?;
+                let message = message(work, draft, (id, revision, None));
+                Ok((published, Entry::Log { partition, message, due, target: None }, emitted))
+            }
+            Verdict::Drop { stage, reason } => Ok(dropped(published, work.id, (stage, reason))),
+            Verdict::Reject(rejection) if rejection.on == OnReject::Reject => Err(PublishError::Rejected(rejection)),
+            Verdict::Reject(rejection) => {
+                let word = rejection.faults.first().map_or_else(|| "".into(), |fault| Arc::clone(&fault.message));
+                if rejection.on == OnReject::Drop {
+                    return Ok(dropped(published, work.id, (rejection.stage, word)));
+                }
+                Ok(self.turned_away(topic, work, published, ("REJECTED", rejection.stage, word)))
+            }
+            Verdict::Fault(fault) if fault.on == OnFault::DeadLetter => {
+                let word: Arc<str> = format!("{}: {}", fault.cause.as_str(), fault.detail).into();
+                Ok(self.turned_away(topic, work, published, ("FAULT", fault.stage, word)))
+            }
+            Verdict::Fault(fault) => Err(PublishError::Fault(fault)),
+        }
+    }
+
+    /// A dead letter holds the message as it was published: replaying it is publishing it again.
+    fn turned_away(
+        &self,
+        topic: &Topic,
+        work: &Work,
+        mut published: Published,
+        (reason, stage, detail): (&str, Arc<str>, Arc<str>),
+    ) -> (Published, Entry, Emissions) {
+        let now = published.published_at;
+        let home = topic.dead_letter.unwrap_or(topic.id);
+        let id = MessageId::new(now, home, 0, self.entropy.next_u64());
+        let facts = DeadLetterFacts {
+            original_id: id,
+            original: None,
+            group: None,
+            group_name: "".into(),
+            reason: reason.into(),
+            detail: Arc::clone(&detail),
+            stage: Some(Arc::clone(&stage)),
+            last_status: None,
+            attempts: 0,
+            at: now,
+        };
+        let message = message(work, draft(work, now), (id, published.revision, Some(Box::new(facts))));
+        published.message_id = id;
+        published.status = Status::DeadLettered;
+        (published.stage, published.reason) = (Some(stage), Some(detail));
+        (published, Entry::DeadLetter { message }, Vec::new())
+    }
+
+    async fn append(
+        &self,
+        topic: &Arc<Topic>,
+        revision: u64,
+        built: Vec<Built>,
+        (atomic, replays): (bool, Vec<Position>),
+        results: &mut [Answer],
+    ) -> Result<(), StoreError> {
+        let mut answers = Vec::with_capacity(built.len());
+        let mut items = Vec::with_capacity(built.len());
+        for built in built {
+            match built.item {
+                Some(item) => {
+                    items.push(item);
+                    answers.push((built.index, built.published));
+                }
+                None => results[built.index] = Some(Ok(built.published)),
+            }
+        }
+        let batch = AppendBatch { topic: topic.id, revision, items, all_or_nothing: atomic, kv: Vec::new(), replays };
+        let outcomes = self.store.append(batch).await?;
+        for ((index, published), outcome) in answers.into_iter().zip(outcomes) {
+            results[index] = Some(answer(topic, published, outcome));
+        }
+        Ok(())
+    }
+
+    /// The key's partition, always the same one; without a key, all in turn.
+    fn partition(&self, topic: &Topic, key: Option<&str>) -> Partition {
+        let count = u32::from(topic.settings.partition_count.max(1));
+        let number = match key {
+            _ if count == 1 => 0,
+            Some(key) => crc32c::crc32c(key.as_bytes()),
+            None => self.next_partition.fetch_add(1, Ordering::Relaxed) as u32,
+        };
+        (number % count) as Partition
+    }
+
+    fn final_partition(&self, topic: &Topic, work: &Work, draft: &Draft) -> Partition {
+        if draft.key == work.request.key { work.id.partition() } else { self.partition(topic, draft.key.as_deref()) }
+    }
+}
+
+struct Built {
+    index: usize,
+    /// `None`: dropped without a key, so there is nothing to store.
+    item: Option<AppendItem>,
+    published: Published,
+}
+
+fn group_by_topic(requests: Vec<PublishRequest>) -> Vec<(Arc<Topic>, Placed)> {
+    let mut groups: Vec<(Arc<Topic>, Placed)> = Vec::new();
+    let mut places = std::collections::HashMap::new();
+    for (index, request) in requests.into_iter().enumerate() {
+        let place = *places.entry(request.topic.id).or_insert_with(|| {
+            groups.push((Arc::clone(&request.topic), Vec::new()));
+            groups.len() - 1
+        });
+        groups[place].1.push((index, request));
+    }
+    groups
+}
+
+fn check(topic: &Topic, request: &PublishRequest) -> Result<(), PublishError> {
+    let (size, max) = (request.payload.len() as u64, topic.settings.max_message_size);
+    if size > max {
+        return Err(PublishError::TooLarge { size, max });
+    }
+    if topic.settings.guarantee == Guarantee::ExactlyOnce && request.idempotency_key.is_none() {
+        return Err(PublishError::KeyRequired);
+    }
+    Ok(())
+}
+
+fn draft(work: &Work, now: Timestamp) -> Draft {
+    let request = &work.request;
+    Draft {
+        id: work.id,
+        published_at: now,
+        payload: request.payload.clone(),
+        content_type: Arc::clone(&request.content_type),
+        schema_version: request.schema_version.clone(),
+        headers: request.headers.clone(),
+        key: request.key.clone(),
+        correlation_id: request.correlation_id.clone(),
+        priority: request.priority,
+        attempt: 0,
+        position: None,
+    }
+}
+
+fn message(
+    work: &Work,
+    draft: Draft,
+    (id, revision, dead_letter): (MessageId, u64, Option<Box<DeadLetterFacts>>),
+) -> Message {
+    let meta = MessageMeta {
+        content_type: draft.content_type,
+        schema_version: draft.schema_version,
+        headers: draft.headers,
+        priority: draft.priority,
+        key: draft.key,
+        correlation_id: draft.correlation_id,
+        reply_to: work.request.reply_to.clone(),
+        published_at: draft.published_at,
+        expires_at: work.request.expires_at,
+        trace: work.request.trace.clone(),
+        revision,
+        dead_letter,
+    };
+    Message { id, payload: draft.payload, meta }
+}
+
+fn publish_span(topic: &Topic, count: usize) -> tracing::Span {
+    tracing::info_span!(
+        "publish",
+        otel.name = format!("send {}", topic.name),
+        otel.kind = "producer",
+        messaging.system = "sluice",
+        messaging.operation.name = "publish",
+        messaging.operation.type = "send",
+        messaging.destination.name = %topic.name,
+        messaging.batch.message_count = count,
+    )
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::catalog::model::{DeadLetterPayload, TopicKind, TopicSettings};
+    use std::time::Duration;
+
+    /// A topic as the API makes it by default.
+    pub(crate) fn topic(name: &str) -> Topic {
+        Topic {
+            id: TopicId(1),
+            name: name.parse().expect("a valid name"),
+            dead_letter: Some(TopicId(2)),
+            settings: TopicSettings {
+                description: String::new(),
+                kind: TopicKind::Queue,
+                schema_id: None,
+                guarantee: Guarantee::AtLeastOnce,
+                retention: Duration::from_secs(7 * 86_400),
+                retention_bytes: None,
+                partition_count: 4,
+                max_message_size: 1 << 20,
+                dedup_window: Duration::from_secs(600),
+                dedup_keys_max: 1000,
+                dead_letter_payload: DeadLetterPayload::Original,
+            },
+            created_at: Timestamp(0),
+            updated_at: Timestamp(0),
+            version: 1,
+        }
+    }
+
+    /// A plain request.
+    pub(crate) fn request(name: &str, payload: &'static str) -> PublishRequest {
+        PublishRequest {
+            topic: Arc::new(topic(name)),
+            payload: bytes::Bytes::from_static(payload.as_bytes()),
+            content_type: "application/json".into(),
+            schema_version: None,
+            headers: Vec::new(),
+            priority: 0,
+            expires_at: None,
+            deliver_at: None,
+            correlation_id: None,
+            reply_to: None,
+            key: None,
+            idempotency_key: None,
+            trace: None,
+        }
+    }
+
+    #[test]
+    fn requests_are_grouped_by_topic_in_order() {
+        let mut other = request("b", "1");
+        other.topic = Arc::new(Topic { id: TopicId(9), ..topic("b") });
+        let groups = group_by_topic(vec![request("a", "0"), other, request("a", "2")]);
+        let places: Vec<Vec<usize>> =
+            groups.iter().map(|(_, requests)| requests.iter().map(|(index, _)| *index).collect()).collect();
+        assert_eq!(places, [vec![0, 2], vec![1]]);
+    }
+
+    #[test]
+    fn an_exactly_once_topic_demands_a_key_and_size_is_limited() {
+        let mut strict = topic("t");
+        strict.settings.guarantee = Guarantee::ExactlyOnce;
+        assert!(matches!(check(&strict, &request("t", "{}")), Err(PublishError::KeyRequired)));
+        strict.settings.max_message_size = 1;
+        assert!(matches!(check(&strict, &request("t", "{}")), Err(PublishError::TooLarge { size: 2, max: 1 })));
+    }
+}
