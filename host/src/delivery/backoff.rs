@@ -24,8 +24,11 @@ impl Backoff {
         let exponent = i32::try_from(attempts.saturating_sub(1)).unwrap_or(i32::MAX);
         let max = self.max.as_secs_f64();
         // Zero times an infinite power is no number: without a first wait there is none later either.
-        let grown =
-            if self.initial.is_zero() { 0.0 } else { self.initial.as_secs_f64() * self.multiplier.max(1.0).powi(exponent) };
+        let grown = if self.initial.is_zero() {
+            0.0
+        } else {
+            self.initial.as_secs_f64() * self.multiplier.max(1.0).powi(exponent)
+        };
         let capped = if grown.is_finite() { grown.min(max) } else { max };
         let deviation = 1.0 + self.jitter.clamp(0.0, 1.0) * (2.0 * fraction.clamp(0.0, 1.0) - 1.0);
         Duration::try_from_secs_f64(capped * deviation).unwrap_or(Duration::MAX)

@@ -256,7 +256,8 @@ impl GuardedResolver {
         let task = tokio::spawn(resolve(Arc::clone(&self.0), Arc::clone(&host)));
         let name = Arc::clone(&host);
         let ended: LookupFuture = Box::pin(async move {
-            task.await.unwrap_or_else(|_| Err(LookupError::Failed { host: name, reason: "the lookup was ended".into() }))
+            task.await
+                .unwrap_or_else(|_| Err(LookupError::Failed { host: name, reason: "the lookup was ended".into() }))
         });
         let lookup = ended.shared();
         under_way.insert(host, lookup.clone());
@@ -269,8 +270,9 @@ async fn resolve(state: Arc<ResolverState>, host: Arc<str>) -> Result<Arc<[Socke
     let _permit = state.permits.acquire().await.expect("the semaphore is never closed");
     let found = tokio::net::lookup_host((&*host, 0)).await;
     state.under_way.lock().remove(&host);
-    let found: Vec<SocketAddr> =
-        found.map_err(|error| LookupError::Failed { host: Arc::clone(&host), reason: error.to_string().into() })?.collect();
+    let found: Vec<SocketAddr> = found
+        .map_err(|error| LookupError::Failed { host: Arc::clone(&host), reason: error.to_string().into() })?
+        .collect();
     let mut refused = None;
     let mut allowed = Vec::with_capacity(found.len());
     for address in found {
@@ -292,8 +294,10 @@ impl Resolve for GuardedResolver {
     fn resolve(&self, name: Name) -> Resolving {
         let resolver = self.clone();
         Box::pin(async move {
-            let slow = || LookupError::Failed { host: name.as_str().into(), reason: "the resolver took too long".into() };
-            let found = tokio::time::timeout(LOOKUP_TIMEOUT, resolver.lookup(name.as_str())).await.map_err(|_| slow())??;
+            let slow =
+                || LookupError::Failed { host: name.as_str().into(), reason: "the resolver took too long".into() };
+            let found =
+                tokio::time::timeout(LOOKUP_TIMEOUT, resolver.lookup(name.as_str())).await.map_err(|_| slow())??;
             let addresses: Addrs = Box::new(found.to_vec().into_iter());
             Ok(addresses)
         })
@@ -319,13 +323,50 @@ mod tests {
     #[test]
     fn what_is_not_public_is_refused() {
         let refused = [
-            "0.0.0.0", "0.1.2.3", "10.0.0.1", "100.64.0.1", "100.127.255.255", "127.0.0.1", "127.255.255.254",
-            "169.254.0.1", "169.254.169.254", "100.100.100.200", "168.63.129.16", "172.16.0.1", "172.31.255.255",
-            "192.0.0.8", "192.0.2.1", "192.88.99.1", "192.168.1.1", "198.18.0.1", "198.51.100.7", "203.0.113.7",
-            "224.0.0.1", "239.255.255.255", "240.0.0.1", "255.255.255.255", "::", "::1", "::7f00:1", "::ffff:10.0.0.1",
-            "::ffff:127.0.0.1", "64:ff9b::127.0.0.1", "64:ff9b::169.254.169.254", "64:ff9b:1::1", "100::1", "2001::1",
-            "2001:db8::1", "2002:7f00:1::", "2002:a00:1::1", "3fff::1", "5f00::1", "fc00::1", "fd00:ec2::254", "fe80::1",
-            "fec0::1", "ff02::1",
+            "0.0.0.0",
+            "0.1.2.3",
+            "10.0.0.1",
+            "100.64.0.1",
+            "100.127.255.255",
+            "127.0.0.1",
+            "127.255.255.254",
+            "169.254.0.1",
+            "169.254.169.254",
+            "100.100.100.200",
+            "168.63.129.16",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.0.0.8",
+            "192.0.2.1",
+            "192.88.99.1",
+            "192.168.1.1",
+            "198.18.0.1",
+            "198.51.100.7",
+            "203.0.113.7",
+            "224.0.0.1",
+            "239.255.255.255",
+            "240.0.0.1",
+            "255.255.255.255",
+            "::",
+            "::1",
+            "::7f00:1",
+            "::ffff:10.0.0.1",
+            "::ffff:127.0.0.1",
+            "64:ff9b::127.0.0.1",
+            "64:ff9b::169.254.169.254",
+            "64:ff9b:1::1",
+            "100::1",
+            "2001::1",
+            "2001:db8::1",
+            "2002:7f00:1::",
+            "2002:a00:1::1",
+            "3fff::1",
+            "5f00::1",
+            "fc00::1",
+            "fd00:ec2::254",
+            "fe80::1",
+            "fec0::1",
+            "ff02::1",
         ];
         for address in refused {
             assert!(guard(&[]).check(address.parse().unwrap()).is_err(), "{address}");
@@ -335,9 +376,21 @@ mod tests {
     #[test]
     fn what_is_public_passes() {
         let public = [
-            "1.1.1.1", "8.8.8.8", "100.63.0.1", "100.128.0.1", "172.15.0.1", "172.32.0.1", "192.0.1.1", "198.20.0.1",
-            "223.255.255.255", "::ffff:8.8.8.8", "64:ff9b::8.8.8.8", "2002:808:808::1", "2606:4700:4700::1111",
-            "2a00:1450::1", "2001:4860:4860::8888",
+            "1.1.1.1",
+            "8.8.8.8",
+            "100.63.0.1",
+            "100.128.0.1",
+            "172.15.0.1",
+            "172.32.0.1",
+            "192.0.1.1",
+            "198.20.0.1",
+            "223.255.255.255",
+            "::ffff:8.8.8.8",
+            "64:ff9b::8.8.8.8",
+            "2002:808:808::1",
+            "2606:4700:4700::1111",
+            "2a00:1450::1",
+            "2001:4860:4860::8888",
         ];
         for address in public {
             assert_eq!(guard(&[]).check(address.parse().unwrap()), Ok(()), "{address}");
@@ -368,8 +421,20 @@ mod tests {
     #[test]
     fn every_way_to_write_an_address_is_the_same_address() {
         let hosts = [
-            "127.0.0.1", "127.1", "0x7f.1", "0x7f000001", "2130706433", "0177.0.0.1", "127.0.0.1.", "[::1]",
-            "[::ffff:127.0.0.1]", "[0:0:0:0:0:ffff:7f00:1]", "%31%32%37.0.0.1", "①②⑦.0.0.1", "169.254.169.254", "0",
+            "127.0.0.1",
+            "127.1",
+            "0x7f.1",
+            "0x7f000001",
+            "2130706433",
+            "0177.0.0.1",
+            "127.0.0.1.",
+            "[::1]",
+            "[::ffff:127.0.0.1]",
+            "[0:0:0:0:0:ffff:7f00:1]",
+            "%31%32%37.0.0.1",
+            "①②⑦.0.0.1",
+            "169.254.169.254",
+            "0",
         ];
         for host in hosts {
             let error = validate_endpoint(&format!("https://{host}/hook"), &settings(false, &[])).unwrap_err();
@@ -406,7 +471,10 @@ mod tests {
     async fn a_name_that_resolves_to_loopback_is_refused_as_such() {
         let resolver = GuardedResolver::new(guard(&[]));
         let error = resolver.lookup("localhost").await.unwrap_err();
-        assert!(matches!(&error, LookupError::Refused { refused, .. } if refused.kind == "a loopback address"), "{error}");
+        assert!(
+            matches!(&error, LookupError::Refused { refused, .. } if refused.kind == "a loopback address"),
+            "{error}"
+        );
         assert!(resolver.0.under_way.lock().is_empty(), "an ended lookup is forgotten");
         let resolver = GuardedResolver::new(guard(&["127.0.0.0/8", "::1"]));
         assert!(resolver.lookup("localhost").await.unwrap().iter().all(|address| address.ip().is_loopback()));

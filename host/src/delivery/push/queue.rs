@@ -41,6 +41,12 @@ impl Queue {
         self.bytes
     }
 
+    /// The deadline that passes first.
+    #[must_use]
+    pub fn deadline_min(&self) -> Option<Timestamp> {
+        self.ready.iter().chain(self.keys.values().flat_map(|state| &state.parked)).map(|lease| lease.deadline).min()
+    }
+
     /// Whether [`Queue::pop`] has something.
     #[must_use]
     pub fn has_ready(&self) -> bool {
@@ -170,7 +176,9 @@ mod tests {
     #[test]
     fn what_goes_stale_takes_the_rest_of_its_key_with_it() {
         let mut queue = Queue::default();
-        for (at, key, deadline) in [(0, Some("a"), 10), (1, Some("a"), 99), (2, Some("b"), 99), (3, None, 10), (4, None, 99)] {
+        for (at, key, deadline) in
+            [(0, Some("a"), 10), (1, Some("a"), 99), (2, Some("b"), 99), (3, None, 10), (4, None, 99)]
+        {
             queue.push(Lease { deadline: Timestamp(deadline), ..lease(at, key) });
         }
         let mut stale: Vec<u64> = queue.take_stale(Timestamp(50)).iter().map(sequence).collect();

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{HeaderMap, RETRY_AFTER};
 use http::StatusCode;
+use http::header::{HeaderMap, RETRY_AFTER};
 use tracing::Instrument as _;
 
 use super::guard::{AddressGuard, GuardedResolver, LookupError};
@@ -134,7 +134,8 @@ impl Sender {
         }
         let span = span(target, delivery);
         let headers = span.in_scope(|| self.traced_headers(target, delivery, at));
-        let sent = self.post(target, headers, delivery.body.bytes.clone(), at.plus(target.timeout).min(delivery.deadline));
+        let sent =
+            self.post(target, headers, delivery.body.bytes.clone(), at.plus(target.timeout).min(delivery.deadline));
         let sent = sent.instrument(span.clone()).await;
         if let Some(status) = sent.status {
             span.record("http.response.status_code", status);
@@ -353,7 +354,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_2xx_is_delivered_and_the_connection_is_kept() {
-        let receiver = Receiver::start(|_, before| answer(if before == 0 { "200 OK" } else { "204 No Content" }, "")).await;
+        let receiver =
+            Receiver::start(|_, before| answer(if before == 0 { "200 OK" } else { "204 No Content" }, "")).await;
         let sender = sender();
         let first = send_with(&sender, &receiver.url, LONG, &lease(1, None)).await;
         assert_eq!((first.outcome, first.body_start.as_str()), (Outcome::Delivered { status: 200 }, "ok"));

@@ -62,10 +62,8 @@ impl SigningKey {
     /// When it is no such secret.
     pub fn parse(secret: &Secret) -> Result<SigningKey, SecretError> {
         let encoded = secret.expose().strip_prefix(SECRET_PREFIX).ok_or(SecretError::Prefix)?;
-        let bytes = STANDARD
-            .decode(encoded)
-            .or_else(|_| STANDARD_NO_PAD.decode(encoded))
-            .map_err(|_| SecretError::Encoding)?;
+        let bytes =
+            STANDARD.decode(encoded).or_else(|_| STANDARD_NO_PAD.decode(encoded)).map_err(|_| SecretError::Encoding)?;
         if !SECRET_BYTES_RANGE.contains(&bytes.len()) {
             return Err(SecretError::Length);
         }

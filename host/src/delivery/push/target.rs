@@ -11,10 +11,10 @@ use url::Url;
 
 use super::signature::{SecretError, SigningKeys};
 use crate::catalog::model::{PushFormat, Secret, Subscription};
+use crate::clock::Timestamp;
 use crate::delivery::envelope::PushBody;
 use crate::message::{Message, MessageId, TopicName};
 use crate::store::Lease;
-use crate::clock::Timestamp;
 
 /// Sent with every request.
 const USER_AGENT: &str = concat!("Sluice/", env!("CARGO_PKG_VERSION"));
@@ -189,7 +189,8 @@ impl Target {
         // Ours come after the extra ones and replace them, should one have slipped through.
         let mut headers = self.extra.clone();
         let id = delivery.id.to_string();
-        let ascii = |text: String| HeaderValue::try_from(text).expect("digits, hyphens and base64 are header characters");
+        let ascii =
+            |text: String| HeaderValue::try_from(text).expect("digits, hyphens and base64 are header characters");
         headers.insert(WEBHOOK_SIGNATURE, ascii(self.keys.sign(&id, now, &delivery.body.bytes)));
         headers.insert(WEBHOOK_TIMESTAMP, HeaderValue::from(now.0.div_euclid(1000)));
         headers.insert(MESSAGE_ID, ascii(id.clone()));
@@ -211,7 +212,8 @@ impl Target {
     #[must_use]
     pub fn shown(&self, headers: &HeaderMap) -> BTreeMap<String, String> {
         let show = |(name, value): (&HeaderName, &HeaderValue)| {
-            let value = if value.is_sensitive() { "[redacted]".into() } else { String::from_utf8_lossy(value.as_bytes()) };
+            let value =
+                if value.is_sensitive() { "[redacted]".into() } else { String::from_utf8_lossy(value.as_bytes()) };
             (name.to_string(), value.into_owned())
         };
         headers.iter().map(show).collect()

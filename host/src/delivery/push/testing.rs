@@ -118,6 +118,8 @@ pub(super) enum Reply {
     Bytes(Vec<u8>),
     /// Writes these bytes and closes.
     BytesThenClose(Vec<u8>),
+    /// Writes these bytes after a while.
+    Slow(Duration, Vec<u8>),
     /// Says nothing.
     Hang,
 }
@@ -191,6 +193,10 @@ async fn serve(
                 let _ = stream.write_all(&bytes).await;
                 let _ = stream.shutdown().await;
                 return;
+            }
+            Reply::Slow(pause, bytes) => {
+                tokio::time::sleep(pause).await;
+                stream.write_all(&bytes).await.unwrap_or_default();
             }
             Reply::Hang => std::future::pending().await,
         }
