@@ -12,7 +12,7 @@ use sluice_plugin::{
 
 fn faults(schema: &Value, payload: &str) -> Vec<Rejection> {
     let config = json!({ "schema": schema }).to_string();
-    match run::<JsonSchema>(&config, [Input::new(payload)]).unwrap().remove(0).verdict {
+    match run::<JsonSchema>(&config, [Input::new(payload)]).expect("the schema is good").remove(0).verdict {
         Verdict::Passed => Vec::new(),
         Verdict::Rejected(rejections) => rejections,
         other => panic!("{other:?}"),
@@ -121,7 +121,8 @@ fn a_bad_config_is_refused_with_a_reason() {
 fn unpack(name: &str) -> String {
     let path = format!("{}/../../tests/data/{name}.gz", env!("CARGO_MANIFEST_DIR"));
     let mut text = String::new();
-    GzDecoder::new(std::fs::File::open(path).unwrap()).read_to_string(&mut text).unwrap();
+    let file = std::fs::File::open(path).expect("the data is in the repository");
+    GzDecoder::new(file).read_to_string(&mut text).expect("it unpacks");
     text
 }
 

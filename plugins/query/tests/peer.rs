@@ -23,7 +23,7 @@ impl Dice {
 
     fn pick<'t>(&mut self, of: &[&'t str]) -> &'t str {
         let side = self.roll(of.len() as u64);
-        of[usize::try_from(side).unwrap()]
+        of[usize::try_from(side).expect("a die has few sides")]
     }
 
     fn payload(&mut self, depth: u32) -> Value {

@@ -10,7 +10,7 @@ fn config(rules: &[(&str, &str)]) -> String {
 
 #[track_caller]
 fn check(rules: &[(&str, &str)], payload: &str, expected: &str) {
-    let outcome = run::<Redact>(&config(rules), [Input::new(payload)]).unwrap().remove(0);
+    let outcome = run::<Redact>(&config(rules), [Input::new(payload)]).expect("the config is good").remove(0);
     assert_eq!(outcome.message.text(), expected, "{rules:?} on {payload}");
     let verdict = if payload == expected { Verdict::Passed } else { Verdict::Changed };
     assert_eq!(outcome.verdict, verdict, "{rules:?} on {payload}");
