@@ -1,0 +1,63 @@
+//! Builds the plugins that come with the binary, as WebAssembly, before the binary embeds them. Invariant: what is embedded
+//! is what `plugins/` says now. Never touches the target directory of the build that it is part of, whose lock is held.
+
+use std::env;
+use std::error::Error;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const PLUGINS: [&str; 3] = ["filter", "json-schema", "redact"];
+const TARGET: &str = "wasm32-wasip2";
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("..");
+    for watched in ["plugins", "plugin-sdk", "wit"] {
+        println!("cargo:rerun-if-changed={}", root.join(watched).display());
+    }
+    println!("cargo:rerun-if-changed=build.rs");
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let target_dir = wasm_target_dir(&out)?;
+    build(&root.join("plugins/Cargo.toml"), &target_dir)?;
+    for plugin in PLUGINS {
+        let made = target_dir.join(TARGET).join("release").join(format!("{}.wasm", plugin.replace('-', "_")));
+        fs::copy(&made, out.join(format!("{plugin}.wasm"))).map_err(|error| format!("{}: {error}", made.display()))?;
+    }
+    Ok(())
+}
+
+/// Beside the profile's directory: all profiles share the plugins, which are always built for speed.
+fn wasm_target_dir(out: &Path) -> Result<PathBuf, Box<dyn Error>> {
+    let profile = out.ancestors().find(|dir| dir.file_name() == Some(OsStr::new("build"))).and_then(Path::parent);
+    let target = profile.and_then(Path::parent).ok_or("OUT_DIR is not below a `build` directory")?;
+    Ok(target.join("wasm"))
+}
+
+fn build(manifest: &Path, target_dir: &Path) -> Result<(), Box<dyn Error>> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    cargo.args(["build", "--release", "--locked", "--target", TARGET, "--manifest-path"]).arg(manifest);
+    cargo.arg("--target-dir").arg(target_dir);
+    // What is meant for the outer build (flags for another processor, clippy in the compiler's place) is not for this one.
+    for (name, _) in env::vars_os() {
+        if is_outer(&name.to_string_lossy()) {
+            cargo.env_remove(&name);
+        }
+    }
+    let output = cargo.output().map_err(|error| format!("cargo can't be run: {error}"))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("can't find crate for `core`") || said.contains("target may not be installed") {
+        return Err(format!("the plugins need the {TARGET} target: run `rustup target add {TARGET}`").into());
+    }
+    Err(format!("the plugins do not build:\n{said}").into())
+}
+
+fn is_outer(name: &str) -> bool {
+    const KEPT: [&str; 6] =
+        ["CARGO_HOME", "CARGO_HTTP_", "CARGO_NET_", "CARGO_REGISTRIES_", "CARGO_REGISTRY_", "CARGO_TERM_"];
+    let flags = ["RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER", "RUSTDOCFLAGS", "RUSTC", "RUSTDOC", "TARGET"];
+    flags.contains(&name) || (name.starts_with("CARGO_") && !KEPT.iter().any(|kept| name.starts_with(kept)))
+}

@@ -1,0 +1,317 @@
+//! One batch through all stages of one revision. Invariant: every message gets exactly one verdict, in the order they
+//! came; a stage's fault on one message leaves its neighbours' verdicts as they would have been alone. Never blocks on
+//! anything but the plugins' own work.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::catalog::model::{OnFault, Scope};
+use crate::clock::Clock;
+use crate::message::TopicName;
+use crate::telemetry::Stopwatch;
+
+use super::breaker::Admission;
+use super::draft::{Draft, FaultCause, Processed, Rejection, StageFault, StageWord, Verdict};
+use super::host_state::{Call, Edit, Item, Powers};
+use super::instance::{Failure, Instance};
+use super::limits::{CALL_BYTES_MAX, PRODUCED_BYTES_MAX};
+use super::revision::Revision;
+use super::stage::Stage;
+
+/// A batch under way.
+pub struct Batch<'a> {
+    revision: &'a Revision,
+    topic: &'a TopicName,
+    clock: &'a Clock,
+    outbound: bool,
+    /// Those that still go on.
+    items: Vec<Item>,
+    /// Those that don't, at their place.
+    done: Vec<Option<Processed>>,
+    trails: Vec<Vec<StageWord>>,
+    producible: u64,
+}
+
+/// What a stage said of one message.
+enum Word {
+    Edit(Edit),
+    Fault(Failure),
+}
+
+/// Runs `drafts` through the stages of `revision`.
+#[must_use]
+pub fn run(
+    revision: &Revision,
+    (scope, topic): (Scope, &TopicName),
+    drafts: Vec<Draft>,
+    clock: &Clock,
+) -> Vec<Processed> {
+    let len = drafts.len();
+    let item = |(at, draft)| Item { at, draft, emitted: Vec::new() };
+    let mut batch = Batch {
+        revision,
+        topic,
+        clock,
+        outbound: matches!(scope, Scope::Subscription(..)),
+        items: drafts.into_iter().enumerate().map(item).collect(),
+        done: (0..len).map(|_| None).collect(),
+        trails: (0..len).map(|_| Vec::with_capacity(revision.stages.len())).collect(),
+        producible: PRODUCED_BYTES_MAX,
+    };
+    for stage in &revision.stages {
+        if batch.items.is_empty() {
+            break;
+        }
+        batch.stage(stage);
+    }
+    batch.finish()
+}
+
+impl Batch<'_> {
+    fn stage(&mut self, stage: &Arc<Stage>) {
+        let span = tracing::info_span!(
+            "plugin stage",
+            "messaging.destination.name" = %self.topic,
+            plugin = &*stage.plugin,
+            version = &*stage.version,
+            stage = &*stage.name,
+            revision = self.revision.number,
+            "messaging.batch.message_count" = self.items.len(),
+        );
+        let _entered = span.enter();
+        let watch = Stopwatch::start();
+        let mut words: Vec<Option<Word>> = self.items.iter().map(|_| None).collect();
+        let mut instance = None;
+        for window in self.windows(stage.call_messages()) {
+            self.isolate(stage, &mut instance, window, &mut words);
+        }
+        if let Some(instance) = instance {
+            stage.put_back(instance);
+        }
+        let took = watch.elapsed();
+        stage.metrics.runs.inc();
+        stage.metrics.run_seconds.observe(took.as_secs_f64());
+        let share = took / u32::try_from(self.items.len()).unwrap_or(u32::MAX).max(1);
+        self.judge(stage, words, share);
+    }
+
+    /// Cuts the batch into calls: earlier stages may have made payloads larger, and this one may want fewer at once.
+    fn windows(&self, messages_max: usize) -> Vec<Range<usize>> {
+        let (mut windows, mut start, mut bytes) = (Vec::new(), 0, 0);
+        for (at, item) in self.items.iter().enumerate() {
+            let more = item.draft.payload.len();
+            if at > start && (at - start >= messages_max || bytes + more > CALL_BYTES_MAX) {
+                windows.push(start..at);
+                (start, bytes) = (at, 0);
+            }
+            bytes += more;
+        }
+        windows.push(start..self.items.len());
+        windows
+    }
+
+    /// Calls the stage with `window`; where that fails, with parts of it, until the fault is pinned on messages.
+    fn isolate(
+        &mut self,
+        stage: &Arc<Stage>,
+        instance: &mut Option<Instance>,
+        window: Range<usize>,
+        words: &mut [Option<Word>],
+    ) {
+        let whole = window.len();
+        let mut timed_out_whole = false;
+        // Bounded: a window is followed by at most its own messages one by one, or by halves of itself.
+        let mut waiting = vec![window];
+        while let Some(window) = waiting.pop() {
+            let window = match stage.breaker.admit(self.clock.now()) {
+                Admission::Closed => window,
+                Admission::Open => {
+                    fault(words, window, &open(stage));
+                    continue;
+                }
+                Admission::Probe if window.len() > 1 => {
+                    waiting.push(window.start + 1..window.end);
+                    window.start..window.start + 1
+                }
+                Admission::Probe => window,
+            };
+            match self.call(stage, instance, window.clone(), words) {
+                Ok(()) => stage.ask_more(window.len()),
+                Err((failure, Blame::Stage)) => {
+                    stage.breaker.failed(self.clock.now());
+                    fault(words, window, &failure);
+                }
+                Err((failure, Blame::Messages)) if window.len() == 1 => {
+                    stage.breaker.failed(self.clock.now());
+                    timed_out_whole = false;
+                    fault(words, window, &failure);
+                }
+                // Each part would cost the whole timeout again, so straight to single messages.
+                Err((failure, Blame::Messages)) if failure.cause == FaultCause::TimedOut => {
+                    timed_out_whole |= window.len() == whole;
+                    waiting.extend(window.rev().map(|at| at..at + 1));
+                }
+                Err((_, Blame::Messages)) => {
+                    let middle = window.start + window.len() / 2;
+                    waiting.push(middle..window.end);
+                    waiting.push(window.start..middle);
+                }
+            }
+        }
+        if timed_out_whole {
+            stage.ask_less(whole);
+        }
+    }
+
+    /// One guest call. An instance that trapped is dropped, and the next call gets a new one.
+    fn call(
+        &mut self,
+        stage: &Arc<Stage>,
+        held: &mut Option<Instance>,
+        window: Range<usize>,
+        words: &mut [Option<Word>],
+    ) -> Result<(), (Failure, Blame)> {
+        let mut instance = match held.take() {
+            Some(instance) => instance,
+            None => stage.instance().map_err(|failure| (failure, Blame::Stage))?,
+        };
+        let fresh = instance.is_fresh();
+        let powers =
+            Powers { stage: Arc::clone(&stage.name), emit_to: Arc::clone(&stage.emit_to), outbound: self.outbound };
+        let items = std::mem::take(&mut self.items);
+        let call = Call::new(self.topic.clone(), items, window.clone(), powers, self.producible);
+        let (call, said) = instance.process(call, stage.timeout, &self.revision.machine.ticker);
+        self.items = call.items;
+        let failure = match said {
+            Ok(()) => {
+                *held = Some(instance);
+                self.producible = call.producible;
+                stage.breaker.succeeded();
+                for (word, edit) in words[window].iter_mut().zip(call.edits) {
+                    *word = Some(Word::Edit(edit));
+                }
+                return Ok(());
+            }
+            Err(failure) => failure,
+        };
+        if failure.cause == FaultCause::Failed {
+            *held = Some(instance);
+        } else {
+            stage.dispose(instance);
+            // What others left behind in the instance's memory is not this message's fault: once more in a new one.
+            if failure.cause == FaultCause::OutOfMemory
+                && window.len() == 1
+                && !fresh
+                && let Ok(fresh) = stage.start()
+            {
+                *held = Some(fresh);
+                return self.call(stage, held, window, words);
+            }
+        }
+        Err((failure, Blame::Messages))
+    }
+
+    /// Turns the stage's words into verdicts; who is done leaves the batch.
+    fn judge(&mut self, stage: &Arc<Stage>, words: Vec<Option<Word>>, share: std::time::Duration) {
+        let before = std::mem::take(&mut self.items);
+        for (mut item, word) in before.into_iter().zip(words) {
+            let word = word.expect("every window ends in a word for each of its messages");
+            let (said, verdict) = match word {
+                Word::Edit(edit) => edited(stage, &mut item, edit),
+                Word::Fault(failure) => faulted(stage, failure),
+            };
+            self.trails[item.at].push(StageWord { stage: Arc::clone(&stage.name), word: said, took: share });
+            match verdict {
+                None => self.items.push(item),
+                Some(verdict) => {
+                    let at = item.at;
+                    self.done[at] = Some(processed(item, verdict));
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) -> Vec<Processed> {
+        for item in std::mem::take(&mut self.items) {
+            let at = item.at;
+            self.done[at] = Some(processed(item, Verdict::Pass));
+        }
+        let with_trail = |(processed, trail): (Option<Processed>, _)| {
+            let processed = processed.expect("every message leaves the batch once, with a verdict or at its end");
+            Processed { trail, ..processed }
+        };
+        self.done.into_iter().zip(self.trails).map(with_trail).collect()
+    }
+}
+
+fn processed(item: Item, verdict: Verdict) -> Processed {
+    let emitted = if verdict == Verdict::Pass { item.emitted } else { Vec::new() };
+    Processed { draft: item.draft, verdict, emitted, trail: Vec::new() }
+}
+
+/// Whose fault a failure can be.
+enum Blame {
+    /// There is not even an instance.
+    Stage,
+    /// One of those in the window.
+    Messages,
+}
+
+fn open(stage: &Stage) -> Failure {
+    let detail = format!("the stage '{}' failed too often in a row and is not asked for some seconds", stage.name);
+    Failure { cause: FaultCause::BreakerOpen, detail: detail.into() }
+}
+
+fn fault(words: &mut [Option<Word>], window: Range<usize>, failure: &Failure) {
+    for word in &mut words[window] {
+        *word = Some(Word::Fault(failure.clone()));
+    }
+}
+
+/// A rejection outweighs a drop, and either outweighs edits, which are not carried out then.
+fn edited(stage: &Stage, item: &mut Item, mut edit: Edit) -> (&'static str, Option<Verdict>) {
+    let (metrics, name) = (&stage.metrics, Arc::clone(&stage.name));
+    if !edit.rejected.is_empty() {
+        metrics.rejected.inc();
+        let rejection = Rejection {
+            stage: name,
+            plugin: Arc::clone(&stage.plugin),
+            version: Arc::clone(&stage.version),
+            faults: edit.rejected,
+            on: stage.resolved.spec.on_reject,
+        };
+        return ("rejected", Some(Verdict::Reject(rejection)));
+    }
+    if let Some(reason) = edit.dropped.take() {
+        metrics.dropped.inc();
+        return ("dropped", Some(Verdict::Drop { stage: name, reason: reason.into() }));
+    }
+    let (counter, word) = if edit.is_change() { (&metrics.changed, "changed") } else { (&metrics.passed, "pass") };
+    counter.inc();
+    edit.apply(item);
+    (word, None)
+}
+
+fn faulted(stage: &Stage, failure: Failure) -> (&'static str, Option<Verdict>) {
+    stage.metrics.faulted.inc();
+    stage.metrics.faults(failure.cause).inc();
+    let on = stage.resolved.spec.on_fault;
+    tracing::debug!(
+        stage = &*stage.name,
+        cause = failure.cause.as_str(),
+        detail = &*failure.detail,
+        "a stage failed on a message"
+    );
+    if on == OnFault::Pass {
+        return ("fault", None);
+    }
+    let fault = StageFault {
+        stage: Arc::clone(&stage.name),
+        plugin: Arc::clone(&stage.plugin),
+        version: Arc::clone(&stage.version),
+        cause: failure.cause,
+        detail: failure.detail,
+        on,
+    };
+    ("fault", Some(Verdict::Fault(fault)))
+}

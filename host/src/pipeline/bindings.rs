@@ -1,0 +1,11 @@
+//! The plugin world as Rust traits and types, generated from `wit/`. Invariant: every host function may trap, and a trap
+//! keeps its message. Never edited: the contract is the WIT file.
+
+wasmtime::component::bindgen!({
+    path: "../wit",
+    world: "plugin",
+    imports: { default: trappable },
+    ownership: Borrowing { duplicate_if_necessary: true },
+});
+
+pub use sluice::plugin::{log, types};

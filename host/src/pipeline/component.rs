@@ -1,0 +1,263 @@
+//! From a component's bytes to something that can be instantiated: checked, compiled once, kept as machine code by digest.
+//! Invariant: machine code is loaded only if its checksum is the one it was written with, for this very engine. Never
+//! compiles on a thread that messages wait for.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::thread;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use tokio::sync::{mpsc, oneshot};
+use utoipa::ToSchema;
+use wasmtime::Engine;
+use wasmtime::component::{Component, Linker};
+
+use crate::telemetry::Stopwatch;
+
+use super::bindings::PluginPre;
+use super::host_state::HostState;
+use super::metrics::Metrics;
+use super::world;
+use super::{engine, sandbox};
+
+/// Components that wait to be compiled: each holds its bytes, up to the size limit.
+const WAITING_MAX: usize = 16;
+/// Digests whose state is remembered: all versions of all plugins that anyone looks at.
+const STATES_MAX: usize = 4096;
+/// Bytes of the checksum in front of the machine code.
+const CHECKSUM_BYTES: usize = 32;
+
+/// Why a component can't be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ComponentError {
+    /// Its fault: the sentence says what to do.
+    #[error("{0}")]
+    Unusable(String),
+    /// Not its fault.
+    #[error("it could not be compiled now: {0}")]
+    Unavailable(String),
+}
+
+/// A component that is ready to be instantiated.
+pub struct Loaded {
+    /// Hex SHA-256 of the component.
+    pub digest: String,
+    /// The interfaces it imports.
+    pub imports: Vec<String>,
+    /// With everything but its memory prepared.
+    pub pre: PluginPre<HostState>,
+}
+
+impl std::fmt::Debug for Loaded {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loaded").field("digest", &self.digest).finish_non_exhaustive()
+    }
+}
+
+/// What this broker has made of a component.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase", tag = "is", content = "why")]
+pub enum ComponentState {
+    /// Nothing yet: it is compiled when a stage needs it.
+    Idle,
+    /// It is being compiled.
+    Compiling,
+    /// It can run.
+    Ready,
+    /// It can't.
+    Failed(String),
+}
+
+struct Job {
+    bytes: Bytes,
+    reply: oneshot::Sender<Result<Vec<u8>, ComponentError>>,
+}
+
+/// Compiles and keeps components.
+pub struct Components {
+    engine: Engine,
+    linker: Linker<HostState>,
+    dir: PathBuf,
+    fingerprint: String,
+    compile: mpsc::Sender<Job>,
+    /// Those in use. Weak: what no stage uses is let go of.
+    loaded: Mutex<HashMap<String, Weak<Loaded>>>,
+    states: Mutex<HashMap<String, ComponentState>>,
+    /// One load at a time: two stages of one plugin must not compile it twice.
+    loading: tokio::sync::Mutex<()>,
+}
+
+impl Components {
+    /// With machine code in `dir`, which is created.
+    ///
+    /// # Errors
+    /// When the directory, the compiler's thread or the linker can't be made.
+    pub fn open(engine: Engine, dir: PathBuf, metrics: Metrics) -> Result<Components, String> {
+        std::fs::create_dir_all(&dir).map_err(|error| format!("{} can't be created: {error}", dir.display()))?;
+        let linker = sandbox::linker(&engine).map_err(|error| format!("{error:#}"))?;
+        let compile = start_compiler(metrics)?;
+        let fingerprint = engine::fingerprint(&engine);
+        let (loaded, states) = (Mutex::default(), Mutex::default());
+        let loading = tokio::sync::Mutex::new(());
+        Ok(Components { engine, linker, dir, fingerprint, compile, loaded, states, loading })
+    }
+
+    /// What this broker has made of the component with `digest`.
+    #[must_use]
+    pub fn state(&self, digest: &str) -> ComponentState {
+        self.states.lock().get(digest).cloned().unwrap_or(ComponentState::Idle)
+    }
+
+    /// The component with `digest`, if a stage has it in use.
+    #[must_use]
+    pub fn in_use(&self, digest: &str) -> Option<Arc<Loaded>> {
+        self.loaded.lock().get(digest).and_then(Weak::upgrade)
+    }
+
+    /// Makes `bytes`, whose SHA-256 is `digest`, ready: from memory, from the machine code kept, or by compiling.
+    ///
+    /// # Errors
+    /// [`ComponentError::Unusable`] if it is no component, doesn't fit the world or doesn't compile.
+    pub async fn load(&self, digest: &str, bytes: Bytes) -> Result<Arc<Loaded>, ComponentError> {
+        let _one_at_a_time = self.loading.lock().await;
+        if let Some(loaded) = self.in_use(digest) {
+            return Ok(loaded);
+        }
+        let loaded = self.load_anew(digest, bytes).await;
+        let state = match &loaded {
+            Ok(_) => ComponentState::Ready,
+            Err(error) => ComponentState::Failed(error.to_string()),
+        };
+        self.remember(digest, state);
+        loaded
+    }
+
+    async fn load_anew(&self, digest: &str, bytes: Bytes) -> Result<Arc<Loaded>, ComponentError> {
+        let imports = check(bytes.clone()).await?;
+        let path = self.dir.join(format!("{digest}-{}.cwasm", self.fingerprint));
+        let component = match self.from_cache(&path).await {
+            Some(component) => component,
+            None => {
+                self.remember(digest, ComponentState::Compiling);
+                let code = self.compile(bytes).await?;
+                write_cache(&path, &code).await;
+                self.deserialize(code.into()).await?
+            }
+        };
+        let fits = |error: wasmtime::Error| world::misfit(&imports, &error);
+        let pre = self.linker.instantiate_pre(&component).map_err(fits)?;
+        let pre = PluginPre::new(pre).map_err(fits)?;
+        let loaded = Arc::new(Loaded { digest: digest.to_owned(), imports, pre });
+        let mut all = self.loaded.lock();
+        all.retain(|_, loaded| loaded.strong_count() > 0);
+        all.insert(digest.to_owned(), Arc::downgrade(&loaded));
+        Ok(loaded)
+    }
+
+    fn remember(&self, digest: &str, state: ComponentState) {
+        let mut states = self.states.lock();
+        if states.len() >= STATES_MAX && !states.contains_key(digest) {
+            states.clear(); // Only what is shown: it is found out again.
+        }
+        states.insert(digest.to_owned(), state);
+    }
+
+    async fn compile(&self, bytes: Bytes) -> Result<Vec<u8>, ComponentError> {
+        let gone = || ComponentError::Unavailable("the compiler has stopped".to_owned());
+        let (reply, compiled) = oneshot::channel();
+        self.compile.send(Job { bytes, reply }).await.map_err(|_| gone())?;
+        compiled.await.map_err(|_| gone())?
+    }
+
+    async fn deserialize(&self, code: Bytes) -> Result<Component, ComponentError> {
+        let engine = self.engine.clone();
+        let loaded = tokio::task::spawn_blocking(move || {
+            // SAFETY: `code` came from `precompile_component` in this process, or from a file whose checksum shows
+            // that it is what this program wrote; wasmtime itself refuses code of another version or other settings.
+            unsafe { Component::deserialize(&engine, &code) }
+        });
+        match loaded.await {
+            Ok(Ok(component)) => Ok(component),
+            Ok(Err(error)) => Err(ComponentError::Unavailable(format!("{error:#}"))),
+            Err(_) => Err(ComponentError::Unavailable("the broker is stopping".to_owned())),
+        }
+    }
+
+    /// What was kept for this engine; damage means compiling again, never an error.
+    async fn from_cache(&self, path: &Path) -> Option<Component> {
+        let kept = Bytes::from(tokio::fs::read(path).await.ok()?);
+        let checked = tokio::task::spawn_blocking(move || {
+            let (checksum, code) = kept.split_at_checked(CHECKSUM_BYTES)?;
+            (Sha256::digest(code)[..] == *checksum).then(|| kept.slice(CHECKSUM_BYTES..))
+        });
+        let component = match checked.await.ok()? {
+            Some(code) => self.deserialize(code).await.map_err(|error| error.to_string()),
+            None => Err("its checksum does not match".to_owned()),
+        };
+        match component {
+            Ok(component) => Some(component),
+            Err(why) => {
+                tracing::warn!(file = %path.display(), why, "machine code of a plugin can't be used: compiling again");
+                None
+            }
+        }
+    }
+}
+
+/// Written beside and renamed, so that a crash leaves the old file or none. Failing to keep it costs the next start a
+/// compilation and nothing else.
+async fn write_cache(path: &Path, code: &[u8]) {
+    let mut kept = Sha256::digest(code).to_vec();
+    kept.extend_from_slice(code);
+    let beside = path.with_extension("tmp");
+    let written = match tokio::fs::write(&beside, kept).await {
+        Ok(()) => tokio::fs::rename(&beside, path).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = written {
+        tracing::warn!(file = %path.display(), %error, "machine code of a plugin can't be kept");
+    }
+}
+
+/// One thread of the lowest priority: compiling takes seconds, and traffic must not feel it.
+fn start_compiler(metrics: Metrics) -> Result<mpsc::Sender<Job>, String> {
+    let engine = engine::compiling().map_err(|error| format!("{error:#}"))?;
+    let (sender, mut jobs) = mpsc::channel::<Job>(WAITING_MAX);
+    let work = move || {
+        // SAFETY: it takes no pointers; on Linux `PRIO_PROCESS` with 0 means this thread. Where it fails, compiling
+        // runs at the usual priority.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+        while let Some(job) = jobs.blocking_recv() {
+            let watch = Stopwatch::start();
+            let unusable = |error: wasmtime::Error| ComponentError::Unusable(format!("it does not compile: {error:#}"));
+            let compiled = engine.precompile_component(&job.bytes).map_err(unusable);
+            metrics.compiled(watch.elapsed());
+            // Whoever asked may have gone.
+            let _ = job.reply.send(compiled);
+        }
+    };
+    thread::Builder::new()
+        .name("plugin-compiler".to_owned())
+        .spawn(work)
+        .map_err(|error| format!("the compiler's thread can't be started: {error}"))?;
+    Ok(sender)
+}
+
+/// Whether `bytes` are a component that fits the plugin world, and what it imports.
+///
+/// # Errors
+/// [`ComponentError::Unusable`].
+pub async fn check(bytes: Bytes) -> Result<Vec<String>, ComponentError> {
+    let checked = tokio::task::spawn_blocking(move || world::check(&bytes));
+    checked.await.unwrap_or_else(|_| Err(ComponentError::Unavailable("the broker is stopping".to_owned())))
+}
+
+/// Hex SHA-256.
+#[must_use]
+pub fn digest(bytes: &[u8]) -> String {
+    hex::encode(Sha256::digest(bytes))
+}

@@ -1,0 +1,195 @@
+//! What a plugin may use and produce: the numbers, the CPU budget of a call, the memory limit of an instance. Invariant:
+//! every bound is checked by the host, whatever the guest does. Never decides what a breach means for a message.
+
+use std::time::Duration;
+
+use wasmtime::{Error, ResourceLimiter, Result};
+
+/// Messages of one guest call: beyond this a column's saving is used up (measured), and a fault costs more to isolate.
+pub const CALL_MESSAGES_MAX: usize = 128;
+/// Payload bytes of one guest call (one message may be larger): so that `timeoutMs` means the same for all topics.
+pub const CALL_BYTES_MAX: usize = 256 * 1024;
+/// Bytes of a payload that a plugin makes: the largest request body that the broker takes.
+pub const PAYLOAD_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Bytes that wasmtime copies out of the guest in one host call: a payload, and room for the rest of an `emit`.
+pub const HOSTCALL_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 4 * 1024 * 1024;
+/// Bytes copied into or out of the guest by all host calls of one guest call; wasmtime's own bound does not add up.
+pub const COPIED_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// Bytes that the stages of one batch may make: payloads, headers, emitted messages, reasons.
+pub const PRODUCED_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Messages that one guest call may emit: two for each of a full batch.
+pub const EMITS_MAX: u32 = 256;
+/// Reasons that one message may be rejected for; later ones are not kept.
+pub const REJECTS_PER_MESSAGE_MAX: usize = 32;
+/// Bytes of a reason or a pointer; longer ones are cut.
+pub const REASON_BYTES_MAX: usize = 1024;
+/// Bytes of a rejection's code; a longer one is cut.
+pub const CODE_BYTES_MAX: usize = 128;
+/// Bytes of a partition key that a plugin sets.
+pub const KEY_BYTES_MAX: usize = 1024;
+/// Bytes of a media type that a plugin sets.
+pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
+
+/// Mebibytes that a stage may ask for: a slot of the pool.
+pub const MEMORY_MB_MAX: u32 = 64;
+/// CPU milliseconds that a stage may ask for: what one call may keep a worker for.
+pub const TIMEOUT_MS_MAX: u32 = 5_000;
+/// CPU time of `configure` and of the component's start: it happens once per instance, and a large schema takes long.
+pub const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Elements of a guest's table: function pointers, a few thousand in the largest plugins seen.
+pub const TABLE_ELEMENTS_MAX: usize = 50_000;
+/// Handles that a guest may hold of the host's (streams, pollables): a table in the host's memory.
+pub const HANDLES_MAX: usize = 256;
+/// Random bytes of one request.
+pub const RANDOM_BYTES_MAX: u64 = 64 * 1024;
+
+/// Stages of one pipeline.
+pub const STAGES_MAX: usize = 16;
+/// Bytes of a stage's config, as JSON: every instance holds a copy.
+pub const CONFIG_BYTES_MAX: usize = 1024 * 1024;
+/// Topics that one stage may emit to.
+pub const EMIT_TO_MAX: usize = 16;
+
+/// How often the epoch rises, and so how exactly time is kept.
+pub const TICK: Duration = Duration::from_millis(1);
+
+/// The CPU time of the thread that asks, in nanoseconds.
+#[must_use]
+pub fn thread_cpu_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is valid for writing, and the clock exists on every system that wasmtime runs on.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
+    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+}
+
+/// What one call may compute. The thread's CPU clock is read at the first tick only, so that a short call never pays
+/// for it; wall time would kill honest plugins on a busy machine.
+#[derive(Debug)]
+pub struct CpuBudget {
+    limit_ns: u64,
+    started_ns: Option<u64>,
+    exhausted: bool,
+}
+
+impl CpuBudget {
+    /// Nothing may run before [`CpuBudget::start`].
+    #[must_use]
+    pub fn new() -> CpuBudget {
+        CpuBudget { limit_ns: 0, started_ns: None, exhausted: false }
+    }
+
+    /// A call begins.
+    pub fn start(&mut self, limit: Duration) {
+        let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
+        *self = CpuBudget { limit_ns, started_ns: None, exhausted: false };
+    }
+
+    /// Whether the last call was ended for its time.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        self.exhausted
+    }
+
+    /// At a tick: how many more ticks the call may run, or `None` to end it.
+    pub fn tick(&mut self) -> Option<u64> {
+        let now = thread_cpu_ns();
+        let tick_ns = TICK.as_nanos() as u64;
+        // The call began within the last tick.
+        let started = *self.started_ns.get_or_insert(now.saturating_sub(tick_ns));
+        let used = now.saturating_sub(started);
+        if used >= self.limit_ns {
+            self.exhausted = true;
+            return None;
+        }
+        Some(((self.limit_ns - used) / tick_ns).max(1))
+    }
+}
+
+/// What one instance may hold, all of its memories together.
+#[derive(Debug)]
+pub struct MemoryLimit {
+    limit: usize,
+    used: usize,
+    exceeded: bool,
+}
+
+impl MemoryLimit {
+    /// Up to `limit` bytes.
+    #[must_use]
+    pub fn new(limit: usize) -> MemoryLimit {
+        MemoryLimit { limit, used: 0, exceeded: false }
+    }
+
+    /// Bytes that the guest's memories have now.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used
+    }
+
+    /// Bytes that they may have.
+    #[must_use]
+    pub fn limit(&self) -> usize {
+        self.limit
+    }
+
+    /// Whether it wanted more. wasmtime's error for this is no `Trap`, so it is remembered here.
+    #[must_use]
+    pub fn is_exceeded(&self) -> bool {
+        self.exceeded
+    }
+}
+
+impl ResourceLimiter for MemoryLimit {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> Result<bool> {
+        let after = self.used.saturating_sub(current).saturating_add(desired);
+        if after > self.limit || maximum.is_some_and(|maximum| desired > maximum) {
+            self.exceeded = true;
+            return Err(Error::msg(format!("it wanted {after} bytes of memory and may have {}", self.limit)));
+        }
+        self.used = after;
+        Ok(true)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+        if desired > TABLE_ELEMENTS_MAX {
+            self.exceeded = true;
+            return Err(Error::msg(format!(
+                "it wanted a table of {desired} elements and may have {TABLE_ELEMENTS_MAX}"
+            )));
+        }
+        Ok(true)
+    }
+}
+
+/// Cuts `text` to at most `bytes_max`, at a character's boundary.
+#[must_use]
+pub fn cut(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max));
+    }
+    text
+}
+
+const _: () = assert!(CALL_BYTES_MAX < COPIED_BYTES_MAX as usize);
+const _: () = assert!(PAYLOAD_BYTES_MAX < HOSTCALL_BYTES_MAX && (HOSTCALL_BYTES_MAX as u64) < COPIED_BYTES_MAX);
+const _: () = assert!((PAYLOAD_BYTES_MAX as u64) < PRODUCED_BYTES_MAX);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_is_cut_between_characters() {
+        assert_eq!(cut("aüb".to_owned(), 2), "a");
+        assert_eq!(cut("aüb".to_owned(), 3), "aü");
+        assert_eq!(cut("aüb".to_owned(), 9), "aüb");
+    }
+
+    #[test]
+    fn memories_count_together() {
+        let mut memory = MemoryLimit::new(100);
+        assert!(memory.memory_growing(0, 60, None).is_ok_and(|grown| grown));
+        assert!(memory.memory_growing(0, 50, None).is_err());
+        assert!(memory.is_exceeded());
+    }
+}

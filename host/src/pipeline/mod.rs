@@ -1,0 +1,354 @@
+//! Pipelines: the stages that a topic's messages pass before they are stored, and a subscription's on their way out.
+//! Invariant: a batch runs wholly on one revision; a topic's work never waits inside another topic's; a plugin can hurt
+//! neither the process nor its neighbours. Never stores a message, and never decides an HTTP status.
+
+mod batch;
+mod bindings;
+mod breaker;
+mod builtin;
+mod change;
+mod component;
+mod disk;
+pub mod draft;
+mod engine;
+mod host_state;
+mod instance;
+mod limits;
+mod metrics;
+mod plugin_log;
+mod queue;
+mod registry;
+mod revision;
+mod sandbox;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod validate;
+mod worker;
+mod world;
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+
+use crate::catalog::model::{PluginSource, Scope};
+use crate::catalog::{Catalog, CatalogError};
+use crate::clock::Clock;
+use crate::config::Plugins;
+use crate::message::TopicName;
+
+use self::component::Components;
+use self::draft::{Draft, Processed, Verdict};
+use self::engine::Ticker;
+use self::metrics::Metrics;
+use self::queue::QueueLimits;
+use self::registry::PluginRegistry;
+use self::revision::Revision;
+use self::stage::{Machine, Stage};
+use self::worker::Pool;
+
+pub use self::component::ComponentState;
+pub use self::plugin_log::{LogLevel, LogLine};
+pub use self::registry::{Binding, PluginProblem, PluginView, VersionView};
+
+/// Where machine code is kept, in the data directory.
+const CACHE_DIR: &str = "plugin-cache";
+
+/// What pipelines are told at start.
+#[derive(Debug, Clone)]
+pub struct PipelineOptions {
+    /// The section of the configuration.
+    pub plugins: Plugins,
+    /// Where machine code is kept, in its own directory.
+    pub data_dir: PathBuf,
+}
+
+impl PipelineOptions {
+    /// From the configuration.
+    #[must_use]
+    pub fn new(plugins: &Plugins, data_dir: &std::path::Path) -> PipelineOptions {
+        PipelineOptions { plugins: plugins.clone(), data_dir: data_dir.to_owned() }
+    }
+}
+
+/// What a run made of its messages.
+#[derive(Debug)]
+pub struct Run {
+    /// The revision that all of them ran on.
+    pub revision: u64,
+    /// One per draft, in order.
+    pub processed: Vec<Processed>,
+}
+
+/// A component that someone brings.
+#[derive(Debug, Clone)]
+pub struct NewComponent {
+    /// The plugin's name.
+    pub name: String,
+    /// A label for the version, if it has one.
+    pub version: Option<String>,
+    /// The component.
+    pub bytes: Bytes,
+    /// Where it came from.
+    pub source: PluginSource,
+}
+
+/// Why pipelines did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum PipelineError {
+    /// Too much waits for this pipeline: later.
+    #[error("the pipeline is busy: too many messages wait for its stages")]
+    Overloaded,
+    /// The broker is going down.
+    #[error("the broker is stopping")]
+    Stopping,
+    /// A fault of ours.
+    #[error("the pipeline failed: {0}")]
+    Internal(String),
+    /// The request is wrong: JSON Pointers into it, and what is wrong there.
+    #[error("the pipeline is not valid: {}", .0.iter().map(|(at, why)| format!("{at}: {why}")).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<(String, String)>),
+    /// The component is not usable: what to do about it.
+    #[error("{0}")]
+    Unusable(String),
+    /// The component is larger than allowed.
+    #[error("the component has {size} bytes: at most {max} are allowed")]
+    TooLarge {
+        /// Its bytes.
+        size: u64,
+        /// `plugins.sizeMax`.
+        max: u64,
+    },
+    /// The catalog's word: no such topic, a conflict, changed meanwhile, unavailable.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The plugin directory can't be watched.
+    #[error("the plugin directory {} can't be watched: {why}", .dir.display())]
+    Watch {
+        /// The directory.
+        dir: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+/// A scope's pipeline: the revision that new batches begin on.
+#[derive(Debug)]
+pub struct Lane {
+    /// Whose.
+    pub scope: Scope,
+    current: ArcSwap<Revision>,
+    forgotten: AtomicBool,
+}
+
+impl Lane {
+    fn new(scope: Scope, revision: Revision) -> Arc<Lane> {
+        let (current, forgotten) = (ArcSwap::from_pointee(revision), AtomicBool::new(false));
+        Arc::new(Lane { scope, current, forgotten })
+    }
+
+    /// The revision that a batch begins on now.
+    #[must_use]
+    pub fn current(&self) -> Arc<Revision> {
+        self.current.load_full()
+    }
+
+    fn is_forgotten(&self) -> bool {
+        self.forgotten.load(Ordering::Acquire)
+    }
+}
+
+/// All pipelines of a broker, and the plugins they run.
+pub struct Pipelines {
+    options: PipelineOptions,
+    catalog: Catalog,
+    machine: Arc<Machine>,
+    components: Components,
+    registry: PluginRegistry,
+    lanes: RwLock<HashMap<Scope, Arc<Lane>>>,
+    pool: Pool,
+    /// Changes one at a time: each reads what is resolved now, and writes what follows from it.
+    changing: tokio::sync::Mutex<()>,
+    tasks: Mutex<Vec<tokio::task::AbortHandle>>,
+}
+
+impl std::fmt::Debug for Pipelines {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pipelines").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+impl Pipelines {
+    /// Registers the built-in plugins in the catalog if their digests were never seen, loads all current revisions and
+    /// starts the workers.
+    ///
+    /// # Errors
+    /// When the catalog fails, or the system has no room for the pool, its threads or its directory.
+    pub async fn open(
+        options: PipelineOptions,
+        catalog: Catalog,
+        clock: Clock,
+        registry: &prometheus::Registry,
+    ) -> Result<Arc<Pipelines>, PipelineError> {
+        let internal = |error: &dyn std::fmt::Display| PipelineError::Internal(error.to_string());
+        let metrics = Metrics::new(registry).map_err(|error| internal(&error))?;
+        let engine = engine::running().map_err(|error| internal(&format!("{error:#}")))?;
+        let ticker = Ticker::start(&engine).map_err(|error| internal(&error))?;
+        let components = Components::open(engine, options.data_dir.join(CACHE_DIR), metrics.clone())
+            .map_err(|error| internal(&error))?;
+        let plugins = &options.plugins;
+        let workers = plugins.workers.max(1);
+        let running_max = plugins.instances_per_stage_max.clamp(1, workers);
+        let limits = QueueLimits { workers, running_max, waiting_max: plugins.queue_batches_max.max(1) };
+        let pool = Pool::start(limits, clock.clone(), metrics.clone()).map_err(|error| internal(&error))?;
+        let known = PluginRegistry::new(catalog.plugin_versions().await?, clock.clone());
+        let pipelines = Arc::new(Pipelines {
+            options,
+            catalog,
+            machine: Arc::new(Machine::new(ticker, clock, metrics)),
+            components,
+            registry: known,
+            lanes: RwLock::default(),
+            pool,
+            changing: tokio::sync::Mutex::new(()),
+            tasks: Mutex::default(),
+        });
+        pipelines.register_builtins().await?;
+        pipelines.restore().await?;
+        pipelines.start_idle_sweep();
+        Ok(pipelines)
+    }
+
+    /// Whether messages of `scope` pass any stage; if not, `run` need not be called.
+    #[must_use]
+    pub fn has_stages(&self, scope: Scope) -> bool {
+        self.lanes.read().get(&scope).is_some_and(|lane| !lane.current.load().stages.is_empty())
+    }
+
+    /// The number of the current revision; 0 if there never was one.
+    #[must_use]
+    pub fn revision(&self, scope: Scope) -> u64 {
+        self.lanes.read().get(&scope).map_or(0, |lane| lane.current.load().number)
+    }
+
+    /// Runs `drafts`, all of `topic`, through the stages of `scope`: one verdict per draft, in order. What waits for the
+    /// same scope at the same time is run together.
+    ///
+    /// # Errors
+    /// [`PipelineError::Overloaded`], [`PipelineError::Stopping`], or a fault of ours.
+    pub async fn run(&self, scope: Scope, topic: &TopicName, drafts: Vec<Draft>) -> Result<Run, PipelineError> {
+        let lane = self.lane(scope);
+        let revision = lane.as_ref().map(|lane| lane.current());
+        let (Some(lane), Some(revision)) = (lane, revision) else {
+            return Ok(Run { revision: 0, processed: drafts.into_iter().map(pass).collect() });
+        };
+        if drafts.is_empty() || revision.stages.is_empty() {
+            return Ok(Run { revision: revision.number, processed: drafts.into_iter().map(pass).collect() });
+        }
+        let answer = self.pool.push(&lane, topic, drafts)?;
+        answer
+            .await
+            .map_err(|_| PipelineError::Internal("a worker ended without an answer; the log has the cause".to_owned()))
+    }
+
+    /// The topic or subscription is gone. What runs for it ends on its own.
+    pub async fn forget(&self, scope: Scope) {
+        let _one_at_a_time = self.changing.lock().await;
+        let removed = self.lanes.write().remove(&scope);
+        if let Some(lane) = removed {
+            lane.forgotten.store(true, Ordering::Release);
+            self.pool.forget(&lane);
+        }
+    }
+
+    /// All plugins, by name.
+    #[must_use]
+    pub fn plugins(&self) -> Vec<PluginView> {
+        let running = self.running_stages();
+        self.registry
+            .all()
+            .into_iter()
+            .map(|(name, versions, error)| self.view(name, versions, error, &running))
+            .collect()
+    }
+
+    /// One plugin.
+    #[must_use]
+    pub fn plugin(&self, name: &str) -> Option<PluginView> {
+        self.plugins().into_iter().find(|view| view.name == name)
+    }
+
+    /// What a plugin last said, oldest first.
+    #[must_use]
+    pub fn plugin_log(&self, name: &str) -> Vec<LogLine> {
+        self.registry.log(name).recent()
+    }
+
+    /// Ends what waits, then the workers. Later runs are [`PipelineError::Stopping`].
+    pub async fn shutdown(&self) {
+        for task in self.tasks.lock().drain(..) {
+            task.abort();
+        }
+        self.pool.stop().await;
+        self.machine.drop_idle(crate::clock::Timestamp::MAX);
+    }
+
+    fn lane(&self, scope: Scope) -> Option<Arc<Lane>> {
+        self.lanes.read().get(&scope).cloned()
+    }
+
+    fn running_stages(&self) -> Vec<(Scope, Arc<Stage>)> {
+        let lanes: Vec<Arc<Lane>> = self.lanes.read().values().cloned().collect();
+        let of = |lane: Arc<Lane>| {
+            lane.current().stages.iter().map(|stage| (lane.scope, Arc::clone(stage))).collect::<Vec<_>>()
+        };
+        lanes.into_iter().flat_map(of).collect()
+    }
+
+    fn view(
+        &self,
+        name: String,
+        versions: Vec<crate::catalog::model::PluginVersion>,
+        last_error: Option<PluginProblem>,
+        running: &[(Scope, Arc<Stage>)],
+    ) -> PluginView {
+        let binding = |(scope, stage): &(Scope, Arc<Stage>)| Binding {
+            scope: *scope,
+            stage: stage.resolved.spec.name.clone(),
+            implicit: stage.resolved.implicit,
+            breaker_open: stage.breaker.is_open(),
+        };
+        let versions = versions.into_iter().enumerate().map(|(at, version)| {
+            let runs = |stage: &Stage| *stage.plugin == version.plugin && *stage.version == version.version;
+            let mut bound: Vec<Binding> = running.iter().filter(|(_, stage)| runs(stage)).map(binding).collect();
+            bound.sort_by(|a, b| (a.scope, &a.stage).cmp(&(b.scope, &b.stage)));
+            VersionView { latest: at == 0, state: self.components.state(&version.digest), bound, version }
+        });
+        let instances = usize::try_from(self.machine.metrics.of(&name).instances.get()).unwrap_or(0);
+        PluginView { versions: versions.collect(), last_error, instances, name }
+    }
+
+    /// Scale to zero: instances that have not run for `plugins.idleTimeout` are dropped.
+    fn start_idle_sweep(self: &Arc<Self>) {
+        let (machine, idle) = (Arc::downgrade(&self.machine), self.options.plugins.idle_timeout);
+        let clock = self.machine.clock.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                clock.sleep((idle / 2).max(Duration::from_secs(1))).await;
+                let Some(machine) = machine.upgrade() else { return };
+                machine.drop_idle(clock.now().minus(idle));
+            }
+        });
+        self.tasks.lock().push(task.abort_handle());
+    }
+}
+
+fn pass(draft: Draft) -> Processed {
+    Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() }
+}

@@ -1,0 +1,250 @@
+//! What plugins say: `log.write`, stdout and stderr, as lines under the tracing target `sluice::plugin`. Invariant: a line
+//! and the lines per second are bounded, whatever the guest writes; what was left out is counted and said. Never blocks.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::io::AsyncWrite;
+use utoipa::ToSchema;
+use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
+use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
+
+use crate::clock::{Clock, Timestamp};
+
+use super::limits::cut;
+
+/// Bytes of one line; a longer one is cut.
+const LINE_BYTES_MAX: usize = 4 * 1024;
+/// Lines of one plugin per second that are kept; a plugin that says something of each message would fill any disk.
+const LINES_PER_SECOND_MAX: u32 = 100;
+/// Lines of one plugin that can be read back.
+const RECENT_MAX: usize = 200;
+/// Bytes that a stream takes at once: it is also what a guest can make the host allocate.
+const WRITE_BYTES_MAX: usize = 64 * 1024;
+
+/// How grave a line is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum LogLevel {
+    /// For the plugin's author.
+    Debug,
+    /// As usual.
+    Info,
+    /// Unusual.
+    Warn,
+    /// Wrong.
+    Error,
+}
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LogLine {
+    /// When.
+    pub at: Timestamp,
+    /// How grave.
+    pub level: LogLevel,
+    /// What.
+    pub text: Arc<str>,
+}
+
+/// The log of one plugin, shared by its instances.
+#[derive(Debug)]
+pub struct PluginLog {
+    plugin: Arc<str>,
+    clock: Clock,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    second: i64,
+    lines: u32,
+    left_out: u32,
+    recent: VecDeque<LogLine>,
+}
+
+impl PluginLog {
+    /// The log of `plugin`.
+    #[must_use]
+    pub fn new(plugin: Arc<str>, clock: Clock) -> Arc<PluginLog> {
+        Arc::new(PluginLog { plugin, clock, state: Mutex::new(State::default()) })
+    }
+
+    /// The last lines, oldest first.
+    #[must_use]
+    pub fn recent(&self) -> Vec<LogLine> {
+        self.state.lock().recent.iter().cloned().collect()
+    }
+
+    /// Writes one line, or leaves it out in a flood.
+    pub fn write(&self, level: LogLevel, text: String) {
+        let now = self.clock.now();
+        let left_out = {
+            let mut state = self.state.lock();
+            let mut left_out = 0;
+            if state.second != now.0 / 1000 {
+                left_out = std::mem::take(&mut state.left_out);
+                (state.second, state.lines) = (now.0 / 1000, 0);
+            }
+            if state.lines >= LINES_PER_SECOND_MAX {
+                state.left_out = state.left_out.saturating_add(1);
+                return;
+            }
+            state.lines += 1;
+            left_out
+        };
+        if left_out > 0 {
+            self.keep(
+                now,
+                LogLevel::Warn,
+                format!("{left_out} lines were left out: more than {LINES_PER_SECOND_MAX} a second"),
+            );
+        }
+        self.keep(now, level, cut(text, LINE_BYTES_MAX));
+    }
+
+    fn keep(&self, at: Timestamp, level: LogLevel, text: String) {
+        let plugin = &*self.plugin;
+        match level {
+            LogLevel::Debug => tracing::debug!(target: "sluice::plugin", plugin, "{text}"),
+            LogLevel::Info => tracing::info!(target: "sluice::plugin", plugin, "{text}"),
+            LogLevel::Warn => tracing::warn!(target: "sluice::plugin", plugin, "{text}"),
+            LogLevel::Error => tracing::error!(target: "sluice::plugin", plugin, "{text}"),
+        }
+        let mut state = self.state.lock();
+        if state.recent.len() == RECENT_MAX {
+            state.recent.pop_front();
+        }
+        state.recent.push_back(LogLine { at, level, text: text.into() });
+    }
+}
+
+/// Stdout or stderr of an instance: lines of the plugin's log. The clones of one stream share the line under way.
+#[derive(Debug, Clone)]
+pub struct LogStream {
+    log: Arc<PluginLog>,
+    level: LogLevel,
+    line: Arc<Mutex<Vec<u8>>>,
+    /// The start of what was written last, for a trap's detail: Rust's panics go to stderr.
+    last: Arc<Mutex<String>>,
+}
+
+impl LogStream {
+    /// Writes lines of `level` to `log`.
+    #[must_use]
+    pub fn new(log: Arc<PluginLog>, level: LogLevel) -> LogStream {
+        LogStream { log, level, line: Arc::default(), last: Arc::default() }
+    }
+
+    /// Takes the last line that was written, if any.
+    #[must_use]
+    pub fn take_last(&self) -> Option<String> {
+        self.end_line();
+        let last = std::mem::take(&mut *self.last.lock());
+        (!last.is_empty()).then_some(last)
+    }
+
+    fn take_in(&self, bytes: &[u8]) {
+        for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+            let (text, ended) = part.strip_suffix(b"\n").map_or((part, false), |text| (text, true));
+            {
+                let mut line = self.line.lock();
+                let room = LINE_BYTES_MAX.saturating_sub(line.len());
+                line.extend_from_slice(&text[..text.len().min(room)]);
+            }
+            if ended {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&self) {
+        let line = std::mem::take(&mut *self.line.lock());
+        let text = String::from_utf8_lossy(&line).trim_end().to_owned();
+        // Rust ends each panic with this advice, which is of no use to anyone here.
+        if text.is_empty() || text.starts_with("note: run with `RUST_BACKTRACE") {
+            return;
+        }
+        self.log.write(self.level, text.clone());
+        let mut last = self.last.lock();
+        // A panic is two lines: where, and what.
+        *last = if last.contains("panicked at") && !last.contains('\n') { format!("{last}\n{text}") } else { text };
+    }
+}
+
+impl IsTerminal for LogStream {
+    fn is_terminal(&self) -> bool {
+        false
+    }
+}
+
+impl StdoutStream for LogStream {
+    fn async_stream(&self) -> Box<dyn AsyncWrite + Send + Sync> {
+        // Only WASI 0.3 asks for this one, which is not linked.
+        Box::new(tokio::io::sink())
+    }
+
+    fn p2_stream(&self) -> Box<dyn OutputStream> {
+        Box::new(self.clone())
+    }
+}
+
+#[async_trait::async_trait]
+impl Pollable for LogStream {
+    async fn ready(&mut self) {}
+}
+
+#[async_trait::async_trait]
+impl OutputStream for LogStream {
+    fn write(&mut self, bytes: Bytes) -> StreamResult<()> {
+        if bytes.len() > WRITE_BYTES_MAX {
+            return Err(StreamError::Trap(wasmtime::Error::msg("it wrote more than the stream had room for")));
+        }
+        self.take_in(&bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> StreamResult<()> {
+        Ok(())
+    }
+
+    fn check_write(&mut self) -> StreamResult<usize> {
+        Ok(WRITE_BYTES_MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_is_thinned_out_and_said() {
+        let clock = Clock::fixed(Timestamp(0));
+        let log = PluginLog::new("loud".into(), clock.clone());
+        for _ in 0..10_000 {
+            log.write(LogLevel::Info, "again".to_owned());
+        }
+        assert_eq!(log.recent().len(), LINES_PER_SECOND_MAX as usize);
+        clock.advance(std::time::Duration::from_secs(1));
+        log.write(LogLevel::Info, "x".repeat(10_000));
+        let recent = log.recent();
+        assert!(recent[recent.len() - 2].text.starts_with("9900 lines were left out"));
+        assert_eq!(recent[recent.len() - 1].text.len(), LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_panic_is_kept_for_the_detail_of_its_trap() {
+        let log = PluginLog::new("p".into(), Clock::fixed(Timestamp(0)));
+        let stream = LogStream::new(log, LogLevel::Warn);
+        stream.take_in(b"\nthread '<unnamed>' panicked at src/lib.rs:1:2:\nno");
+        stream.take_in(b" such order\nnote: run with `RUST_BACKTRACE=1` environment variable\n");
+        assert_eq!(
+            stream.take_last().as_deref(),
+            Some("thread '<unnamed>' panicked at src/lib.rs:1:2:\nno such order")
+        );
+        assert_eq!(stream.take_last(), None);
+    }
+}

@@ -1,0 +1,77 @@
+//! What a plugin can reach: nothing but its batch, its log, clocks and randomness. Invariant: no file, socket, address
+//! lookup, variable or argument is behind WASI's interfaces, and no call of them waits. Never grants more by configuration.
+
+use std::time::Duration;
+
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{Engine, Error, Result};
+use wasmtime_wasi::{HostWallClock, WasiCtx, WasiCtxBuilder};
+
+use crate::clock::Clock;
+
+use super::bindings::Plugin;
+use super::host_state::HostState;
+use super::limits::RANDOM_BYTES_MAX;
+use super::plugin_log::LogStream;
+
+/// The version of WASI 0.2 that the host links; a component may have been built against any earlier one.
+const WASI_VERSION: &str = "0.2.12";
+
+/// Functions that are linked, since libraries import them, and trap when they are called: the first two would keep a
+/// worker waiting without using CPU time, the others have nothing behind them.
+const REFUSED: [(&str, &str); 5] = [
+    ("wasi:clocks/monotonic-clock", "subscribe-instant"),
+    ("wasi:clocks/monotonic-clock", "subscribe-duration"),
+    ("wasi:sockets/tcp-create-socket", "create-tcp-socket"),
+    ("wasi:sockets/udp-create-socket", "create-udp-socket"),
+    ("wasi:sockets/ip-name-lookup", "resolve-addresses"),
+];
+
+/// Everything that a component may import.
+///
+/// # Errors
+/// When wasmtime's and our interfaces don't fit together, which the tests rule out.
+pub fn linker(engine: &Engine) -> Result<Linker<HostState>> {
+    let mut linker = Linker::new(engine);
+    wasmtime_wasi::p2::add_to_linker_sync(&mut linker)?;
+    Plugin::add_to_linker::<HostState, HasSelf<HostState>>(&mut linker, |state| state)?;
+    linker.allow_shadowing(true);
+    for (interface, function) in REFUSED {
+        let mut instance = linker.instance(&format!("{interface}@{WASI_VERSION}"))?;
+        instance.func_new(function, move |_, _, _, _| {
+            Err(Error::msg(format!(
+                "{interface}.{function} was called: a plugin can neither wait nor reach the network"
+            )))
+        })?;
+    }
+    linker.allow_shadowing(false);
+    Ok(linker)
+}
+
+/// WASI's context of one instance.
+#[must_use]
+pub fn context(clock: Clock, stdout: LogStream, stderr: LogStream) -> WasiCtx {
+    WasiCtxBuilder::new()
+        .stdout(stdout)
+        .stderr(stderr)
+        .wall_clock(BrokerClock(clock))
+        .max_random_size(RANDOM_BYTES_MAX)
+        .allow_tcp(false)
+        .allow_udp(false)
+        .allow_ip_name_lookup(false)
+        .allow_blocking_current_thread(true)
+        .build()
+}
+
+/// The broker's clock, so that a test that moves it moves the plugins' time too.
+struct BrokerClock(Clock);
+
+impl HostWallClock for BrokerClock {
+    fn resolution(&self) -> Duration {
+        Duration::from_millis(1)
+    }
+
+    fn now(&self) -> Duration {
+        Duration::from_millis(u64::try_from(self.0.now().0).unwrap_or(0))
+    }
+}

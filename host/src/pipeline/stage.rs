@@ -1,0 +1,225 @@
+//! A stage that runs: a plugin version, its config and limits, and the instances made of them. Invariant: an instance is
+//! used by one batch at a time and only ever with this stage's config. Never reads another stage's state.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::catalog::model::ResolvedStage;
+use crate::clock::{Clock, Timestamp};
+use crate::message::TopicName;
+use crate::telemetry::Stopwatch;
+
+use super::breaker::Breaker;
+use super::component::Loaded;
+use super::draft::FaultCause;
+use super::engine::Ticker;
+use super::instance::{Failure, Instance, Recipe, StartError};
+use super::limits::CALL_MESSAGES_MAX;
+use super::metrics::{Metrics, PluginMetrics};
+use super::plugin_log::PluginLog;
+
+/// What every stage needs of the broker.
+#[derive(Debug)]
+pub struct Machine {
+    /// Raises the epoch.
+    pub ticker: Ticker,
+    /// What time it is.
+    pub clock: Clock,
+    /// For `/metrics`.
+    pub metrics: Metrics,
+    /// Stages whose idle instances can be dropped when the pool is full, or with time. Those gone are swept out.
+    stages: Mutex<Vec<std::sync::Weak<Stage>>>,
+}
+
+impl Machine {
+    /// With no stages yet.
+    #[must_use]
+    pub fn new(ticker: Ticker, clock: Clock, metrics: Metrics) -> Machine {
+        Machine { ticker, clock, metrics, stages: Mutex::default() }
+    }
+
+    /// Drops the instances that have not run since `before`; with the end of time, all that are idle.
+    pub fn drop_idle(&self, before: Timestamp) {
+        let stages: Vec<Arc<Stage>> = {
+            let mut stages = self.stages.lock();
+            stages.retain(|stage| stage.strong_count() > 0);
+            stages.iter().filter_map(std::sync::Weak::upgrade).collect()
+        };
+        for stage in stages {
+            stage.drop_idle(before);
+        }
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Stage {
+    /// As the catalog has it.
+    pub resolved: ResolvedStage,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its plugin.
+    pub plugin: Arc<str>,
+    /// The plugin's version.
+    pub version: Arc<str>,
+    /// CPU time per call.
+    pub timeout: Duration,
+    /// Where it may emit to.
+    pub emit_to: Arc<[TopicName]>,
+    /// Opens after repeated faults.
+    pub breaker: Breaker,
+    /// For `/metrics`.
+    pub metrics: PluginMetrics,
+    /// Messages per call; fewer after a call took too long though each of its messages is fine.
+    call_messages: AtomicUsize,
+    /// `Err`: the plugin could not be loaded, and every message is a fault.
+    recipe: Result<Recipe, Arc<str>>,
+    idle: Mutex<Vec<Instance>>,
+    machine: Arc<Machine>,
+}
+
+impl Stage {
+    /// A stage without instances.
+    #[must_use]
+    pub fn new(
+        resolved: ResolvedStage,
+        loaded: Result<Arc<Loaded>, Arc<str>>,
+        log: Arc<PluginLog>,
+        machine: &Arc<Machine>,
+    ) -> Arc<Stage> {
+        let spec = &resolved.spec;
+        let recipe = loaded.map(|loaded| Recipe {
+            loaded,
+            config: spec.config.to_string().into(),
+            memory_bytes: spec.memory_mb as usize * 1024 * 1024,
+            log,
+            clock: machine.clock.clone(),
+        });
+        let stage = Arc::new(Stage {
+            name: spec.name.as_str().into(),
+            plugin: spec.plugin.as_str().into(),
+            version: resolved.version.as_str().into(),
+            timeout: Duration::from_millis(spec.timeout_ms.into()),
+            // Names that are no topic names could not be set; were there one, it could not be emitted to.
+            emit_to: spec.emit_to.iter().filter_map(|name| name.parse().ok()).collect(),
+            breaker: Breaker::default(),
+            metrics: machine.metrics.of(&spec.plugin),
+            call_messages: AtomicUsize::new(CALL_MESSAGES_MAX),
+            recipe,
+            idle: Mutex::default(),
+            machine: Arc::clone(machine),
+            resolved,
+        });
+        machine.stages.lock().push(Arc::downgrade(&stage));
+        stage
+    }
+
+    /// An instance: one that is idle, or a new one.
+    ///
+    /// # Errors
+    /// The failure that every message of the batch suffers.
+    pub fn instance(&self) -> Result<Instance, Failure> {
+        // The one used last is the warmest, and those at the bottom grow old enough to be dropped.
+        let idle = self.idle.lock().pop();
+        match idle {
+            Some(instance) => Ok(instance),
+            None => self.start().map_err(|error| match error {
+                StartError::Failed(failure) => failure,
+                StartError::Config(why) => {
+                    Failure { cause: FaultCause::Failed, detail: format!("it refused its config: {why}").into() }
+                }
+                StartError::PoolFull => {
+                    Failure { cause: FaultCause::Failed, detail: "all places for plugin instances are taken".into() }
+                }
+            }),
+        }
+    }
+
+    /// Makes an instance.
+    ///
+    /// # Errors
+    /// See [`StartError`].
+    pub fn start(&self) -> Result<Instance, StartError> {
+        let recipe = match &self.recipe {
+            Ok(recipe) => recipe,
+            Err(why) => {
+                return Err(StartError::Failed(Failure { cause: FaultCause::Failed, detail: Arc::clone(why) }));
+            }
+        };
+        let watch = Stopwatch::start();
+        let started = match Instance::start(recipe, &self.machine.ticker) {
+            Err(StartError::PoolFull) => {
+                self.machine.drop_idle(Timestamp::MAX);
+                Instance::start(recipe, &self.machine.ticker)
+            }
+            started => started,
+        };
+        let instance = started?;
+        self.machine.metrics.cold_start_seconds.observe(watch.elapsed().as_secs_f64());
+        self.metrics.cold_starts.inc();
+        self.metrics.instances.inc();
+        Ok(instance)
+    }
+
+    /// Gives back an instance that ended its batch well.
+    pub fn put_back(&self, mut instance: Instance) {
+        if instance.is_bloated() {
+            return self.dispose(instance);
+        }
+        instance.last_used = self.machine.clock.now();
+        self.idle.lock().push(instance);
+    }
+
+    /// Gives up an instance.
+    pub fn dispose(&self, instance: Instance) {
+        drop(instance);
+        self.metrics.instances.dec();
+    }
+
+    /// Messages per call now.
+    #[must_use]
+    pub fn call_messages(&self) -> usize {
+        self.call_messages.load(Ordering::Relaxed)
+    }
+
+    /// A call of `messages` timed out, but each of them alone is fine: fewer from now on.
+    pub fn ask_less(&self, messages: usize) {
+        self.call_messages.store((messages / 4).max(1), Ordering::Relaxed);
+    }
+
+    /// A call with all the messages allowed ended well: a few more from now on.
+    pub fn ask_more(&self, messages: usize) {
+        let now = self.call_messages();
+        if now < CALL_MESSAGES_MAX && messages >= now {
+            self.call_messages.store((now + 1).min(CALL_MESSAGES_MAX), Ordering::Relaxed);
+        }
+    }
+
+    /// Instances that no batch has at the moment.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.idle.lock().len()
+    }
+
+    fn drop_idle(&self, before: Timestamp) {
+        let dropped: Vec<Instance> = {
+            let mut idle = self.idle.lock();
+            let (old, fresh) = std::mem::take(&mut *idle).into_iter().partition(|instance| instance.last_used < before);
+            *idle = fresh;
+            old
+        };
+        for instance in dropped {
+            self.dispose(instance);
+        }
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        let idle = self.idle.get_mut().len();
+        self.metrics.instances.sub(i64::try_from(idle).unwrap_or(i64::MAX));
+    }
+}
