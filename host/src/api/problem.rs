@@ -2,6 +2,8 @@
 //! RFC 9457 problem with a code of API.md, and nothing internal leaks into it. Never decides what an error means for the
 //! domain.
 
+mod convert;
+
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use self::scope::Scope;
 use self::token::{Claims, Role, TOKEN_BYTES_MAX, Verifier, verify};
 use super::problem::{Code, Problem};
 use crate::catalog::Actor;
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::message::TopicName;
 
 /// Verified tokens that are remembered, so that a client's next request costs a hash and no verification. About 5 MB.
@@ -65,6 +65,12 @@ impl Caller {
     pub fn has(&self, role: Role) -> bool {
         let roles = &self.0.roles;
         roles.contains(&role) || roles.contains(&Role::Admin) || (role == Role::Viewer && !roles.is_empty())
+    }
+
+    /// Whether its token has ended: for what outlives the request that the token was checked for.
+    #[must_use]
+    pub fn has_expired(&self, now: Timestamp) -> bool {
+        self.0.expires_at_seconds <= now.0.div_euclid(1000)
     }
 
     /// Refuses a caller without the role.
@@ -146,7 +152,7 @@ impl Gate {
         }
         let key: [u8; 32] = Sha256::digest(token).into();
         if let Some(caller) = self.known.get(&key) {
-            if caller.0.expires_at_seconds > self.clock.now().0.div_euclid(1000) {
+            if !caller.has_expired(self.clock.now()) {
                 return Ok(caller);
             }
             self.known.invalidate(&key);
@@ -180,7 +186,6 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::catalog::model::Secret;
-    use crate::clock::Timestamp;
 
     pub(crate) fn secret() -> Secret {
         Secret::new("0123456789abcdef0123456789abcdef".to_owned())

@@ -1,0 +1,92 @@
+//! Whether the broker lives and serves. Invariant: `live` fails only when a restart would help, `ready` when requests
+//! should go elsewhere. Never says more than that: these routes need no token.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::problem::{Code, Problem};
+use super::{Api, answer};
+use crate::broker::Broker;
+
+/// The routes.
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(health)).routes(routes!(live)).routes(routes!(ready))
+}
+
+/// How the broker is.
+#[derive(Debug, Serialize, ToSchema)]
+struct HealthAnswer {
+    /// `Healthy`, `Degraded` or `Stopping`.
+    status: &'static str,
+    parts: Parts,
+}
+
+/// How its parts are.
+#[derive(Debug, Serialize, ToSchema)]
+struct Parts {
+    store: &'static str,
+    catalog: &'static str,
+}
+
+impl Parts {
+    async fn of(broker: &Broker) -> Parts {
+        let word = |healthy: bool| if healthy { "Healthy" } else { "Unhealthy" };
+        Parts { store: word(broker.store.health().is_ok()), catalog: word(broker.catalog.ping().await.is_ok()) }
+    }
+
+    fn are_healthy(&self) -> bool {
+        self.store == "Healthy" && self.catalog == "Healthy"
+    }
+}
+
+/// How the broker is.
+#[utoipa::path(
+    get, path = "/health", tag = "operations", security(()),
+    responses((status = 200, description = "It answers; `status` and `parts` say how it is", body = HealthAnswer)),
+)]
+async fn health(State(broker): State<Arc<Broker>>) -> Response {
+    let parts = Parts::of(&broker).await;
+    let status = match (broker.stopping.is_cancelled(), parts.are_healthy()) {
+        (true, _) => "Stopping",
+        (false, true) => "Healthy",
+        (false, false) => "Degraded",
+    };
+    answer::ok(&HealthAnswer { status, parts })
+}
+
+/// One word.
+#[derive(Debug, Serialize, ToSchema)]
+struct ProbeAnswer {
+    /// `Live` or `Ready`.
+    status: &'static str,
+}
+
+/// Whether the process lives.
+#[utoipa::path(
+    get, path = "/health/live", tag = "operations", security(()),
+    responses((status = 200, description = "A restart would not help", body = ProbeAnswer)),
+)]
+async fn live() -> Response {
+    answer::ok(&ProbeAnswer { status: "Live" })
+}
+
+/// Whether requests may come.
+#[utoipa::path(
+    get, path = "/health/ready", tag = "operations", security(()),
+    responses((status = 200, description = "Requests may come", body = ProbeAnswer)),
+)]
+async fn ready(State(broker): State<Arc<Broker>>) -> Result<Response, Problem> {
+    if broker.stopping.is_cancelled() {
+        return Err(Problem::new(Code::ShuttingDown, "The broker is stopping; send requests elsewhere."));
+    }
+    if !Parts::of(&broker).await.are_healthy() {
+        return Err(Problem::new(Code::StoreUnavailable, "The broker cannot store now; send requests elsewhere."));
+    }
+    Ok(answer::ok(&ProbeAnswer { status: "Ready" }))
+}

@@ -1,0 +1,150 @@
+//! Publishing one message. Invariant: 202 says that the message is durable. Never retries.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+
+use super::publish_body::{PublishBody, Reading, idempotency_key};
+use crate::api::auth::Caller;
+use crate::api::extract::{Query, RawBody, expect_json};
+use crate::api::problem::Problem;
+use crate::api::wire::Time;
+use crate::api::{answer, reach};
+use crate::broker::Broker;
+use crate::catalog::model::Topic;
+use crate::message::MessageId;
+use crate::pipeline::draft::StageWord;
+use crate::publish::Published;
+
+/// How to publish.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct PublishQuery {
+    /// Adds each stage's verdict and time to the answer.
+    explain: bool,
+}
+
+/// What became of a publish.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct PublishAnswer<'a> {
+    /// Its id; for a duplicate, the first one's.
+    #[schema(value_type = String, format = Uuid)]
+    message_id: MessageId,
+    /// Where it went.
+    topic_name: &'a str,
+    /// `Pending`, `Scheduled`, `Dropped`, `DeadLettered` or `Duplicate`.
+    status: &'static str,
+    /// When it was accepted.
+    published_at: Time,
+    /// Where it stands.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    partition: Option<u16>,
+    /// Where it stands in its partition.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    offset: Option<u64>,
+    /// The revision of the topic's pipeline that it passed.
+    pipeline_revision: u64,
+    /// What "durable" means here: `fsync`, `postgres`, ….
+    durability: &'static str,
+    /// The stage that dropped it or turned it away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stage: Option<&'a str>,
+    /// In that stage's words.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+    /// Each stage's word, with `?explain=true`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explain: Option<Vec<Explained<'a>>>,
+}
+
+/// One stage's word.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Explained<'a> {
+    /// The stage.
+    stage: &'a str,
+    /// `pass`, `changed`, `dropped`, `rejected` or `fault`.
+    verdict: &'static str,
+    /// Microseconds: this message's share of the stage's time.
+    micros: f64,
+}
+
+impl<'a> PublishAnswer<'a> {
+    pub(super) fn of(published: &'a Published, durability: &'static str, explain: bool) -> PublishAnswer<'a> {
+        let explained = |word: &'a StageWord| Explained {
+            stage: &word.stage,
+            verdict: word.word,
+            micros: word.took.as_nanos() as f64 / 1000.0,
+        };
+        PublishAnswer {
+            message_id: published.message_id,
+            topic_name: published.topic.name.as_str(),
+            status: published.status.as_str(),
+            published_at: Time(published.published_at),
+            partition: published.position.map(|(partition, _)| partition),
+            offset: published.position.map(|(_, offset)| offset.0),
+            pipeline_revision: published.revision,
+            durability,
+            stage: published.stage.as_deref(),
+            reason: published.reason.as_deref(),
+            explain: explain.then(|| published.trail.iter().map(explained).collect()),
+        }
+    }
+}
+
+/// Publish a message.
+#[utoipa::path(
+    post, path = "/api/v1/messages/publish", tag = "messages", params(
+        PublishQuery,
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes repeats harmless, as `idempotencyKey`"),
+    ),
+    request_body = PublishBody,
+    responses((status = 202, description = "Durable (or dropped by a stage, as `status` says)", body = PublishAnswer)),
+)]
+pub(super) async fn publish(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    query: Query<PublishQuery>,
+    headers: HeaderMap,
+    body: RawBody,
+) -> Result<Response, Problem> {
+    expect_json(&headers)?;
+    let explain = query.plain()?.explain;
+    let reading = reading(&broker, &headers, &body.bytes)?;
+    let request = reading.message(&body.bytes, |name| destination(&broker, &caller, name))?;
+    let published = broker.publisher.publish(request).await?;
+    let durability = broker.store.capabilities().durability;
+    Ok(answer::json(StatusCode::ACCEPTED, &PublishAnswer::of(&published, durability, explain)))
+}
+
+/// What this request's messages are read with.
+pub(super) fn reading<'r>(broker: &Broker, headers: &HeaderMap, bytes: &'r Bytes) -> Result<Reading<'r>, Problem> {
+    let trace = trace_to_store(broker, headers);
+    Ok(Reading { bytes, now: broker.clock.now(), idempotency_key: idempotency_key(headers)?, trace })
+}
+
+/// The trace that deliveries link to: the request's span where spans are exported, else what the publisher sent, if
+/// anything (a trace that nobody collects is not worth its bytes in the log).
+fn trace_to_store(broker: &Broker, headers: &HeaderMap) -> Option<crate::message::TraceContext> {
+    if broker.config.telemetry.otlp_endpoint.is_none() && !headers.contains_key("traceparent") {
+        return None;
+    }
+    crate::telemetry::current_trace_context()
+}
+
+/// A topic that may be published to.
+pub(super) fn destination(broker: &Broker, caller: &Caller, name: &str) -> Result<Arc<Topic>, Problem> {
+    let topic = reach::topic_at(broker, caller, name, "/topicName")?;
+    if topic.name.is_dead_letter() {
+        let message = "dead letters come to this topic by themselves; publish to the topic whose they are";
+        return Err(Problem::invalid_at("/topicName", message));
+    }
+    Ok(topic)
+}

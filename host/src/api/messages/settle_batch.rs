@@ -1,0 +1,189 @@
+//! Settling many leases at once. Invariant: one result per item, in order, acks before nacks; one item's refusal does not
+//! touch the others. Never settles more than [`ITEMS_MAX`].
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use http::HeaderMap;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::settle::{LeaseNamed, SettleAnswer, delay};
+use super::slots::Slots;
+use crate::api::answer;
+use crate::api::auth::Caller;
+use crate::api::extract::{Parsed, RawBody, Spare, Text, decode, expect_json};
+use crate::api::problem::{Faults, Problem, ProblemBody};
+use crate::api::wire::Seconds;
+use crate::broker::Broker;
+use crate::message::MessageId;
+use crate::settle::{Held, Word};
+
+/// Settlements in one call: as many as a batch publish has messages.
+const ITEMS_MAX: usize = 10_000;
+
+/// Ends many leases.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SettleBatchBody<'a> {
+    /// Done.
+    #[serde(borrow, default)]
+    acks: Vec<AckItem<'a>>,
+    /// Failed.
+    #[serde(borrow, default)]
+    nacks: Vec<NackItem<'a>>,
+}
+
+/// One lease that ends well: its receipt, or message and group.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct AckItem<'a> {
+    /// From the consume answer.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>)]
+    receipt: Option<Text<'a>>,
+    /// Which message.
+    #[schema(value_type = Option<String>, format = Uuid)]
+    message_id: Option<Parsed<MessageId>>,
+    /// Whose lease.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>)]
+    consumer_group: Option<Text<'a>>,
+}
+
+/// One lease that ends badly.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct NackItem<'a> {
+    /// From the consume answer.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>)]
+    receipt: Option<Text<'a>>,
+    /// Which message.
+    #[schema(value_type = Option<String>, format = Uuid)]
+    message_id: Option<Parsed<MessageId>>,
+    /// Whose lease.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>)]
+    consumer_group: Option<Text<'a>>,
+    /// Kept with the failure, for people.
+    #[serde(borrow)]
+    #[schema(value_type = Option<String>)]
+    reason: Option<Text<'a>>,
+    /// How long to wait before the next attempt, instead of the subscription's backoff.
+    #[schema(value_type = Option<Seconds>)]
+    delay: Option<Seconds>,
+}
+
+/// What became of each lease.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct SettleBatchAnswer {
+    /// One per item, acks before nacks.
+    results: Vec<SettleItemAnswer>,
+}
+
+/// What became of one lease.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+enum SettleItemAnswer {
+    /// Settled, durably.
+    Settled(SettleAnswer),
+    /// Refused.
+    Refused {
+        /// `Refused`.
+        status: &'static str,
+        /// Why.
+        error: Box<ProblemBody>,
+    },
+}
+
+/// Settle many messages.
+#[utoipa::path(
+    post, path = "/api/v1/messages/ack/batch", tag = "messages", request_body = SettleBatchBody,
+    responses((status = 200, description = "A result per item: acks, then nacks", body = SettleBatchAnswer)),
+)]
+pub(super) async fn settle_batch(
+    State(broker): State<Arc<Broker>>,
+    State(slots): State<Arc<Slots>>,
+    caller: Caller,
+    headers: HeaderMap,
+    body: RawBody,
+) -> Result<Response, Problem> {
+    expect_json(&headers)?;
+    let items = read(&broker, &caller, &body)?;
+    let results = settle_items(&broker, &slots, items).await?;
+    Ok(answer::ok(&SettleBatchAnswer { results }))
+}
+
+struct Item {
+    message: Option<MessageId>,
+    wanted: Result<(Held, Word), Problem>,
+}
+
+fn read(broker: &Broker, caller: &Caller, body: &RawBody) -> Result<Vec<Item>, Problem> {
+    let (spare, mut faults) = (Spare::default(), Faults::default());
+    let body = decode::<SettleBatchBody<'_>>(&body.bytes, &spare, &mut faults)?;
+    let body = body.filter(|body| {
+        let fits = (1..=ITEMS_MAX).contains(&(body.acks.len() + body.nacks.len()));
+        if !fits {
+            faults.push("", format!("1 to {ITEMS_MAX} `acks` and `nacks` together"));
+        }
+        fits
+    });
+    let body = faults.finish(body)?;
+    let acks = body.acks.into_iter().map(|ack| {
+        let named = Named { receipt: ack.receipt, message: ack.message_id, group: ack.consumer_group };
+        named.item(broker, caller, Word::Ack)
+    });
+    let nacks = body.nacks.into_iter().map(|nack| {
+        let mut faults = Faults::default();
+        let word = Word::Nack {
+            reason: nack.reason.map(|Text(reason)| reason.into_owned()),
+            delay: delay("/delay", nack.delay, &mut faults),
+        };
+        let named = Named { receipt: nack.receipt, message: nack.message_id, group: nack.consumer_group };
+        let item = named.item(broker, caller, word);
+        let wanted = item.wanted.and_then(|wanted| faults.finish(Some(wanted)));
+        Item { wanted, ..item }
+    });
+    Ok(acks.chain(nacks).collect())
+}
+
+struct Named<'a> {
+    receipt: Option<Text<'a>>,
+    message: Option<Parsed<MessageId>>,
+    group: Option<Text<'a>>,
+}
+
+impl Named<'_> {
+    fn item(self, broker: &Broker, caller: &Caller, word: Word) -> Item {
+        fn text<'t>(text: Option<&'t Text<'_>>) -> Option<&'t str> {
+            text.map(|Text(text): &Text<'_>| Cow::as_ref(text))
+        }
+        let message = self.message.as_ref().map(|Parsed(id)| *id);
+        let lease = LeaseNamed { message, group: text(self.group.as_ref()), receipt: text(self.receipt.as_ref()) };
+        Item { message, wanted: lease.held(broker, caller).map(|held| (held, word)) }
+    }
+}
+
+async fn settle_items(broker: &Broker, slots: &Slots, items: Vec<Item>) -> Result<Vec<SettleItemAnswer>, Problem> {
+    let words: Vec<(Held, Word)> = items.iter().filter_map(|item| item.wanted.as_ref().ok().cloned()).collect();
+    let results = if words.is_empty() { Vec::new() } else { broker.settler.settle(words).await? };
+    let mut results = results.into_iter();
+    let next = |item: Item| {
+        let settled = item.wanted.and_then(|(held, _)| {
+            let settled = results.next().expect("one result for each word")?;
+            slots.settled(&held, settled);
+            Ok(settled)
+        });
+        match settled {
+            Ok(settled) => SettleItemAnswer::Settled(SettleAnswer::of(item.message, settled)),
+            Err(problem) => {
+                SettleItemAnswer::Refused { status: "Refused", error: Box::new(problem.item_body()) }
+            }
+        }
+    };
+    Ok(items.into_iter().map(next).collect())
+}

@@ -1,0 +1,237 @@
+//! Which leases were handed to event streams and are still held. Invariant: a stream holds at most its `maxInFlight`; a
+//! slot is free again when its lease is settled through this broker, or at its deadline. Bounded by the streams' own
+//! bounds, as each entry ends with its lease.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::clock::Timestamp;
+use crate::message::{GroupId, MessageId, Position};
+use crate::settle::Held;
+use crate::store::{Lease, Receipt, Settled};
+
+/// All streams' slots.
+#[derive(Debug, Default)]
+pub struct Slots {
+    held: Mutex<Entries>,
+    /// How many entries there are, so that settling costs nothing while nobody streams.
+    count: AtomicUsize,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    by_position: HashMap<(Position, GroupId), Entry>,
+    by_message: HashMap<(MessageId, GroupId), Position>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    stream: Arc<StreamSlots>,
+    message: MessageId,
+    receipt: Receipt,
+    deadline: Timestamp,
+}
+
+/// One stream's slots.
+#[derive(Debug)]
+pub(super) struct StreamSlots {
+    /// The token's subject.
+    holder: Arc<str>,
+    held: AtomicUsize,
+    /// The connection is gone; what it held stays held until its deadline.
+    ended: std::sync::atomic::AtomicBool,
+    freed: Notify,
+}
+
+impl StreamSlots {
+    pub(super) fn new(holder: Arc<str>) -> Arc<StreamSlots> {
+        Arc::new(StreamSlots {
+            holder,
+            held: AtomicUsize::new(0),
+            ended: std::sync::atomic::AtomicBool::new(false),
+            freed: Notify::new(),
+        })
+    }
+
+    /// Leases that are held now.
+    pub(super) fn held(&self) -> usize {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// Returns when a slot has been freed since the last call.
+    pub(super) async fn freed(&self) {
+        self.freed.notified().await;
+    }
+
+    /// The connection is gone.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
+    }
+}
+
+impl Slots {
+    /// Takes a slot for a lease that is about to be sent.
+    pub(super) fn take(&self, stream: &Arc<StreamSlots>, lease: &Lease) {
+        let group = lease.receipt.group;
+        let entry = Entry {
+            stream: Arc::clone(stream),
+            message: lease.message.id,
+            receipt: lease.receipt,
+            deadline: lease.deadline,
+        };
+        stream.held.fetch_add(1, Ordering::AcqRel);
+        let mut held = self.held.lock();
+        held.by_message.insert((lease.message.id, group), lease.position);
+        if let Some(before) = held.by_position.insert((lease.position, group), entry) {
+            before.free();
+        }
+        self.count.store(held.by_position.len(), Ordering::Release);
+    }
+
+    /// A settlement went through: frees the lease's slot, or keeps it longer.
+    pub(super) fn settled(&self, held: &Held, settled: Settled) {
+        if self.count.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut entries = self.held.lock();
+        let key = match held {
+            Held::Receipt { receipt, .. } => (receipt.position, receipt.group),
+            Held::By { group, message, .. } => match entries.by_message.get(&(*message, *group)) {
+                Some(position) => (*position, *group),
+                None => return,
+            },
+        };
+        if let Settled::Extended { until } = settled {
+            if let Some(entry) = entries.by_position.get_mut(&key) {
+                entry.deadline = until;
+            }
+            return;
+        }
+        entries.remove(key);
+        self.count.store(entries.by_position.len(), Ordering::Release);
+    }
+
+    /// Frees the slots of leases that have ended by themselves; returns when the next one of `stream` will.
+    pub(super) fn expire(&self, stream: &Arc<StreamSlots>, now: Timestamp) -> Option<Timestamp> {
+        let mut entries = self.held.lock();
+        let past: Vec<_> =
+            entries.by_position.iter().filter(|(_, entry)| entry.deadline <= now).map(|(key, _)| *key).collect();
+        past.into_iter().for_each(|key| entries.remove(key));
+        self.count.store(entries.by_position.len(), Ordering::Release);
+        entries.by_position.values().filter(|entry| Arc::ptr_eq(&entry.stream, stream)).map(|entry| entry.deadline).min()
+    }
+
+    /// The leases that `holder`'s earlier, broken streams were granted after `last`, the receipt of the last event that
+    /// arrived: they were never received, so they need not stay held.
+    pub(super) fn unreceived(&self, holder: &str, last: &Receipt) -> Vec<Receipt> {
+        let mut entries = self.held.lock();
+        let lost = |entry: &Entry| {
+            let receipt = &entry.receipt;
+            let same = (receipt.group, receipt.epoch, receipt.position.topic);
+            entry.stream.ended.load(Ordering::Acquire)
+                && *entry.stream.holder == *holder
+                && same == (last.group, last.epoch, last.position.topic)
+                && receipt.grant > last.grant
+        };
+        let found: Vec<_> =
+            entries.by_position.iter().filter(|(_, entry)| lost(entry)).map(|(key, entry)| (*key, entry.receipt)).collect();
+        let receipts = found.iter().map(|(_, receipt)| *receipt).collect();
+        found.into_iter().for_each(|(key, _)| entries.remove(key));
+        self.count.store(entries.by_position.len(), Ordering::Release);
+        receipts
+    }
+}
+
+impl Entries {
+    fn remove(&mut self, key: (Position, GroupId)) {
+        if let Some(entry) = self.by_position.remove(&key) {
+            self.by_message.remove(&(entry.message, key.1));
+            entry.free();
+        }
+    }
+}
+
+impl Entry {
+    fn free(&self) {
+        self.stream.held.fetch_sub(1, Ordering::AcqRel);
+        self.stream.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::message::{Message, MessageMeta, Offset, TopicId};
+
+    fn lease(grant: u64) -> Lease {
+        let position = Position { topic: TopicId(1), partition: 0, offset: Offset(grant) };
+        let meta = MessageMeta {
+            content_type: "application/json".into(),
+            schema_version: None,
+            headers: Vec::new(),
+            priority: 0,
+            key: None,
+            correlation_id: None,
+            reply_to: None,
+            published_at: Timestamp(0),
+            expires_at: None,
+            trace: None,
+            revision: 0,
+            dead_letter: None,
+        };
+        let id = MessageId::new(Timestamp(0), TopicId(1), 0, grant);
+        Lease {
+            position,
+            message: Message { id, payload: bytes::Bytes::new(), meta },
+            attempt: 1,
+            deadline: Timestamp(1000),
+            receipt: Receipt { position, group: GroupId(3), epoch: 1, grant, attempt: 1 },
+        }
+    }
+
+    #[test]
+    fn a_settlement_frees_its_slot_however_it_names_the_lease() {
+        let (slots, stream) = (Slots::default(), StreamSlots::new("ann".into()));
+        let (first, second) = (lease(1), lease(2));
+        slots.take(&stream, &first);
+        slots.take(&stream, &second);
+        assert_eq!(stream.held(), 2);
+        let receipt = Held::Receipt { receipt: first.receipt, message: None };
+        slots.settled(&receipt, Settled::Extended { until: Timestamp(5000) });
+        slots.settled(&Held::Receipt { receipt: second.receipt, message: None }, Settled::Acked);
+        assert_eq!(stream.held(), 1);
+        assert_eq!(slots.expire(&stream, Timestamp(1000)), Some(Timestamp(5000)));
+        slots.settled(&receipt, Settled::Acked);
+        slots.settled(&receipt, Settled::Acked);
+        assert_eq!((stream.held(), slots.count.load(Ordering::Acquire)), (0, 0));
+        assert!(slots.held.lock().by_message.is_empty());
+    }
+
+    #[test]
+    fn a_lease_that_ends_by_itself_frees_its_slot() {
+        let (slots, stream) = (Slots::default(), StreamSlots::new("ann".into()));
+        slots.take(&stream, &lease(1));
+        assert_eq!(slots.expire(&stream, Timestamp(999)), Some(Timestamp(1000)));
+        assert_eq!(slots.expire(&stream, Timestamp(0).plus(Duration::from_secs(1))), None);
+        assert_eq!(stream.held(), 0);
+    }
+
+    #[test]
+    fn only_what_a_broken_stream_of_the_same_holder_was_granted_later_is_lost() {
+        let (slots, stream) = (Slots::default(), StreamSlots::new("ann".into()));
+        (1..=3).for_each(|grant| slots.take(&stream, &lease(grant)));
+        let last = lease(1).receipt;
+        assert!(slots.unreceived("ann", &last).is_empty());
+        stream.end();
+        assert!(slots.unreceived("bob", &last).is_empty());
+        let mut lost: Vec<u64> = slots.unreceived("ann", &last).iter().map(|receipt| receipt.grant).collect();
+        lost.sort_unstable();
+        assert_eq!((lost, stream.held()), (vec![2, 3], 1));
+    }
+}

@@ -1,0 +1,207 @@
+//! Consuming as Server-Sent Events. Invariant: at most `maxInFlight` of the stream's leases are held at once; the stream
+//! ends when the client goes, the broker stops, or the token expires. Never settles, but for leases whose events were lost.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::Response;
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use http::HeaderMap;
+use http::header::{self, HeaderValue};
+use serde::Deserialize;
+use utoipa::IntoParams;
+
+use super::consume::{ack_timeout, consumer_group};
+use super::slots::{Slots, StreamSlots};
+use crate::api::auth::Caller;
+use crate::api::extract::{Param, Query};
+use crate::api::problem::{Faults, Problem};
+use crate::api::reach;
+use crate::api::wire::Seconds;
+use crate::broker::Broker;
+use crate::catalog::model::Topic;
+use crate::delivery::envelope::Envelope;
+use crate::delivery::pull::ConsumeRequest;
+use crate::message::TopicName;
+use crate::store::{Lease, LeaseRef, Receipt, Settle, Settlement};
+
+/// Leases of one stream at once: what one answer of the consume route may hold.
+const IN_FLIGHT_MAX: u32 = 1000;
+const IN_FLIGHT_DEFAULT: u32 = 10;
+/// A comment is sent this often when there is nothing else, so that proxies keep the connection and a client that went
+/// away is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// What to stream.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct StreamQuery {
+    /// For which group; a Queue has one cursor whatever is given.
+    consumer_group: Option<String>,
+    /// Leases at once; each settlement lets the next message through.
+    #[param(minimum = 1, maximum = 1000, default = 10)]
+    max_in_flight: Option<u32>,
+    /// How long the leases last; by default as the subscription says (30 s).
+    #[param(value_type = Option<Seconds>)]
+    ack_timeout: Option<Seconds>,
+}
+
+/// Lease messages as they come.
+#[utoipa::path(
+    get, path = "/api/v1/messages/stream/{topic}", tag = "messages",
+    params(
+        ("topic" = String, Path, description = "From which topic"), StreamQuery,
+        ("Last-Event-ID" = Option<String>, Header,
+         description = "The last event that arrived: leases granted after it, whose events were lost, are given back"),
+    ),
+    responses((status = 200, description = "Events `message`; data: the consume form; id: the receipt",
+               body = Envelope, content_type = "text/event-stream")),
+)]
+pub(super) async fn stream(
+    State(broker): State<Arc<Broker>>,
+    State(slots): State<Arc<Slots>>,
+    caller: Caller,
+    Param(name): Param<TopicName>,
+    query: Query<StreamQuery>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let topic = reach::topic(&broker, &caller, &name)?;
+    let (request, max) = query.check(|query, faults| request(topic, &caller, query, faults))?;
+    give_back_lost(&broker, &slots, &caller, &headers).await?;
+    let feed = Feed { slots, own: StreamSlots::new(Arc::clone(caller.subject())), broker, request, max, caller };
+    // The first look is made before the answer, so that a wrong group is a problem and not an empty stream.
+    let first = feed.look(Duration::ZERO).await?;
+    let mut response = Response::new(Body::from_stream(feed.events(first)));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
+}
+
+fn request(
+    topic: Arc<Topic>,
+    caller: &Caller,
+    query: StreamQuery,
+    faults: &mut Faults,
+) -> Option<(ConsumeRequest, usize)> {
+    let group = consumer_group(&topic, query.consumer_group, faults)?;
+    let max = query.max_in_flight.unwrap_or(IN_FLIGHT_DEFAULT);
+    if !(1..=IN_FLIGHT_MAX).contains(&max) {
+        faults.push("/maxInFlight", format!("is from 1 to {IN_FLIGHT_MAX}"));
+    }
+    let ack_timeout = ack_timeout("/ackTimeout", query.ack_timeout, faults);
+    let (holder, wait) = (Arc::clone(caller.subject()), Duration::ZERO);
+    Some((ConsumeRequest { topic, group, limit: 0, ack_timeout, wait, holder }, max as usize))
+}
+
+async fn give_back_lost(broker: &Broker, slots: &Slots, caller: &Caller, headers: &HeaderMap) -> Result<(), Problem> {
+    let Some(last) = headers.get("last-event-id") else { return Ok(()) };
+    let last = last.to_str().ok().and_then(Receipt::decode);
+    let last = last.ok_or_else(|| Problem::invalid_at("/Last-Event-ID", "is no id of an event of this stream"))?;
+    let lost = slots.unreceived(caller.subject(), &last);
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let release = |receipt| Settle {
+        lease: LeaseRef::Receipt { receipt, message: None },
+        settlement: Settlement::Release,
+    };
+    // One that has ended meanwhile is refused, and waits again all the same.
+    broker.store.settle(lost.into_iter().map(release).collect()).await?;
+    Ok(())
+}
+
+/// One stream and what it needs.
+struct Feed {
+    broker: Arc<Broker>,
+    slots: Arc<Slots>,
+    own: Arc<StreamSlots>,
+    request: ConsumeRequest,
+    max: usize,
+    caller: Caller,
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.own.end();
+    }
+}
+
+impl Feed {
+    /// Leases what the free slots take, waiting up to `wait` for the first.
+    async fn look(&self, wait: Duration) -> Result<Vec<Lease>, Problem> {
+        let free = self.max.saturating_sub(self.own.held());
+        if free == 0 {
+            return Ok(Vec::new());
+        }
+        let request = ConsumeRequest { limit: free, wait, ..self.request.clone() };
+        let prepared = self.broker.consumers.consume(&request).await?;
+        prepared.leases.iter().for_each(|lease| self.slots.take(&self.own, lease));
+        Ok(prepared.leases)
+    }
+
+    fn events(self, first: Vec<Lease>) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+        // The head goes out with the first bytes, so there are some at once.
+        let opening = self.write(&first).unwrap_or_else(comment);
+        let begun = stream::once(std::future::ready(Ok(opening)));
+        let rest = stream::unfold(self, |feed| async move {
+            let bytes = feed.next().await?;
+            Some((Ok(bytes), feed))
+        });
+        futures_util::StreamExt::chain(begun, rest)
+    }
+
+    /// The next events, or a comment when there are none for a while; none when the stream is over.
+    async fn next(&self) -> Option<Bytes> {
+        let quiet_until = self.broker.clock.now().plus(KEEP_ALIVE);
+        loop {
+            if self.broker.stopping.is_cancelled() || self.caller.has_expired(self.broker.clock.now()) {
+                return None;
+            }
+            let now = self.broker.clock.now();
+            let next_end = self.slots.expire(&self.own, now);
+            if now >= quiet_until {
+                return Some(comment());
+            }
+            if self.own.held() < self.max {
+                // A failure ends the stream; the client comes again and is told what is wrong.
+                let leases = self.look(quiet_until.since(now)).await.ok()?;
+                if let Some(bytes) = self.write(&leases) {
+                    return Some(bytes);
+                }
+                continue;
+            }
+            let until = next_end.map_or(quiet_until, |end| end.min(quiet_until));
+            tokio::select! {
+                () = self.own.freed() => {}
+                () = self.broker.clock.sleep_until(until) => {}
+                () = self.broker.stopping.cancelled() => {}
+            }
+        }
+    }
+
+    fn write(&self, leases: &[Lease]) -> Option<Bytes> {
+        if leases.is_empty() {
+            return None;
+        }
+        let mut events = Vec::new();
+        for lease in leases {
+            events.extend_from_slice(b"event: message\nid: ");
+            events.extend_from_slice(lease.receipt.encode().as_bytes());
+            events.extend_from_slice(b"\ndata: ");
+            let envelope = Envelope::of_lease(&self.request.topic.name, lease, &lease.message);
+            serde_json::to_writer(&mut events, &envelope).expect("an envelope is plain JSON, written into memory");
+            events.extend_from_slice(b"\n\n");
+        }
+        Some(events.into())
+    }
+}
+
+fn comment() -> Bytes {
+    Bytes::from_static(b": still here\n\n")
+}

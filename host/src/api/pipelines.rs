@@ -1,0 +1,254 @@
+//! Pipelines of topics and subscriptions: shown, set, their history. Invariant: a caller sets only plugins that its token
+//! reaches (those that came with the binary are everyone's), and stages that emit only to topics that it reaches. Never
+//! runs a stage.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::Caller;
+use super::extract::{IfMatch, Json, Param, Query};
+use super::page::{Paging, Window};
+use super::problem::Problem;
+use super::wire::Time;
+use super::{Api, answer, plugins, reach};
+use crate::broker::Broker;
+use crate::catalog::model::{PipelineRevision, Scope, StageSpec, SubscriptionId};
+use crate::message::TopicName;
+
+/// The routes.
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(topic_get, topic_put))
+        .routes(routes!(topic_history))
+        .routes(routes!(subscription_get, subscription_put))
+        .routes(routes!(subscription_history))
+}
+
+/// The stages of a pipeline, in order.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct PipelineBody {
+    /// All of them: what is not here is taken out.
+    #[schema(value_type = Vec<StageSpec>)]
+    stages: Option<Vec<StageSpec>>,
+}
+
+/// One revision of a pipeline.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct PipelineView {
+    /// Rises with every change; 0 if nothing was ever set.
+    revision: u64,
+    /// As its owner set them.
+    stages: Vec<StageSpec>,
+    /// What really runs: those that Sluice adds (the topic's schema, the subscription's filter) first, versions pinned.
+    resolved: Vec<ResolvedView>,
+    /// Why there is this revision.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_at: Option<Time>,
+}
+
+/// A stage as it runs.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ResolvedView {
+    name: String,
+    plugin: String,
+    version: String,
+    /// Hex SHA-256 of the component.
+    digest: String,
+    /// Added by Sluice.
+    implicit: bool,
+}
+
+impl PipelineView {
+    fn of(revision: Option<PipelineRevision>) -> PipelineView {
+        let Some(revision) = revision else {
+            let (stages, resolved) = (Vec::new(), Vec::new());
+            return PipelineView { revision: 0, stages, resolved, reason: None, created_by: None, created_at: None };
+        };
+        let resolved = revision.resolved.into_iter().map(|stage| ResolvedView {
+            name: stage.spec.name,
+            plugin: stage.spec.plugin,
+            version: stage.version,
+            digest: stage.digest,
+            implicit: stage.implicit,
+        });
+        PipelineView {
+            revision: revision.revision,
+            stages: revision.stages,
+            resolved: resolved.collect(),
+            reason: Some(revision.reason),
+            created_by: Some(revision.created_by),
+            created_at: Some(Time(revision.created_at)),
+        }
+    }
+}
+
+/// Show a topic's pipeline.
+#[utoipa::path(
+    get, path = "/api/v1/topics/{topic}/pipeline", tag = "pipelines",
+    params(("topic" = String, Path, description = "Its name")),
+    responses((status = 200, description = "What runs before a message is stored; `ETag` is the revision", body = PipelineView)),
+)]
+async fn topic_get(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(name): Param<TopicName>,
+) -> Result<Response, Problem> {
+    let topic = reach::topic(&broker, &caller, &name)?;
+    Ok(shown(PipelineView::of(broker.pipelines.current(Scope::Topic(topic.id)))))
+}
+
+/// Set a topic's pipeline.
+#[utoipa::path(
+    put, path = "/api/v1/topics/{topic}/pipeline", tag = "pipelines", request_body = PipelineBody,
+    params(
+        ("topic" = String, Path, description = "Its name"),
+        ("If-Match" = Option<String>, Header, description = "The revision that the change is made from"),
+    ),
+    responses((status = 200, description = "The new revision; batches under way end on theirs", body = PipelineView)),
+)]
+async fn topic_put(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(name): Param<TopicName>,
+    if_match: IfMatch,
+    body: Json<PipelineBody>,
+) -> Result<Response, Problem> {
+    let topic = reach::topic(&broker, &caller, &name)?;
+    let stages = body.check(|body, faults| faults.require("/stages", body.stages))?;
+    set(&broker, &caller, Scope::Topic(topic.id), stages, if_match).await
+}
+
+/// Show a subscription's pipeline.
+#[utoipa::path(
+    get, path = "/api/v1/subscriptions/{id}/pipeline", tag = "pipelines",
+    params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "What runs on the way out; `ETag` is the revision", body = PipelineView)),
+)]
+async fn subscription_get(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(id): Param<SubscriptionId>,
+) -> Result<Response, Problem> {
+    let scope = subscription_scope(&broker, &caller, id)?;
+    Ok(shown(PipelineView::of(broker.pipelines.current(scope))))
+}
+
+/// Set a subscription's pipeline.
+#[utoipa::path(
+    put, path = "/api/v1/subscriptions/{id}/pipeline", tag = "pipelines", request_body = PipelineBody,
+    params(
+        ("id" = String, Path, description = "Its id"),
+        ("If-Match" = Option<String>, Header, description = "The revision that the change is made from"),
+    ),
+    responses((status = 200, description = "The new revision; a message's retries keep theirs", body = PipelineView)),
+)]
+async fn subscription_put(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(id): Param<SubscriptionId>,
+    if_match: IfMatch,
+    body: Json<PipelineBody>,
+) -> Result<Response, Problem> {
+    let scope = subscription_scope(&broker, &caller, id)?;
+    let stages = body.check(|body, faults| faults.require("/stages", body.stages))?;
+    set(&broker, &caller, scope, stages, if_match).await
+}
+
+/// What to list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct HistoryQuery {
+    /// Revisions at most.
+    #[param(minimum = 1, maximum = 100, default = 100)]
+    limit: Option<u64>,
+    /// Revisions left out before.
+    offset: Option<u64>,
+}
+
+/// Some revisions.
+#[derive(Debug, Serialize, ToSchema)]
+struct RevisionList {
+    /// Latest first.
+    revisions: Vec<PipelineView>,
+    #[serde(flatten)]
+    paging: Paging,
+}
+
+/// List a topic's revisions.
+#[utoipa::path(
+    get, path = "/api/v1/topics/{topic}/pipeline/history", tag = "pipelines",
+    params(("topic" = String, Path, description = "Its name"), HistoryQuery),
+    responses((status = 200, description = "Latest first", body = RevisionList)),
+)]
+async fn topic_history(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(name): Param<TopicName>,
+    query: Query<HistoryQuery>,
+) -> Result<Response, Problem> {
+    let topic = reach::topic(&broker, &caller, &name)?;
+    history(&broker, Scope::Topic(topic.id), query).await
+}
+
+/// List a subscription's revisions.
+#[utoipa::path(
+    get, path = "/api/v1/subscriptions/{id}/pipeline/history", tag = "pipelines",
+    params(("id" = String, Path, description = "Its id"), HistoryQuery),
+    responses((status = 200, description = "Latest first", body = RevisionList)),
+)]
+async fn subscription_history(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(id): Param<SubscriptionId>,
+    query: Query<HistoryQuery>,
+) -> Result<Response, Problem> {
+    let scope = subscription_scope(&broker, &caller, id)?;
+    history(&broker, scope, query).await
+}
+
+fn subscription_scope(broker: &Broker, caller: &Caller, id: SubscriptionId) -> Result<Scope, Problem> {
+    let subscription = reach::subscription(broker, caller, id)?;
+    Ok(Scope::Subscription(subscription.topic, id))
+}
+
+fn shown(view: PipelineView) -> Response {
+    answer::tagged(answer::ok(&view), view.revision)
+}
+
+async fn set(
+    broker: &Broker,
+    caller: &Caller,
+    scope: Scope,
+    stages: Vec<StageSpec>,
+    if_match: IfMatch,
+) -> Result<Response, Problem> {
+    for (at, stage) in stages.iter().enumerate() {
+        plugins::need(broker, caller, &stage.plugin)?;
+        for (index, target) in stage.emit_to.iter().enumerate() {
+            reach::topic_at(broker, caller, target, &format!("/stages/{at}/emitTo/{index}"))?;
+        }
+    }
+    let revision = broker.pipelines.set(scope, stages, if_match.expected()?, &caller.actor()).await?;
+    Ok(shown(PipelineView::of(Some(revision))))
+}
+
+async fn history(broker: &Broker, scope: Scope, query: Query<HistoryQuery>) -> Result<Response, Problem> {
+    let window = query.check(|query, faults| Window::read(query.limit, query.offset, faults))?;
+    let (revisions, total) = broker.catalog.pipeline_history(scope, window.limit, window.offset).await?;
+    let revisions = revisions.into_iter().map(|revision| PipelineView::of(Some(revision))).collect();
+    Ok(answer::ok(&RevisionList { revisions, paging: window.paging(total) }))
+}

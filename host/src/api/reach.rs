@@ -1,0 +1,63 @@
+//! What a caller reaches: topics, subscriptions, receipts, by name. Invariant: what comes back from here is in the
+//! caller's scope; the scope is checked before existence, so a refusal tells nothing of what there is. Never changes
+//! anything.
+
+use std::sync::Arc;
+
+use super::auth::Caller;
+use super::problem::{Code, Problem};
+use crate::broker::Broker;
+use crate::catalog::model::{Subscription, SubscriptionId, Topic};
+use crate::message::{MessageId, TopicName};
+use crate::store::Receipt;
+
+/// The topic of this name.
+///
+/// # Errors
+/// `FORBIDDEN`, `NOT_FOUND`.
+pub fn topic(broker: &Broker, caller: &Caller, name: &TopicName) -> Result<Arc<Topic>, Problem> {
+    caller.need_topic(name)?;
+    broker.directory.topic(name).ok_or_else(|| Problem::not_found("topic", name))
+}
+
+/// The topic that a body names.
+///
+/// # Errors
+/// `VALIDATION_ERROR` at `pointer`, `FORBIDDEN`, `NOT_FOUND`.
+pub fn topic_at(broker: &Broker, caller: &Caller, name: &str, pointer: &str) -> Result<Arc<Topic>, Problem> {
+    let name: TopicName = name.parse().map_err(|message: String| Problem::invalid_at(pointer, message))?;
+    topic(broker, caller, &name)
+}
+
+/// The topic that a message was published to, by the number in its id.
+///
+/// # Errors
+/// `FORBIDDEN`, `NOT_FOUND`.
+pub fn topic_of(broker: &Broker, caller: &Caller, message: MessageId) -> Result<Arc<Topic>, Problem> {
+    let topic = broker.directory.topic_by_id(message.topic());
+    let topic = topic.ok_or_else(|| Problem::not_found("message", message))?;
+    caller.need_topic(&topic.name)?;
+    Ok(topic)
+}
+
+/// The topic that a receipt is for.
+///
+/// # Errors
+/// `FORBIDDEN`; `LEASE_EXPIRED` when the topic is gone.
+pub fn topic_of_receipt(broker: &Broker, caller: &Caller, receipt: &Receipt) -> Result<Arc<Topic>, Problem> {
+    let topic = broker.directory.topic_by_id(receipt.position.topic).ok_or_else(|| {
+        Problem::new(Code::LeaseExpired, "The lease's topic is gone; drop the message and consume again.")
+    })?;
+    caller.need_topic(&topic.name)?;
+    Ok(topic)
+}
+
+/// The subscription of this id.
+///
+/// # Errors
+/// `NOT_FOUND`, `FORBIDDEN`.
+pub fn subscription(broker: &Broker, caller: &Caller, id: SubscriptionId) -> Result<Arc<Subscription>, Problem> {
+    let subscription = broker.directory.subscription(id).ok_or_else(|| Problem::not_found("subscription", id))?;
+    caller.need_topic(&subscription.topic_name)?;
+    Ok(subscription)
+}

@@ -1,0 +1,398 @@
+//! A subscription as clients write and read it. Invariant: settings that come out of here are valid under the
+//! configuration; a secret header's value goes in and never comes out. Never does I/O.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use payload_query::Query as PayloadQuery;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::api::messages::{ACK_TIMEOUT_MAX, offset};
+use crate::api::problem::{Faults, Problem};
+use crate::api::topics::given;
+use crate::api::wire::{Iso, Time};
+use crate::catalog::model::{
+    Backoff, Filter, PushFormat, Secret, Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic,
+    TopicKind,
+};
+use crate::clock::Timestamp;
+use crate::config;
+use crate::delivery::push::{EndpointStatus, validate_endpoint, validate_headers};
+use crate::message::{Offset, Partition, TopicName};
+use crate::store::SeekTo;
+
+/// Bytes of a group's name.
+const GROUP_BYTES_MAX: usize = 255;
+/// From API.md.
+const RETRIES_MAX: u32 = 100;
+const RETRIES_DEFAULT: u32 = 3;
+const ACK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// A webhook's lease must end while somebody still remembers the request.
+const BACKOFF_MAX: Duration = Duration::from_secs(7 * 86_400);
+const BACKOFF_MULTIPLIER_MAX: f64 = 100.0;
+/// Headers that a filter compares at most.
+const FILTER_HEADERS_MAX: usize = 64;
+/// Stands for a header's value where it is shown; written back, it keeps the value.
+const REDACTED: &str = "[redacted]";
+
+/// A subscription to be made, or a change of one.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct SubscriptionBody {
+    /// On which topic. Cannot change.
+    #[schema(required)]
+    topic_name: Option<String>,
+    /// The group's name, unique on the topic. Cannot change.
+    #[schema(required)]
+    consumer_group: Option<String>,
+    /// Cannot change.
+    #[serde(rename = "type")]
+    #[schema(required)]
+    kind: Option<SubscriptionKind>,
+    /// Where to send (Push): an absolute URL.
+    consumer_endpoint: Option<String>,
+    /// Only messages that match are delivered.
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<Filter>)]
+    filter: Option<Option<Filter>>,
+    /// Deliveries after the first one fails: 0 to 100 (3).
+    #[schema(minimum = 0, maximum = 100)]
+    max_retries: Option<u32>,
+    /// How long a lease lasts, and how long an endpoint may take (`PT30S`).
+    ack_timeout: Option<Iso>,
+    /// How long to wait before the next attempt.
+    backoff: Option<BackoffBody>,
+    /// Where it begins, on a PubSub topic: `latest` (the default), `earliest`, or an RFC 3339 time. Only at creation.
+    start_from: Option<String>,
+    /// In order per partition key.
+    ordered: Option<bool>,
+    /// Leases at once at most (Push).
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    max_in_flight: Option<Option<u32>>,
+    /// Deliveries per second at most (Push).
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<u32>, minimum = 1)]
+    rate_limit: Option<Option<u32>>,
+    /// How a webhook's body looks (`envelope`).
+    format: Option<PushFormat>,
+    /// Extra headers (Push); their values are never shown again.
+    headers: Option<BTreeMap<String, String>>,
+}
+
+/// How the wait between attempts grows.
+#[derive(Debug, Default, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct BackoffBody {
+    /// Before the second attempt (`PT2S`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    initial: Option<Iso>,
+    /// Times this for each further one (2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100)]
+    multiplier: Option<f64>,
+    /// At most (`PT1H`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max: Option<Iso>,
+    /// Share by which it varies (0.2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 1)]
+    jitter: Option<f64>,
+}
+
+/// A checked request for a subscription.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) topic: TopicName,
+    pub(super) consumer_group: Arc<str>,
+    pub(super) settings: SubscriptionSettings,
+    start: Option<SeekTo>,
+}
+
+impl Wanted {
+    /// Where the cursor begins.
+    ///
+    /// # Errors
+    /// A Queue's one cursor is there already.
+    pub(super) fn start(&self, topic: &Topic) -> Result<SeekTo, Problem> {
+        match (self.start, topic.settings.kind) {
+            (Some(_), TopicKind::Queue) => {
+                Err(Problem::invalid_at("/startFrom", "a Queue has one cursor already; move it by `seek`"))
+            }
+            (start, _) => Ok(start.unwrap_or(SeekTo::Latest)),
+        }
+    }
+}
+
+impl SubscriptionBody {
+    pub(super) fn create(self, push: &config::Push, faults: &mut Faults) -> Option<Wanted> {
+        let topic = faults.require("/topicName", self.topic_name.clone());
+        let topic = topic.and_then(|name| faults.keep("/topicName", name.parse::<TopicName>()));
+        let group = faults.require("/consumerGroup", self.consumer_group.clone());
+        let group = group.and_then(|group| faults.keep("/consumerGroup", group_name(group)));
+        let kind = faults.require("/type", self.kind);
+        let start = self.start_from.as_deref().map(start_from).transpose();
+        let start = faults.keep("/startFrom", start);
+        let base = SubscriptionSettings {
+            kind: kind?,
+            endpoint: None,
+            filter: None,
+            max_retries: RETRIES_DEFAULT,
+            ack_timeout: ACK_TIMEOUT_DEFAULT,
+            backoff: Backoff::default(),
+            ordered: false,
+            max_in_flight: None,
+            rate_limit: None,
+            format: PushFormat::Envelope,
+            headers: BTreeMap::new(),
+        };
+        let settings = self.over(base, push, faults);
+        Some(Wanted { topic: topic?, consumer_group: group?, settings, start: start? })
+    }
+
+    /// What is left out stays.
+    pub(super) fn update(
+        self,
+        before: &Subscription,
+        push: &config::Push,
+        faults: &mut Faults,
+    ) -> Option<SubscriptionSettings> {
+        if self.topic_name.as_deref().is_some_and(|name| name != before.topic_name.as_str()) {
+            faults.push("/topicName", "cannot change; make a new subscription");
+        }
+        if self.consumer_group.as_deref().is_some_and(|group| group != &*before.consumer_group) {
+            faults.push("/consumerGroup", "cannot change; make a new subscription");
+        }
+        if self.start_from.is_some() {
+            faults.push("/startFrom", "counts at creation only; move the cursor by `seek`");
+        }
+        Some(self.over(before.settings.clone(), push, faults))
+    }
+
+    fn over(self, base: SubscriptionSettings, push: &config::Push, faults: &mut Faults) -> SubscriptionSettings {
+        let headers = match self.headers {
+            Some(headers) => merged(headers, &base.headers),
+            None => base.headers,
+        };
+        let settings = SubscriptionSettings {
+            kind: self.kind.unwrap_or(base.kind),
+            endpoint: self.consumer_endpoint.or(base.endpoint),
+            filter: self.filter.unwrap_or(base.filter),
+            max_retries: self.max_retries.unwrap_or(base.max_retries),
+            ack_timeout: self.ack_timeout.map_or(base.ack_timeout, |Iso(timeout)| timeout),
+            backoff: backoff(self.backoff, base.backoff),
+            ordered: self.ordered.unwrap_or(base.ordered),
+            max_in_flight: self.max_in_flight.unwrap_or(base.max_in_flight),
+            rate_limit: self.rate_limit.unwrap_or(base.rate_limit),
+            format: self.format.unwrap_or(base.format),
+            headers,
+        };
+        check(&settings, faults);
+        check_endpoint(&settings, push, faults);
+        settings
+    }
+}
+
+fn merged(headers: BTreeMap<String, String>, before: &BTreeMap<String, Secret>) -> BTreeMap<String, Secret> {
+    let secret = |(name, value): (String, String)| {
+        let kept = before.get(&name).filter(|_| value == REDACTED).cloned();
+        (name, kept.unwrap_or_else(|| Secret::new(value)))
+    };
+    headers.into_iter().map(secret).collect()
+}
+
+fn backoff(given: Option<BackoffBody>, base: Backoff) -> Backoff {
+    let given = given.unwrap_or_default();
+    Backoff {
+        initial: given.initial.map_or(base.initial, |Iso(initial)| initial),
+        multiplier: given.multiplier.unwrap_or(base.multiplier),
+        max: given.max.map_or(base.max, |Iso(max)| max),
+        jitter: given.jitter.unwrap_or(base.jitter),
+    }
+}
+
+fn check(settings: &SubscriptionSettings, faults: &mut Faults) {
+    if settings.max_retries > RETRIES_MAX {
+        faults.push("/maxRetries", format!("is from 0 to {RETRIES_MAX}"));
+    }
+    if settings.ack_timeout < Duration::from_secs(1) || settings.ack_timeout > ACK_TIMEOUT_MAX {
+        faults.push("/ackTimeout", "is from PT1S to PT12H");
+    }
+    let backoff = &settings.backoff;
+    if !(1.0..=BACKOFF_MULTIPLIER_MAX).contains(&backoff.multiplier) {
+        faults.push("/backoff/multiplier", format!("is from 1 to {BACKOFF_MULTIPLIER_MAX}"));
+    }
+    if !(0.0..=1.0).contains(&backoff.jitter) {
+        faults.push("/backoff/jitter", "is from 0 to 1");
+    }
+    if backoff.max > BACKOFF_MAX || backoff.initial > backoff.max {
+        faults.push("/backoff/max", "is at least `initial` and at most P7D");
+    }
+    for (pointer, bound) in [("/maxInFlight", settings.max_in_flight), ("/rateLimit", settings.rate_limit)] {
+        if bound == Some(0) {
+            faults.push(pointer, "is at least 1; to stop deliveries, pause the subscription");
+        }
+    }
+    if let Some(filter) = &settings.filter {
+        if filter.header_matches.len() > FILTER_HEADERS_MAX {
+            faults.push("/filter/headerMatches", format!("are at most {FILTER_HEADERS_MAX}"));
+        }
+        let query = filter.payload_query.as_deref().map(PayloadQuery::parse).transpose();
+        faults.keep("/filter/payloadQuery", query);
+    }
+}
+
+fn check_endpoint(settings: &SubscriptionSettings, push: &config::Push, faults: &mut Faults) {
+    match (settings.kind, settings.endpoint.as_deref()) {
+        (SubscriptionKind::Push, None) => faults.push("/consumerEndpoint", "is required for type Push"),
+        (SubscriptionKind::Push, Some(url)) => {
+            faults.keep("/consumerEndpoint", validate_endpoint(url, push).map(drop));
+            faults.keep("/headers", validate_headers(&settings.headers));
+        }
+        (SubscriptionKind::Pull, endpoint) => {
+            let push_only = [
+                ("/consumerEndpoint", endpoint.is_some()),
+                ("/headers", !settings.headers.is_empty()),
+                ("/maxInFlight", settings.max_in_flight.is_some()),
+                ("/rateLimit", settings.rate_limit.is_some()),
+                ("/format", settings.format != PushFormat::Envelope),
+            ];
+            for (pointer, _) in push_only.into_iter().filter(|(_, given)| *given) {
+                faults.push(pointer, "is for type Push alone");
+            }
+        }
+    }
+}
+
+fn group_name(text: String) -> Result<Arc<str>, String> {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-' | b':' | b'/' | b'@');
+    if text.is_empty() || text.len() > GROUP_BYTES_MAX || !text.bytes().all(allowed) {
+        return Err(format!("is 1 to {GROUP_BYTES_MAX} letters, digits, or any of . _ - : / @"));
+    }
+    Ok(text.into())
+}
+
+fn start_from(text: &str) -> Result<SeekTo, String> {
+    match text {
+        "earliest" => Ok(SeekTo::Earliest),
+        "latest" => Ok(SeekTo::Latest),
+        other => Timestamp::parse_rfc3339(other)
+            .map(SeekTo::Time)
+            .map_err(|_| format!("'{other}' is neither earliest, latest, nor an RFC 3339 time")),
+    }
+}
+
+/// Where a seek goes: a word, a time, or an offset as number or text.
+pub(super) fn seek_to(to: &serde_json::Value, partition: Option<Partition>, partitions: u16) -> Result<SeekTo, String> {
+    let text = match to {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Number(number) => number.to_string(),
+        _ => return Err("is earliest, latest, an RFC 3339 time, or an offset".to_owned()),
+    };
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        let place: Offset = offset(&text)?;
+        return match partition.or((partitions == 1).then_some(0)) {
+            Some(partition) if partition < partitions => Ok(SeekTo::Offset(partition, place)),
+            Some(_) => Err(format!("the topic has partitions 0 to {}", partitions - 1)),
+            None => Err("an offset belongs to a partition: give `partition` too".to_owned()),
+        };
+    }
+    if partition.is_some() {
+        return Err("only an offset belongs to a partition".to_owned());
+    }
+    start_from(&text)
+}
+
+/// A subscription.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct SubscriptionView {
+    #[schema(value_type = String, format = Uuid)]
+    subscription_id: SubscriptionId,
+    #[schema(value_type = String)]
+    topic_name: TopicName,
+    #[schema(value_type = String)]
+    consumer_group: Arc<str>,
+    #[serde(rename = "type")]
+    kind: SubscriptionKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    consumer_endpoint: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    filter: Option<Filter>,
+    max_retries: u32,
+    ack_timeout: Iso,
+    backoff: BackoffBody,
+    ordered: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_in_flight: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate_limit: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    format: Option<PushFormat>,
+    /// Names of the extra headers; values are `[redacted]`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    headers: BTreeMap<String, &'static str>,
+    is_active: bool,
+    /// Why and since when it does not deliver.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pause: Option<PauseView>,
+    /// Its endpoint, as this broker sees it (Push).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<EndpointStatus>,
+    /// The signing secret: at creation and rotation only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    secret: Option<String>,
+    created_by: String,
+    created_at: Time,
+    updated_at: Time,
+}
+
+/// Why a subscription does not deliver.
+#[derive(Debug, Serialize, ToSchema)]
+struct PauseView {
+    reason: String,
+    since: Time,
+}
+
+impl SubscriptionView {
+    pub(super) fn of(subscription: &Subscription, endpoint: Option<EndpointStatus>) -> SubscriptionView {
+        let settings = &subscription.settings;
+        let pause = subscription.pause.as_ref();
+        SubscriptionView {
+            subscription_id: subscription.id,
+            topic_name: subscription.topic_name.clone(),
+            consumer_group: Arc::clone(&subscription.consumer_group),
+            kind: settings.kind,
+            consumer_endpoint: settings.endpoint.clone(),
+            filter: settings.filter.clone(),
+            max_retries: settings.max_retries,
+            ack_timeout: Iso(settings.ack_timeout),
+            backoff: BackoffBody {
+                initial: Some(Iso(settings.backoff.initial)),
+                multiplier: Some(settings.backoff.multiplier),
+                max: Some(Iso(settings.backoff.max)),
+                jitter: Some(settings.backoff.jitter),
+            },
+            ordered: settings.ordered,
+            max_in_flight: settings.max_in_flight,
+            rate_limit: settings.rate_limit,
+            format: (settings.kind == SubscriptionKind::Push).then_some(settings.format),
+            headers: settings.headers.keys().map(|name| (name.clone(), REDACTED)).collect(),
+            is_active: pause.is_none(),
+            pause: pause.map(|pause| PauseView { reason: pause.reason.clone(), since: Time(pause.since) }),
+            endpoint,
+            secret: None,
+            created_by: subscription.created_by.clone(),
+            created_at: Time(subscription.created_at),
+            updated_at: Time(subscription.updated_at),
+        }
+    }
+
+    /// As it is shown the one time that its secret may be.
+    pub(super) fn with_secret(subscription: &Subscription) -> SubscriptionView {
+        let secret = subscription.secret.as_ref().map(|secret| secret.expose().to_owned());
+        SubscriptionView { secret, ..SubscriptionView::of(subscription, None) }
+    }
+}

@@ -1,0 +1,179 @@
+//! Subscriptions in operation: paused, resumed, moved, tested, their attempts and secrets. Invariant: as `subscriptions.rs`.
+//! Never changes a subscription's settings.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::body::{SubscriptionView, seek_to};
+use super::shown;
+use crate::api::auth::Caller;
+use crate::api::extract::{Json, Param, Query};
+use crate::api::page::{Paging, Window};
+use crate::api::problem::{Code, Problem};
+use crate::api::{Api, answer, reach};
+use crate::broker::Broker;
+use crate::catalog::Event;
+use crate::catalog::model::{SubscriptionId, SubscriptionKind};
+use crate::delivery::push::{AttemptRecord, TestResult};
+use crate::directory::paused_by;
+use crate::message::Partition;
+
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new()
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+        .routes(routes!(seek))
+        .routes(routes!(test))
+        .routes(routes!(attempts))
+        .routes(routes!(rotate_secret))
+}
+
+/// Stop delivering.
+#[utoipa::path(
+    post, path = "/api/v1/subscriptions/{id}/pause", tag = "subscriptions",
+    params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "Its messages wait", body = SubscriptionView)),
+)]
+async fn pause(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(id): Param<SubscriptionId>,
+) -> Result<Response, Problem> {
+    reach::subscription(&broker, &caller, id)?;
+    let actor = caller.actor();
+    let pause = paused_by(&actor, broker.clock.now());
+    let subscription = broker.directory.pause(id, Some(pause), &actor).await?;
+    Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
+}
+
+/// Deliver again.
+#[utoipa::path(
+    post, path = "/api/v1/subscriptions/{id}/resume", tag = "subscriptions",
+    params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "Its messages go on", body = SubscriptionView)),
+)]
+async fn resume(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(id): Param<SubscriptionId>,
+) -> Result<Response, Problem> {
+    reach::subscription(&broker, &caller, id)?;
+    let subscription = broker.directory.pause(id, None, &caller.actor()).await?;
+    Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
+}
+
+/// Where to move a cursor.
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SeekBody {
+    /// `earliest`, `latest`, an RFC 3339 time, or an offset (a number) of `partition`.
+    #[schema(value_type = Option<String>, example = "earliest")]
+    to: Option<serde_json::Value>,
+    /// The partition that an offset belongs to; the others stay.
+    partition: Option<Partition>,
+}
+
+/// Move a cursor.
+#[utoipa::path(
+    post, path = "/api/v1/subscriptions/{id}/seek", tag = "subscriptions", request_body = SeekBody,
+    params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "Its leases have ended and its retries are forgotten", body = SubscriptionView)),
+)]
+async fn seek(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(id): Param<SubscriptionId>,
+    body: Json<SeekBody>,
+) -> Result<Response, Problem> {
+    let subscription = reach::subscription(&broker, &caller, id)?;
+    let topic = reach::topic(&broker, &caller, &subscription.topic_name)?;
+    let to = body.check(|body, faults| {
+        let to = faults.require("/to", body.to)?;
+        faults.keep("/to", seek_to(&to, body.partition, topic.settings.partition_count))
+    })?;
+    broker.store.seek(topic.id, subscription.group, to).await?;
+    let (entity_id, details) = (id.to_string(), serde_json::json!({ "to": format!("{to:?}") }));
+    let event = Event { event_type: "subscription.sought", entity_type: "subscription", entity_id: &entity_id, details };
+    broker.catalog.record(event, &caller.actor()).await?;
+    Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
+}
+
+/// Make a test delivery.
+#[utoipa::path(
+    post, path = "/api/v1/subscriptions/{id}/test", tag = "subscriptions",
+    params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "What was sent, and what came back", body = TestResult)),
+)]
+async fn test(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(id): Param<SubscriptionId>,
+) -> Result<Response, Problem> {
+    let subscription = reach::subscription(&broker, &caller, id)?;
+    if subscription.settings.kind != SubscriptionKind::Push {
+        return Err(Problem::new(Code::Conflict, "A Pull subscription has no endpoint to test."));
+    }
+    let topic = reach::topic(&broker, &caller, &subscription.topic_name)?;
+    Ok(answer::ok(&broker.push.test(&subscription, &topic).await))
+}
+
+/// What to list.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct AttemptsQuery {
+    /// Attempts at most.
+    #[param(minimum = 1, maximum = 100, default = 100)]
+    limit: Option<u64>,
+    /// Attempts left out before.
+    offset: Option<u64>,
+}
+
+/// Recent attempts.
+#[derive(Debug, Serialize, ToSchema)]
+struct AttemptList {
+    /// Newest first; of this broker alone, since it started, at most 100.
+    attempts: Vec<AttemptRecord>,
+    #[serde(flatten)]
+    paging: Paging,
+}
+
+/// List recent deliveries.
+#[utoipa::path(
+    get, path = "/api/v1/subscriptions/{id}/attempts", tag = "subscriptions",
+    params(("id" = String, Path, description = "Its id"), AttemptsQuery),
+    responses((status = 200, description = "Deliveries to the endpoint, newest first", body = AttemptList)),
+)]
+async fn attempts(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(id): Param<SubscriptionId>,
+    query: Query<AttemptsQuery>,
+) -> Result<Response, Problem> {
+    reach::subscription(&broker, &caller, id)?;
+    let window = query.check(|query, faults| Window::read(query.limit, query.offset, faults))?;
+    let (attempts, paging) = window.of(broker.push.attempts(id));
+    Ok(answer::ok(&AttemptList { attempts, paging }))
+}
+
+/// Rotate the signing secret.
+#[utoipa::path(
+    post, path = "/api/v1/subscriptions/{id}/secret/rotate", tag = "subscriptions",
+    params(("id" = String, Path, description = "Its id")),
+    responses((status = 200, description = "The new secret, shown this once; the old one signs too for a day", body = SubscriptionView)),
+)]
+async fn rotate_secret(
+    State(broker): State<Arc<Broker>>,
+    caller: Caller,
+    Param(id): Param<SubscriptionId>,
+) -> Result<Response, Problem> {
+    reach::subscription(&broker, &caller, id)?;
+    let subscription = broker.directory.rotate_secret(id, &caller.actor()).await?;
+    Ok(answer::tagged(answer::ok(&SubscriptionView::with_secret(&subscription)), subscription.version))
+}

@@ -1,0 +1,233 @@
+//! A topic as clients write and read it. Invariant: settings that come out of here are valid under the configuration.
+//! Never does I/O.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+
+use crate::api::problem::Faults;
+use crate::api::wire::{Iso, Time};
+use crate::catalog::model::{DeadLetterPayload, Guarantee, SchemaStatus, Topic, TopicKind, TopicSettings};
+use crate::config::Config;
+use crate::message::{DEAD_LETTER_SUFFIX, PARTITIONS_MAX, TOPIC_NAME_BYTES_MAX, TopicName};
+use crate::schemas::SCHEMA_ID_BYTES_MAX;
+
+/// `dedupWindow` of a topic that does not say, from API.md.
+const DEDUP_WINDOW_DEFAULT: Duration = Duration::from_secs(600);
+/// Keys must fit into memory: a longer window is a database's task.
+const DEDUP_WINDOW_MAX: Duration = Duration::from_secs(7 * 86_400);
+/// Keys that a topic remembers at most; beyond it keyed publishes get 429. About 200 MB.
+const DEDUP_KEYS_MAX: u32 = 1_000_000;
+/// Less would be gone before anyone could consume it.
+const RETENTION_MIN: Duration = Duration::from_secs(1);
+const DESCRIPTION_BYTES_MAX: usize = 4096;
+
+/// A topic to be made, or a change of one.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct TopicBody {
+    /// Letters, digits, `.`, `_`, `-`; not ending in `.dlq`. Cannot change.
+    #[schema(required, pattern = "^[A-Za-z0-9._-]{1,255}$", example = "deployment.events")]
+    name: Option<String>,
+    /// For people.
+    description: Option<String>,
+    /// One consumer, or every subscription. Cannot change.
+    #[serde(rename = "type")]
+    #[schema(required)]
+    kind: Option<TopicKind>,
+    /// The schema that payloads are held against; it may be registered later.
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<String>)]
+    schema_id: Option<Option<String>>,
+    /// By default as configured (`AtLeastOnce`).
+    delivery_guarantee: Option<Guarantee>,
+    /// Messages are kept this long; by default as configured (`P7D`).
+    retention_period: Option<Iso>,
+    /// And in at most so many bytes.
+    #[serde(deserialize_with = "given")]
+    #[schema(value_type = Option<u64>, minimum = 1)]
+    retention_bytes: Option<Option<u64>>,
+    /// 1 to 64 (1). Cannot change.
+    #[schema(minimum = 1, maximum = 64)]
+    partition_count: Option<u16>,
+    /// Bytes of a payload at most; by default, and at most, as configured (1 MiB).
+    #[schema(minimum = 1)]
+    max_message_size: Option<u64>,
+    /// How long idempotency keys are remembered (`PT10M`), at most `P7D`.
+    dedup_window: Option<Iso>,
+    /// What dead letters keep (`original`).
+    dead_letter_payload: Option<DeadLetterPayload>,
+    /// Where messages are kept. Cannot change.
+    storage: Option<Storage>,
+}
+
+/// Where messages are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) enum Storage {
+    /// The broker's store.
+    Default,
+}
+
+/// Tells a field that is `null` from one that is left out.
+pub(in crate::api) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    source: D,
+) -> Result<Option<Option<T>>, D::Error> {
+    Option::deserialize(source).map(Some)
+}
+
+impl TopicBody {
+    pub(super) fn create(self, config: &Config, faults: &mut Faults) -> Option<(TopicName, TopicSettings)> {
+        let name = faults.require("/name", self.name.clone());
+        let name = name.and_then(|name| faults.keep("/name", topic_name(&name)));
+        let kind = faults.require("/type", self.kind);
+        let defaults = TopicSettings {
+            description: String::new(),
+            kind: kind.unwrap_or(TopicKind::Queue),
+            schema_id: None,
+            guarantee: config.messaging.default_delivery_guarantee,
+            retention: config.messaging.default_retention_period,
+            retention_bytes: None,
+            partition_count: 1,
+            max_message_size: config.messaging.max_message_size,
+            dedup_window: DEDUP_WINDOW_DEFAULT,
+            dedup_keys_max: DEDUP_KEYS_MAX,
+            dead_letter_payload: DeadLetterPayload::Original,
+        };
+        let settings = self.over(defaults, config, faults);
+        kind?;
+        Some((name?, settings))
+    }
+
+    /// What is left out stays; what cannot change is refused by the directory.
+    pub(super) fn update(self, before: &Topic, config: &Config, faults: &mut Faults) -> Option<TopicSettings> {
+        if self.name.as_deref().is_some_and(|name| name != before.name.as_str()) {
+            faults.push("/name", "cannot change");
+        }
+        Some(self.over(before.settings.clone(), config, faults))
+    }
+
+    fn over(self, base: TopicSettings, config: &Config, faults: &mut Faults) -> TopicSettings {
+        let settings = TopicSettings {
+            description: self.description.unwrap_or(base.description),
+            kind: self.kind.unwrap_or(base.kind),
+            schema_id: self.schema_id.map_or(base.schema_id, |id| id.map(Arc::from)),
+            guarantee: self.delivery_guarantee.unwrap_or(base.guarantee),
+            retention: self.retention_period.map_or(base.retention, |Iso(period)| period),
+            retention_bytes: self.retention_bytes.unwrap_or(base.retention_bytes),
+            partition_count: self.partition_count.unwrap_or(base.partition_count),
+            max_message_size: self.max_message_size.unwrap_or(base.max_message_size),
+            dedup_window: self.dedup_window.map_or(base.dedup_window, |Iso(window)| window),
+            dedup_keys_max: base.dedup_keys_max,
+            dead_letter_payload: self.dead_letter_payload.unwrap_or(base.dead_letter_payload),
+        };
+        check(&settings, config, faults);
+        settings
+    }
+}
+
+fn check(settings: &TopicSettings, config: &Config, faults: &mut Faults) {
+    if settings.description.len() > DESCRIPTION_BYTES_MAX {
+        faults.push("/description", format!("has at most {DESCRIPTION_BYTES_MAX} bytes"));
+    }
+    if let Some(id) = settings.schema_id.as_deref() {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');
+        if id.is_empty() || id.len() > SCHEMA_ID_BYTES_MAX || !id.bytes().all(allowed) {
+            let message = "is 1 to 255 letters, digits, dots, underscores or hyphens";
+            faults.push("/schemaId", message);
+        }
+    }
+    if settings.retention < RETENTION_MIN {
+        faults.push("/retentionPeriod", "is at least PT1S");
+    }
+    if settings.retention_bytes == Some(0) {
+        faults.push("/retentionBytes", "is at least 1");
+    }
+    if !(1..=PARTITIONS_MAX).contains(&settings.partition_count) {
+        faults.push("/partitionCount", format!("is from 1 to {PARTITIONS_MAX}"));
+    }
+    let size_max = config.messaging.max_message_size;
+    if !(1..=size_max).contains(&settings.max_message_size) {
+        faults.push("/maxMessageSize", format!("is from 1 to {size_max} (the broker's Messaging__MaxMessageSize)"));
+    }
+    if settings.dedup_window.is_zero() || settings.dedup_window > DEDUP_WINDOW_MAX {
+        faults.push("/dedupWindow", "is more than nothing and at most P7D");
+    }
+}
+
+/// A name for a topic of one's own. Its dead-letter topic's name must fit too.
+fn topic_name(text: &str) -> Result<TopicName, String> {
+    let name: TopicName = text.parse()?;
+    if name.is_dead_letter() {
+        return Err(format!("does not end in {DEAD_LETTER_SUFFIX}: such topics come with the topic they belong to"));
+    }
+    if text.len() + DEAD_LETTER_SUFFIX.len() > TOPIC_NAME_BYTES_MAX {
+        return Err(format!("has at most {} bytes", TOPIC_NAME_BYTES_MAX - DEAD_LETTER_SUFFIX.len()));
+    }
+    Ok(name)
+}
+
+/// A topic.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct TopicView {
+    #[schema(value_type = String)]
+    name: TopicName,
+    description: String,
+    #[serde(rename = "type")]
+    kind: TopicKind,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    schema_id: Option<Arc<str>>,
+    /// `Unregistered`, or the status of the schema's version: only an `Approved` one validates.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    schema_status: Option<String>,
+    delivery_guarantee: Guarantee,
+    retention_period: Iso,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retention_bytes: Option<u64>,
+    partition_count: u16,
+    max_message_size: u64,
+    dedup_window: Iso,
+    dead_letter_payload: DeadLetterPayload,
+    /// Where its dead letters are; absent for such a topic itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
+    dead_letter_topic: Option<TopicName>,
+    storage: Storage,
+    /// What "durable" means for it: `fsync`, `postgres`, ….
+    durability: &'static str,
+    created_at: Time,
+    updated_at: Time,
+}
+
+impl TopicView {
+    /// `schema`: `None` without a schema, `Some(None)` for one that is not registered.
+    pub(super) fn of(topic: &Topic, schema: Option<Option<SchemaStatus>>, durability: &'static str) -> TopicView {
+        let settings = &topic.settings;
+        let status = |status: Option<SchemaStatus>| {
+            status.map_or_else(|| "Unregistered".to_owned(), |status| format!("{status:?}"))
+        };
+        TopicView {
+            name: topic.name.clone(),
+            description: settings.description.clone(),
+            kind: settings.kind,
+            schema_id: settings.schema_id.clone(),
+            schema_status: schema.map(status),
+            delivery_guarantee: settings.guarantee,
+            retention_period: Iso(settings.retention),
+            retention_bytes: settings.retention_bytes,
+            partition_count: settings.partition_count,
+            max_message_size: settings.max_message_size,
+            dedup_window: Iso(settings.dedup_window),
+            dead_letter_payload: settings.dead_letter_payload,
+            dead_letter_topic: topic.dead_letter.map(|_| topic.name.dead_letter()),
+            storage: Storage::Default,
+            durability,
+            created_at: Time(topic.created_at),
+            updated_at: Time(topic.updated_at),
+        }
+    }
+}
