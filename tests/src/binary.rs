@@ -20,13 +20,19 @@ pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("tests/ stands in the repository's root")
 }
 
+/// Cargo's target folder: the one that this program was built into.
+#[must_use]
+pub fn target_dir() -> PathBuf {
+    profile_dir().parent().expect("a profile's folder stands in the target folder").into()
+}
+
 fn build() -> PathBuf {
     let profile_dir = profile_dir();
     let binary = profile_dir.join(format!("sluice{}", std::env::consts::EXE_SUFFIX));
-    let target = profile_dir.parent().expect("a profile's folder stands in the target folder");
+    let target = target_dir();
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     // The same packages as `make build`, so that features resolve alike and nothing is built a second time.
-    cargo.current_dir(repository()).args(["build", "--quiet", "--workspace", "--bins", "--target-dir"]).arg(target);
+    cargo.current_dir(repository()).args(["build", "--quiet", "--workspace", "--bins", "--target-dir"]).arg(&target);
     if profile_dir.ends_with("release") {
         cargo.arg("--release");
     }

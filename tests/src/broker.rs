@@ -6,6 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -185,8 +186,16 @@ impl Broker {
 
     /// Waits until a process that was asked to stop has ended.
     pub async fn stopped(&mut self) -> ExitStatus {
-        let mut process = self.process.take().expect("the broker runs");
-        wait::until("the broker stops", async || process.try_wait().expect("a child can be waited for")).await
+        self.stopped_within(wait::PATIENCE).await
+    }
+
+    /// The same, with less patience.
+    pub async fn stopped_within(&mut self, patience: Duration) -> ExitStatus {
+        let process = self.process.as_mut().expect("the broker runs");
+        let ended = async || process.try_wait().expect("a child can be waited for");
+        let status = wait::within(patience, "the broker stops", ended).await;
+        self.process = None;
+        status
     }
 
     /// Asks the process to stop and waits until it has.

@@ -48,13 +48,11 @@ impl Client {
     }
 
     /// Publishes to a topic; await it for the broker's word, or set more first.
-    #[must_use]
     pub fn publish(&self, topic: &str, payload: impl Into<Value>) -> Publish {
         Publish::new(self.clone(), topic, payload.into())
     }
 
     /// Consumes from a topic as a group; await it for the deliveries, or set more first.
-    #[must_use]
     pub fn consume(&self, topic: &str, group: &str) -> Consume {
         Consume::new(self.clone(), topic, group)
     }
@@ -110,7 +108,13 @@ impl Client {
     ///
     /// # Panics
     /// When there is no answer.
-    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: impl Into<Vec<u8>>) -> Answer {
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<reqwest::Body>,
+    ) -> Answer {
         let described = format!("{method} {path}");
         self.try_send(method, path, headers, body).await.unwrap_or_else(|error| panic!("{described}: {error:?}"))
     }
@@ -124,7 +128,7 @@ impl Client {
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
-        body: impl Into<Vec<u8>>,
+        body: impl Into<reqwest::Body>,
     ) -> Result<Answer, reqwest::Error> {
         let url = match path.strip_prefix("//") {
             Some(from_root) => format!("{}/{from_root}", self.url),

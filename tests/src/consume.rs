@@ -42,7 +42,8 @@ pub struct Received {
     pub partition: u32,
     /// Where it stands there.
     pub offset: u64,
-    /// 1 for the first.
+    /// 1 for the first; in webhooks a header has it instead, so that all attempts send one body.
+    #[serde(default)]
     pub delivery_attempt: u32,
     /// Settles the lease; webhooks have none.
     pub receipt: Option<String>,
@@ -113,11 +114,24 @@ impl Consume {
         let mut all: Vec<Delivery> = Vec::new();
         let waited_for = format!("{count} messages of {} for {}", self.topic, self.group);
         wait::until(&waited_for, async || {
-            let limit = (count - all.len()).clamp(1, 1000);
-            all.extend(self.clone().wait(1).limit(limit).await);
+            all.extend(self.clone().wait(1).limit(1000).await);
             (all.len() >= count).then(|| std::mem::take(&mut all))
         })
         .await
+    }
+
+    /// Consumes and acks again and again until `count` messages are acked, at most for [`wait::PATIENCE`] without a new
+    /// one. In an ordered subscription a key's next message comes only after the ack of the one before.
+    pub async fn drain(self, count: usize) -> Vec<Delivery> {
+        let mut all: Vec<Delivery> = Vec::new();
+        while all.len() < count {
+            let next = self.clone().collect(1).await;
+            for delivery in next {
+                delivery.ack().await;
+                all.push(delivery);
+            }
+        }
+        all
     }
 
     /// Demands that nothing waits for the group now.

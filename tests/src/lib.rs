@@ -11,6 +11,7 @@ pub mod clock;
 pub mod collector;
 pub mod consume;
 pub mod events;
+pub mod guest;
 pub mod history;
 pub mod publish;
 pub mod receiver;

@@ -1,1 +1,10 @@
-//! Suites.
+//! The suites that talk to the real binary, one module a concern. Invariant: each test has a broker of its own.
+
+mod crash;
+mod delivery;
+mod guide;
+mod http;
+mod main_job;
+mod reload;
+mod telemetry;
+mod webhooks;

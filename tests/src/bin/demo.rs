@@ -1,2 +1,255 @@
-//! Placeholder.
-fn main() {}
+//! `make demo`: a broker, real calls over HTTP, a plugin swapped under load, and the sums. Invariant: every figure shown is
+//! counted here, at the clients, or read from the broker's API; nothing is staged. `DEMO_ONCE=1` ends it, with 0 only if
+//! the sums agree.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use serde_json::json;
+use sluice_tests::token::Claims;
+use sluice_tests::{Broker, Client, Receiver, Settings, guest, wait};
+
+const TOPIC: &str = "deployment.events";
+/// Published under each version of the plugin before the next step: enough that swaps fall between messages under way.
+const UNDER_EACH_VERSION: usize = 400;
+const PUBLISHERS: usize = 4;
+
+const BOLD: &str = "\x1b[1m";
+const DIM: &str = "\x1b[2m";
+const GREEN: &str = "\x1b[32m";
+const YELLOW: &str = "\x1b[33m";
+const CYAN: &str = "\x1b[36m";
+const RED: &str = "\x1b[31m";
+const PLAIN: &str = "\x1b[0m";
+
+/// What the publishers were told, by tag.
+type Told = Arc<Mutex<BTreeMap<String, String>>>;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let broker = Broker::with(Settings::new().own_secret()).await;
+    let receiver = Receiver::start().await;
+    step("A broker on the embedded store, alone on this machine");
+    println!("  {}  data in {}", broker.url(), broker.data_dir().display());
+
+    let (told, pulled) = (Told::default(), Arc::new(Mutex::new(Vec::new())));
+    let secret = set_up(&broker, &receiver).await;
+    first_messages(&broker, &receiver, &secret, &told, &pulled).await;
+    swap_under_load(&broker, &told, &pulled).await;
+    let agree = sums(&broker, &receiver, &told, &pulled).await;
+
+    if std::env::var_os("DEMO_ONCE").is_none() {
+        stay(&broker).await;
+    }
+    if agree { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn step(title: &str) {
+    println!("\n{BOLD}{title}{PLAIN}");
+}
+
+/// A topic with a stage, one group that pulls and one that is called.
+async fn set_up(broker: &Broker, receiver: &Receiver) -> String {
+    step("A topic with a plugin on it, one subscription that pulls and one webhook");
+    broker.post("/topics", &json!({"name": TOPIC, "type": "PubSub", "partitionCount": 4})).await.expect(201);
+    let stages = json!([{
+        "name": "production-only", "plugin": "filter", "version": "latest",
+        "config": {"headerMatches": {"environment": "production"}}
+    }]);
+    broker.put_pipeline(TOPIC, stages).await;
+    broker.subscribe(TOPIC, "dashboard").await;
+    let subscription = broker.subscribe_push(TOPIC, "notifications", &receiver.url(), json!({})).await;
+    println!("  {TOPIC}: stage {CYAN}production-only{PLAIN} (plugin filter: environment = production)");
+    println!("  dashboard pulls, notifications is called at {}", receiver.url());
+    subscription["secret"].as_str().unwrap_or_default().to_owned()
+}
+
+/// A handful of messages, one line each for what happened to them.
+async fn first_messages(
+    broker: &Broker,
+    receiver: &Receiver,
+    secret: &str,
+    told: &Told,
+    pulled: &Arc<Mutex<Vec<String>>>,
+) {
+    step("Publish: the plugin's word is part of the answer");
+    for (number, environment) in ["production", "staging", "production", "test", "production"].iter().enumerate() {
+        let tag = format!("first-{number}");
+        let status = publish(broker, &tag, environment, "low").await;
+        let colour = if status == "Pending" { GREEN } else { YELLOW };
+        println!("  deployment.completed  {environment:<11} → {colour}{status}{PLAIN}");
+        told.lock().insert(tag, status);
+    }
+    step("Deliver: the same messages by pull and by webhook");
+    for delivery in broker.consume(TOPIC, "dashboard").collect(3).await {
+        delivery.ack().await;
+        println!("  {CYAN}pull{PLAIN}     {}  {DIM}{}{PLAIN}  acked", delivery.payload(), delivery.id());
+        pulled.lock().push(tag_of(delivery.payload()));
+    }
+    for request in receiver.received(3).await {
+        let signed = sluice_tests::signature::verify(secret, &request.headers, &request.body).is_ok();
+        let mark = if signed { format!("{GREEN}signature ✓{PLAIN}") } else { format!("{RED}signature ✗{PLAIN}") };
+        println!("  {CYAN}webhook{PLAIN}  {}  {mark}", request.message().payload.unwrap_or_default());
+    }
+}
+
+async fn publish(client: &Client, tag: &str, environment: &str, severity: &str) -> String {
+    let payload = json!({"event": "deployment.completed", "tag": tag});
+    let publish = client.publish(TOPIC, payload).key(environment);
+    publish.header("environment", environment).header("severity", severity).await.status
+}
+
+fn tag_of(payload: &str) -> String {
+    let payload: serde_json::Value = serde_json::from_str(payload).unwrap_or_default();
+    payload["tag"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Load from all sides, while the plugin's file is replaced, broken, and put back.
+async fn swap_under_load(broker: &Broker, told: &Told, pulled: &Arc<Mutex<Vec<String>>>) {
+    step("Swap the plugin under load, by replacing filter.wasm in the plugins folder");
+    let good = guest::first_party("filter");
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut load: Vec<_> = (0..PUBLISHERS)
+        .map(|publisher| tokio::spawn(publish_on(broker.admin(), publisher, told.clone(), stop.clone())))
+        .collect();
+    load.push(tokio::spawn(pull_on(broker.admin(), pulled.clone(), stop.clone())));
+
+    under_load(told, "the first-party filter: production only").await;
+    broker.place_plugin("filter.wasm", guest::filter_v2());
+    until_critical_is(broker, "Pending", told).await;
+    under_load(told, "another build: production, and whatever is critical").await;
+    broker.place_plugin("filter.wasm", b"not a component");
+    let error = wait::until("the broken file is reported", async || {
+        let page = broker.get("/plugins/filter").await.expect(200);
+        let error = &page["lastError"];
+        (!error.is_null()).then(|| error["message"].as_str().map_or_else(|| error.to_string(), str::to_owned))
+    })
+    .await;
+    println!("  {YELLOW}a broken file{PLAIN} changes nothing; GET /plugins/filter says: {DIM}{error}{PLAIN}");
+    under_load(told, "still that build").await;
+    broker.place_plugin("filter.wasm", &good);
+    until_critical_is(broker, "Dropped", told).await;
+    under_load(told, "the first-party filter again").await;
+
+    stop.store(true, Ordering::SeqCst);
+    for task in load {
+        task.await.expect("a client of the demo does not panic");
+    }
+}
+
+/// Waits until so many more messages were published, and says how many passed.
+async fn under_load(told: &Told, version: &str) {
+    let before = counts(told);
+    let mut after = before;
+    wait::until("messages under load", async || {
+        after = counts(told);
+        (after.0 + after.1 >= before.0 + before.1 + UNDER_EACH_VERSION).then_some(())
+    })
+    .await;
+    let (passed, dropped) = (after.0 - before.0, after.1 - before.1);
+    println!(
+        "  {:>5} published under load: {passed:>4} passed, {dropped:>4} dropped  {DIM}{version}{PLAIN}",
+        passed + dropped
+    );
+}
+
+/// (passed, dropped) so far.
+fn counts(told: &Told) -> (usize, usize) {
+    let told = told.lock();
+    let passed = told.values().filter(|status| *status == "Pending").count();
+    (passed, told.len() - passed)
+}
+
+/// Waits until a critical message outside production meets the version that treats it so.
+async fn until_critical_is(broker: &Broker, status: &str, told: &Told) {
+    let mut probe = 0;
+    wait::within(Duration::from_secs(10), "the new version is in force", async || {
+        let tag = format!("probe-{status}-{probe}");
+        probe += 1;
+        let word = publish(broker, &tag, "staging", "critical").await;
+        let met = word == status;
+        told.lock().insert(tag, word);
+        met.then_some(())
+    })
+    .await;
+}
+
+async fn publish_on(client: Client, publisher: usize, told: Told, stop: Arc<AtomicBool>) {
+    for number in 0.. {
+        if stop.load(Ordering::SeqCst) {
+            return;
+        }
+        let tag = format!("{publisher}-{number}");
+        let environment = ["production", "staging", "test"][number % 3];
+        let severity = if number % 5 == 0 { "critical" } else { "low" };
+        let status = publish(&client, &tag, environment, severity).await;
+        told.lock().insert(tag, status);
+    }
+}
+
+async fn pull_on(client: Client, pulled: Arc<Mutex<Vec<String>>>, stop: Arc<AtomicBool>) {
+    while !stop.load(Ordering::SeqCst) {
+        for delivery in client.consume(TOPIC, "dashboard").limit(100).wait(1).await {
+            delivery.ack().await;
+            pulled.lock().push(tag_of(delivery.payload()));
+        }
+    }
+}
+
+/// published = dropped + delivered + waiting, for each subscription, by name and without repeats.
+async fn sums(broker: &Broker, receiver: &Receiver, told: &Told, pulled: &Arc<Mutex<Vec<String>>>) -> bool {
+    step("The sums: published = dropped + delivered + waiting");
+    let told = told.lock().clone();
+    let passed: BTreeSet<&String> =
+        told.iter().filter(|(_, status)| *status == "Pending").map(|(tag, _)| tag).collect();
+    // The webhook catches up with what the load left behind; what has not come by then is waiting, and counted so.
+    let caught_up = wait::within(Duration::from_secs(30), "the webhook", async || {
+        (receiver.requests().len() >= passed.len()).then_some(())
+    });
+    caught_up.await;
+    let pushed: Vec<String> =
+        receiver.requests().iter().map(|request| tag_of(&request.message().payload.unwrap_or_default())).collect();
+    let waiting = {
+        let mut waiting = 0;
+        for delivery in broker.consume(TOPIC, "dashboard").limit(1000).await {
+            assert!(passed.contains(&tag_of(delivery.payload())), "what waits was published");
+            waiting += 1;
+        }
+        waiting
+    };
+    let mut agree = true;
+    for (name, delivered, waiting) in [("dashboard", pulled.lock().clone(), waiting), ("notifications", pushed, 0)] {
+        let once: BTreeSet<&String> = delivered.iter().collect();
+        let dropped = told.len() - passed.len();
+        let right = once.len() == delivered.len()
+            && once.is_subset(&passed)
+            && told.len() == dropped + delivered.len() + waiting;
+        let mark = if right { format!("{GREEN}✓{PLAIN}") } else { format!("{RED}✗{PLAIN}") };
+        println!(
+            "  {name:<14} {} = {dropped} dropped + {} delivered + {waiting} waiting  {mark}",
+            told.len(),
+            delivered.len()
+        );
+        agree &= right;
+    }
+    let (colour, word) = if agree { (GREEN, "agree") } else { (RED, "do not agree") };
+    println!("  {BOLD}{colour}The sums {word}.{PLAIN}");
+    agree
+}
+
+/// Stays up until Ctrl-C, with what is needed to look around.
+async fn stay(broker: &Broker) {
+    step("The broker stays up: look around, end it with Ctrl-C");
+    let token = Claims::new("demo", &["Admin"]).sign(&broker.secret());
+    println!("  Swagger   {}/swagger", broker.url());
+    println!("  metrics   {}/metrics", broker.url());
+    println!("  plugins   {}  (copy a .wasm into it)", broker.plugins_dir().display());
+    println!("  token     {token}");
+    if let Err(error) = tokio::signal::ctrl_c().await {
+        eprintln!("cannot wait for Ctrl-C: {error}");
+    }
+}

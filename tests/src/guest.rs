@@ -1,0 +1,45 @@
+//! Guest programs of the suites, built to WebAssembly. Invariant: built from `tests/guests/` as it stands, once per
+//! process. Never built into the broker.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::OnceLock;
+
+use crate::binary;
+
+/// The component of `tests/guests/filter-v2`: takes the first-party filter's config and also passes what is critical.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn filter_v2() -> &'static [u8] {
+    static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
+    COMPONENT.get_or_init(|| build("filter-v2"))
+}
+
+/// A plugin that the broker brings, as it was built into it.
+///
+/// # Panics
+/// When the broker was not built.
+#[must_use]
+pub fn first_party(name: &str) -> Vec<u8> {
+    binary::sluice();
+    let file = format!("wasm/wasm32-wasip2/release/{}.wasm", name.replace('-', "_"));
+    let component = binary::target_dir().join(file);
+    std::fs::read(&component).unwrap_or_else(|error| panic!("{}: {error}", component.display()))
+}
+
+fn build(name: &str) -> Vec<u8> {
+    // A folder of its own, for two reasons: cargo's lock on the broker's is not waited for, and the profile is another.
+    let target: PathBuf = binary::target_dir().join("guests");
+    let manifest = binary::repository().join("tests/guests").join(name).join("Cargo.toml");
+    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(["build", "--quiet", "--release", "--target", "wasm32-wasip2", "--manifest-path"])
+        .arg(&manifest)
+        .arg("--target-dir")
+        .arg(&target)
+        .status()
+        .expect("cargo starts");
+    assert!(status.success(), "cargo could not build the guest {name}");
+    let component = target.join("wasm32-wasip2/release").join(format!("{}.wasm", name.replace('-', "_")));
+    std::fs::read(&component).unwrap_or_else(|error| panic!("{}: {error}", component.display()))
+}

@@ -1,0 +1,122 @@
+//! What operators see: metrics whose names and units follow one convention, and traces that lead from a delivery back to
+//! its publish. Invariant: names are checked as the scraper and the collector receive them.
+
+use std::collections::BTreeMap;
+
+use opentelemetry_proto::tonic::trace::v1::Span;
+use serde_json::json;
+use sluice_tests::collector::attribute;
+use sluice_tests::{Broker, Collector, Receiver, Settings};
+
+/// Units that a name may end with, by Prometheus' and OpenMetrics' conventions.
+const UNITS: [&str; 4] = ["_seconds", "_bytes", "_ratio", "_info"];
+
+#[tokio::test]
+async fn metrics_are_named_typed_described_and_bounded() {
+    let (broker, receiver) = (Broker::start().await, Receiver::start().await);
+    broker.create_topic("events", "PubSub").await;
+    broker.subscribe("events", "pull").await;
+    broker.subscribe_push("events", "push", &receiver.url(), json!({})).await;
+    broker.publish("events", json!({})).await;
+    receiver.received(1).await;
+    broker.consume("events", "pull").collect(1).await[0].ack().await;
+
+    let answer = broker.anonymous().get("//metrics").await;
+    assert_eq!(answer.status, 200, "{answer}");
+    assert!(answer.header("content-type").is_some_and(|kind| kind.starts_with("text/plain")), "{answer}");
+    let families = families(&answer.text());
+    assert!(families.keys().any(|name| name.starts_with("sluice_")), "{:?}", families.keys());
+    let faults: Vec<String> = families.iter().flat_map(|(name, family)| lint(name, family)).collect();
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[derive(Default)]
+struct Family {
+    help: bool,
+    kind: String,
+    samples: usize,
+}
+
+fn families(text: &str) -> BTreeMap<String, Family> {
+    let mut families: BTreeMap<String, Family> = BTreeMap::new();
+    for line in text.lines().filter(|line| !line.is_empty()) {
+        let mut words = line.splitn(4, ' ');
+        match (words.next(), words.next(), words.next(), words.next()) {
+            (Some("#"), Some("HELP"), Some(name), Some(_)) => families.entry(name.to_owned()).or_default().help = true,
+            (Some("#"), Some("TYPE"), Some(name), Some(kind)) => {
+                kind.clone_into(&mut families.entry(name.to_owned()).or_default().kind);
+            }
+            _ => {
+                let name = line.split(['{', ' ']).next().unwrap_or_default();
+                let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix));
+                let base = base.filter(|base| families.get(*base).is_some_and(|family| family.kind == "histogram"));
+                families.entry(base.unwrap_or(name).to_owned()).or_default().samples += 1;
+            }
+        }
+    }
+    families
+}
+
+fn lint(name: &str, family: &Family) -> Vec<String> {
+    let mut faults = Vec::new();
+    let mut fault = |what: &str| faults.push(format!("{name} ({}): {what}", family.kind));
+    if !(name.starts_with("sluice_") || name.starts_with("process_")) {
+        fault("has no prefix of ours");
+    }
+    if !name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_') {
+        fault("is not in snake case");
+    }
+    if !family.help {
+        fault("has no help");
+    }
+    match family.kind.as_str() {
+        "counter" if !name.ends_with("_total") => fault("is a counter and does not end with _total"),
+        "gauge" | "histogram" if name.ends_with("_total") => fault("ends with _total and is no counter"),
+        "histogram" if !UNITS.iter().any(|unit| name.ends_with(unit)) && !name.ends_with("_messages") => {
+            fault("is a histogram without a unit");
+        }
+        "counter" | "gauge" | "histogram" => {}
+        _ => fault("is of no known type"),
+    }
+    for scaled in ["_ms", "_millis", "_milliseconds", "_micros", "_kb", "_mb", "_percent"] {
+        if name.trim_end_matches("_total").ends_with(scaled) {
+            fault("is not in base units");
+        }
+    }
+    if family.samples > 400 {
+        fault("has too many series for one message");
+    }
+    faults
+}
+
+#[tokio::test]
+async fn a_delivery_is_traced_back_to_its_publish() {
+    let (collector, receiver) = (Collector::start().await, Receiver::start().await);
+    let settings = Settings::new().env("SLUICE__TELEMETRY__OTLP_ENDPOINT", &collector.url());
+    let broker = Broker::with(settings).await;
+    broker.create_topic("events", "PubSub").await;
+    broker.subscribe_push("events", "push", &receiver.url(), json!({})).await;
+    let trace = "0af7651916cd43dd8448eb211c80319c";
+    let parent = format!("00-{trace}-b7ad6b7169203331-01");
+    broker.publish("events", json!({})).http_header("traceparent", &parent).await;
+    let request = receiver.received(1).await.remove(0);
+
+    let of_trace = |span: &Span| hex(&span.trace_id) == trace;
+    let publish = collector.span("the span of the publish", |span| of_trace(span) && is_messaging(span, "send")).await;
+    assert_eq!(attribute(&publish, "messaging.destination.name").as_deref(), Some("events"), "{publish:?}");
+    let leads_back = |span: &Span| {
+        is_messaging(span, "process") && (of_trace(span) || span.links.iter().any(|link| hex(&link.trace_id) == trace))
+    };
+    let delivery = collector.span("the span of the delivery, linked to the publish", leads_back).await;
+    let sent = request.header("traceparent");
+    assert!(sent.contains(&hex(&delivery.trace_id)), "the receiver is told the delivery's trace: {sent}");
+}
+
+/// Whether the span is a messaging operation of this type, by OpenTelemetry's conventions.
+fn is_messaging(span: &Span, operation: &str) -> bool {
+    attribute(span, "messaging.operation.type").as_deref() == Some(operation)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
