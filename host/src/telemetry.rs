@@ -110,6 +110,16 @@ pub fn init(settings: &Telemetry, node_id: &str) -> Result<Guard, TelemetryError
     Ok(Guard { provider })
 }
 
+/// Sends panics to the log as well, so that they stand where everything else does, in its form and under its trace.
+pub fn log_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let backtrace = std::backtrace::Backtrace::capture();
+        let payload = panic.payload_as_str().unwrap_or("something that is no text");
+        let place = panic.location().map_or_else(|| "?".to_owned(), ToString::to_string);
+        tracing::error!(place, %backtrace, trace_id = trace_id(), "panicked: {payload}");
+    }));
+}
+
 /// Reads a level or a list of directives.
 ///
 /// # Errors

@@ -157,7 +157,7 @@ fn read(name: &str, meaning: Meaning, text: &str) -> Result<Mapped, String> {
         _ if text.is_empty() => Ok(Mapped::default()),
         Meaning::Setting(path) => {
             let key = keys::find(path).expect("the table names settings that exist");
-            Ok(setting(path, key.kind.from_text(text)?))
+            Ok(setting(path, key.kind.parse(text)?))
         }
         Meaning::Translated(path, translate) => Ok(setting(path, translate(text)?)),
         Meaning::Jaeger => {

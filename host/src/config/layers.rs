@@ -165,7 +165,7 @@ impl Layers {
                 None => self.unknown(name, &path),
                 // An empty text is how compose files say "not set".
                 Some(_) if text.is_empty() => {}
-                Some(key) => match key.kind.from_text(text) {
+                Some(key) => match key.kind.parse(text) {
                     Ok(value) => self.set(name, key.path, value),
                     Err(wrong) => self.faults.push(format!("{name} {wrong}")),
                 },

@@ -28,7 +28,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Reads the text of an environment variable or a flag.
-    pub(super) fn from_text(self, text: &str) -> Result<Value, String> {
+    pub(super) fn parse(self, text: &str) -> Result<Value, String> {
         let value = match self {
             Kind::Text | Kind::Secret | Kind::Duration | Kind::Choice(_) => Value::from(text),
             Kind::Flag => match text.to_ascii_lowercase().as_str() {
@@ -126,7 +126,7 @@ mod tests {
             (Kind::List, "10.0.0.0/8, ::1/128,", list),
             (Kind::Choice(&["a", "b"]), "B", Value::from("B")),
         ] {
-            assert_eq!(kind.from_text(text), Ok(value), "{text}");
+            assert_eq!(kind.parse(text), Ok(value), "{text}");
         }
         for (kind, text) in [
             (Kind::Text, "  "),
@@ -140,7 +140,7 @@ mod tests {
             (Kind::Duration, "PT0S"),
             (Kind::Choice(&["a", "b"]), "c"),
         ] {
-            assert!(kind.from_text(text).is_err(), "{text}");
+            assert!(kind.parse(text).is_err(), "{text}");
         }
     }
 

@@ -1,0 +1,379 @@
+//! Speaks the HTTP API to one broker. Invariant: a token made here goes to this machine only. Never retries: whether to
+//! send again is the user's decision, since a lost answer may have been a yes.
+
+use std::time::Duration;
+
+use clap::Args;
+use http::Method;
+use http::header::{CONTENT_TYPE, DATE, ETAG, IF_MATCH};
+use serde_json::Value;
+use url::{Host, Url};
+
+use super::failure::{Failure, Refusal};
+use super::output::Output;
+use super::token::{Wanted, make_token};
+use crate::api::auth::token::Role;
+use crate::clock::Clock;
+use crate::config::{Config, Flags};
+use crate::entropy::Entropy;
+
+/// How long to wait for a connection: a broker that is there answers within a round trip.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long to wait for an answer: a long poll (30 s) and a slow plugin fit in.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// Bytes of an answer at most, so that a wrong URL can't fill the memory; 1000 messages of 256 KiB fit.
+const ANSWER_BYTES_MAX: usize = 512 << 20;
+/// Items of one page, API.md's own bound.
+const PAGE_ITEMS: u64 = 100;
+/// Items of a whole list at most; who has more asks for parts with --limit and --offset.
+pub(super) const LIST_ITEMS_MAX: u64 = 10_000;
+/// Life of a token that is made for one command: it outlives any answer.
+const OWN_TOKEN_TTL: Duration = Duration::from_secs(600);
+
+/// Which broker, and as whom.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Broker")]
+pub(super) struct ClientArgs {
+    /// The broker's address
+    #[arg(long, global = true, env = "SLUICE_URL", hide_env_values = true, default_value = "http://127.0.0.1:5000")]
+    url: String,
+    /// The token to show [default: made from the local development secret]
+    #[arg(long, global = true, env = "SLUICE_TOKEN", hide_env_values = true)]
+    token: Option<String>,
+    /// Where to look for that secret [default: ./sluice-data]
+    #[arg(long, global = true, value_name = "DIR", conflicts_with = "token")]
+    data_dir: Option<std::path::PathBuf>,
+    /// Print JSON instead of tables
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+impl ClientArgs {
+    /// Where results go.
+    pub(super) fn output(&self) -> Output {
+        Output::new(self.json)
+    }
+}
+
+/// The parameters of a request that were given.
+#[derive(Debug, Default)]
+pub(super) struct Query(Vec<(&'static str, String)>);
+
+impl Query {
+    /// Adds a parameter, if there is a value.
+    pub(super) fn with<T: ToString>(mut self, name: &'static str, value: Option<T>) -> Query {
+        self.0.extend(value.map(|value| (name, value.to_string())));
+        self
+    }
+}
+
+/// A connection to one broker.
+#[derive(Debug)]
+pub(super) struct Client {
+    base: Url,
+    token: Option<String>,
+    http: reqwest::Client,
+}
+
+/// What came back.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// The document; null when there is none.
+    pub(super) body: Value,
+    /// The version of what was read.
+    pub(super) etag: Option<String>,
+    /// When the broker answered, to the second.
+    pub(super) date: Option<String>,
+}
+
+impl Client {
+    /// Prepares requests; nothing is sent yet.
+    pub(super) fn new(args: &ClientArgs) -> Result<Client, Failure> {
+        let base = Url::parse(&args.url)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
+            .ok_or_else(|| Failure::Usage(format!("--url takes http://HOST:PORT, not '{}'", args.url)))?;
+        let token = args.token.clone().or_else(|| own_token(&base, args));
+        let http = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none())
+            .user_agent(concat!("sluice-cli/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .map_err(|error| Failure::Usage(format!("no HTTP client can be made: {}", causes(&error))))?;
+        Ok(Client { base, token, http })
+    }
+
+    /// GET under `/api/v1`.
+    pub(super) async fn get(&self, path: &[&str], query: Query) -> Result<Answer, Failure> {
+        self.send(self.request(Method::GET, &api(path), query)).await
+    }
+
+    /// GET outside `/api/v1`.
+    pub(super) async fn get_root(&self, path: &[&str]) -> Result<Answer, Failure> {
+        self.send(self.request(Method::GET, path, Query::default())).await
+    }
+
+    /// POST of a JSON document.
+    pub(super) async fn post(&self, path: &[&str], query: Query, body: &Value) -> Result<Value, Failure> {
+        Ok(self.send(self.request(Method::POST, &api(path), query).json(body)).await?.body)
+    }
+
+    /// POST with no body.
+    pub(super) async fn act(&self, path: &[&str], query: Query) -> Result<Value, Failure> {
+        Ok(self.send(self.request(Method::POST, &api(path), query)).await?.body)
+    }
+
+    /// POST of one JSON document a line.
+    pub(super) async fn post_ndjson(&self, path: &[&str], query: Query, lines: String) -> Result<Value, Failure> {
+        let request = self.request(Method::POST, &api(path), query).header(CONTENT_TYPE, "application/x-ndjson");
+        Ok(self.send(request.body(lines)).await?.body)
+    }
+
+    /// PUT of a JSON document, over the version that was read.
+    pub(super) async fn put(&self, path: &[&str], version: Option<&str>, body: &Value) -> Result<Value, Failure> {
+        let mut request = self.request(Method::PUT, &api(path), Query::default()).json(body);
+        if let Some(version) = version {
+            request = request.header(IF_MATCH, version);
+        }
+        Ok(self.send(request).await?.body)
+    }
+
+    /// DELETE.
+    pub(super) async fn delete(&self, path: &[&str], query: Query) -> Result<Value, Failure> {
+        Ok(self.send(self.request(Method::DELETE, &api(path), query)).await?.body)
+    }
+
+    /// A whole list, page by page, or the one page that is asked for.
+    pub(super) async fn list(
+        &self,
+        path: &[&str],
+        noun: &str,
+        part: Part,
+        filters: &[(&'static str, Option<String>)],
+    ) -> Result<Vec<Value>, Failure> {
+        let mut items = Vec::new();
+        loop {
+            let left = part.limit.unwrap_or(LIST_ITEMS_MAX) - items.len() as u64;
+            let mut query = Query::default()
+                .with("limit", Some(left.min(PAGE_ITEMS)))
+                .with("offset", Some(part.offset + items.len() as u64));
+            for (name, value) in filters {
+                query = query.with(name, value.as_ref());
+            }
+            let page = self.get(path, query).await?.body;
+            let found = self.items(&page, noun)?;
+            items.extend(found.iter().cloned());
+            let wanted = part.limit.unwrap_or(LIST_ITEMS_MAX);
+            if found.is_empty() || page["hasMore"] != true || items.len() as u64 >= wanted {
+                return Ok(items);
+            }
+        }
+    }
+
+    /// A whole list of those that go on by token.
+    pub(super) async fn list_by_token(
+        &self,
+        path: &[&str],
+        noun: &str,
+        limit: Option<u64>,
+    ) -> Result<Vec<Value>, Failure> {
+        let wanted = limit.unwrap_or(LIST_ITEMS_MAX);
+        let (mut items, mut token) = (Vec::new(), None);
+        loop {
+            let left = wanted - items.len() as u64;
+            let query = Query::default().with("limit", Some(left.min(PAGE_ITEMS))).with("nextToken", token.as_ref());
+            let page = self.get(path, query).await?.body;
+            items.extend(self.items(&page, noun)?.iter().cloned());
+            token = page["nextToken"].as_str().map(str::to_owned);
+            if token.is_none() || items.len() as u64 >= wanted {
+                return Ok(items);
+            }
+        }
+    }
+
+    /// What a page holds.
+    pub(super) fn items<'a>(&self, page: &'a Value, noun: &str) -> Result<&'a [Value], Failure> {
+        let items = page[noun].as_array().map(Vec::as_slice);
+        items.ok_or_else(|| self.foreign(format!("the answer has no '{noun}'")))
+    }
+
+    fn request(&self, method: Method, path: &[&str], query: Query) -> reqwest::RequestBuilder {
+        let mut url = self.base.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        if !query.0.is_empty() {
+            url.query_pairs_mut().extend_pairs(query.0);
+        }
+        let request = self.http.request(method, url);
+        match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        }
+    }
+
+    async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer, Failure> {
+        let mut response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let status = response.status();
+        let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        let (etag, date) = (header(ETAG), header(DATE));
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
+            if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(self.foreign(format!("the answer is longer than {ANSWER_BYTES_MAX} bytes")));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        let body = if bytes.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&bytes) };
+        match body {
+            Ok(body) if status.is_success() => Ok(Answer { body, etag, date }),
+            Ok(problem) if status.is_client_error() || status.is_server_error() => {
+                Err(Refusal { status: status.as_u16(), problem }.into())
+            }
+            _ => Err(self.foreign(format!("status {status} without the JSON that goes with it"))),
+        }
+    }
+
+    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+        let hint = if error.is_connect() { " (is a broker running there? `sluice serve` starts one)" } else { "" };
+        Failure::Unreachable { url: self.base.to_string(), reason: format!("{}{hint}", causes(error)) }
+    }
+
+    /// What came is no answer of a broker.
+    pub(super) fn foreign(&self, reason: String) -> Failure {
+        Failure::Foreign { url: self.base.to_string(), reason }
+    }
+}
+
+/// Which part of a list.
+#[derive(Debug, Clone, Copy, Args)]
+pub(super) struct Part {
+    /// Items at most [default: all, up to 10000]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..=LIST_ITEMS_MAX))]
+    limit: Option<u64>,
+    /// Items to leave out before
+    #[arg(long, default_value_t = 0)]
+    offset: u64,
+}
+
+fn api<'a>(path: &[&'a str]) -> Vec<&'a str> {
+    ["api", "v1"].iter().chain(path).copied().collect()
+}
+
+/// The cause that helps is usually the innermost.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// A token from the local development secret, for a broker on this machine alone: no other may learn one.
+fn own_token(base: &Url, args: &ClientArgs) -> Option<String> {
+    let local = match base.host()? {
+        Host::Domain(name) => name == "localhost",
+        Host::Ipv4(address) => address.is_loopback(),
+        Host::Ipv6(address) => address.is_loopback(),
+    };
+    if !local {
+        return None;
+    }
+    let config = Config::load(&Flags { data_dir: args.data_dir.clone(), ..Flags::default() }).ok()?.config;
+    let secret = config.existing_secret()?;
+    let wanted = Wanted { subject: "cli".to_owned(), roles: vec![Role::Admin], topics: None, ttl: OWN_TOKEN_TTL };
+    Some(make_token(&config.jwt, &secret, wanted, (&Clock::system(), &Entropy::system())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(url: &str, token: Option<&str>) -> ClientArgs {
+        ClientArgs { url: url.to_owned(), token: token.map(str::to_owned), data_dir: None, json: false }
+    }
+
+    fn client(url: &str) -> Client {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Client::new(&args(url, Some("t"))).expect("a client")
+    }
+
+    #[test]
+    fn paths_are_escaped_under_the_base() {
+        let request = client("http://gate:1/sluice/")
+            .request(
+                Method::GET,
+                &api(&["topics", "a/b ?c"]),
+                Query::default().with("limit", Some(5)).with("x", None::<u8>),
+            )
+            .build()
+            .expect("a request");
+        assert_eq!(request.url().as_str(), "http://gate:1/sluice/api/v1/topics/a%2Fb%20%3Fc?limit=5");
+        assert_eq!(request.headers()["authorization"], "Bearer t");
+    }
+
+    #[test]
+    fn only_http_urls_are_taken() {
+        for url in ["localhost:5000", "ftp://h", "http://", ""] {
+            assert!(matches!(Client::new(&args(url, None)), Err(Failure::Usage(_))), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_token_is_made_for_this_machine_only() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let local = |url: &str| {
+            let args = ClientArgs { data_dir: Some(directory.path().to_owned()), ..args(url, None) };
+            own_token(&Url::parse(url).expect("a URL"), &args)
+        };
+        assert_eq!(local("http://localhost:5000"), None, "there is no secret yet");
+        std::fs::write(directory.path().join("jwt.secret"), "x".repeat(64)).expect("written");
+        for url in ["http://localhost:5000", "http://127.0.0.2:1", "http://[::1]:1"] {
+            assert!(local(url).is_some(), "{url}");
+        }
+        for url in ["http://example.com", "http://10.0.0.1", "http://localhost.example.com"] {
+            assert_eq!(local(url), None, "{url}");
+        }
+    }
+
+    #[tokio::test]
+    async fn nobody_there_is_exit_code_3() {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a port");
+        let failure = client(&format!("http://{free}")).get(&["topics"], Query::default()).await.expect_err("nobody");
+        assert_eq!(failure.exit_code(), 3, "{failure}");
+        assert!(failure.to_string().contains("sluice serve"), "{failure}");
+    }
+
+    /// Answers one request with `answer`.
+    async fn once(answer: &'static str) -> Client {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let client = client(&format!("http://{}", listener.local_addr().expect("bound")));
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request).await.expect("a request");
+            stream.write_all(answer.as_bytes()).await.expect("answered");
+        });
+        client
+    }
+
+    #[tokio::test]
+    async fn answers_are_told_apart() {
+        let ok = once("HTTP/1.1 200 OK\r\nETag: \"7\"\r\nContent-Length: 2\r\n\r\n{}").await;
+        assert_eq!(ok.get(&["topics"], Query::default()).await.expect("fine").etag.as_deref(), Some("\"7\""));
+        for (answer, code) in [
+            ("HTTP/1.1 409 Conflict\r\nContent-Length: 19\r\n\r\n{\"code\":\"CONFLICT\"}", 1),
+            ("HTTP/1.1 503 No\r\nContent-Length: 2\r\n\r\n{}", 4),
+            ("HTTP/1.1 502 Bad\r\nContent-Length: 4\r\n\r\n<h1>", 3),
+            ("HTTP/1.1 302 Found\r\nContent-Length: 2\r\n\r\n{}", 3),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\n{\"cut", 3),
+        ] {
+            let failure = once(answer).await.get(&["topics"], Query::default()).await.expect_err("no success");
+            assert_eq!(failure.exit_code(), code, "{answer}: {failure}");
+        }
+    }
+}

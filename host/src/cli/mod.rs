@@ -1,0 +1,203 @@
+//! The command line. Invariant: client commands speak the HTTP API and nothing else, and every command ends with an exit
+//! code that [`failure`] documents. Never holds logic of the broker.
+
+mod arguments;
+mod audit;
+mod client;
+mod completions;
+mod config;
+mod consume;
+mod dlq;
+mod failure;
+mod health;
+mod output;
+mod pipeline;
+mod plugin;
+mod publish;
+mod schema;
+mod serve;
+mod subscription;
+mod tail;
+mod token;
+mod topic;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use failure::Failure;
+
+const ABOUT: &str = "A message broker whose topics run your own WebAssembly logic";
+
+const AFTER_HELP: &str = "\
+First steps:
+  sluice serve                                           start a broker here (data in ./sluice-data)
+  sluice topic create orders --type PubSub               in another terminal: make a topic
+  sluice subscribe orders --group billing                and a consumer group on it
+  sluice publish orders '{\"id\": 1}'                      send a message
+  sluice consume orders --group billing --ack            and take it
+
+Client commands find the broker by --url (or SLUICE_URL) and show --token (or SLUICE_TOKEN). With no token, and a broker
+on this machine, they make one from the secret in the development data directory.
+
+Exit codes: 0 done · 1 the broker refused the request · 2 wrong usage or configuration · 3 no broker was reached, or the
+connection broke · 4 refused for now, try again later (429, 503) · 5 this machine refused: a file, a directory, a port";
+
+/// The command line of `sluice`.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, about = ABOUT, after_help = AFTER_HELP, disable_help_subcommand = true)]
+#[command(subcommand_required = true, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a broker
+    Serve(serve::ServeArgs),
+    /// Make a token for the HTTP API
+    Token(token::TokenArgs),
+    /// Ask a broker how it is
+    Health(health::HealthArgs),
+    /// Topics: create, list, get, update, delete, metrics, purge
+    Topic(topic::TopicArgs),
+    /// Create a subscription: a consumer group, or a webhook
+    Subscribe(subscription::SubscribeArgs),
+    /// Subscriptions: list, get, update, pause, resume, delete, seek, test, attempts, rotate
+    Subscription(subscription::SubscriptionArgs),
+    /// Publish one message, or a file of them
+    Publish(publish::PublishArgs),
+    /// Take messages, and settle them with --ack
+    Consume(consume::ConsumeArgs),
+    /// Look at a topic's messages without taking them
+    Tail(tail::TailArgs),
+    /// Plugins: list, get
+    Plugin(plugin::PluginArgs),
+    /// The stages of a topic or subscription: get, set, history
+    Pipeline(pipeline::PipelineArgs),
+    /// Schemas: register, get, list, versions, validate
+    Schema(schema::SchemaArgs),
+    /// Dead letters: list, replay, discard
+    Dlq(dlq::DlqArgs),
+    /// Who changed what
+    Audit(audit::AuditArgs),
+    /// Show every setting, its value, and where it comes from
+    Config(config::ConfigArgs),
+    /// Write a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// Runs the command that the process was started with.
+#[must_use]
+pub fn main() -> ExitCode {
+    // An error means that something in the process has chosen a provider already, which serves as well.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let result = match Cli::parse().command {
+        Command::Serve(args) => serve::run(args),
+        Command::Token(args) => token::run(&args),
+        Command::Config(args) => config::run(&args),
+        Command::Completions(args) => completions::run(&args),
+        client_command => block_on(run_client(client_command)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads our output has seen enough (`sluice tail | head`): that is no failure.
+        Err(failure) if failure.is_closed_pipe() => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::from(failure.exit_code())
+        }
+    }
+}
+
+async fn run_client(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Health(args) => health::run(&args).await,
+        Command::Topic(args) => topic::run(&args).await,
+        Command::Subscribe(args) => subscription::subscribe(&args).await,
+        Command::Subscription(args) => subscription::run(&args).await,
+        Command::Publish(args) => publish::run(&args).await,
+        Command::Consume(args) => consume::run(&args).await,
+        Command::Tail(args) => tail::run(&args).await,
+        Command::Plugin(args) => plugin::run(&args).await,
+        Command::Pipeline(args) => pipeline::run(&args).await,
+        Command::Schema(args) => schema::run(&args).await,
+        Command::Dlq(args) => dlq::run(&args).await,
+        Command::Audit(args) => audit::run(&args).await,
+        Command::Serve(_) | Command::Token(_) | Command::Config(_) | Command::Completions(_) => {
+            unreachable!("`main` runs these without a runtime of this kind")
+        }
+    }
+}
+
+/// One request at a time needs one thread.
+fn block_on(command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Failure::io("the runtime"))?
+        .block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    /// All help there is, so that a change of it is seen in review.
+    #[test]
+    fn help_is_as_recorded() {
+        fn render(command: &mut clap::Command, path: &str, all: &mut String) {
+            let help = command.clone().term_width(100).bin_name(path).render_long_help();
+            all.push_str(&format!("===== {path} --help\n\n{help}\n"));
+            for sub in command.get_subcommands_mut() {
+                let path = format!("{path} {}", sub.get_name());
+                render(sub, &path, all);
+            }
+        }
+        let mut all = String::new();
+        render(&mut Cli::command(), "sluice", &mut all);
+        insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
+            insta::assert_snapshot!("help", all);
+        });
+    }
+
+    #[test]
+    fn commands_of_the_design_parse() {
+        for line in [
+            "sluice serve --data-dir d --listen 127.0.0.1:0 --plugins-dir p --profile development --config c.toml",
+            "sluice token --role Admin,Producer --topics orders.* --ttl PT1H --data-dir d",
+            "sluice topic create orders --type PubSub --retention P7D --partitions 4",
+            "sluice topic list --json --url http://h:1 --token t",
+            "sluice subscribe orders --group g --endpoint https://e/hook --header a=b",
+            "sluice publish orders {} --header a=b --key k",
+            "sluice publish orders --ndjson --file events.ndjson",
+            "sluice consume orders --follow --ack",
+            "sluice tail orders --follow --from earliest",
+            "sluice pipeline set stages.json --topic orders",
+            "sluice dlq replay orders --all",
+            "sluice completions bash",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
+        }
+        for line in [
+            "sluice warp",
+            "sluice token --role Root",
+            "sluice token",
+            "sluice publish orders {} --header nothing",
+            "sluice pipeline get",
+            "sluice pipeline get --topic a --subscription b",
+            "sluice dlq replay orders",
+            "sluice subscribe orders --group g --ack-timeout 30",
+        ] {
+            assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! `sluice publish`: one message, or a file with one payload a line. Invariant: bytes are sent exactly as given. Never sends
+//! a batch again: after a broken connection it says from which line on nothing is known.
+
+use std::io::{BufRead, BufReader, Read as _};
+use std::path::PathBuf;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use clap::Args;
+use serde_json::{Map, Value, json};
+
+use super::arguments::{iso_duration, pair, read_input};
+use super::client::{Client, ClientArgs, Query};
+use super::failure::{Failure, Refusal};
+use super::output::Output;
+
+/// Messages of one request: a tenth of what the API takes, so that progress shows and a failure concerns few.
+const BATCH_ITEMS: u64 = 1000;
+/// Bytes of one request: well below the broker's default for a body (16 MiB).
+const BATCH_BYTES: usize = 4 << 20;
+/// Bytes of one line at most: above any message that a broker takes.
+const LINE_BYTES_MAX: u64 = 256 << 20;
+/// Refused lines that are told; the rest are counted.
+const REFUSALS_SHOWN: u64 = 10;
+
+const AFTER_HELP: &str = "\
+Examples:
+  sluice publish orders '{\"id\": 1}' --key customer-7 --header region=eu
+  sluice publish orders --file order.json --idempotency-key order-1
+  date | sluice publish clock -
+  sluice publish events --ndjson --file github-events.ndjson       one message a line, in batches
+  sluice publish reminders '{}' --delay PT10M";
+
+/// Publish one message, or a file of them.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct PublishArgs {
+    /// The topic
+    topic: String,
+    /// The payload; - reads standard input
+    #[arg(required_unless_present = "file", conflicts_with = "file")]
+    payload: Option<String>,
+    /// Read the payload from a file; - is standard input
+    #[arg(long, value_name = "FILE")]
+    file: Option<PathBuf>,
+    /// Each line is a message
+    #[arg(long, conflicts_with_all = ["idempotency_key", "explain"])]
+    ndjson: bool,
+    #[command(flatten)]
+    envelope: Envelope,
+    /// Makes repeats harmless: the same key stores once
+    #[arg(long, value_name = "KEY")]
+    idempotency_key: Option<String>,
+    /// Show each stage's verdict and time
+    #[arg(long)]
+    explain: bool,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// What stands around a payload.
+#[derive(Debug, Args)]
+struct Envelope {
+    /// Messages of one key keep their order
+    #[arg(long)]
+    key: Option<String>,
+    /// A header; may be given again
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    header: Vec<(String, String)>,
+    /// 0 (the usual) to 9 (the most urgent)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
+    priority: Option<u8>,
+    /// Not delivered after this long, ISO 8601
+    #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+    ttl: Option<String>,
+    /// Not delivered before this long, ISO 8601
+    #[arg(long, value_name = "DURATION", value_parser = iso_duration, conflicts_with = "deliver_at")]
+    delay: Option<String>,
+    /// Not delivered before this time, RFC 3339
+    #[arg(long, value_name = "TIME")]
+    deliver_at: Option<String>,
+    /// Names a conversation
+    #[arg(long, value_name = "ID")]
+    correlation_id: Option<String>,
+    /// Where an answer is awaited
+    #[arg(long, value_name = "TOPIC")]
+    reply_to: Option<String>,
+    /// Media type of the payload [default: application/json]
+    #[arg(long, value_name = "TYPE")]
+    content_type: Option<String>,
+    /// The schema version that is meant
+    #[arg(long, value_name = "VERSION")]
+    schema_version: Option<String>,
+}
+
+impl Envelope {
+    /// A publish request of this payload.
+    fn around(&self, topic: &str, payload: &[u8]) -> Map<String, Value> {
+        let headers =
+            || -> Map<String, Value> { self.header.iter().map(|(name, value)| (name.clone(), json!(value))).collect() };
+        let mut body = Map::from_iter([("topicName".to_owned(), json!(topic))]);
+        match std::str::from_utf8(payload) {
+            Ok(text) => body.insert("payload".to_owned(), json!(text)),
+            Err(_) => body.insert("payloadBase64".to_owned(), json!(STANDARD.encode(payload))),
+        };
+        let given = [
+            ("partitionKey", self.key.as_ref().map(|it| json!(it))),
+            ("headers", (!self.header.is_empty()).then(|| Value::Object(headers()))),
+            ("priority", self.priority.map(|it| json!(it))),
+            ("ttl", self.ttl.as_ref().map(|it| json!(it))),
+            ("delay", self.delay.as_ref().map(|it| json!(it))),
+            ("deliverAt", self.deliver_at.as_ref().map(|it| json!(it))),
+            ("correlationId", self.correlation_id.as_ref().map(|it| json!(it))),
+            ("replyTo", self.reply_to.as_ref().map(|it| json!(it))),
+            ("contentType", self.content_type.as_ref().map(|it| json!(it))),
+            ("schemaVersion", self.schema_version.as_ref().map(|it| json!(it))),
+        ];
+        body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        body
+    }
+}
+
+/// Publishes.
+pub(super) async fn run(args: &PublishArgs) -> Result<(), Failure> {
+    let (client, output) = (Client::new(&args.client)?, args.client.output());
+    if args.ndjson {
+        return publish_lines(args, &client, output).await;
+    }
+    let payload = match (&args.payload, &args.file) {
+        (Some(payload), _) if payload != "-" => payload.clone().into_bytes(),
+        (_, Some(file)) => read_input(file)?,
+        _ => read_input("-".as_ref())?,
+    };
+    let mut body = args.envelope.around(&args.topic, &payload);
+    body.extend(args.idempotency_key.as_ref().map(|key| ("idempotencyKey".to_owned(), json!(key))));
+    let query = Query::default().with("explain", args.explain.then_some(true));
+    let answer = client.post(&["messages", "publish"], query, &Value::Object(body)).await?;
+    output.thing(&answer)
+}
+
+/// What became of the lines so far.
+#[derive(Debug, Default)]
+struct Tally {
+    sent: u64,
+    accepted: u64,
+    refused: u64,
+}
+
+async fn publish_lines(args: &PublishArgs, client: &Client, output: Output) -> Result<(), Failure> {
+    let name = args.file.as_ref().map_or_else(|| "standard input".to_owned(), |file| file.display().to_string());
+    let mut lines = open_lines(args)?;
+    let mut tally = Tally::default();
+    let mut line = Vec::new();
+    let mut ended = false;
+    while !ended {
+        let (mut batch, mut items) = (String::new(), 0);
+        while items < BATCH_ITEMS && batch.len() < BATCH_BYTES {
+            line.clear();
+            let read = lines.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
+            if read.map_err(Failure::io(name.clone()))? == 0 {
+                ended = true;
+                break;
+            }
+            let payload = line.trim_ascii();
+            if !payload.is_empty() {
+                batch.push_str(&Value::Object(args.envelope.around(&args.topic, payload)).to_string());
+                batch.push('\n');
+                items += 1;
+            }
+        }
+        if items > 0 {
+            send_batch(client, output, batch, items, &mut tally).await?;
+        }
+    }
+    finish(output, &args.topic, &tally)
+}
+
+fn open_lines(args: &PublishArgs) -> Result<Box<dyn BufRead>, Failure> {
+    match (&args.file, args.payload.as_deref()) {
+        (Some(file), _) if file.as_os_str() != "-" => {
+            let opened = std::fs::File::open(file).map_err(Failure::io(file.display().to_string()))?;
+            Ok(Box::new(BufReader::new(opened)))
+        }
+        (None, Some(payload)) if payload != "-" => Ok(Box::new(std::io::Cursor::new(payload.to_owned().into_bytes()))),
+        _ => Ok(Box::new(BufReader::new(std::io::stdin()))),
+    }
+}
+
+async fn send_batch(
+    client: &Client,
+    output: Output,
+    batch: String,
+    items: u64,
+    tally: &mut Tally,
+) -> Result<(), Failure> {
+    let sent = client.post_ndjson(&["messages", "publish", "batch"], Query::default(), batch).await;
+    let answer = match sent {
+        Ok(answer) => answer,
+        Err(failure) => {
+            output.note(&format!(
+                "{} messages were answered ({} accepted); of the {items} after them nothing is known but what follows",
+                tally.sent, tally.accepted
+            ))?;
+            return Err(failure);
+        }
+    };
+    let results = answer["results"].as_array().map_or(&[][..], Vec::as_slice);
+    for (index, result) in results.iter().enumerate() {
+        let Some(error) = result.get("error") else {
+            tally.accepted += 1;
+            continue;
+        };
+        if tally.refused < REFUSALS_SHOWN {
+            let status = error["status"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or(0);
+            let refusal = Refusal { status, problem: error.clone() };
+            output.note(&format!("message {}: {refusal}", tally.sent + index as u64 + 1))?;
+        }
+        tally.refused += 1;
+    }
+    tally.sent += items;
+    Ok(())
+}
+
+fn finish(output: Output, topic: &str, tally: &Tally) -> Result<(), Failure> {
+    let Tally { accepted, refused, .. } = *tally;
+    let document = json!({"topicName": topic, "accepted": accepted, "refused": refused});
+    output.done(&format!("{accepted} messages published to {topic}, {refused} refused"), &document)?;
+    if refused == 0 {
+        return Ok(());
+    }
+    let detail = format!("{refused} of {} messages were refused; the others are stored", tally.sent);
+    Err(Refusal { status: 200, problem: json!({ "detail": detail }) }.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn payloads_travel_as_they_are() {
+        let envelope = Envelope {
+            key: Some("k".to_owned()),
+            header: vec![("a".to_owned(), "b".to_owned())],
+            priority: None,
+            ttl: None,
+            delay: None,
+            deliver_at: None,
+            correlation_id: None,
+            reply_to: None,
+            content_type: None,
+            schema_version: None,
+        };
+        let text = Value::Object(envelope.around("t", b"{\"a\": 1.0}"));
+        assert_eq!(
+            text,
+            json!({"topicName": "t", "payload": "{\"a\": 1.0}", "partitionKey": "k", "headers": {"a": "b"}})
+        );
+        assert_eq!(Value::Object(envelope.around("t", &[0xff]))["payloadBase64"], "/w==");
+    }
+}

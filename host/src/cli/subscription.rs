@@ -1,0 +1,279 @@
+//! `sluice subscribe` and `sluice subscription`: consumer groups and webhooks. Invariant: a signing secret is shown when it
+//! is made and at no other time; an update keeps what is not given.
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use super::arguments::{iso_duration, pair};
+use super::client::{Client, ClientArgs, Part, Query};
+use super::failure::Failure;
+use super::output::{Column, Output};
+
+const COLUMNS: &[Column] = &[
+    ("ID", "/subscriptionId"),
+    ("TOPIC", "/topicName"),
+    ("GROUP", "/consumerGroup"),
+    ("TYPE", "/type"),
+    ("ACTIVE", "/isActive"),
+    ("ENDPOINT", "/consumerEndpoint"),
+];
+const ATTEMPT_COLUMNS: &[Column] = &[
+    ("WHEN", "/at"),
+    ("MESSAGE", "/messageId"),
+    ("ATTEMPT", "/attempt"),
+    ("OUTCOME", "/outcome"),
+    ("STATUS", "/status"),
+    ("MS", "/latencyMs"),
+    ("ERROR", "/error"),
+];
+
+const SUBSCRIBE_AFTER_HELP: &str = "\
+Examples:
+  sluice subscribe orders --group billing                                       to be read with `sluice consume`
+  sluice subscribe orders --group shop --endpoint https://shop.example.com/hook a signed webhook
+  sluice subscribe deployment.events --group pager --endpoint https://… \\
+      --filter-query '$.severity >= 7' --filter-header region=eu --max-retries 10
+
+The answer to a webhook holds its signing secret (whsec_…): it is shown once.";
+
+/// Create a subscription: a consumer group, or a webhook.
+#[derive(Debug, Args)]
+#[command(after_help = SUBSCRIBE_AFTER_HELP)]
+pub(super) struct SubscribeArgs {
+    /// The topic
+    topic: String,
+    /// The consumer group's name, unique on the topic
+    #[arg(long)]
+    group: String,
+    /// Where to begin on a PubSub topic: earliest, latest or a time (RFC 3339) [default: latest]
+    #[arg(long, value_name = "WHERE")]
+    start_from: Option<String>,
+    #[command(flatten)]
+    settings: Settings,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+/// Subscriptions.
+#[derive(Debug, Args)]
+pub(super) struct SubscriptionArgs {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show subscriptions
+    List {
+        /// Only those on this topic
+        #[arg(long)]
+        topic: Option<String>,
+        /// Only those of this group
+        #[arg(long)]
+        group: Option<String>,
+        /// Only those that deliver (true) or are paused (false)
+        #[arg(long, value_name = "BOOL")]
+        active: Option<bool>,
+        #[command(flatten)]
+        part: Part,
+    },
+    /// Show one subscription
+    Get {
+        /// Its id
+        id: String,
+    },
+    /// Change a subscription; what is not given stays
+    Update {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
+    /// Stop delivering; messages wait
+    Pause {
+        /// Its id
+        id: String,
+    },
+    /// Deliver again
+    Resume {
+        /// Its id
+        id: String,
+    },
+    /// Delete a subscription with its cursor
+    Delete {
+        /// Its id
+        id: String,
+    },
+    /// Move the cursor: back delivers again, on skips
+    Seek {
+        /// Its id
+        id: String,
+        /// earliest, latest, a time (RFC 3339) or an offset
+        to: String,
+        /// The partition that an offset belongs to
+        #[arg(long, value_name = "N")]
+        partition: Option<u16>,
+    },
+    /// Send one signed test delivery and show what came back
+    Test {
+        /// Its id
+        id: String,
+    },
+    /// Show recent deliveries
+    Attempts {
+        /// Its id
+        id: String,
+    },
+    /// Make a new signing secret; the old one signs beside it for a while
+    Rotate {
+        /// Its id
+        id: String,
+    },
+}
+
+/// What an owner chooses.
+#[derive(Debug, Args)]
+struct Settings {
+    /// Send to this URL (a Push subscription); without it consumers fetch (Pull)
+    #[arg(long, value_name = "URL")]
+    endpoint: Option<String>,
+    /// Only messages whose payload matches, e.g. '$.severity >= 7 && $.kind == "order"'
+    #[arg(long, value_name = "QUERY")]
+    filter_query: Option<String>,
+    /// Only messages with this header; may be given again
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    filter_header: Vec<(String, String)>,
+    /// Deliveries after the first one fails, 0 to 100 [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
+    max_retries: Option<u32>,
+    /// How long a lease lasts and an endpoint may take, ISO 8601 [default: PT30S]
+    #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+    ack_timeout: Option<String>,
+    /// Keep the order per partition key
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    ordered: Option<bool>,
+    /// Deliveries under way at most (Push)
+    #[arg(long, value_name = "N")]
+    max_in_flight: Option<u32>,
+    /// Deliveries per second at most (Push)
+    #[arg(long, value_name = "N")]
+    rate_limit: Option<u32>,
+    /// Body of a delivery: envelope or raw (Push) [default: envelope]
+    #[arg(long, value_name = "FORMAT", value_parser = ["envelope", "raw"])]
+    format: Option<String>,
+    /// An extra header of each delivery (Push); its value is kept secret; may be given again
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    header: Vec<(String, String)>,
+}
+
+impl Settings {
+    fn write(&self, body: &mut Map<String, Value>) {
+        let pairs = |pairs: &[(String, String)]| -> Map<String, Value> {
+            pairs.iter().map(|(name, value)| (name.clone(), json!(value))).collect()
+        };
+        let mut filter = Map::new();
+        if !self.filter_header.is_empty() {
+            filter.insert("headerMatches".to_owned(), Value::Object(pairs(&self.filter_header)));
+        }
+        if let Some(query) = &self.filter_query {
+            filter.insert("payloadQuery".to_owned(), json!(query));
+        }
+        let given = [
+            ("consumerEndpoint", self.endpoint.as_ref().map(|it| json!(it))),
+            ("filter", (!filter.is_empty()).then_some(Value::Object(filter))),
+            ("maxRetries", self.max_retries.map(|it| json!(it))),
+            ("ackTimeout", self.ack_timeout.as_ref().map(|it| json!(it))),
+            ("ordered", self.ordered.map(|it| json!(it))),
+            ("maxInFlight", self.max_in_flight.map(|it| json!(it))),
+            ("rateLimit", self.rate_limit.map(|it| json!(it))),
+            ("format", self.format.as_ref().map(|it| json!(it))),
+            ("headers", (!self.header.is_empty()).then(|| Value::Object(pairs(&self.header)))),
+        ];
+        body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    }
+}
+
+/// Runs `sluice subscribe`.
+pub(super) async fn subscribe(args: &SubscribeArgs) -> Result<(), Failure> {
+    let (client, output) = (Client::new(&args.client)?, args.client.output());
+    let kind = if args.settings.endpoint.is_some() { "Push" } else { "Pull" };
+    let mut body = Map::from_iter(
+        [("topicName", &*args.topic), ("consumerGroup", &args.group), ("type", kind)]
+            .map(|(name, value)| (name.to_owned(), json!(value))),
+    );
+    body.extend(args.start_from.as_ref().map(|place| ("startFrom".to_owned(), json!(place))));
+    args.settings.write(&mut body);
+    let made = client.post(&["subscriptions"], Query::default(), &Value::Object(body)).await?;
+    show_secret(output, &format!("subscribed {} to {}", args.group, args.topic), &made)
+}
+
+fn show_secret(output: Output, sentence: &str, subscription: &Value) -> Result<(), Failure> {
+    let mut text = sentence.to_owned();
+    for (name, heading) in [("subscriptionId", "id"), ("secret", "signing secret, shown this once")] {
+        if let Some(value) = subscription[name].as_str() {
+            text.push_str(&format!("\n{heading}: {value}"));
+        }
+    }
+    output.done(&text, subscription)
+}
+
+/// Runs one of the actions of `sluice subscription`.
+pub(super) async fn run(args: &SubscriptionArgs) -> Result<(), Failure> {
+    let (client, output) = (Client::new(&args.client)?, args.client.output());
+    match &args.action {
+        Action::List { topic, group, active, part } => {
+            let filters = [
+                ("topicName", topic.clone()),
+                ("consumerGroup", group.clone()),
+                ("isActive", active.map(|active| active.to_string())),
+            ];
+            let found = client.list(&["subscriptions"], "subscriptions", *part, &filters).await?;
+            output.list(&found, COLUMNS, "no subscriptions; `sluice subscribe TOPIC --group NAME` makes one")
+        }
+        Action::Get { id } => output.thing(&client.get(&["subscriptions", id], Query::default()).await?.body),
+        Action::Update { id, settings } => update(&client, output, id, settings).await,
+        Action::Pause { id } => act(&client, output, id, &["pause"], "paused").await,
+        Action::Resume { id } => act(&client, output, id, &["resume"], "resumed").await,
+        Action::Delete { id } => {
+            let answer = client.delete(&["subscriptions", id], Query::default()).await?;
+            output.done(&format!("deleted {id}"), &answer)
+        }
+        Action::Seek { id, to, partition } => {
+            let mut body = json!({ "to": to });
+            if let Some(partition) = partition {
+                body["partition"] = json!(partition);
+            }
+            let answer = client.post(&["subscriptions", id, "seek"], Query::default(), &body).await?;
+            output.done(&format!("moved {id} to {to}"), &answer)
+        }
+        Action::Test { id } => output.thing(&client.act(&["subscriptions", id, "test"], Query::default()).await?),
+        Action::Attempts { id } => {
+            let answer = client.get(&["subscriptions", id, "attempts"], Query::default()).await?.body;
+            let attempts = answer["attempts"].as_array().cloned().unwrap_or_default();
+            output.list(&attempts, ATTEMPT_COLUMNS, "no deliveries yet")
+        }
+        Action::Rotate { id } => {
+            let made = client.act(&["subscriptions", id, "secret", "rotate"], Query::default()).await?;
+            show_secret(output, "a new secret signs from now on", &made)
+        }
+    }
+}
+
+async fn act(client: &Client, output: Output, id: &str, action: &[&str], done: &str) -> Result<(), Failure> {
+    let answer = client.act(&[&["subscriptions", id], action].concat(), Query::default()).await?;
+    output.done(&format!("{done} {id}"), &answer)
+}
+
+async fn update(client: &Client, output: Output, id: &str, settings: &Settings) -> Result<(), Failure> {
+    let mut body = Map::new();
+    settings.write(&mut body);
+    if body.is_empty() {
+        return Err(Failure::Usage(
+            "nothing to change; `sluice subscription update --help` lists the settings".to_owned(),
+        ));
+    }
+    let changed = client.put(&["subscriptions", id], None, &Value::Object(body)).await?;
+    output.done(&format!("changed {id}"), &changed)
+}

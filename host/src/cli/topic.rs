@@ -1,0 +1,182 @@
+//! `sluice topic`: topics. Invariant: an update changes what was asked for and keeps the rest. Never fills in defaults:
+//! those are the broker's.
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use super::arguments::iso_duration;
+use super::client::{Client, ClientArgs, Part, Query};
+use super::failure::Failure;
+use super::output::Column;
+
+const COLUMNS: &[Column] = &[
+    ("NAME", "/name"),
+    ("TYPE", "/type"),
+    ("GUARANTEE", "/deliveryGuarantee"),
+    ("PARTITIONS", "/partitionCount"),
+    ("RETENTION", "/retentionPeriod"),
+    ("SCHEMA", "/schemaId"),
+];
+
+const AFTER_HELP: &str = "\
+Examples:
+  sluice topic create orders                                      a Queue: each message to one consumer
+  sluice topic create deployment.events --type PubSub --partitions 8 --retention P30D
+  sluice topic update orders --schema-id orders.v1
+  sluice topic metrics orders --window PT15M";
+
+/// Topics.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct TopicArgs {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Make a topic
+    Create {
+        /// Its name: letters, digits, dots, underscores, hyphens
+        name: String,
+        /// Queue (each message to one consumer) or PubSub (to every subscription); can't be changed
+        #[arg(long = "type", value_name = "TYPE", default_value = "Queue", value_parser = ["Queue", "PubSub"])]
+        kind: String,
+        /// Partitions, 1 to 64; can't be changed [default: 1]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
+        partitions: Option<u16>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Show all topics
+    List {
+        /// Only this type
+        #[arg(long = "type", value_name = "TYPE", value_parser = ["Queue", "PubSub"])]
+        kind: Option<String>,
+        #[command(flatten)]
+        part: Part,
+    },
+    /// Show one topic
+    Get {
+        /// Its name
+        name: String,
+    },
+    /// Change a topic; what is not given stays
+    Update {
+        /// Its name
+        name: String,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Delete a topic with its messages and dead letters
+    Delete {
+        /// Its name
+        name: String,
+        /// Also when it has subscriptions
+        #[arg(long)]
+        force: bool,
+    },
+    /// Show how much goes through a topic
+    Metrics {
+        /// Its name
+        name: String,
+        /// Over this time, ISO 8601 [default: PT1H]
+        #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+        window: Option<String>,
+    },
+    /// Discard all messages of a topic
+    Purge {
+        /// Its name
+        name: String,
+    },
+}
+
+/// What an owner chooses.
+#[derive(Debug, Args)]
+struct Settings {
+    /// For people
+    #[arg(long, value_name = "TEXT")]
+    description: Option<String>,
+    /// The schema that payloads are held against
+    #[arg(long, value_name = "ID")]
+    schema_id: Option<String>,
+    /// How often a message may reach a consumer [default: AtLeastOnce]
+    #[arg(long, value_name = "GUARANTEE", value_parser = ["AtMostOnce", "AtLeastOnce", "ExactlyOnce"])]
+    guarantee: Option<String>,
+    /// How long messages are kept, ISO 8601 [default: P7D]
+    #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+    retention: Option<String>,
+    /// In how many bytes at most
+    #[arg(long, value_name = "BYTES")]
+    retention_bytes: Option<u64>,
+    /// Bytes of a payload at most [default: 1048576]
+    #[arg(long, value_name = "BYTES")]
+    max_message_size: Option<u64>,
+    /// How long idempotency keys are remembered, ISO 8601 [default: PT10M]
+    #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+    dedup_window: Option<String>,
+    /// What dead letters keep: original or none [default: original]
+    #[arg(long, value_name = "WHAT", value_parser = ["original", "none"])]
+    dead_letter_payload: Option<String>,
+}
+
+impl Settings {
+    fn write(&self, body: &mut Map<String, Value>) {
+        let given = [
+            ("description", self.description.as_ref().map(|it| json!(it))),
+            ("schemaId", self.schema_id.as_ref().map(|it| json!(it))),
+            ("deliveryGuarantee", self.guarantee.as_ref().map(|it| json!(it))),
+            ("retentionPeriod", self.retention.as_ref().map(|it| json!(it))),
+            ("retentionBytes", self.retention_bytes.map(|it| json!(it))),
+            ("maxMessageSize", self.max_message_size.map(|it| json!(it))),
+            ("dedupWindow", self.dedup_window.as_ref().map(|it| json!(it))),
+            ("deadLetterPayload", self.dead_letter_payload.as_ref().map(|it| json!(it))),
+        ];
+        body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    }
+}
+
+/// Runs one of the actions.
+pub(super) async fn run(args: &TopicArgs) -> Result<(), Failure> {
+    let (client, output) = (Client::new(&args.client)?, args.client.output());
+    match &args.action {
+        Action::Create { name, kind, partitions, settings } => {
+            let mut body = Map::from_iter([("name".to_owned(), json!(name)), ("type".to_owned(), json!(kind))]);
+            body.extend(partitions.map(|count| ("partitionCount".to_owned(), json!(count))));
+            settings.write(&mut body);
+            let topic = client.post(&["topics"], Query::default(), &Value::Object(body)).await?;
+            output.done(&format!("created the {kind} {name}"), &topic)
+        }
+        Action::List { kind, part } => {
+            let topics = client.list(&["topics"], "topics", *part, &[("type", kind.clone())]).await?;
+            output.list(&topics, COLUMNS, "no topics; `sluice topic create NAME` makes one")
+        }
+        Action::Get { name } => output.thing(&client.get(&["topics", name], Query::default()).await?.body),
+        Action::Update { name, settings } => {
+            let mut body = Map::new();
+            settings.write(&mut body);
+            if body.is_empty() {
+                return Err(Failure::Usage(
+                    "nothing to change; `sluice topic update --help` lists the settings".to_owned(),
+                ));
+            }
+            let topic = client.put(&["topics", name], None, &Value::Object(body)).await?;
+            output.done(&format!("changed {name}"), &topic)
+        }
+        Action::Delete { name, force } => {
+            let query = Query::default().with("force", force.then_some(true));
+            let answer = client.delete(&["topics", name], query).await?;
+            output.done(&format!("deleted {name}"), &answer)
+        }
+        Action::Metrics { name, window } => {
+            let query = Query::default().with("window", window.as_ref());
+            output.thing(&client.get(&["topics", name, "metrics"], query).await?.body)
+        }
+        Action::Purge { name } => {
+            let answer = client.act(&["topics", name, "purge"], Query::default()).await?;
+            output.done(&format!("purged {name}"), &answer)
+        }
+    }
+}
