@@ -151,8 +151,8 @@ fn family(family: &MetricFamily) -> Vec<MetricView> {
             value,
         };
         match family.get_field_type() {
-            MetricType::COUNTER => vec![figure("", metric.get_counter().value())],
-            MetricType::GAUGE | MetricType::UNTYPED => vec![figure("", metric.get_gauge().value())],
+            MetricType::COUNTER => vec![figure("", metric.get_counter().get_value())],
+            MetricType::GAUGE | MetricType::UNTYPED => vec![figure("", metric.get_gauge().get_value())],
             MetricType::HISTOGRAM => {
                 let histogram = metric.get_histogram();
                 vec![

@@ -118,8 +118,8 @@ async fn list(
     let page = broker.dead_letters.list(&topic, after, limit).await?;
     let next = page.next.as_ref().and_then(|_| page.messages.last()).map(|(position, _)| encode(*position));
     let home = topic.dead_letter.and_then(|id| broker.directory.topic_by_id(id)).unwrap_or(topic);
-    let view = |(position, message)| MessageView::of(&home, Some(*position), message);
-    let dead_letters = page.messages.iter().map(|(position, message)| view((position, message))).collect();
+    let dead_letters =
+        page.messages.iter().map(|(position, message)| MessageView::of(&home, Some(*position), message)).collect();
     Ok(answer::ok(&DeadLetterList { dead_letters, has_more: next.is_some(), next_token: next }))
 }
 

@@ -199,6 +199,7 @@ async fn purge_groups(broker: &Broker, topic: &Topic) -> Result<u64, Problem> {
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
 struct TopicMetricsView {
+    #[schema(value_type = String)]
     topic_name: TopicName,
     /// In the log.
     messages: u64,
@@ -221,6 +222,7 @@ struct TopicMetricsView {
 #[serde(rename_all = "camelCase")]
 struct GroupMetricsView {
     /// Empty for a Queue without a subscription.
+    #[schema(value_type = String)]
     consumer_group: Arc<str>,
     /// Granted to nobody, and due now.
     lag: u64,

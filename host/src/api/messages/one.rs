@@ -110,6 +110,7 @@ struct MessageDetail<'a> {
 #[serde(rename_all = "camelCase")]
 struct GroupView {
     /// The group's name; empty for a Queue without a subscription.
+    #[schema(value_type = String)]
     consumer_group: Arc<str>,
     /// `Waiting`, `Leased`, `Retrying` or `Settled`.
     status: &'static str,
@@ -132,11 +133,14 @@ struct GroupView {
 #[serde(rename_all = "camelCase")]
 struct FailureView {
     /// In a word: `NACK`, `HTTP_500`, `TIMEOUT`, ….
+    #[schema(value_type = String)]
     reason: Arc<str>,
     /// In a sentence.
+    #[schema(value_type = String)]
     detail: Arc<str>,
     /// The stage that said so.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>)]
     stage: Option<Arc<str>>,
     /// The endpoint's status.
     #[serde(skip_serializing_if = "Option::is_none")]

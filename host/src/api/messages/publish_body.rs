@@ -19,7 +19,7 @@ use crate::api::problem::{Code, Faults, Problem};
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::Topic;
 use crate::clock::Timestamp;
-use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, PRIORITY_MAX, TopicName, TraceContext};
+use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, PRIORITY_MAX, TraceContext};
 use crate::publish::PublishRequest;
 
 /// How far ahead a message may be scheduled, from API.md.
