@@ -1,0 +1,170 @@
+//! The journal: files of frames, each frame a group commit. Invariant: a frame is reported written only after its sync;
+//! after a failed one no byte of it will ever be replayed. Never knows what a frame says.
+//!
+//! A file's header names the sequence of its first frame. A frame in an earlier file with that sequence or a higher one
+//! is void: its sync failed, and the writer moved on to the new file without it.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::files::{DataFile, FileLayer};
+use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader};
+
+/// Room for one file's frames, unless one frame is larger. A checkpoint frees whole files, so this is also the grain in
+/// which the journal's space comes back.
+pub const JOURNAL_FILE_BYTES: u64 = 64 << 20;
+
+/// Why a frame was not written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum JournalError {
+    /// Nothing of it is or will be stored.
+    #[error("{0}")]
+    NotWritten(String),
+    /// It may be found after a crash.
+    #[error("{0}")]
+    Unknown(String),
+}
+
+/// Writes frames.
+pub struct Journal {
+    files: Arc<dyn FileLayer>,
+    dir: PathBuf,
+    current: Option<Current>,
+    /// The id of the next file.
+    next_file: u64,
+    /// The sequence of the next frame.
+    next_sequence: u64,
+    buffer: Vec<u8>,
+    made: Vec<(u64, u64)>,
+}
+
+struct Current {
+    id: u64,
+    file: Arc<dyn DataFile>,
+    at: u64,
+    room: u64,
+}
+
+/// A file's name.
+#[must_use]
+pub fn file_name(id: u64) -> String {
+    format!("journal-{id:010}.log")
+}
+
+/// The id in a file's name.
+#[must_use]
+pub fn file_id(name: &str) -> Option<u64> {
+    name.strip_prefix("journal-")?.strip_suffix(".log")?.parse().ok()
+}
+
+impl Journal {
+    /// A journal that will write `next_sequence` into a new file `next_file`.
+    #[must_use]
+    pub fn new(files: Arc<dyn FileLayer>, dir: &Path, next_file: u64, next_sequence: u64) -> Journal {
+        Journal { files, dir: dir.to_owned(), current: None, next_file, next_sequence, buffer: Vec::new(), made: Vec::new() }
+    }
+
+    /// The files made since this was last asked: id, and the sequence of the first frame.
+    pub fn take_made(&mut self) -> Vec<(u64, u64)> {
+        std::mem::take(&mut self.made)
+    }
+
+    /// The sequence of the next frame.
+    #[must_use]
+    pub fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    /// Writes one frame and syncs it; returns its sequence.
+    ///
+    /// # Errors
+    /// See [`JournalError`]; the journal can be used again after either.
+    pub fn write<'a>(&mut self, head: &[u8], bodies: impl Iterator<Item = &'a [u8]>) -> Result<u64, JournalError> {
+        let sequence = self.next_sequence;
+        let mut buffer = std::mem::take(&mut self.buffer);
+        buffer.clear();
+        buffer.resize(FRAME_HEADER_BYTES, 0);
+        buffer.extend_from_slice(head);
+        bodies.for_each(|body| buffer.extend_from_slice(body));
+        let result = self.write_buffer(sequence, head, &mut buffer);
+        // One huge frame must not pin its memory for ever.
+        if buffer.capacity() <= 16 << 20 {
+            self.buffer = buffer;
+        }
+        result
+    }
+
+    fn write_buffer(&mut self, sequence: u64, head: &[u8], buffer: &mut [u8]) -> Result<u64, JournalError> {
+        let len = buffer.len() as u64;
+        let body_len = u32::try_from(buffer.len() - FRAME_HEADER_BYTES - head.len())
+            .map_err(|_| JournalError::NotWritten("a batch of more than 4 GiB".to_owned()))?;
+        if self.current.as_ref().is_none_or(|current| current.at + len > current.room) {
+            self.rotate(len)?;
+        }
+        let Some(current) = &mut self.current else {
+            return Err(JournalError::NotWritten("the journal has no file to write to".to_owned()));
+        };
+        buffer[..FRAME_HEADER_BYTES].copy_from_slice(&FrameHeader::new(current.id, sequence, head, body_len).encode());
+        if let Err(error) = current.file.write_at(buffer, current.at) {
+            return Err(self.undo_write(&error));
+        }
+        if let Err(error) = current.file.sync() {
+            // What the page cache holds now is not to be trusted, and a later sync that succeeds proves nothing. The
+            // next write opens a file that declares this frame void.
+            self.current = None;
+            return Err(JournalError::Unknown(format!("syncing the journal failed: {error}")));
+        }
+        current.at += len;
+        self.next_sequence += 1;
+        Ok(sequence)
+    }
+
+    /// Takes back whatever part of a frame reached the file.
+    fn undo_write(&mut self, error: &std::io::Error) -> JournalError {
+        let Some(current) = self.current.take() else {
+            return JournalError::NotWritten(error.to_string());
+        };
+        // The rest of the preallocated file goes with it; the next write starts a new file.
+        let undone = current.file.set_len(current.at).and_then(|()| current.file.sync());
+        match undone {
+            Ok(()) => JournalError::NotWritten(format!("writing the journal failed: {error}")),
+            Err(undo) => JournalError::Unknown(format!("writing the journal failed ({error}), and so did undoing ({undo})")),
+        }
+    }
+
+    /// Starts a new file with room for a frame of `frame_bytes`.
+    fn rotate(&mut self, frame_bytes: u64) -> Result<(), JournalError> {
+        let id = self.next_file;
+        let path = self.dir.join(file_name(id));
+        let room = JOURNAL_FILE_BYTES.max(FILE_HEADER_BYTES as u64 + frame_bytes);
+        let header = FileHeader { id, first: self.next_sequence }.encode(FileKind::Journal);
+        let reserved = self.files.create(&path).and_then(|file| file.preallocate(room).map(|()| file));
+        let file = match reserved {
+            Ok(file) => file,
+            Err(error) => {
+                // It has no header yet, so it says nothing; the current file goes on taking what still fits.
+                return Err(self.give_up(&path, &error));
+            }
+        };
+        let made = file
+            .write_at(&header, 0)
+            .and_then(|()| file.sync())
+            .and_then(|()| self.files.sync_dir(&self.dir));
+        if let Err(error) = made {
+            // The header may be durable, and it voids this sequence in all earlier files: they take no more frames.
+            self.current = None;
+            return Err(self.give_up(&path, &error));
+        }
+        self.current = Some(Current { id, file, at: FILE_HEADER_BYTES as u64, room });
+        self.next_file = id + 1;
+        self.made.push((id, self.next_sequence));
+        Ok(())
+    }
+
+    fn give_up(&self, path: &Path, error: &std::io::Error) -> JournalError {
+        if let Err(error) = self.files.remove(path) {
+            tracing::warn!(file = %path.display(), %error, "a journal file that could not be made stays behind");
+        }
+        JournalError::NotWritten(format!("no room for a new journal file: {error}"))
+    }
+}

@@ -1,0 +1,476 @@
+//! Planning appends: what becomes of each item of a batch, against the state and what the frame already holds. Invariant:
+//! a plan changes nothing but itself, so a frame that fails is forgotten by dropping it.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+use crate::clock::Timestamp;
+use crate::message::{GroupId, MessageId, Offset, Partition, Position, TopicId};
+use crate::store::embedded::ops::{Body, Done, LaneId, Op};
+use crate::store::{AppendOutcome, DedupOutcome, Fate, KvWrite, StoreError};
+
+use super::apply::kv_cost;
+use super::dedup::KeyHash;
+use super::settle::Live;
+use super::{State, Topic, offset};
+
+/// A batch, encoded.
+#[derive(Debug)]
+pub struct Batch {
+    /// The topic.
+    pub topic: TopicId,
+    /// The pipeline revision.
+    pub revision: u64,
+    /// The items.
+    pub items: Vec<Item>,
+    /// All or none.
+    pub all_or_nothing: bool,
+    /// Plugins' writes.
+    pub kv: Vec<KvWrite>,
+    /// Dead letters taken off their list.
+    pub replays: Vec<Position>,
+}
+
+/// One publish, encoded.
+#[derive(Debug)]
+pub struct Item {
+    /// The hash of its key, and of its request.
+    pub key: Option<(KeyHash, [u8; 16])>,
+    /// It.
+    pub entry: Prepared,
+    /// What was emitted with it.
+    pub emitted: Vec<(LaneId, Body)>,
+}
+
+/// What becomes of a publish.
+#[derive(Debug)]
+pub enum Prepared {
+    /// Into the log, now or when due.
+    Log { lane: LaneId, body: Body, due: Option<Timestamp> },
+    /// Into the dead-letter topic.
+    Dead { lane: u8, body: Body },
+    /// Only remembered.
+    Dropped { id: MessageId, stage: Arc<str>, reason: Arc<str> },
+}
+
+/// What one frame will say, and what it will change that later items of it must see.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// Ops with bodies, and what goes with them.
+    pub appends: Vec<Op>,
+    /// The bodies of `appends`, in order.
+    pub bodies: Vec<Body>,
+    /// Ends of leases.
+    pub settles: Vec<Op>,
+    /// Keys, revisions, plugins' values.
+    pub side: Vec<Op>,
+    /// Leases to be unmarked if the frame fails.
+    pub marked: Vec<Live>,
+    /// Messages that die in this frame.
+    pub exhausted: HashSet<(TopicId, GroupId, Partition, Offset)>,
+    /// Scheduled messages that leave their schedule in this frame.
+    pub due: HashSet<(TopicId, u64)>,
+    next: HashMap<LaneId, u64>,
+    stamps: u64,
+    keys: HashMap<(TopicId, KeyHash), DedupOutcome>,
+    new_keys: HashMap<TopicId, usize>,
+    revisions: HashMap<(TopicId, Partition), u64>,
+    kv: HashMap<(Arc<str>, Arc<str>), u64>,
+    kv_bytes: u64,
+    kv_writes: u64,
+    bytes: HashMap<TopicId, u64>,
+    trimmed: HashSet<TopicId>,
+    scheduled: usize,
+    scheduled_bytes: u64,
+}
+
+impl Plan {
+    /// Whether there is nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.appends.is_empty() && self.settles.is_empty() && self.side.is_empty()
+    }
+
+    /// Adds a settled message.
+    pub fn settled(&mut self, place: (TopicId, GroupId, Partition), kind: Done, offset: Offset) {
+        if let Some(Op::Settled { topic, group, partition, done, offsets }) = self.settles.last_mut()
+            && (*topic, *group, *partition) == place
+            && *done == kind
+        {
+            offsets.push(offset);
+            return;
+        }
+        let (topic, group, partition) = place;
+        self.settles.push(Op::Settled { topic, group, partition, done: kind, offsets: vec![offset] });
+    }
+}
+
+impl State {
+    /// Plans a batch.
+    ///
+    /// # Errors
+    /// What refuses the whole batch; the plan is then as before.
+    pub fn plan_append(
+        &mut self,
+        batch: Batch,
+        now: Timestamp,
+        plan: &mut Plan,
+    ) -> Result<Vec<AppendOutcome>, StoreError> {
+        self.check_places(&batch)?;
+        self.check_revisions(&batch, plan)?;
+        self.check_kv(&batch.kv, plan)?;
+        if let Ok(topic) = self.topic_mut(batch.topic) {
+            let window = topic.spec.dedup_window;
+            topic.dedup.age(window, now);
+        }
+        if batch.all_or_nothing
+            && let Some(outcomes) = self.refuse_all(&batch, now, plan)
+        {
+            return Ok(outcomes);
+        }
+        let mut outcomes = Vec::with_capacity(batch.items.len());
+        for item in batch.items {
+            outcomes.push(self.plan_item((batch.topic, batch.revision), item, now, plan));
+        }
+        let taken = |outcome: &AppendOutcome| {
+            matches!(
+                outcome,
+                AppendOutcome::Stored(_) | AppendOutcome::Scheduled | AppendOutcome::DeadLettered(_) | AppendOutcome::Dropped
+            )
+        };
+        // Writes of stages that ran for duplicates alone are thrown away with them.
+        if outcomes.is_empty() || outcomes.iter().any(taken) {
+            self.plan_kv(batch.kv, plan);
+        }
+        plan_replays(&batch.replays, &outcomes, plan);
+        Ok(outcomes)
+    }
+
+    /// Adds one message to a log.
+    pub fn plan_entry(
+        &self,
+        place: (TopicId, Partition, u8),
+        body: Body,
+        now: Timestamp,
+        plan: &mut Plan,
+    ) -> Position {
+        let (topic, partition, lane) = place;
+        let id = LaneId { topic, partition, lane };
+        let next = plan.next.entry(id).or_insert_with(|| self.lane(id).map_or(0, |lane| lane.end));
+        let sequence = *next;
+        *next += 1;
+        let (this_stamp, this_at) = (self.next_stamp + plan.stamps, self.append_at(now));
+        plan.stamps += 1;
+        if let Some(used) = plan.bytes.get_mut(&topic) {
+            *used += body.head.cost();
+        }
+        match plan.appends.last_mut() {
+            Some(Op::Append { lane, first, stamp, at, heads })
+                if *lane == id
+                    && *at == this_at
+                    && *first + heads.len() as u64 == sequence
+                    && *stamp + heads.len() as u64 == this_stamp =>
+            {
+                heads.push(body.head);
+            }
+            _ => plan.appends.push(Op::Append {
+                lane: id,
+                first: sequence,
+                stamp: this_stamp,
+                at: this_at,
+                heads: vec![body.head],
+            }),
+        }
+        plan.bodies.push(body);
+        Position { topic, partition, offset: offset(id, sequence) }
+    }
+
+    /// Plans that what is due enters its log.
+    pub fn plan_due(&self, topic: TopicId, number: u64, now: Timestamp, plan: &mut Plan) {
+        let Some(scheduled) = self.topics.get(&topic).and_then(|topic| topic.schedule.get(number)) else { return };
+        if !plan.due.insert((topic, number)) {
+            return;
+        }
+        let id = LaneId { topic, partition: scheduled.partition, lane: scheduled.lane };
+        let next = plan.next.entry(id).or_insert_with(|| self.lane(id).map_or(0, |lane| lane.end));
+        let (sequence, stamp) = (*next, self.next_stamp + plan.stamps);
+        *next += 1;
+        plan.stamps += 1;
+        plan.appends.push(Op::Due { topic, number, lane: id, sequence, stamp, at: self.append_at(now) });
+    }
+
+    fn check_places(&self, batch: &Batch) -> Result<(), StoreError> {
+        let topic = self.topic(batch.topic)?;
+        let check = |id: &LaneId| match self.topics.get(&id.topic) {
+            None => Err(StoreError::NoTopic),
+            Some(topic) if id.partition >= topic.spec.partitions => {
+                Err(StoreError::Invalid(format!("the topic has no partition {}", id.partition)))
+            }
+            Some(_) => Ok(()),
+        };
+        for item in &batch.items {
+            match &item.entry {
+                Prepared::Log { lane, .. } => check(lane)?,
+                Prepared::Dead { .. } if self.dead_letter_of(topic.spec.id).is_none() => {
+                    return Err(StoreError::Invalid("the topic has no dead-letter topic".to_owned()));
+                }
+                Prepared::Dead { .. } | Prepared::Dropped { .. } => {}
+            }
+            item.emitted.iter().try_for_each(|(lane, _)| check(lane))?;
+        }
+        Ok(())
+    }
+
+    fn check_revisions(&self, batch: &Batch, plan: &Plan) -> Result<(), StoreError> {
+        let topic = self.topic(batch.topic)?;
+        for item in &batch.items {
+            let Prepared::Log { lane, .. } = &item.entry else { continue };
+            let planned = plan.revisions.get(&(batch.topic, lane.partition)).copied();
+            let current = planned.unwrap_or(topic.partitions[usize::from(lane.partition)].revision);
+            if batch.revision < current {
+                return Err(StoreError::StaleRevision { current });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_kv(&self, writes: &[KvWrite], plan: &Plan) -> Result<(), StoreError> {
+        let mut bytes = 0;
+        for write in writes {
+            let key = (Arc::clone(&write.namespace), Arc::clone(&write.key));
+            let stored = || self.kv.get(&key).map_or(0, |value| value.version);
+            let current = plan.kv.get(&key).copied().unwrap_or_else(stored);
+            if current != write.expected_version {
+                return Err(StoreError::KvConflict);
+            }
+            if let Some(value) = &write.value {
+                bytes += kv_cost(&write.namespace, &write.key) + value.len() as u64;
+            }
+        }
+        if bytes > 0 && self.kv_bytes + plan.kv_bytes + bytes > self.limits.kv_bytes_max {
+            return Err(StoreError::Unavailable("the plugins' key-value space is full".to_owned()));
+        }
+        Ok(())
+    }
+
+    fn plan_kv(&self, writes: Vec<KvWrite>, plan: &mut Plan) {
+        for KvWrite { namespace, key, value, .. } in writes {
+            let version = self.next_kv_version + plan.kv_writes;
+            plan.kv_writes += 1;
+            plan.kv_bytes += value.as_ref().map_or(0, |value| kv_cost(&namespace, &key) + value.len() as u64);
+            plan.kv.insert((Arc::clone(&namespace), Arc::clone(&key)), if value.is_some() { version } else { 0 });
+            plan.side.push(Op::Kv { namespace, key, version, value });
+        }
+    }
+
+    /// The outcomes if one item of a batch keeps the others out.
+    fn refuse_all(&self, batch: &Batch, now: Timestamp, plan: &mut Plan) -> Option<Vec<AppendOutcome>> {
+        let (mut seen, mut refused, mut keys) = (HashSet::new(), false, 0);
+        let mut needs: HashMap<TopicId, u64> = HashMap::new();
+        let mut outcomes = Vec::with_capacity(batch.items.len());
+        let mut waiting = (0, 0);
+        for item in &batch.items {
+            let mut outcome = self.known(batch.topic, item, now, plan);
+            if let Some((key, _)) = &item.key
+                && outcome.is_none()
+            {
+                keys += 1;
+                // A repeat inside the batch has no outcome to repeat: the first is not stored either.
+                outcome = (!seen.insert(*key)).then_some(AppendOutcome::KeyConflict);
+            }
+            if outcome.is_none() {
+                self.needs(batch.topic, item, now, &mut needs, &mut waiting);
+                let mut fits = self.room_for_keys(batch.topic, keys, plan) && self.room_to_wait(waiting, plan);
+                for (topic, need) in &needs {
+                    fits &= self.room(*topic, *need, plan);
+                }
+                outcome = (!fits).then_some(AppendOutcome::TopicFull);
+            }
+            refused |= outcome.is_some();
+            outcomes.push(outcome.unwrap_or(AppendOutcome::NotAttempted));
+        }
+        refused.then_some(outcomes)
+    }
+
+    /// The outcome of an item whose key was used before.
+    fn known(&self, topic: TopicId, item: &Item, now: Timestamp, plan: &Plan) -> Option<AppendOutcome> {
+        let (key, request_hash) = item.key.as_ref()?;
+        let topic = self.topics.get(&topic)?;
+        let outcome = plan
+            .keys
+            .get(&(topic.spec.id, *key))
+            .or_else(|| topic.dedup.get(key, topic.spec.dedup_window, now))?;
+        Some(if outcome.request_hash == *request_hash {
+            AppendOutcome::Duplicate(outcome.clone())
+        } else {
+            AppendOutcome::KeyConflict
+        })
+    }
+
+    fn plan_item(&self, batch: (TopicId, u64), item: Item, now: Timestamp, plan: &mut Plan) -> AppendOutcome {
+        let (topic, revision) = batch;
+        if let Some(known) = self.known(topic, &item, now, plan) {
+            return known;
+        }
+        let (mut needs, mut waiting) = (HashMap::new(), (0, 0));
+        self.needs(topic, &item, now, &mut needs, &mut waiting);
+        let fits = self.room_for_keys(topic, usize::from(item.key.is_some()), plan)
+            && self.room_to_wait(waiting, plan)
+            && needs.iter().all(|(topic, need)| self.room(*topic, *need, plan));
+        if !fits || !self.room_for_target(&item) {
+            return AppendOutcome::TopicFull;
+        }
+        let (id, outcome, fate) = self.plan_prepared(topic, revision, item.entry, now, plan);
+        for (lane, body) in item.emitted {
+            self.plan_entry((lane.topic, lane.partition, lane.lane), body, now, plan);
+        }
+        if let Some((key, request_hash)) = item.key {
+            let outcome = DedupOutcome { request_hash, id, fate, at: self.append_at(now), revision };
+            plan.keys.insert((topic, key), outcome.clone());
+            *plan.new_keys.entry(topic).or_default() += 1;
+            plan.side.push(Op::Dedup { topic, key, outcome });
+        }
+        outcome
+    }
+
+    fn plan_prepared(
+        &self,
+        topic: TopicId,
+        revision: u64,
+        entry: Prepared,
+        now: Timestamp,
+        plan: &mut Plan,
+    ) -> (MessageId, AppendOutcome, Fate) {
+        match entry {
+            Prepared::Log { lane, body, due } => {
+                self.plan_revision((topic, lane.partition), revision, plan);
+                let id = body.head.id;
+                if let Some(due) = due.filter(|due| *due > now) {
+                    self.plan_schedule(lane, body, due, plan);
+                    return (id, AppendOutcome::Scheduled, Fate::Scheduled);
+                }
+                let position = self.plan_entry((topic, lane.partition, lane.lane), body, now, plan);
+                (id, AppendOutcome::Stored(position), Fate::Stored(position))
+            }
+            Prepared::Dead { lane, body } => {
+                let dead = self.dead_letter_of(topic).expect("`check_places` found the dead-letter topic");
+                let id = body.head.id;
+                let position = self.plan_entry((dead, 0, lane), body, now, plan);
+                (id, AppendOutcome::DeadLettered(position), Fate::DeadLettered(position))
+            }
+            Prepared::Dropped { id, stage, reason } => (id, AppendOutcome::Dropped, Fate::Dropped { stage, reason }),
+        }
+    }
+
+    fn plan_schedule(&self, lane: LaneId, body: Body, due: Timestamp, plan: &mut Plan) {
+        let number = self.next_scheduled + plan.scheduled as u64;
+        plan.scheduled += 1;
+        plan.scheduled_bytes += body.head.cost();
+        if let Some(used) = plan.bytes.get_mut(&lane.topic) {
+            *used += body.head.cost();
+        }
+        let (topic, partition, head) = (lane.topic, lane.partition, body.head);
+        plan.appends.push(Op::Scheduled { topic, partition, lane: lane.lane, due, number, head });
+        plan.bodies.push(body);
+    }
+
+    fn plan_revision(&self, place: (TopicId, Partition), revision: u64, plan: &mut Plan) {
+        let stored = || self.topics.get(&place.0).map_or(0, |topic| topic.partitions[usize::from(place.1)].revision);
+        let known = plan.revisions.entry(place).or_insert_with(stored);
+        if revision > *known {
+            *known = revision;
+            plan.side.push(Op::Revision { topic: place.0, partition: place.1, revision });
+        }
+    }
+
+    /// Adds what an item takes of each topic's room, and of the schedule's.
+    fn needs(
+        &self,
+        topic: TopicId,
+        item: &Item,
+        now: Timestamp,
+        needs: &mut HashMap<TopicId, u64>,
+        waiting: &mut (usize, u64),
+    ) {
+        match &item.entry {
+            Prepared::Log { body, due, .. } => {
+                *needs.entry(topic).or_default() += body.head.cost();
+                if due.is_some_and(|due| due > now) {
+                    waiting.0 += 1;
+                    waiting.1 += body.head.cost();
+                }
+            }
+            Prepared::Dead { body, .. } => {
+                let dead = self.dead_letter_of(topic).unwrap_or(topic);
+                *needs.entry(dead).or_default() += body.head.cost();
+            }
+            Prepared::Dropped { .. } => {}
+        }
+        for (lane, body) in &item.emitted {
+            *needs.entry(lane.topic).or_default() += body.head.cost();
+        }
+    }
+
+    /// Whether a topic takes so many bytes more, once what every group has settled is removed as far as it must be.
+    fn room(&self, id: TopicId, need: u64, plan: &mut Plan) -> bool {
+        let Some(topic) = self.topics.get(&id) else { return false };
+        let Some(limit) = topic.spec.retention_bytes else { return true };
+        let used = *plan.bytes.entry(id).or_insert_with(|| topic.bytes());
+        if used + need <= limit {
+            return true;
+        }
+        if !plan.trimmed.insert(id) {
+            return false;
+        }
+        // An eighth at a time, so that a full topic does not trim with every message.
+        let freed = remove_settled(topic, (used + need - limit).max(limit / 8), plan);
+        used.saturating_sub(freed) + need <= limit
+    }
+
+    fn room_for_keys(&self, id: TopicId, keys: usize, plan: &Plan) -> bool {
+        let Some(topic) = self.topics.get(&id) else { return false };
+        let planned = plan.new_keys.get(&id).copied().unwrap_or_default();
+        keys == 0 || topic.dedup.len() + planned + keys <= topic.spec.dedup_keys_max as usize
+    }
+
+    fn room_to_wait(&self, waiting: (usize, u64), plan: &Plan) -> bool {
+        waiting.0 == 0
+            || (self.scheduled + plan.scheduled + waiting.0 <= self.limits.scheduled_max
+                && self.scheduled_bytes + plan.scheduled_bytes + waiting.1 <= self.limits.scheduled_bytes_max)
+    }
+
+    fn room_for_target(&self, item: &Item) -> bool {
+        let Prepared::Log { lane, body, .. } = &item.entry else { return true };
+        body.head.target.is_none()
+            || self.lane(*lane).is_none_or(|lane| lane.targets.len() < self.limits.target_runs_max)
+    }
+}
+
+/// Plans the removal of what every group has settled; returns how many bytes that frees.
+fn remove_settled(topic: &Topic, need: u64, plan: &mut Plan) -> u64 {
+    let mut freed = 0;
+    for op in topic.trim_settled(need) {
+        if let Op::Trim { bytes, .. } = &op {
+            freed += bytes;
+        }
+        plan.appends.push(op);
+    }
+    if let Some(used) = plan.bytes.get_mut(&topic.spec.id) {
+        *used = used.saturating_sub(freed);
+    }
+    freed
+}
+
+/// A dead letter is off its list once its replay is stored, or was before.
+fn plan_replays(replays: &[Position], outcomes: &[AppendOutcome], plan: &mut Plan) {
+    let kept = |outcome: &AppendOutcome| {
+        matches!(outcome, AppendOutcome::TopicFull | AppendOutcome::KeyConflict | AppendOutcome::NotAttempted)
+    };
+    let one_each = replays.len() == outcomes.len();
+    for (nth, position) in replays.iter().enumerate() {
+        let stays = if one_each { kept(&outcomes[nth]) } else { outcomes.iter().any(kept) };
+        if !stays {
+            plan.settled((position.topic, GroupId::SHARED, position.partition), Done::Discarded, position.offset);
+        }
+    }
+}

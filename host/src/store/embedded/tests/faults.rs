@@ -1,0 +1,152 @@
+//! A disk without room and a disk that fails, over a file layer that obeys the test.
+
+use std::io;
+use std::sync::atomic::AtomicU32;
+
+use super::super::files::DataFile;
+use super::*;
+
+/// Fails on command what it passes on otherwise.
+#[derive(Default)]
+struct Switches {
+    writes: AtomicBool,
+    syncs: AtomicBool,
+    room: AtomicBool,
+    synced: AtomicU32,
+}
+
+struct Faulty(Arc<Switches>);
+
+struct FaultyFile(Arc<dyn DataFile>, Arc<Switches>);
+
+fn fails(switch: &AtomicBool, kind: io::ErrorKind) -> io::Result<()> {
+    if switch.load(Ordering::SeqCst) { Err(io::Error::from(kind)) } else { Ok(()) }
+}
+
+impl FileLayer for Faulty {
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        Disk.create_dir_all(path)
+    }
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        Disk.list(dir)
+    }
+    fn create(&self, path: &Path) -> io::Result<Arc<dyn DataFile>> {
+        Ok(Arc::new(FaultyFile(Disk.create(path)?, Arc::clone(&self.0))))
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DataFile>> {
+        Ok(Arc::new(FaultyFile(Disk.open(path)?, Arc::clone(&self.0))))
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        Disk.rename(from, to)
+    }
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        Disk.remove(path)
+    }
+    fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
+        Disk.remove_dir_all(path)
+    }
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        Disk.sync_dir(path)
+    }
+}
+
+impl DataFile for FaultyFile {
+    fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buf, offset)
+    }
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.1.writes.load(Ordering::SeqCst) {
+            // Half of it gets there, as on a disk that fills up.
+            self.0.write_at(&bytes[..bytes.len() / 2], offset)?;
+        }
+        fails(&self.1.writes, io::ErrorKind::StorageFull)?;
+        self.0.write_at(bytes, offset)
+    }
+    fn sync(&self) -> io::Result<()> {
+        fails(&self.1.syncs, io::ErrorKind::Other)?;
+        self.1.synced.fetch_add(1, Ordering::SeqCst);
+        self.0.sync()
+    }
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.0.set_len(len)
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.0.len()
+    }
+    fn preallocate(&self, len: u64) -> io::Result<()> {
+        fails(&self.1.room, io::ErrorKind::StorageFull)?;
+        self.0.preallocate(len)
+    }
+}
+
+async fn faulty(dir: &Path, clock: &Clock) -> (EmbeddedStore, Arc<Switches>) {
+    drop(furnished(dir, clock).await);
+    let switches = Arc::new(Switches::default());
+    let layer = Arc::new(Faulty(Arc::clone(&switches)));
+    (EmbeddedStore::open_on(EmbeddedOptions::new(dir, clock.clone()), layer).unwrap(), switches)
+}
+
+#[tokio::test]
+async fn without_room_nothing_is_stored_and_service_returns_with_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let (store, switches) = faulty(dir.path(), &clock).await;
+    publish(&store, 0..1).await;
+    let leases = lease(&store, 1).await;
+    switches.writes.store(true, Ordering::SeqCst);
+    let refused = store.append(batch(vec![keyed("k", message(1, "refused"))])).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    assert!(store.health().is_err());
+    let unsettled = store.settle(vec![settle_of(&leases[0], Settlement::Ack)]).await;
+    assert!(matches!(unsettled, Err(StoreError::Unavailable(_))), "{unsettled:?}");
+    switches.writes.store(false, Ordering::SeqCst);
+    switches.room.store(true, Ordering::SeqCst);
+    let refused = store.append(batch(vec![keyed("k", message(1, "refused"))])).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    switches.room.store(false, Ordering::SeqCst);
+    let outcomes = store.append(batch(vec![keyed("k", message(1, "stored"))])).await.unwrap();
+    assert!(matches!(outcomes[..], [AppendOutcome::Stored(_)]), "{outcomes:?}");
+    ack(&store, &leases).await;
+    assert!(store.health().is_ok());
+    drop(store);
+    let store = open(dir.path(), &clock);
+    assert_eq!(read_all(&store, TOPIC).await, ["payload 0", "stored"]);
+    assert_eq!(store.stats(TOPIC).await.unwrap().groups[0].acked_total, 1);
+}
+
+#[tokio::test]
+async fn after_a_failed_sync_the_outcome_is_unknown_and_the_frame_void() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let (store, switches) = faulty(dir.path(), &clock).await;
+    publish(&store, 0..1).await;
+    let leases = lease(&store, 1).await;
+    switches.syncs.store(true, Ordering::SeqCst);
+    let unknown = store.append(batch(vec![keyed("k", message(1, "void"))])).await;
+    assert!(matches!(unknown, Err(StoreError::OutcomeUnknown(_))), "{unknown:?}");
+    let refused = store.append(batch(vec![item(message(2, "no file to go to"))])).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    switches.syncs.store(false, Ordering::SeqCst);
+    let outcomes = store.append(batch(vec![keyed("k", message(3, "stored"))])).await.unwrap();
+    assert!(matches!(outcomes[..], [AppendOutcome::Stored(_)]), "{outcomes:?}");
+    ack(&store, &leases).await;
+    drop(store);
+    let store = open(dir.path(), &clock);
+    assert_eq!(read_all(&store, TOPIC).await, ["payload 0", "stored"]);
+    let again = store.append(batch(vec![keyed("k", message(4, "again"))])).await.unwrap();
+    assert!(matches!(again[..], [AppendOutcome::Duplicate(_)]), "{again:?}");
+}
+
+#[tokio::test]
+async fn an_at_most_once_grant_that_is_not_durable_is_not_handed_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let (store, switches) = faulty(dir.path(), &clock).await;
+    publish(&store, 0..1).await;
+    let once = LeaseRequest { mode: Mode::AtMostOnce, ..request(1) };
+    switches.writes.store(true, Ordering::SeqCst);
+    assert!(store.lease(once.clone()).await.is_err());
+    switches.writes.store(false, Ordering::SeqCst);
+    let leases = store.lease(once).await.unwrap().leases;
+    assert_eq!((leases.len(), leases[0].attempt), (1, 1));
+}

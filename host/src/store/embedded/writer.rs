@@ -1,0 +1,245 @@
+//! Group commit: takes what waits, plans it, writes and syncs one frame, applies it, answers. Invariant: nothing is applied,
+//! seen or answered before its frame is synced, and there is one unsynced frame at a time. [`Writer::commit`] needs no
+//! thread: a simulator can drive it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::core::{Command, Core, Reply};
+use super::journal::{Journal, JournalError};
+use super::ops::{Body, Op};
+use super::recovery::OpenError;
+use super::state::State;
+use super::state::append::Plan;
+use super::state::{Applying, settle::Live};
+use crate::clock::Timestamp;
+use crate::store::StoreError;
+
+/// Notes that are written without waiting for a command: bounds their memory when consumers only lease.
+const NOTES_MAX: usize = 4096;
+/// How long the writer sleeps when nobody calls it.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long appends wait for segments to be written before they are refused.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(20);
+/// How often they wait that long.
+const FLUSH_WAITS: usize = 250;
+
+/// Sends the planned answer, or the error that befell the frame.
+type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+/// See the module.
+pub struct Writer {
+    core: Arc<Core>,
+    journal: Journal,
+    head: Vec<u8>,
+}
+
+impl Writer {
+    /// A writer that goes on with `journal`.
+    #[must_use]
+    pub fn new(core: Arc<Core>, journal: Journal) -> Writer {
+        Writer { core, journal, head: Vec::new() }
+    }
+
+    /// Makes this opening of the store a new epoch, so that receipts of earlier ones are refused.
+    ///
+    /// # Errors
+    /// `Io` if it cannot be written.
+    pub fn begin_epoch(&mut self) -> Result<(), OpenError> {
+        let epoch = self.core.state.lock().epoch + 1;
+        let ops = vec![Op::Epoch(epoch)];
+        let sequence = self.write(&ops, &[]).map_err(|error| OpenError::Io {
+            what: "beginning a new epoch in the journal".to_owned(),
+            source: std::io::Error::other(error),
+        })?;
+        apply(&mut self.core.state.lock(), ops, Vec::new(), self.core.clock.now(), sequence);
+        Ok(())
+    }
+
+    /// Runs until the queue is closed and empty.
+    pub fn run(mut self) {
+        let frame_bytes = self.core.limits.frame_bytes;
+        let alone = |taken: &[Command], next: &Command| {
+            !matches!(next, Command::Control(..)) && !matches!(taken.first(), Some(Command::Control(..)))
+        };
+        while let Some(commands) = self.core.commands.take(frame_bytes, PATIENCE, alone) {
+            let commands = self.hold_back(commands);
+            let notes = self.core.state.lock().notes.len();
+            if !commands.is_empty() || notes >= NOTES_MAX {
+                self.commit(commands);
+            }
+        }
+        // What was granted is worth remembering even when nobody settled it.
+        self.commit(Vec::new());
+    }
+
+    /// Waits until memory has room for what is appended; what finds none is refused, settlements go on.
+    fn hold_back(&self, commands: Vec<Command>) -> Vec<Command> {
+        if !commands.iter().any(|command| matches!(command, Command::Append(..))) {
+            return commands;
+        }
+        let fault = (0..FLUSH_WAITS).find_map(|_| {
+            if self.core.journal_bytes.load(Ordering::Relaxed) > self.core.limits.journal_bytes_max {
+                return Some("the journal has no room left, because checkpoints fail".to_owned());
+            }
+            if self.core.state.lock().unflushed_bytes <= self.core.limits.unflushed_bytes_max {
+                return Some(String::new());
+            }
+            if let Some(fault) = self.core.maintenance_fault.lock().clone() {
+                return Some(fault);
+            }
+            self.core.jobs.nudge();
+            let mut lock = self.core.flushed_lock.lock();
+            self.core.flushed.wait_for(&mut lock, FLUSH_PATIENCE);
+            None
+        });
+        let fault = fault.unwrap_or_else(|| "segments are not written as fast as messages come".to_owned());
+        if fault.is_empty() {
+            return commands;
+        }
+        let (mut kept, mut refused) = (Vec::new(), Vec::new());
+        for command in commands {
+            match command {
+                Command::Append(_, reply) => refused.push(reply),
+                other => kept.push(other),
+            }
+        }
+        for reply in refused {
+            answer(reply, Err(StoreError::Unavailable(fault.clone())));
+        }
+        kept
+    }
+
+    /// Carries out commands as one frame, and writes what was granted since the last.
+    pub fn commit(&mut self, commands: Vec<Command>) {
+        let core = Arc::clone(&self.core);
+        let now = core.clock.now();
+        let wants_notes = commands.is_empty() || commands.iter().any(|command| matches!(command, Command::Tick(..)));
+        let mut plan = Plan::default();
+        let mut answers = Vec::with_capacity(commands.len());
+        let mut state = core.state.lock();
+        for command in commands {
+            answers.push(plan_command(&mut state, command, now, &mut plan));
+        }
+        let notes = if plan.is_empty() && !wants_notes { VecDeque::new() } else { std::mem::take(&mut state.notes) };
+        drop(state);
+        if plan.is_empty() && notes.is_empty() {
+            // All that these answers rest on was synced before.
+            answers.into_iter().for_each(|answer| answer(Ok(())));
+            return;
+        }
+        let Plan { appends, bodies, settles, side, marked, .. } = plan;
+        let noted = notes.len();
+        let ops: Vec<Op> = notes.into_iter().chain(appends).chain(settles).chain(side).collect();
+        let written = self.write(&ops, &bodies);
+        let mut state = core.state.lock();
+        let outcome = match written {
+            Ok(sequence) => {
+                apply(&mut state, ops, bodies, now, sequence);
+                Ok(())
+            }
+            Err(error) => {
+                give_back(&mut state, ops, noted, &marked);
+                Err(error)
+            }
+        };
+        drop(state);
+        self.note_health(outcome.as_ref().err());
+        answers.into_iter().for_each(|answer| answer(outcome.clone()));
+    }
+
+    fn write(&mut self, ops: &[Op], bodies: &[Body]) -> Result<u64, StoreError> {
+        let mut head = std::mem::take(&mut self.head);
+        head.clear();
+        head = postcard::to_extend(ops, head).expect("ops have no type that postcard refuses");
+        let parts = bodies.iter().flat_map(|body| [&body.meta[..], &body.payload[..]]);
+        let bytes = head.len() as u64 + bodies.iter().map(|body| u64::from(body.head.body_len)).sum::<u64>();
+        let result = self.journal.write(&head, parts);
+        self.core.journal_files.lock().extend(self.journal.take_made());
+        if head.capacity() <= 4 << 20 {
+            self.head = head;
+        }
+        let sequence = result.map_err(|error| match error {
+            JournalError::NotWritten(reason) => StoreError::Unavailable(reason),
+            JournalError::Unknown(reason) => StoreError::OutcomeUnknown(reason),
+        })?;
+        let before = self.core.journal_bytes.fetch_add(bytes, Ordering::Relaxed);
+        if before + bytes >= self.core.limits.checkpoint_bytes {
+            self.core.jobs.nudge();
+        }
+        Ok(sequence)
+    }
+
+    fn note_health(&self, error: Option<&StoreError>) {
+        let mut fault = self.core.write_fault.lock();
+        if let Some(error) = error {
+            tracing::error!(%error, "the journal could not be written");
+        }
+        *fault = error.map(ToString::to_string);
+    }
+}
+
+fn apply(state: &mut State, ops: Vec<Op>, bodies: Vec<Body>, now: Timestamp, sequence: u64) {
+    let mut bodies = bodies.into_iter();
+    for op in ops {
+        state.apply(op, &mut bodies, now, Applying::Live);
+    }
+    state.applied = sequence;
+    state.evict();
+    state.wake_all();
+}
+
+/// Forgets a frame that was not written: its notes are for the next, its leases live on.
+fn give_back(state: &mut State, ops: Vec<Op>, noted: usize, marked: &[Live]) {
+    for op in ops.into_iter().take(noted).rev() {
+        state.notes.push_front(op);
+    }
+    for live in marked {
+        if let Ok(group) = state.group_mut(live.position.topic, live.group) {
+            group.unmark(live.position.partition, live.position.offset, live.grant);
+        }
+    }
+}
+
+fn plan_command(state: &mut State, command: Command, now: Timestamp, plan: &mut Plan) -> Answer {
+    match command {
+        Command::Append(batch, reply) => later(reply, state.plan_append(batch, now, plan)),
+        Command::Settle(items, reply) => {
+            let results = items.into_iter().map(|item| state.plan_settle(item, now, plan)).collect();
+            later(reply, Ok(results))
+        }
+        Command::Once(live, reply) => {
+            state.plan_once(&live, plan);
+            later(reply, Ok(()))
+        }
+        Command::Discard(positions, reply) => later(reply, Ok(state.plan_discard(&positions, plan))),
+        Command::Tick(due, dying, reply) => {
+            for (topic, number) in due {
+                state.plan_due(topic, number, now, plan);
+            }
+            for (place, message) in dying {
+                state.plan_exhausted(place, message.as_ref(), now, plan);
+            }
+            later(reply, Ok(()))
+        }
+        Command::Control(control, reply) => later(reply, state.plan_control(control, now, plan)),
+    }
+}
+
+fn later<T: Send + 'static>(reply: Reply<T>, planned: Result<T, StoreError>) -> Answer {
+    Box::new(move |outcome| {
+        // A refusal stands whatever became of the frame: nothing of it was in there.
+        let result = match planned {
+            Ok(value) => outcome.map(|()| value),
+            refused => refused,
+        };
+        answer(reply, result);
+    })
+}
+
+fn answer<T>(reply: Reply<T>, result: Result<T, StoreError>) {
+    // Whoever asked may have stopped waiting; what was done stands.
+    let _gone = reply.send(result);
+}
