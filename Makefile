@@ -34,6 +34,7 @@ check: wasm-target ## what must hold before a commit: format, lints, docs, tidy
 	cargo fmt --all --check
 	cd plugin-sdk && cargo fmt --check
 	cd plugins && cargo fmt --all --check
+	cd tests/guests && cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	cd plugin-sdk && cargo clippy --all-targets -- -D warnings
 	cd plugins && cargo clippy --workspace --all-targets -- -D warnings
@@ -63,6 +64,7 @@ fmt: ## format everything
 	cargo fmt --all
 	cd plugin-sdk && cargo fmt
 	cd plugins && cargo fmt --all
+	cd tests/guests && cargo fmt --all
 
 clean: ## remove builds and what `make run` and `make demo` kept
 	cargo clean

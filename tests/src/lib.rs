@@ -1,7 +1,8 @@
 //! The harness: starts the real `sluice` binary in a folder of its own, moves its clock, speaks its HTTP API in the
 //! domain's words, receives its webhooks and traces. Invariant: whatever a test starts is stopped and removed when its
 //! value is dropped, also on failure, and a failing test prints the broker's log. Never looks inside the broker: what
-//! the suites say holds for anybody with an HTTP client.
+//! the suites say holds for anybody with an HTTP client. Apart from that, the `store_` modules are the bench on which the
+//! message stores are tested in process.
 
 pub mod answer;
 pub mod binary;
@@ -16,6 +17,10 @@ pub mod history;
 pub mod publish;
 pub mod receiver;
 pub mod signature;
+pub mod store_backends;
+pub mod store_bed;
+pub mod store_disk;
+pub mod store_oracle;
 pub mod token;
 pub mod wait;
 

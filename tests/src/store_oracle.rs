@@ -1,0 +1,768 @@
+//! What a message store should do, written as simply as possible: a list of messages, and for each message and group what
+//! became of it. Invariant: it decides by looking at every message each time, and keeps nothing that it could work out. It
+//! is no store: where the contract leaves a store free (which grants a power cut forgets, when an expired message is
+//! counted), it says what is allowed and takes over what it is shown. A difference is a panic that says what was expected.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sluice::clock::Timestamp;
+use sluice::message::{DeadLetterFacts, GroupId, Message, MessageId, Offset, Partition, Position, TopicId};
+use sluice::store::{
+    AppendBatch, AppendItem, AppendOutcome, Entry, Fate, GroupSpec, LeaseRequest, Leased, Mode, Receipt, SeekTo,
+    SettleRefused, Settled, Settlement, StoreError, TopicSpec, TopicStats,
+};
+
+/// All topics, and the time.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    /// The store's time.
+    pub now: Timestamp,
+    /// The topics.
+    pub topics: BTreeMap<TopicId, Log>,
+    /// What must turn up in the dead-letter topic.
+    dying: Vec<Death>,
+    /// The epoch of the last grant: never falls, and rises with an opening.
+    epoch: u64,
+    opened: bool,
+}
+
+/// One topic.
+#[derive(Debug)]
+pub struct Log {
+    spec: TopicSpec,
+    /// What is in the log, in the order of appending, and not removed by retention.
+    pub kept: Vec<Kept>,
+    /// What waits until it is due.
+    pub scheduled: Vec<Scheduled>,
+    keys: Vec<Key>,
+    ends: BTreeMap<(Partition, u8), u64>,
+    revisions: BTreeMap<Partition, u64>,
+    /// The groups.
+    pub groups: BTreeMap<GroupId, Cursor>,
+    appended: u64,
+}
+
+/// A message in the log.
+#[derive(Debug, Clone)]
+pub struct Kept {
+    /// Where it stands.
+    pub position: Position,
+    /// It.
+    pub message: Message,
+    at: Timestamp,
+    target: Option<GroupId>,
+    erased: bool,
+}
+
+/// A message that waits until it is due.
+#[derive(Debug, Clone)]
+pub struct Scheduled {
+    due: Timestamp,
+    partition: Partition,
+    /// It.
+    pub message: Message,
+    target: Option<GroupId>,
+}
+
+#[derive(Debug)]
+struct Key {
+    name: String,
+    hash: [u8; 16],
+    id: MessageId,
+    fate: Fate,
+    at: Timestamp,
+}
+
+/// One group.
+#[derive(Debug)]
+pub struct Cursor {
+    spec: GroupSpec,
+    /// What became of each message; none for those that are not for it.
+    states: BTreeMap<Position, Delivery>,
+    at_most_once: bool,
+    acked: u64,
+    dead: u64,
+    expired: u64,
+    delivered: (u64, u64),
+    /// Whether it is still known how many messages were counted as expired.
+    expired_known: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Delivery {
+    Waiting { from: Timestamp, tries: Tries },
+    Leased { receipt: Receipt, deadline: Timestamp, tries: Tries },
+    Settled,
+}
+
+/// Attempts so far: as many as were counted, unless a power cut made the store forget some.
+#[derive(Debug, Clone, Copy, Default)]
+struct Tries {
+    low: u32,
+    high: u32,
+    /// As the last settlement has it, which is on the disk.
+    durable: u32,
+}
+
+#[derive(Debug, Clone)]
+struct Death {
+    group: GroupId,
+    position: Position,
+    /// Whether it may also not happen: the grant that was the last one may be forgotten.
+    optional: bool,
+}
+
+const FRESH: Delivery = Delivery::Waiting { from: Timestamp(0), tries: Tries { low: 0, high: 0, durable: 0 } };
+
+impl Oracle {
+    /// A topic is there.
+    pub fn put_topic(&mut self, spec: TopicSpec) {
+        let id = spec.id;
+        let log = Log {
+            spec,
+            kept: Vec::new(),
+            scheduled: Vec::new(),
+            keys: Vec::new(),
+            ends: BTreeMap::new(),
+            revisions: BTreeMap::new(),
+            groups: BTreeMap::new(),
+            appended: 0,
+        };
+        self.topics.insert(id, log);
+    }
+
+    /// A group is there; nothing if it was before.
+    pub fn put_group(&mut self, spec: GroupSpec) {
+        let log = self.topics.get_mut(&spec.topic).expect("the model knows its topics");
+        if log.groups.contains_key(&spec.group) {
+            return;
+        }
+        let mut cursor = Cursor {
+            spec: spec.clone(),
+            states: BTreeMap::new(),
+            at_most_once: false,
+            acked: 0,
+            dead: 0,
+            expired: 0,
+            delivered: (0, 0),
+            expired_known: true,
+        };
+        for kept in log.kept.iter().filter(|kept| kept.is_for(spec.group)) {
+            let waits = match spec.start {
+                SeekTo::Earliest => true,
+                SeekTo::Latest => false,
+                SeekTo::Time(time) => kept.at >= time,
+                // Elsewhere than in the named lane a new cursor begins with the oldest.
+                SeekTo::Offset(partition, offset) => !kept.is_in(partition, offset) || kept.position.offset >= offset,
+            };
+            cursor.states.insert(kept.position, if waits && !kept.erased { FRESH } else { Delivery::Settled });
+        }
+        log.groups.insert(spec.group, cursor);
+    }
+
+    /// Checks what became of an append, and does the same.
+    pub fn append(&mut self, batch: &AppendBatch, result: Result<Vec<AppendOutcome>, StoreError>) {
+        let (log, now) = (self.topics.get_mut(&batch.topic).expect("the model knows its topics"), self.now);
+        log.keys.retain(|key| key.at.plus(log.spec.dedup_window) > now);
+        let stale = batch.items.iter().filter_map(|item| match &item.entry {
+            Entry::Log { partition, .. } => log.revisions.get(partition).filter(|current| batch.revision < **current),
+            _ => None,
+        });
+        if let Some(expected) = stale.copied().next() {
+            assert!(
+                matches!(result, Err(StoreError::StaleRevision { current }) if current == expected),
+                "revision {} where {expected} was: {result:?}",
+                batch.revision
+            );
+            return;
+        }
+        let outcomes = result.expect("nothing is wrong with the batch");
+        assert_eq!(outcomes.len(), batch.items.len());
+        if batch.all_or_nothing && self.refuses_one(batch) {
+            assert!(!outcomes.iter().any(is_stored), "one item keeps the others out: {outcomes:?}");
+            assert!(outcomes.iter().any(|outcome| *outcome != AppendOutcome::NotAttempted), "{outcomes:?}");
+            return;
+        }
+        for (item, outcome) in batch.items.iter().zip(&outcomes) {
+            self.append_item(batch, item, outcome);
+        }
+        if outcomes.iter().all(|outcome| is_stored(outcome) || matches!(outcome, AppendOutcome::Duplicate(_))) {
+            for position in &batch.replays {
+                self.take_off(*position);
+            }
+        }
+    }
+
+    fn refuses_one(&self, batch: &AppendBatch) -> bool {
+        let log = &self.topics[&batch.topic];
+        let mut seen = BTreeSet::new();
+        batch.items.iter().filter_map(|item| item.dedup.as_ref()).any(|dedup| {
+            let known = log.keys.iter().any(|key| *key.name == *dedup.key);
+            known || !seen.insert(&dedup.key) || log.keys.len() + seen.len() > log.spec.dedup_keys_max as usize
+        })
+    }
+
+    fn append_item(&mut self, batch: &AppendBatch, item: &AppendItem, outcome: &AppendOutcome) {
+        let now = self.now;
+        let log = self.topics.get_mut(&batch.topic).expect("the model knows its topics");
+        if let Some(dedup) = &item.dedup {
+            if let Some(first) = log.keys.iter().find(|key| *key.name == *dedup.key) {
+                match outcome {
+                    AppendOutcome::Duplicate(told) if first.hash == dedup.request_hash => {
+                        assert_eq!((told.id, &told.fate, told.at), (first.id, &first.fate, first.at));
+                    }
+                    AppendOutcome::KeyConflict if first.hash != dedup.request_hash => {}
+                    other => panic!("the key '{}' was used before: {other:?}", dedup.key),
+                }
+                return;
+            }
+            if log.keys.len() >= log.spec.dedup_keys_max as usize {
+                assert_eq!(*outcome, AppendOutcome::TopicFull, "all keys are in use");
+                return;
+            }
+        }
+        let (id, fate) = match &item.entry {
+            Entry::Log { partition, message, due, target } => {
+                let revision = log.revisions.entry(*partition).or_default();
+                *revision = batch.revision.max(*revision);
+                if let Some(due) = due.filter(|due| *due > now) {
+                    assert_eq!(*outcome, AppendOutcome::Scheduled);
+                    let (partition, message, target) = (*partition, message.clone(), *target);
+                    log.scheduled.push(Scheduled { due, partition, message, target });
+                    (item_id(item), Fate::Scheduled)
+                } else {
+                    let position = log.push(*partition, message.clone(), *target, now);
+                    assert_eq!(*outcome, AppendOutcome::Stored(position));
+                    (item_id(item), Fate::Stored(position))
+                }
+            }
+            Entry::Dropped { stage, reason, .. } => {
+                assert_eq!(*outcome, AppendOutcome::Dropped);
+                (item_id(item), Fate::Dropped { stage: stage.clone(), reason: reason.clone() })
+            }
+            Entry::DeadLetter { message } => {
+                let dead = log.spec.dead_letter.expect("the model's topic has one");
+                let position = self.log(dead).push(0, message.clone(), None, now);
+                assert_eq!(*outcome, AppendOutcome::DeadLettered(position));
+                (item_id(item), Fate::DeadLettered(position))
+            }
+        };
+        if let Some(dedup) = &item.dedup {
+            let (name, hash) = (dedup.key.to_string(), dedup.request_hash);
+            self.log(batch.topic).keys.push(Key { name, hash, id, fate, at: now });
+        }
+    }
+
+    fn log(&mut self, topic: TopicId) -> &mut Log {
+        self.topics.get_mut(&topic).expect("the model knows its topics")
+    }
+
+    fn take_off(&mut self, position: Position) {
+        let cursor = self.log(position.topic).groups.get_mut(&GroupId::SHARED).expect("a list has its cursor");
+        if let Some(state) = cursor.states.get_mut(&position) {
+            *state = Delivery::Settled;
+        }
+    }
+
+    /// Checks how many of these dead letters were on their list, and takes them off.
+    pub fn discard(&mut self, positions: &[Position], answer: usize) {
+        let listed: BTreeSet<Position> = self.listed(positions[0].topic).into_iter().collect();
+        let asked: BTreeSet<Position> = positions.iter().copied().collect();
+        assert_eq!(answer, asked.intersection(&listed).count());
+        asked.into_iter().for_each(|position| self.take_off(position));
+    }
+
+    /// The dead letters on the list of a dead-letter topic, oldest first.
+    #[must_use]
+    pub fn listed(&self, topic: TopicId) -> Vec<Position> {
+        let log = &self.topics[&topic];
+        let waits =
+            |kept: &&Kept| matches!(log.groups[&GroupId::SHARED].states[&kept.position], Delivery::Waiting { .. });
+        log.kept.iter().filter(|kept| !kept.erased).filter(waits).map(|kept| kept.position).collect()
+    }
+
+    /// Checks what was granted, and grants it.
+    pub fn lease(&mut self, request: &LeaseRequest, granted: &Leased) {
+        let now = self.now;
+        let log = self.topics.get_mut(&request.topic).expect("the model knows its topics");
+        let candidates = log.candidates(request, now);
+        let places: Vec<Position> = granted.leases.iter().map(|lease| lease.position).collect();
+        let distinct: BTreeSet<Position> = places.iter().copied().collect();
+        assert!(distinct.len() == places.len() && places.len() <= request.max, "{places:?}");
+        for place in &places {
+            assert!(
+                candidates.contains_key(place),
+                "{place:?} is not to be granted now: {:?}",
+                log.told(request.group, *place)
+            );
+        }
+        let left: Vec<Position> = candidates
+            .iter()
+            .filter(|(place, certain)| **certain && !distinct.contains(place))
+            .map(|(place, _)| *place)
+            .collect();
+        assert!(places.len() == request.max || left.is_empty(), "{left:?} wait and were not granted");
+        assert!(granted.more || left.is_empty(), "{left:?} wait, and there is said to be no more");
+        if request.ordered {
+            log.check_append_order(&places);
+        } else {
+            check_lanes(&places, &left, &candidates);
+        }
+        for lease in &granted.leases {
+            let message =
+                &log.kept.iter().find(|kept| kept.position == lease.position).expect("a candidate is kept").message;
+            assert_eq!(lease.message, *message);
+            assert_eq!(lease.deadline, now.plus(request.duration));
+            let receipt = lease.receipt;
+            assert_eq!(
+                (receipt.position, receipt.group, receipt.attempt),
+                (lease.position, request.group, lease.attempt)
+            );
+            let rises = if self.opened { receipt.epoch > self.epoch } else { receipt.epoch == self.epoch };
+            assert!(rises || self.epoch == 0, "epoch {} after {}", receipt.epoch, self.epoch);
+            (self.epoch, self.opened) = (receipt.epoch, false);
+            let cursor = log.groups.get_mut(&request.group).expect("it was leased for");
+            let state = cursor.states.get_mut(&lease.position).expect("a candidate has a state");
+            let Delivery::Waiting { tries, .. } = *state else { unreachable!("a candidate waits") };
+            let allowed = tries.low + 1..=tries.high + 1;
+            assert!(allowed.contains(&lease.attempt), "attempt {} where {allowed:?} is possible", lease.attempt);
+            let tries = Tries { low: lease.attempt, high: lease.attempt, durable: tries.durable };
+            *state = match request.mode {
+                Mode::AtLeastOnce => Delivery::Leased { receipt, deadline: lease.deadline, tries },
+                Mode::AtMostOnce => Delivery::Settled,
+            };
+            cursor.at_most_once |= request.mode == Mode::AtMostOnce;
+            cursor.delivered = (cursor.delivered.0 + 1, cursor.delivered.1 + 1);
+        }
+    }
+
+    /// Checks what a settlement came to, and settles.
+    pub fn settle(&mut self, receipt: &Receipt, settlement: &Settlement, result: Result<Settled, SettleRefused>) {
+        let now = self.now;
+        let log = self.topics.get_mut(&receipt.position.topic).expect("the model knows its topics");
+        let dead_letters = log.spec.dead_letter.is_some();
+        let Some(cursor) = log.groups.get_mut(&receipt.group) else {
+            assert_eq!(result, Err(SettleRefused::NotFound));
+            return;
+        };
+        let state = cursor.states.get_mut(&receipt.position);
+        let live = match state.as_deref() {
+            Some(Delivery::Leased { receipt: held, deadline, tries }) if held == receipt && *deadline > now => {
+                Some(*tries)
+            }
+            _ => None,
+        };
+        let (Some(state), Some(tries)) = (state, live) else {
+            assert_eq!(result, Err(SettleRefused::LeaseExpired), "{receipt:?}");
+            return;
+        };
+        let last = tries.high >= cursor.spec.attempts_max;
+        let expected = match settlement {
+            Settlement::Ack => {
+                *state = Delivery::Settled;
+                cursor.acked += 1;
+                Settled::Acked
+            }
+            Settlement::Retry { at, .. } if !last => {
+                *state = Delivery::Waiting { from: *at, tries: Tries { durable: tries.high, ..tries } };
+                Settled::Retrying { at: *at }
+            }
+            Settlement::Retry { .. } | Settlement::DeadLetter { .. } => {
+                *state = Delivery::Settled;
+                cursor.dead += 1;
+                if dead_letters {
+                    self.dying.push(Death { group: receipt.group, position: receipt.position, optional: false });
+                }
+                Settled::DeadLettered
+            }
+            Settlement::Release => {
+                let before = tries.high - 1;
+                *state = Delivery::Waiting {
+                    from: Timestamp(0),
+                    tries: Tries { low: before, high: before, durable: before },
+                };
+                Settled::Released
+            }
+            Settlement::Extend { duration } => {
+                let deadline = now.plus(*duration);
+                *state = Delivery::Leased { receipt: *receipt, deadline, tries };
+                Settled::Extended { until: deadline }
+            }
+        };
+        assert_eq!(result, Ok(expected));
+    }
+
+    /// Ends the leases whose deadline has passed; what was scheduled and is due is told by [`Oracle::observe`].
+    pub fn tick(&mut self) {
+        for log in self.topics.values_mut() {
+            for cursor in log.groups.values_mut() {
+                let (attempts_max, mut dead) = (cursor.spec.attempts_max, Vec::new());
+                for (position, state) in &mut cursor.states {
+                    let Delivery::Leased { deadline, tries, .. } = *state else { continue };
+                    if deadline > self.now {
+                        continue;
+                    }
+                    *state = Delivery::Waiting { from: Timestamp(0), tries };
+                    if tries.high >= attempts_max {
+                        *state = Delivery::Settled;
+                        dead.push(*position);
+                    }
+                }
+                cursor.dead += dead.len() as u64;
+                let group = cursor.spec.group;
+                self.dying.extend(dead.into_iter().map(|position| Death { group, position, optional: false }));
+            }
+        }
+    }
+
+    /// All leases end. What is not on the disk may be forgotten: that a message was granted at all.
+    pub fn reopen(&mut self, crashed: bool) {
+        self.opened = true;
+        for log in self.topics.values_mut() {
+            for cursor in log.groups.values_mut() {
+                if crashed {
+                    // Counted from what the last settlement wrote: nothing less is sure.
+                    cursor.delivered.0 = 0;
+                    cursor.expired_known = false;
+                }
+                let (attempts_max, group) = (cursor.spec.attempts_max, cursor.spec.group);
+                for (position, state) in &mut cursor.states {
+                    let (from, mut tries) = match *state {
+                        Delivery::Leased { tries, .. } => (Timestamp(0), tries),
+                        Delivery::Waiting { from, tries } => (from, tries),
+                        Delivery::Settled => continue,
+                    };
+                    if crashed {
+                        tries.low = tries.durable.min(tries.low);
+                    } else {
+                        tries.durable = tries.high;
+                    }
+                    *state = Delivery::Waiting { from, tries };
+                    if tries.high >= attempts_max {
+                        self.dying.push(Death { group, position: *position, optional: tries.low < attempts_max });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Retention removes what is too old.
+    pub fn retain(&mut self) {
+        let now = self.now;
+        for log in self.topics.values_mut() {
+            let cutoff = now.minus(log.spec.retention);
+            let (old, kept) = std::mem::take(&mut log.kept).into_iter().partition(|kept| kept.at <= cutoff);
+            log.kept = kept;
+            let old: Vec<Kept> = old;
+            for cursor in log.groups.values_mut() {
+                for kept in &old {
+                    let state = cursor.states.remove(&kept.position);
+                    cursor.expired +=
+                        u64::from(matches!(state, Some(Delivery::Waiting { .. } | Delivery::Leased { .. })));
+                }
+            }
+        }
+    }
+
+    /// Moves a cursor.
+    pub fn seek(&mut self, topic: TopicId, group: GroupId, to: SeekTo) {
+        let now = self.now;
+        let log = self.log(topic);
+        let past: Vec<bool> = log.kept.iter().map(|kept| log.is_past(kept, now)).collect();
+        let cursor = log.groups.get_mut(&group).expect("the model asks for groups that are there");
+        cursor.expired_known &= !past.contains(&true);
+        for kept in log.kept.iter().filter(|kept| kept.is_for(group)) {
+            let waits = match to {
+                SeekTo::Earliest => true,
+                SeekTo::Latest => false,
+                SeekTo::Time(time) => kept.at >= time,
+                SeekTo::Offset(partition, offset) if kept.is_in(partition, offset) => kept.position.offset >= offset,
+                SeekTo::Offset(..) => continue,
+            };
+            cursor.states.insert(kept.position, if waits && !kept.erased { FRESH } else { Delivery::Settled });
+        }
+    }
+
+    /// Checks how much a purge settled, and settles it.
+    pub fn purge(&mut self, topic: TopicId, group: GroupId, answer: u64) {
+        let now = self.now;
+        let log = self.log(topic);
+        let past: BTreeSet<Position> =
+            log.kept.iter().filter(|kept| log.is_past(kept, now)).map(|kept| kept.position).collect();
+        let cursor = log.groups.get_mut(&group).expect("the model asks for groups that are there");
+        let (mut sure, mut possible) = (0, 0);
+        for (position, state) in &mut cursor.states {
+            if matches!(state, Delivery::Waiting { .. }) {
+                *state = Delivery::Settled;
+                possible += 1;
+                sure += u64::from(!past.contains(position));
+            }
+        }
+        cursor.expired_known &= past.is_empty();
+        assert!((sure..=possible).contains(&answer), "{answer} were purged where {sure} to {possible} wait");
+    }
+
+    /// Checks whether an erased message was there, and erases it and the dead letters that are copies of it.
+    pub fn erase(&mut self, id: MessageId, answer: bool) {
+        let mut found = false;
+        for log in self.topics.values_mut() {
+            let before = log.scheduled.len();
+            log.scheduled.retain(|scheduled| scheduled.message.id != id);
+            found |= log.scheduled.len() < before;
+            for kept in &mut log.kept {
+                let copy_of = kept.message.meta.dead_letter.as_ref().map(|facts| facts.original_id);
+                if (kept.message.id == id || copy_of == Some(id)) && !kept.erased {
+                    (kept.erased, found) = (true, true);
+                    for cursor in log.groups.values_mut() {
+                        cursor.states.entry(kept.position).and_modify(|state| *state = Delivery::Settled);
+                    }
+                }
+            }
+        }
+        assert_eq!(answer, found, "whether {id} was there");
+    }
+
+    /// Checks a topic's log and figures against what the store shows, and takes over where new messages stand: those that
+    /// were due or died by themselves.
+    pub fn observe(&mut self, topic: TopicId, read: &[(Position, Message)], stats: &TopicStats) {
+        self.observe_log(topic, read);
+        self.observe_stats(topic, stats);
+    }
+
+    fn observe_log(&mut self, topic: TopicId, read: &[(Position, Message)]) {
+        let now = self.now;
+        let known: BTreeSet<Position> = self.topics[&topic].kept.iter().map(|kept| kept.position).collect();
+        let mut last_due = Timestamp(0);
+        for (position, message) in read.iter().filter(|(position, _)| !known.contains(position)) {
+            if let Some(facts) =
+                message.meta.dead_letter.as_deref().filter(|facts| facts.original.is_some() && !self.dying.is_empty())
+            {
+                self.bury(topic, *position, message, facts);
+                continue;
+            }
+            let log = self.log(topic);
+            let due =
+                log.scheduled.iter().position(|scheduled| scheduled.message.id == message.id && scheduled.due <= now);
+            let scheduled =
+                log.scheduled.remove(due.unwrap_or_else(|| panic!("{position:?} was never stored: {message:?}")));
+            assert!(scheduled.due >= last_due, "what is due first enters first");
+            last_due = scheduled.due;
+            assert_eq!(*message, scheduled.message);
+            let pushed = log.push(scheduled.partition, scheduled.message, scheduled.target, now);
+            assert_eq!(*position, pushed, "a message that was due");
+        }
+        let log = &self.topics[&topic];
+        let late: Vec<&Scheduled> = log.scheduled.iter().filter(|scheduled| scheduled.due <= now).collect();
+        assert!(late.is_empty(), "due, and not in the log: {late:?}");
+        let in_retention = |position: &Position| {
+            log.kept
+                .iter()
+                .find(|kept| kept.position == *position)
+                .is_some_and(|kept| kept.at > now.minus(log.spec.retention))
+        };
+        let read: Vec<_> = read.iter().filter(|(position, _)| in_retention(position)).collect();
+        let expected: Vec<_> = log.kept.iter().filter(|kept| !kept.erased && in_retention(&kept.position)).collect();
+        let places = |places: &mut dyn Iterator<Item = Position>| places.collect::<Vec<_>>();
+        assert_eq!(
+            places(&mut read.iter().map(|(position, _)| *position)),
+            places(&mut expected.iter().map(|kept| kept.position)),
+            "the log of {topic:?}"
+        );
+        assert!(read.iter().zip(&expected).all(|((_, message), kept)| *message == kept.message));
+    }
+
+    /// A dead letter that turned up must be one that was to come.
+    fn bury(&mut self, topic: TopicId, position: Position, message: &Message, facts: &DeadLetterFacts) {
+        let now = self.now;
+        let expected = |death: &Death| Some(death.position) == facts.original && Some(death.group) == facts.group;
+        let index =
+            self.dying.iter().position(expected).unwrap_or_else(|| panic!("nothing of the kind died: {facts:?}"));
+        let death = self.dying.remove(index);
+        let log = self.log(death.position.topic);
+        let cursor = log.groups.get_mut(&death.group).expect("it died for a group");
+        assert_eq!(facts.group_name, cursor.spec.name);
+        if let Some(state @ Delivery::Waiting { .. }) = cursor.states.get_mut(&death.position) {
+            // Its last lease ended with the opening.
+            *state = Delivery::Settled;
+            cursor.dead += 1;
+        }
+        if let Some(original) = log.kept.iter().find(|kept| kept.position == death.position) {
+            assert_eq!((facts.original_id, &message.payload), (original.message.id, &original.message.payload));
+        }
+        let pushed = self.log(topic).push(position.partition, message.clone(), None, now);
+        assert_eq!(position, pushed, "a dead letter");
+    }
+
+    /// What was to die and did not is alive, if that is allowed.
+    pub fn no_more_deaths(&mut self) {
+        for death in std::mem::take(&mut self.dying) {
+            let log = self.log(death.position.topic);
+            let trimmed = log.kept.iter().all(|kept| kept.position != death.position || kept.erased);
+            assert!(death.optional || trimmed, "no dead letter of {:?} for {:?}", death.position, death.group);
+            let Some(cursor) = log.groups.get_mut(&death.group) else { continue };
+            let most = cursor.spec.attempts_max - 1;
+            if let Some(Delivery::Waiting { tries, .. }) = cursor.states.get_mut(&death.position) {
+                tries.high = tries.high.min(most);
+            }
+        }
+    }
+
+    fn observe_stats(&mut self, topic: TopicId, stats: &TopicStats) {
+        let now = self.now;
+        let log = self.log(topic);
+        log.keys.retain(|key| key.at.plus(log.spec.dedup_window) > now);
+        let erased = log.kept.iter().filter(|kept| kept.erased).count() as u64;
+        let (kept, most) = (log.kept.len() as u64 - erased, log.kept.len() as u64);
+        assert!((kept..=most).contains(&stats.messages), "{} messages where {kept} to {most} are", stats.messages);
+        assert_eq!(stats.appended_total, log.appended);
+        assert_eq!(stats.scheduled, log.scheduled.len() as u64);
+        assert_eq!(stats.dedup_keys, log.keys.len() as u64);
+        assert_eq!(stats.groups.len(), log.groups.len());
+        let past: BTreeSet<Position> =
+            log.kept.iter().filter(|kept| log.is_past(kept, now)).map(|kept| kept.position).collect();
+        for figures in &stats.groups {
+            let cursor = log.groups.get_mut(&figures.group).expect("no group but those that were put");
+            let (mut waiting, mut retrying, mut leased, mut passing) = (0, 0, 0, 0);
+            for (position, state) in &cursor.states {
+                match state {
+                    Delivery::Leased { .. } => leased += 1,
+                    Delivery::Waiting { .. } if past.contains(position) => passing += 1,
+                    Delivery::Waiting { from, .. } if *from > now => retrying += 1,
+                    Delivery::Waiting { .. } => waiting += 1,
+                    Delivery::Settled => {}
+                }
+            }
+            let told = format!("group {:?}: {figures:?}", figures.group);
+            assert!((waiting..=waiting + passing).contains(&figures.waiting), "{waiting} wait: {told}");
+            assert!((retrying..=retrying + passing).contains(&figures.retrying), "{retrying} retry: {told}");
+            assert_eq!(figures.leased, leased, "{told}");
+            // Whether an at-most-once grant counts as an ack is a store's choice.
+            assert!(cursor.at_most_once || figures.acked_total == cursor.acked, "{} acked: {told}", cursor.acked);
+            assert_eq!(figures.dead_lettered_total, cursor.dead, "{told}");
+            let sum = figures.waiting + figures.retrying + figures.expired_total;
+            if cursor.expired_known {
+                assert_eq!(sum, waiting + retrying + passing + cursor.expired, "{passing} past: {told}");
+            } else {
+                cursor.expired = (sum).saturating_sub(waiting + retrying + passing);
+                cursor.expired_known = past.is_empty();
+            }
+            let delivered = cursor.delivered.0..=cursor.delivered.1;
+            assert!(delivered.contains(&figures.delivered_total), "{delivered:?} delivered: {told}");
+            cursor.delivered = (figures.delivered_total, figures.delivered_total);
+        }
+    }
+}
+
+impl Log {
+    fn push(&mut self, partition: Partition, message: Message, target: Option<GroupId>, at: Timestamp) -> Position {
+        let end = self.ends.entry((partition, message.meta.priority)).or_default();
+        let position = Position { topic: self.spec.id, partition, offset: Offset::new(message.meta.priority, *end) };
+        *end += 1;
+        self.appended += 1;
+        let kept = Kept { position, message, at, target, erased: false };
+        for (_, cursor) in self.groups.iter_mut().filter(|(group, _)| kept.is_for(**group)) {
+            cursor.states.insert(position, FRESH);
+        }
+        self.kept.push(kept);
+        position
+    }
+
+    /// Whether a message may no longer be delivered.
+    fn is_past(&self, kept: &Kept, now: Timestamp) -> bool {
+        kept.at <= now.minus(self.spec.retention) || kept.message.meta.expires_at.is_some_and(|at| at <= now)
+    }
+
+    /// What may be granted; whether it must be, before a store may say that nothing waits.
+    fn candidates(&self, request: &LeaseRequest, now: Timestamp) -> BTreeMap<Position, bool> {
+        let cursor = &self.groups[&request.group];
+        let mut candidates = BTreeMap::new();
+        // Keys with an earlier message that is not settled; whether it surely bars the way.
+        let mut barred: BTreeMap<(Partition, &str), bool> = BTreeMap::new();
+        for kept in self.kept.iter().filter(|kept| kept.is_for(request.group)) {
+            let state = cursor.states[&kept.position];
+            let past = self.is_past(kept, now);
+            let key = kept.message.meta.key.as_deref().map(|key| (kept.position.partition, key));
+            let bar = key.filter(|_| request.ordered).and_then(|key| barred.get(&key).copied());
+            if let Delivery::Waiting { from, .. } = state
+                && from <= now
+                && !past
+                && bar != Some(true)
+            {
+                candidates.insert(kept.position, bar.is_none());
+            }
+            let open = !matches!(state, Delivery::Settled) && (!past || matches!(state, Delivery::Leased { .. }));
+            if let (true, Some(key)) = (open, key) {
+                *barred.entry(key).or_default() |= !past;
+            }
+        }
+        candidates
+    }
+
+    /// With order, grants of a partition come in the order of appending.
+    fn check_append_order(&self, places: &[Position]) {
+        let rank = |place: &Position| self.kept.iter().position(|kept| kept.position == *place);
+        for partition in 0..self.spec.partitions {
+            let ranks: Vec<_> = places.iter().filter(|place| place.partition == partition).map(rank).collect();
+            assert!(ranks.is_sorted(), "not in the order of appending: {places:?}");
+        }
+    }
+
+    fn told(&self, group: GroupId, place: Position) -> String {
+        let kept = self.kept.iter().find(|kept| kept.position == place);
+        format!("{:?} {kept:?}", self.groups[&group].states.get(&place))
+    }
+}
+
+impl Kept {
+    fn is_for(&self, group: GroupId) -> bool {
+        self.target.is_none_or(|target| target == group)
+    }
+
+    fn is_in(&self, partition: Partition, offset: Offset) -> bool {
+        self.position.partition == partition && self.position.offset.lane() == offset.lane()
+    }
+}
+
+/// Without order: offsets rise within a lane with none left out, and lanes are the highest but for every eighth.
+fn check_lanes(places: &[Position], left: &[Position], candidates: &BTreeMap<Position, bool>) {
+    let lane = |place: &Position| (place.partition, place.offset.lane());
+    for (number, place) in places.iter().enumerate() {
+        let skipped = places[number + 1..]
+            .iter()
+            .chain(left)
+            .find(|later| lane(later) == lane(place) && later.offset < place.offset);
+        assert!(skipped.is_none(), "{place:?} before {skipped:?}");
+    }
+    if candidates.values().all(|certain| *certain) {
+        let mut waiting: Vec<u8> = candidates.keys().map(|place| place.offset.lane()).collect();
+        let mut lowest_turns = 0;
+        for place in places {
+            let (lane, highest) = (place.offset.lane(), waiting.iter().max().copied().unwrap_or_default());
+            if lane != highest {
+                assert_eq!(
+                    Some(lane),
+                    waiting.iter().min().copied(),
+                    "neither the highest nor the lowest lane: {places:?}"
+                );
+                lowest_turns += 1;
+            }
+            let index = waiting.iter().position(|waiting| *waiting == lane).expect("a grant was a candidate");
+            waiting.swap_remove(index);
+        }
+        assert!(lowest_turns <= places.len() / 8 + 1, "{lowest_turns} of {} from the lowest lane", places.len());
+    }
+}
+
+fn is_stored(outcome: &AppendOutcome) -> bool {
+    matches!(
+        outcome,
+        AppendOutcome::Stored(_) | AppendOutcome::Scheduled | AppendOutcome::Dropped | AppendOutcome::DeadLettered(_)
+    )
+}
+
+fn item_id(item: &AppendItem) -> MessageId {
+    match &item.entry {
+        Entry::Log { message, .. } | Entry::DeadLetter { message } => message.id,
+        Entry::Dropped { id, .. } => *id,
+    }
+}
