@@ -31,6 +31,37 @@ struct Config {
 #[serde(try_from = "Config")]
 pub struct JsonSchema {
     validator: Validator,
+    union: Option<Union>,
+}
+
+/// A schema that is a choice at its root ("one of these events"), as schemas of whole topics often are.
+///
+/// Asked for its faults, the validator would collect and copy those of every alternative, just to say that none
+/// fits: for webhooks of 8 KB under 66 alternatives that took 190 times as long as passing a valid one, enough to
+/// run a batch out of its CPU time. So the faults are asked of the rest of the schema, and where it has none, the
+/// choice is what failed.
+#[derive(Debug)]
+struct Union {
+    keyword: &'static str,
+    rest: Validator,
+}
+
+impl Union {
+    fn of(schema: &Value) -> Result<Option<Self>, String> {
+        let Some(root) = schema.as_object() else { return Ok(None) };
+        let keyword = match (root.contains_key("oneOf"), root.contains_key("anyOf")) {
+            (true, false) => "oneOf",
+            (false, true) => "anyOf",
+            _ => return Ok(None),
+        };
+        // These look at what the choice has matched; without it they would find faults that are none.
+        if root.contains_key("unevaluatedProperties") || root.contains_key("unevaluatedItems") {
+            return Ok(None);
+        }
+        let mut rest = root.clone();
+        rest.remove(keyword);
+        Ok(Some(Self { keyword, rest: compile(&Value::Object(rest))? }))
+    }
 }
 
 impl TryFrom<Config> for JsonSchema {
@@ -50,7 +81,7 @@ impl TryFrom<Config> for JsonSchema {
             }
             (None, None) => return Err("one of `schema` and `schemaId` is required".into()),
         };
-        Ok(Self { validator: compile(&schema)? })
+        Ok(Self { validator: compile(&schema)?, union: Union::of(&schema)? })
     }
 }
 
@@ -77,12 +108,30 @@ impl Stage for JsonSchema {
         if self.validator.is_valid(&payload) {
             return Ok(());
         }
-        for fault in self.validator.iter_errors(&payload).take(FAULTS_MAX) {
+        let mut found = false;
+        let explaining = self.union.as_ref().map_or(&self.validator, |union| &union.rest);
+        for fault in explaining.iter_errors(&payload).take(FAULTS_MAX) {
+            found = true;
             // Masked, so that payloads don't end up in answers and logs; the pointer shows where to look.
             let text: String = fault.masked().to_string().chars().take(FAULT_CHARS_MAX).collect();
             message.reject(Rejection::new(SCHEMA_VALIDATION_ERROR, text).at(fault.instance_path().as_str()));
         }
+        if !found {
+            message.reject(self.choice_fault());
+        }
         Ok(())
+    }
+}
+
+impl JsonSchema {
+    /// The fault of a message that is at odds with the schema, but with nothing that could be named.
+    fn choice_fault(&self) -> Rejection {
+        let text = match &self.union {
+            Some(Union { keyword: "oneOf", .. }) => "value is not valid under exactly one of the schemas of 'oneOf'",
+            Some(_) => "value is not valid under any of the schemas of 'anyOf'",
+            None => "value is not valid under the schema",
+        };
+        Rejection::new(SCHEMA_VALIDATION_ERROR, text).at("")
     }
 }
 

@@ -72,6 +72,25 @@ fn formats_are_annotations_and_booleans_are_schemas() {
 }
 
 #[test]
+fn a_choice_at_the_root_is_one_fault_beside_those_of_the_rest() {
+    let schema = json!({
+        "required": ["id"],
+        "oneOf": [{"properties": {"kind": {"const": "a"}}}, {"properties": {"kind": {"const": "b"}}}]
+    });
+    assert_eq!(faults(&schema, r#"{"id":1,"kind":"a"}"#), []);
+    for neither_or_both in [r#"{"id":1,"kind":"c"}"#, r#"{"id":1}"#] {
+        let faults = faults(&schema, neither_or_both);
+        assert_eq!((faults.len(), faults[0].pointer.as_deref()), (1, Some("")), "{faults:?}");
+        assert!(faults[0].message.contains("exactly one"));
+    }
+    assert!(faults(&schema, r#"{"kind":"c"}"#)[0].message.contains("\"id\" is a required property"));
+    assert!(faults(&json!({"anyOf": [false, {"type": "null"}]}), "1")[0].message.contains("any of"));
+    let unevaluated = json!({"oneOf": [{"properties": {"a": {}}, "required": ["a"]}], "unevaluatedProperties": false});
+    assert_eq!(faults(&unevaluated, r#"{"a":1}"#), []);
+    assert_eq!(faults(&unevaluated, r#"{"a":1,"b":1}"#).len(), 1);
+}
+
+#[test]
 fn faults_are_bounded_and_show_no_values() {
     let payload = json!(vec!["secret"; 1000]).to_string();
     let all = faults(&json!({"items": {"type": "integer"}}), &payload);
