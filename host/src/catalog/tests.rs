@@ -194,7 +194,7 @@ async fn everything_survives_a_restart() {
         version: 3,
         ..subscription
     };
-    assert_eq!(fixture.catalog.subscriptions().await.unwrap(), [expected.clone()]);
+    assert_eq!(fixture.catalog.subscriptions().await.unwrap(), std::slice::from_ref(&expected));
     assert_eq!((rotated.version, paused), (2, expected));
     assert_eq!(fixture.catalog.pipelines().await.unwrap(), [of_subscription, of_topic.clone()]);
     assert_eq!(fixture.catalog.pipeline(Scope::Topic(topic.id)).await.unwrap(), Some(of_topic));

@@ -132,27 +132,30 @@ pub(crate) async fn a_message_is_found_by_its_id(bed: Bed) {
 
 pub(crate) async fn an_erased_message_is_nowhere(bed: Bed) {
     let mut bed = bed.with_dead_letters().await;
-    let messages: Vec<_> = ["a", "leased", "dead", "b"].map(|text| bed.message(text)).into();
+    let messages: Vec<_> = ["a", "leased", "dead", "copy", "b"].map(|text| bed.message(text)).into();
     bed.store(messages.clone()).await;
-    let leases = bed.take(3).await;
+    let leases = bed.take(4).await;
     bed.end(&leases[0], Settlement::Release).await.unwrap();
     bed.end(&leases[2], Settlement::DeadLetter { failure: failure() }).await.unwrap();
-    let dead = bed.dead().await[0].1.id;
-    for id in [messages[0].id, messages[1].id, messages[2].id, dead] {
+    bed.end(&leases[3], Settlement::DeadLetter { failure: failure() }).await.unwrap();
+    let copies: Vec<_> = bed.dead().await.iter().map(|(_, message)| message.id).collect();
+    // A dead letter alone, and one that goes with the message that it is a copy of.
+    for id in [messages[0].id, messages[1].id, messages[2].id, copies[1]] {
         assert!(bed.erase(id).await.unwrap());
         assert!(!bed.erase(id).await.unwrap(), "it is not there any more");
     }
+    assert!(!bed.erase(bed.message("never stored").id).await.unwrap());
     for _ in 0..2 {
-        for id in [messages[0].id, messages[1].id, messages[2].id, dead] {
+        for id in [messages[0].id, messages[1].id, messages[2].id, copies[0], copies[1]] {
             assert!(bed.get(id).await.unwrap().is_none());
         }
-        assert_eq!(bed.log().await, ["b"]);
+        assert_eq!(bed.log().await, ["copy", "b"]);
         assert!(bed.dead().await.is_empty());
         bed.crash().await;
     }
     assert_eq!(texts(&bed.take(10).await), ["b"]);
     bed.seek(TOPIC, GROUP, SeekTo::Earliest).await.unwrap();
-    assert_eq!(texts(&bed.take(10).await), ["b"], "a seek does not bring it back");
+    assert_eq!(texts(&bed.take(10).await), ["copy", "b"], "a seek does not bring it back");
     let late = bed.end(&leases[1], Settlement::Ack).await;
     assert!(matches!(late, Err(SettleRefused::LeaseExpired | SettleRefused::NotFound)), "{late:?}");
 }
