@@ -9,10 +9,11 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::metrics::PushMetrics;
+use crate::catalog::Actor;
 use crate::catalog::model::{Pause, Subscription, SubscriptionId, Topic};
 use crate::clock::Clock;
 use crate::delivery::outbound::{Ask, Outbound, OutboundError, Prepared};
-use crate::directory::{Directory, system_actor};
+use crate::directory::Directory;
 use crate::message::TopicId;
 use crate::store::{MessageStore, Settle, SettleRefused, Settled, StoreError};
 
@@ -106,7 +107,7 @@ impl Feed for BrokerFeed {
 
     async fn pause(&self, reason: String) -> Result<(), String> {
         let pause = Pause { reason, since: self.clock.now() };
-        let paused = self.directory.pause(self.subscription, Some(pause), &system_actor()).await;
+        let paused = self.directory.pause(self.subscription, Some(pause), &Actor::system()).await;
         paused.map(drop).map_err(|error| error.to_string())
     }
 }

@@ -298,7 +298,8 @@ impl Resolve for GuardedResolver {
                 || LookupError::Failed { host: name.as_str().into(), reason: "the resolver took too long".into() };
             let found =
                 tokio::time::timeout(LOOKUP_TIMEOUT, resolver.lookup(name.as_str())).await.map_err(|_| slow())??;
-            let addresses: Addrs = Box::new(found.to_vec().into_iter());
+            let count = found.len();
+            let addresses: Addrs = Box::new((0..count).map(move |at| found[at]));
             Ok(addresses)
         })
     }

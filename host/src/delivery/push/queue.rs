@@ -35,6 +35,12 @@ impl Queue {
         self.len
     }
 
+    /// Whether nothing is in it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// Their payloads' bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -9,9 +9,11 @@ use prometheus::Registry;
 use tokio::task::JoinHandle;
 
 use super::super::breaker::{BreakerState, FAILURES_TO_OPEN};
+use super::super::feed::Want;
 use super::super::testing::{self, Receiver, Reply, answer};
+use super::intake::QUEUE_TIME_MAX;
 use super::*;
-use crate::catalog::model::Topic;
+use crate::catalog::model::{Guarantee, Topic};
 use crate::message::MessageId;
 use crate::store::{Receipt, SettleRefused, Settled, StoreError};
 
