@@ -11,8 +11,8 @@ use crate::message::TopicName;
 use crate::telemetry::Stopwatch;
 
 use super::breaker::Admission;
+use super::call::{Call, Edit, Item, Powers};
 use super::draft::{Draft, FaultCause, Processed, Rejection, StageFault, StageWord, Verdict};
-use super::host_state::{Call, Edit, Item, Powers};
 use super::instance::{Failure, Instance};
 use super::limits::{CALL_BYTES_MAX, PRODUCED_BYTES_MAX};
 use super::revision::Revision;

@@ -1,28 +1,17 @@
-//! How pipelines and plugins change. Invariant: everything is tried on this broker before the catalog learns of it; the
-//! catalog is written before a new revision runs; changes happen one at a time. Never touches a batch under way.
+//! How pipelines change. Invariant: everything is tried on this broker before the catalog learns of it; the catalog is
+//! written before a new revision runs; changes happen one at a time. Never touches a batch under way.
 
 use std::sync::Arc;
 
-use bytes::Bytes;
+use crate::catalog::model::{PipelineRevision, ResolvedStage, Scope, StageSpec};
+use crate::catalog::{Actor, NewRevision};
 
-use crate::catalog::model::{PipelineRevision, PluginSource, PluginVersion, ResolvedStage, Scope, StageSpec};
-use crate::catalog::{Actor, CatalogError, NewPlugin, NewRevision};
-
-use super::builtin::{self, BUILTINS};
-use super::component::{self, ComponentError, Loaded};
+use super::builtin;
+use super::component::Loaded;
 use super::instance::StartError;
-use super::registry::{is_label, is_plugin_name};
 use super::revision::Revision;
 use super::stage::Stage;
-use super::{Lane, NewComponent, PipelineError, Pipelines, validate};
-
-/// A plugin version that is about to become `latest`, seen from the stages that bind it.
-struct Arriving<'a> {
-    name: &'a str,
-    label: &'a str,
-    digest: &'a str,
-    loaded: &'a Arc<Loaded>,
-}
+use super::{Lane, PipelineError, Pipelines, validate};
 
 impl Pipelines {
     /// The latest revision of a scope, as the catalog has it; none if there never was one.
@@ -107,157 +96,6 @@ impl Pipelines {
         Ok(())
     }
 
-    /// Takes in a component, from disk or uploaded: checks it, tries it with each config in use, and makes it `latest`
-    /// and the pipelines that bind `latest` run it.
-    ///
-    /// # Errors
-    /// [`PipelineError::Unusable`], [`PipelineError::TooLarge`]; a conflict if the label has other bytes.
-    pub async fn accept(&self, new: NewComponent, actor: &Actor) -> Result<PluginVersion, PipelineError> {
-        let name = new.name.clone();
-        let file = match (new.source, &new.version) {
-            (PluginSource::Disk, None) => format!("{name}.wasm"),
-            (PluginSource::Disk, Some(version)) => format!("{name}@{version}.wasm"),
-            _ => "upload".to_owned(),
-        };
-        let accepted = self.take_in(new, actor).await;
-        if let Err(error) = &accepted {
-            self.not_accepted(&name, file, error);
-        }
-        accepted
-    }
-
-    /// Removes a version that no pipeline runs.
-    ///
-    /// # Errors
-    /// The catalog's: not found, or a conflict while it is bound.
-    pub async fn delete_version(&self, name: &str, label: &str, actor: &Actor) -> Result<(), PipelineError> {
-        let _one_at_a_time = self.changing.lock().await;
-        self.catalog.delete_plugin_version(name, label, actor).await?;
-        self.registry.removed(name, label);
-        Ok(())
-    }
-
-    pub(super) fn not_accepted(&self, name: &str, file: String, error: &PipelineError) {
-        tracing::warn!(plugin = name, file, %error, "a plugin was not accepted; what runs goes on");
-        let named = is_plugin_name(name) && self.registry.has_room(name);
-        self.machine.metrics.reload_error(named.then_some(name));
-        if named {
-            self.registry.failed(name, file, error.to_string());
-        }
-    }
-
-    pub(super) async fn take_in(&self, new: NewComponent, actor: &Actor) -> Result<PluginVersion, PipelineError> {
-        let NewComponent { name, version: label, bytes, source } = new;
-        self.check_request(&name, label.as_deref(), &bytes)?;
-        let digest = hash(bytes.clone()).await?;
-        let loaded = self.components.load(&digest, bytes.clone()).await.map_err(unusable)?;
-        let _one_at_a_time = self.changing.lock().await;
-        let label_now = match &label {
-            Some(label) => label.clone(),
-            None => self
-                .registry
-                .with_digest(&name, &digest)
-                .map_or_else(|| format!("sha-{}", &digest[..12]), |known| known.version),
-        };
-        if let Some(known) = self.registry.resolve(&name, &label_now).filter(|known| known.digest != digest) {
-            let why = format!(
-                "the version '{label_now}' of '{name}' has other bytes (SHA-256 {}): give these another label",
-                known.digest
-            );
-            return Err(CatalogError::Conflict(why).into());
-        }
-        let arriving = Arriving { name: &name, label: &label_now, digest: &digest, loaded: &loaded };
-        let changes = self.rebind(&arriving).await?;
-        if changes.is_empty() {
-            self.try_start(&arriving).await?;
-        }
-        let imports = loaded.imports.clone();
-        let new = NewPlugin { plugin: name.clone(), version: label, bytes, digest, source, imports };
-        let (version, _) = self.catalog.accept_plugin(new, actor).await?;
-        tracing::info!(
-            plugin = name,
-            version = version.version,
-            digest = version.digest,
-            ?source,
-            "a plugin version was accepted"
-        );
-        self.registry.accepted(version.clone());
-        for (lane, resolved, built) in changes {
-            let stages = lane.current().record.as_ref().map(|record| record.stages.clone()).unwrap_or_default();
-            let reason = format!("plugin {name} changed");
-            let new = NewRevision { scope: lane.scope, stages, resolved, reason, expected: None };
-            self.publish(new, built, actor).await?;
-        }
-        Ok(version)
-    }
-
-    fn check_request(&self, name: &str, label: Option<&str>, bytes: &Bytes) -> Result<(), PipelineError> {
-        if !is_plugin_name(name) {
-            let why = format!("'{name}' is no plugin name: it must match [a-z0-9][a-z0-9.-]{{0,127}}");
-            return Err(PipelineError::Unusable(why));
-        }
-        if let Some(label) = label.filter(|label| !is_label(label)) {
-            return Err(PipelineError::Unusable(format!("'{label}' is no version: take one such as 1.2.0")));
-        }
-        if !self.registry.has_room(name) {
-            let why = format!("there are {} plugins already, the most that are kept", super::registry::PLUGINS_MAX);
-            return Err(PipelineError::Unusable(why));
-        }
-        let (size, max) = (bytes.len() as u64, self.options.plugins.size_max);
-        if size > max { Err(PipelineError::TooLarge { size, max }) } else { Ok(()) }
-    }
-
-    /// For each pipeline that binds `latest` of the plugin: what it would run, tried with each config in use.
-    async fn rebind(
-        &self,
-        arriving: &Arriving<'_>,
-    ) -> Result<Vec<(Arc<Lane>, Vec<ResolvedStage>, Vec<Arc<Stage>>)>, PipelineError> {
-        let lanes: Vec<Arc<Lane>> = self.lanes.read().values().cloned().collect();
-        let mut changes = Vec::new();
-        for lane in lanes {
-            let before = lane.current();
-            let Some(record) = &before.record else { continue };
-            let resolved: Vec<ResolvedStage> = record.resolved.iter().map(|stage| arriving.bound_to(stage)).collect();
-            if resolved == record.resolved {
-                continue;
-            }
-            let (built, faults) = self.build(&resolved, Some(&before)).await;
-            if let Some((at, why)) = faults.into_iter().next() {
-                let stage = &resolved[at].spec.name;
-                let why = format!("the stage '{stage}' of {} cannot run it: {why}", shown(lane.scope));
-                return Err(PipelineError::Unusable(why));
-            }
-            changes.push((lane, resolved, built));
-        }
-        Ok(changes)
-    }
-
-    /// Nobody binds it: whether it starts at all, whatever it says of an empty config.
-    async fn try_start(&self, arriving: &Arriving<'_>) -> Result<(), PipelineError> {
-        let spec = StageSpec {
-            name: "trial".to_owned(),
-            plugin: arriving.name.to_owned(),
-            version: arriving.label.to_owned(),
-            config: serde_json::json!({}),
-            on_reject: Default::default(),
-            on_fault: Default::default(),
-            timeout_ms: 1,
-            memory_mb: super::limits::MEMORY_MB_MAX,
-            emit_to: Vec::new(),
-        };
-        let (version, digest) = (arriving.label.to_owned(), arriving.digest.to_owned());
-        let resolved = ResolvedStage { spec, version, digest, implicit: false };
-        let log = self.registry.log(arriving.name);
-        let stage = Stage::new(resolved, Ok(Arc::clone(arriving.loaded)), log, &self.machine);
-        match start(stage).await? {
-            Ok(()) | Err(StartError::Config(_)) => Ok(()),
-            Err(StartError::PoolFull) => Err(PipelineError::Internal("all places for instances are taken".to_owned())),
-            Err(StartError::Failed(failure)) => {
-                Err(PipelineError::Unusable(format!("it does not start: {}", failure.detail)))
-            }
-        }
-    }
-
     /// Pins a stage's plugin. A stage of Sluice's own runs what came with this binary, whatever was uploaded since.
     fn resolve(&self, spec: &StageSpec, implicit: bool) -> Result<ResolvedStage, (&'static str, String)> {
         if !self.registry.is_known(&spec.plugin) {
@@ -274,7 +112,7 @@ impl Pipelines {
 
     /// Stages ready to run, each with a configured instance; or what is wrong, by the stage's place. Stages that are as
     /// before are taken over with their instances and breakers.
-    async fn build(
+    pub(super) async fn build(
         &self,
         resolved: &[ResolvedStage],
         before: Option<&Revision>,
@@ -315,7 +153,7 @@ impl Pipelines {
     }
 
     /// Writes the revision, then lets new batches begin on it.
-    async fn publish(
+    pub(super) async fn publish(
         &self,
         new: NewRevision,
         stages: Vec<Arc<Stage>>,
@@ -338,24 +176,6 @@ impl Pipelines {
                 lanes.insert(scope, Lane::new(scope, revision));
             }
         }
-    }
-
-    /// Puts the plugins that came with this binary into the catalog, if it has never seen them. They are not compiled
-    /// for it: they fit the world, or this binary would not have passed its tests.
-    pub(super) async fn register_builtins(&self) -> Result<(), PipelineError> {
-        for builtin in BUILTINS {
-            let digest = builtin::digest_of(builtin.name).expect("it is one of them");
-            if self.registry.with_digest(builtin.name, digest).is_some() {
-                continue;
-            }
-            let bytes = Bytes::from_static(builtin.bytes);
-            let imports = component::check(bytes.clone()).await.map_err(unusable)?;
-            let (plugin, digest) = (builtin.name.to_owned(), digest.to_owned());
-            let new = NewPlugin { plugin, version: None, bytes, digest, source: PluginSource::Builtin, imports };
-            let (version, _) = self.catalog.accept_plugin(new, &Actor::system()).await?;
-            self.registry.accepted(version);
-        }
-        Ok(())
     }
 
     /// Makes the current revisions run again. Where `latest` means another version by now (a new binary's built-ins, a
@@ -395,40 +215,18 @@ impl Pipelines {
     }
 }
 
-impl Arriving<'_> {
-    /// `stage`, on this version if it binds `latest` of the plugin. Sluice's own stages stay on Sluice's own plugins.
-    fn bound_to(&self, stage: &ResolvedStage) -> ResolvedStage {
-        let follows = stage.spec.plugin == self.name && stage.spec.version == "latest" && !stage.implicit;
-        if !follows {
-            return stage.clone();
-        }
-        ResolvedStage { version: self.label.to_owned(), digest: self.digest.to_owned(), ..stage.clone() }
-    }
-}
-
 fn implicit_of(record: &PipelineRevision) -> Vec<ResolvedStage> {
     record.resolved.iter().filter(|stage| stage.implicit).cloned().collect()
 }
 
 /// Makes the stage's first instance, away from the reactor, and leaves it there for the first batch.
-async fn start(stage: Arc<Stage>) -> Result<Result<(), StartError>, PipelineError> {
+pub(super) async fn start(stage: Arc<Stage>) -> Result<Result<(), StartError>, PipelineError> {
     let started = tokio::task::spawn_blocking(move || stage.start().map(|instance| stage.put_back(instance)));
     started.await.map_err(|error| PipelineError::Internal(error.to_string()))
 }
 
-async fn hash(bytes: Bytes) -> Result<String, PipelineError> {
-    let hashed = tokio::task::spawn_blocking(move || component::digest(&bytes));
-    hashed.await.map_err(|error| PipelineError::Internal(error.to_string()))
-}
-
-fn unusable(error: ComponentError) -> PipelineError {
-    match error {
-        ComponentError::Unusable(why) => PipelineError::Unusable(why),
-        ComponentError::Unavailable(why) => PipelineError::Internal(why),
-    }
-}
-
-fn shown(scope: Scope) -> String {
+/// A scope as logs and errors name it.
+pub(super) fn shown(scope: Scope) -> String {
     match scope {
         Scope::Topic(topic) => format!("topic/{}", topic.0),
         Scope::Subscription(_, id) => format!("subscription/{id}"),

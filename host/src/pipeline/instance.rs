@@ -10,10 +10,11 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
 use crate::clock::{Clock, Timestamp};
 
 use super::bindings::Plugin;
+use super::call::Call;
 use super::component::Loaded;
 use super::draft::FaultCause;
 use super::engine::Ticker;
-use super::host_state::{Call, HostState};
+use super::host_state::HostState;
 use super::limits::{CONFIGURE_TIMEOUT, HOSTCALL_BYTES_MAX, REASON_BYTES_MAX, cut};
 use super::plugin_log::PluginLog;
 

@@ -2,10 +2,12 @@
 //! Invariant: a batch runs wholly on one revision; a topic's work never waits inside another topic's; a plugin can hurt
 //! neither the process nor its neighbours. Never stores a message, and never decides an HTTP status.
 
+mod accept;
 mod batch;
 mod bindings;
 mod breaker;
 mod builtin;
+mod call;
 mod change;
 mod component;
 mod disk;
