@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::delivery::dead_letters::{DeadLetters, DeadLettersParts};
 use crate::delivery::outbound::Outbound;
 use crate::delivery::pull::Consumers;
-use crate::delivery::push::{PushDeps, PushSupervisor};
+use crate::delivery::push::{PushError, PushParts, PushSupervisor};
 use crate::directory::{Directory, DirectoryError, DirectoryParts};
 use crate::entropy::Entropy;
 use crate::pipeline::{PipelineError, PipelineOptions, Pipelines};
@@ -94,6 +94,9 @@ pub enum ServeError {
     /// Catalog and store could not be brought in line.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// Webhooks.
+    #[error(transparent)]
+    Push(#[from] PushError),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -127,8 +130,8 @@ impl Broker {
         if let Some(file) = config.test_clock_file.clone() {
             crate::config::follow_test_clock(file, clock.clone());
         }
-        let options = EmbeddedOptions::new(data_dir.join("store"), clock.clone());
-        let store: Arc<dyn MessageStore> = Arc::new(EmbeddedStore::open(options).await?);
+        let options = EmbeddedOptions::new(&data_dir.join("store"), clock.clone());
+        let store: Arc<dyn MessageStore> = Arc::new(in_background(move || EmbeddedStore::open(options)).await?);
         let catalog = Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?;
         let plugin_options = PipelineOptions::new(&config.plugins, &data_dir);
         let pipelines = Pipelines::open(plugin_options, catalog.clone(), clock.clone(), &registry).await?;
@@ -168,15 +171,18 @@ impl Broker {
             clock: clock.clone(),
             entropy: entropy.clone(),
         });
-        let push = PushSupervisor::start(PushDeps {
-            store: Arc::clone(&store),
-            directory: Arc::clone(&directory),
-            outbound,
-            clock: clock.clone(),
-            entropy: entropy.clone(),
-            config: config.push.clone(),
-            registry: registry.clone(),
-        })?;
+        let push = PushSupervisor::start(
+            PushParts {
+                store: Arc::clone(&store),
+                directory: Arc::clone(&directory),
+                outbound,
+                clock: clock.clone(),
+                entropy: entropy.clone(),
+                settings: config.push.clone(),
+                node_id: config.node_id.as_str().into(),
+            },
+            &registry,
+        )?;
         let topic_metrics = TopicMetrics::new(&registry)?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let started_at = clock.now();
@@ -206,7 +212,7 @@ impl Broker {
     /// # Errors
     /// When the store could not write what makes the next start quick; nothing acknowledged is lost by that.
     async fn close(&self) -> Result<(), ServeError> {
-        self.push.shutdown().await;
+        self.push.shutdown(self.config.limits.shutdown_timeout).await;
         self.pipelines.shutdown().await;
         self.store.close().await?;
         self.catalog.close().await;
@@ -261,6 +267,16 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Res
     broker.close().await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Recovery reads files for as long as it takes: not on a thread that others wait for.
+async fn in_background<T: Send + 'static, E: Send + 'static>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, E> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
 }
 
 fn stop_on_signals(stopping: CancellationToken) -> std::io::Result<()> {

@@ -12,7 +12,7 @@ use serde_json::json;
 use tokio::sync::{Mutex, watch};
 
 use crate::catalog::model::{
-    DeadLetterPayload, Filter, Guarantee, OnFault, OnReject, Pause, SchemaStatus, Scope, StageSpec, Subscription,
+    DeadLetterPayload, Filter, Guarantee, OnFault, OnReject, Pause, Schema, SchemaStatus, Scope, StageSpec, Subscription,
     SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
 };
 use crate::catalog::{Actor, Catalog, CatalogError};
@@ -20,7 +20,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::entropy::Entropy;
 use crate::message::{GroupId, TopicId, TopicName};
 use crate::pipeline::{PipelineError, Pipelines};
-use crate::schemas::{Schemas, SchemasError};
+use crate::schemas::{SchemaError, Schemas};
 use crate::store::{GroupSpec, MessageStore, SeekTo, StoreError, TopicSpec};
 
 /// Attempts of a Queue that no subscription has given settings: the API's default of 3 retries.
@@ -89,7 +89,7 @@ pub enum DirectoryError {
     Pipeline(#[from] PipelineError),
     /// The schema registry's word.
     #[error(transparent)]
-    Schemas(#[from] SchemasError),
+    Schemas(#[from] SchemaError),
 }
 
 /// A subscription to be made.
@@ -231,8 +231,13 @@ impl Directory {
         self.put_into_store(&dead_letter).await?;
         self.put_into_store(&topic).await?;
         let made = async {
-            self.refresh_topic_stages(&topic, "topic created", actor).await?;
-            self.catalog.insert_topic(&topic, &dead_letter, actor).await.map_err(DirectoryError::from)
+            self.catalog.insert_topic(&topic, &dead_letter, actor).await?;
+            // A crash here leaves a topic without its schema's stage: the next start adds it, before anything is served.
+            if let Err(error) = self.refresh_topic_stages(&topic, "topic created", actor).await {
+                self.catalog.delete_topic(id, actor).await?;
+                return Err(error);
+            }
+            Ok(())
         };
         if let Err(error) = made.await {
             self.pipelines.forget(Scope::Topic(id)).await;
@@ -354,17 +359,25 @@ impl Directory {
             updated_at: now,
             version: 1,
         };
-        self.refresh_subscription_stages(&subscription, "subscription created", actor).await?;
         self.store.put_group(group_spec(&subscription, new.start)).await?;
-        if let Err(error) = self.catalog.insert_subscription(&subscription, actor).await {
+        if let Err(error) = self.insert_subscription(&subscription, actor).await {
             self.pipelines.forget(Scope::Subscription(subscription.topic, subscription.id)).await;
             if !queue {
                 self.store.delete_group(subscription.topic, group).await?;
             }
-            return Err(error.into());
+            return Err(error);
         }
         self.reload().await?;
         Ok(Arc::new(subscription))
+    }
+
+    async fn insert_subscription(&self, subscription: &Subscription, actor: &Actor) -> Result<(), DirectoryError> {
+        self.catalog.insert_subscription(subscription, actor).await?;
+        if let Err(error) = self.refresh_subscription_stages(subscription, "subscription created", actor).await {
+            self.catalog.delete_subscription(subscription.id, actor).await?;
+            return Err(error);
+        }
+        Ok(())
     }
 
     /// Changes a subscription's settings; its kind must be as before.
@@ -464,7 +477,16 @@ impl Directory {
     /// When the registry cannot be read.
     pub async fn schema_status(&self, topic: &Topic) -> Result<Option<SchemaStatus>, DirectoryError> {
         let Some(id) = &topic.settings.schema_id else { return Ok(None) };
-        Ok(self.schemas.get(id).await?.map(|schema| schema.status))
+        Ok(self.schema(id).await?.map(|schema| schema.status))
+    }
+
+    /// A topic may name a schema that is not registered yet.
+    async fn schema(&self, id: &str) -> Result<Option<Schema>, DirectoryError> {
+        match self.schemas.get(id).await {
+            Ok(schema) => Ok(Some(schema)),
+            Err(SchemaError::NotFound(_)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
     }
 
     async fn reload(&self) -> Result<(), DirectoryError> {
@@ -542,7 +564,7 @@ impl Directory {
     async fn refresh_topic_stages(&self, topic: &Topic, reason: &str, actor: &Actor) -> Result<(), DirectoryError> {
         let mut stages = Vec::new();
         if let Some(id) = &topic.settings.schema_id
-            && let Some(schema) = self.schemas.get(id).await?
+            && let Some(schema) = self.schema(id).await?
             && schema.status == SchemaStatus::Approved
         {
             let definition: serde_json::Value = serde_json::from_str(&schema.definition)

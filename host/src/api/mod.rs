@@ -132,3 +132,6 @@ fn unguessable(broker: &Broker) -> Secret {
     broker.entropy.fill(&mut bytes);
     Secret::new(hex::encode(bytes))
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderValue};
 use utoipa::OpenApi as _;
-use utoipa::openapi::path::{HttpMethod, Operation, PathItem};
+use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
 
@@ -88,23 +88,6 @@ fn describe(operation: &mut Operation, route: &Route) {
         .content("application/problem+json", content)
         .build();
     operation.responses.responses.insert("default".to_owned(), problem.into());
-}
-
-/// Every method and path that the document has.
-#[must_use]
-pub fn listed(document: &OpenApi) -> Vec<(HttpMethod, String)> {
-    let methods = |(path, item): (&String, &PathItem)| {
-        let all = [
-            (HttpMethod::Get, item.get.is_some()),
-            (HttpMethod::Post, item.post.is_some()),
-            (HttpMethod::Put, item.put.is_some()),
-            (HttpMethod::Delete, item.delete.is_some()),
-            (HttpMethod::Patch, item.patch.is_some()),
-        ];
-        let path = path.clone();
-        all.into_iter().filter(|(_, there)| *there).map(move |(method, _)| (method, path.clone())).collect::<Vec<_>>()
-    };
-    document.paths.paths.iter().flat_map(methods).collect()
 }
 
 /// The document as it is served, written once.

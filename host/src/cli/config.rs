@@ -14,12 +14,13 @@ const COLUMNS_EXPLAINED: &[Column] =
     &[("SETTING", "/setting"), ("VALUE", "/value"), ("FROM", "/from"), ("MEANING", "/meaning")];
 
 const AFTER_HELP: &str = "\
-Each setting stands in sluice.toml under its name and in the environment as SLUICE__ with __ for each dot:
-messaging.max_message_size is SLUICE__MESSAGING__MAX_MESSAGE_SIZE. Lists are separated by commas there.
+Each setting stands in sluice.toml under its name, and in the environment as SLUICE__ with __ for each dot: \
+messaging.max_message_size is SLUICE__MESSAGING__MAX_MESSAGE_SIZE. Lists are separated by commas there. \
+A configuration that a broker would refuse is refused here, too, with exit code 2.
 
 Examples:
   sluice config --explain
-  sluice config --config /etc/sluice/sluice.toml --profile production      also checks it: exit code 2 when refused";
+  sluice config --config /etc/sluice/sluice.toml --profile production";
 
 /// Show every setting, its value, and where it comes from.
 #[derive(Debug, Args)]

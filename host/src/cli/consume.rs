@@ -12,8 +12,8 @@ use super::output::Output;
 const FOLLOW_WAIT_SECONDS: u32 = 20;
 
 const AFTER_HELP: &str = "\
-Without --ack the messages are only held for --ack-timeout seconds and come again after it. Payloads are printed one a
-line; --json prints each message whole, one a line, with the receipt that settles it.
+Without --ack the messages are only held for --ack-timeout seconds and come again after it. \
+Payloads are printed one a line; --json prints each message whole, one a line, with the receipt that settles it.
 
 Examples:
   sluice consume orders --limit 100 --ack

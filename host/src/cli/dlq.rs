@@ -19,8 +19,8 @@ const COLUMNS: &[Column] = &[
 const AFTER_HELP: &str = "\
 Examples:
   sluice dlq list orders
-  sluice dlq replay orders 0190c0de-…                             one message, to the group that it failed for
-  sluice dlq replay orders --all --dry-run                        how many it would be
+  sluice dlq replay orders 0190c0de-…          one message, to the group that it failed for
+  sluice dlq replay orders --all --dry-run     how many it would be
   sluice dlq discard orders 0190c0de-…";
 
 /// Dead letters.

@@ -19,8 +19,11 @@ pub(super) struct HealthArgs {
     client: ClientArgs,
 }
 
-/// Shows `/health`.
+/// Shows `/health`, and holds it against `/health/ready`.
 pub(super) async fn run(args: &HealthArgs) -> Result<(), Failure> {
-    let answer = Client::new(&args.client)?.get_root(&["health"]).await?;
-    args.client.output().thing(&answer.body)
+    let client = Client::new(&args.client)?;
+    let answer = client.get_root(&["health"]).await?;
+    args.client.output().thing(&answer.body)?;
+    // `/health` describes; this one is refused while requests should go elsewhere.
+    client.get_root(&["health", "ready"]).await.map(drop)
 }

@@ -31,22 +31,27 @@ const ABOUT: &str = "A message broker whose topics run your own WebAssembly logi
 
 const AFTER_HELP: &str = "\
 First steps:
-  sluice serve                                           start a broker here (data in ./sluice-data)
-  sluice topic create orders --type PubSub               in another terminal: make a topic
-  sluice subscribe orders --group billing                and a consumer group on it
-  sluice publish orders '{\"id\": 1}'                      send a message
-  sluice consume orders --group billing --ack            and take it
+  sluice serve                                   start a broker here (data in ./sluice-data)
+  sluice topic create orders --type PubSub       in another terminal: make a topic
+  sluice subscribe orders --group billing        and a consumer group on it
+  sluice publish orders '{\"id\": 1}'              send a message
+  sluice consume orders --group billing --ack    and take it
 
-Client commands find the broker by --url (or SLUICE_URL) and show --token (or SLUICE_TOKEN). With no token, and a broker
-on this machine, they make one from the secret in the development data directory.
+Client commands find the broker by --url (or SLUICE_URL) and show --token (or SLUICE_TOKEN). \
+With no token, and a broker on this machine, they make one from the secret in the development data directory.
 
-Exit codes: 0 done · 1 the broker refused the request · 2 wrong usage or configuration · 3 no broker was reached, or the
-connection broke · 4 refused for now, try again later (429, 503) · 5 this machine refused: a file, a directory, a port";
+Exit codes:
+  0  done
+  1  the broker refused the request
+  2  wrong usage or configuration
+  3  no broker was reached, or the connection broke
+  4  refused for now, try again later (429, 503)
+  5  this machine refused: a file, a directory, a port";
 
 /// The command line of `sluice`.
 #[derive(Debug, Parser)]
 #[command(name = "sluice", version, about = ABOUT, after_help = AFTER_HELP, disable_help_subcommand = true)]
-#[command(subcommand_required = true, arg_required_else_help = true, max_term_width = 100)]
+#[command(subcommand_required = true, arg_required_else_help = true, max_term_width = 120)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -7,7 +7,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::arguments::read_text;
-use super::client::{Client, ClientArgs, Query};
+use super::client::{Client, ClientArgs, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
 
@@ -27,7 +27,7 @@ Examples:
   sluice pipeline get --topic orders
   echo '[{\"name\": \"mask\", \"plugin\": \"redact\",
          \"config\": {\"rules\": [{\"pointer\": \"/card\", \"action\": \"mask\"}]}}]' | sluice pipeline set - --topic orders
-  echo '[]' | sluice pipeline set - --topic orders                no stages
+  echo '[]' | sluice pipeline set - --topic orders    no stages
   sluice pipeline history --subscription 0190…";
 
 /// The stages of a topic or subscription.
@@ -58,6 +58,8 @@ enum Action {
     History {
         #[command(flatten)]
         owner: Owner,
+        #[command(flatten)]
+        part: Part,
     },
 }
 
@@ -93,10 +95,9 @@ pub(super) async fn run(args: &PipelineArgs) -> Result<(), Failure> {
             let set = client.put(&owner.path(), known.etag.as_deref(), &json!({ "stages": stages })).await?;
             output.done(&format!("revision {} is in use", set["revision"]), &set)
         }
-        Action::History { owner } => {
+        Action::History { owner, part } => {
             let path = [&owner.path()[..], &["history"]].concat();
-            let answer = client.get(&path, Query::default()).await?.body;
-            let revisions = answer["revisions"].as_array().cloned().unwrap_or_default();
+            let revisions = client.list(&path, "revisions", *part, &[]).await?;
             output.list(&revisions, HISTORY_COLUMNS, "never set")
         }
     }

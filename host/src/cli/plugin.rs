@@ -1,17 +1,19 @@
 //! `sluice plugin`: what code there is for topics. Invariant: only reads; plugins come from `plugins.dir`.
 
 use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
 use super::client::{Client, ClientArgs, Part, Query};
 use super::failure::Failure;
-use super::output::Column;
+use super::output::{Column, Output};
 
 const COLUMNS: &[Column] = &[
     ("NAME", "/name"),
+    ("VERSION", "/version"),
     ("LATEST", "/latest"),
+    ("STATE", "/state"),
     ("SOURCE", "/source"),
-    ("BOUND TO", "/boundTo"),
-    ("ERROR", "/lastError"),
+    ("BOUND TO", "/bound"),
 ];
 
 const AFTER_HELP: &str = "\
@@ -50,8 +52,50 @@ pub(super) async fn run(args: &PluginArgs) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
         Action::List { part } => {
-            output.list(&client.list(&["plugins"], "plugins", *part, &[]).await?, COLUMNS, "no plugins")
+            let plugins = client.list(&["plugins"], "plugins", *part, &[]).await?;
+            show(output, &Value::Array(plugins.clone()), &plugins)
         }
-        Action::Get { name } => output.thing(&client.get(&["plugins", name], Query::default()).await?.body),
+        Action::Get { name } => {
+            let plugin = client.get(&["plugins", name], Query::default()).await?.body;
+            show(output, &plugin, std::slice::from_ref(&plugin))
+        }
     }
+}
+
+/// For people: a row per version, and after them what went wrong with a file.
+fn show(output: Output, document: &Value, plugins: &[Value]) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.document(document);
+    }
+    let rows: Vec<Value> = plugins.iter().flat_map(rows).collect();
+    output.list(&rows, COLUMNS, "no plugins")?;
+    for plugin in plugins {
+        if let (Some(name), Some(error)) = (plugin["name"].as_str(), plugin["lastError"]["message"].as_str()) {
+            let file = plugin["lastError"]["file"].as_str().unwrap_or_default();
+            output.note(&format!("{name}: {file} was not accepted: {error}"))?;
+        }
+    }
+    Ok(())
+}
+
+fn rows(plugin: &Value) -> Vec<Value> {
+    let owner = |binding: &Value| {
+        let text = |name: &str| binding[name].as_str().unwrap_or_default().to_owned();
+        match binding["subscriptionId"].as_str() {
+            Some(id) => format!("{}/{id}", text("topicName")),
+            None => text("topicName"),
+        }
+    };
+    let row = |version: &Value| {
+        let bound: Vec<String> = version["bound"].as_array().into_iter().flatten().map(owner).collect();
+        json!({
+            "name": plugin["name"],
+            "version": version["version"],
+            "latest": if version["latest"] == true { "yes" } else { "" },
+            "state": version["state"],
+            "source": version["source"],
+            "bound": bound.join(" "),
+        })
+    };
+    plugin["versions"].as_array().into_iter().flatten().map(row).collect()
 }

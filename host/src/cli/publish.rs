@@ -28,7 +28,7 @@ Examples:
   sluice publish orders '{\"id\": 1}' --key customer-7 --header region=eu
   sluice publish orders --file order.json --idempotency-key order-1
   date | sluice publish clock -
-  sluice publish events --ndjson --file github-events.ndjson       one message a line, in batches
+  sluice publish events --ndjson --file events.ndjson    one message a line, in batches
   sluice publish reminders '{}' --delay PT10M";
 
 /// Publish one message, or a file of them.

@@ -21,7 +21,7 @@ const COLUMNS: &[Column] = &[
 const AFTER_HELP: &str = "\
 Examples:
   sluice schema register orders.v1 --file orders.schema.json --compatibility Backward
-  sluice schema validate orders.v1 --file order.json             exit code 1 when it is not valid";
+  sluice schema validate orders.v1 --file order.json    exit code 1 when it is not valid";
 
 /// Schemas.
 #[derive(Debug, Args)]

@@ -17,13 +17,13 @@ use crate::{broker, telemetry};
 const LINGER: Duration = Duration::from_secs(2);
 
 const AFTER_HELP: &str = "\
-Settings come from sluice.toml, then the environment (SLUICE__SECTION__KEY, or the names of the deployment guide such as
-Messaging__MaxMessageSize), then these flags; later ones win. `sluice config` shows the result.
+Settings come from sluice.toml, then the environment (SLUICE__SECTION__KEY, or the names of the deployment guide \
+such as Messaging__MaxMessageSize), then these flags; later ones win. `sluice config` shows the result.
 
 Examples:
-  sluice serve                                           development: data in ./sluice-data, on 127.0.0.1:5000
-  sluice serve --listen 127.0.0.1:0                      a free port; it stands in the line `listening on http://…`
-  sluice serve --plugins-dir plugins                     every name.wasm there becomes a plugin, as it changes
+  sluice serve                          development: data in ./sluice-data, on 127.0.0.1:5000
+  sluice serve --listen 127.0.0.1:0     a free port; it is in the line `listening on http://…`
+  sluice serve --plugins-dir plugins    each name.wasm there is a plugin, whenever it changes
   JWT_SECRET=$(openssl rand -hex 32) \\
   sluice serve --profile production --data-dir /var/lib/sluice";
 

@@ -29,9 +29,9 @@ const ATTEMPT_COLUMNS: &[Column] = &[
 
 const SUBSCRIBE_AFTER_HELP: &str = "\
 Examples:
-  sluice subscribe orders --group billing                                       to be read with `sluice consume`
-  sluice subscribe orders --group shop --endpoint https://shop.example.com/hook a signed webhook
-  sluice subscribe deployment.events --group pager --endpoint https://… \\
+  sluice subscribe orders --group billing              to be read with `sluice consume`
+  sluice subscribe orders --group shop --endpoint https://shop.example.com/hook
+  sluice subscribe deployment.events --group pager --endpoint https://pager.example.com \\
       --filter-query '$.severity >= 7' --filter-header region=eu --max-retries 10
 
 The answer to a webhook holds its signing secret (whsec_…): it is shown once.";

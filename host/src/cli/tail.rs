@@ -24,8 +24,8 @@ const AFTER_HELP: &str = "\
 Payloads are printed one a line; --verbose puts place, time and id before them, --json prints each message whole.
 
 Examples:
-  sluice tail orders                                     the messages that are there, from the oldest on
-  sluice tail orders --from latest --follow              those that come from now on
+  sluice tail orders                           the messages that are there, from the oldest on
+  sluice tail orders --from latest --follow    those that come from now on
   sluice tail orders --from 2026-01-31T12:00:00Z --limit 20 --verbose
   sluice tail orders --filter '$.total > 100'";
 

@@ -20,7 +20,7 @@ const COLUMNS: &[Column] = &[
 
 const AFTER_HELP: &str = "\
 Examples:
-  sluice topic create orders                                      a Queue: each message to one consumer
+  sluice topic create orders                   a Queue: each message to one consumer
   sluice topic create deployment.events --type PubSub --partitions 8 --retention P30D
   sluice topic update orders --schema-id orders.v1
   sluice topic metrics orders --window PT15M";

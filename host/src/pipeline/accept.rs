@@ -51,7 +51,11 @@ impl Pipelines {
     pub async fn delete_version(&self, name: &str, label: &str, actor: &Actor) -> Result<(), PipelineError> {
         let _one_at_a_time = self.changing.lock().await;
         self.catalog.delete_plugin_version(name, label, actor).await?;
+        let removed = self.registry.resolve(name, label);
         self.registry.removed(name, label);
+        if let Some(removed) = removed {
+            self.discard_unless_known(&removed.digest).await;
+        }
         Ok(())
     }
 
@@ -68,6 +72,29 @@ impl Pipelines {
         let NewComponent { name, version: label, bytes, source } = new;
         self.check_request(&name, label.as_deref(), &bytes)?;
         let digest = hash(bytes.clone()).await?;
+        let new = NewComponent { name, version: label, bytes, source };
+        let accepted = self.try_and_accept(new, &digest, actor).await;
+        if accepted.is_err() {
+            self.discard_unless_known(&digest).await;
+        }
+        accepted
+    }
+
+    /// Machine code of what was refused or deleted must not pile up.
+    async fn discard_unless_known(&self, digest: &str) {
+        if !self.registry.digests().contains(digest) {
+            self.components.discard(digest).await;
+        }
+    }
+
+    async fn try_and_accept(
+        &self,
+        new: NewComponent,
+        digest: &str,
+        actor: &Actor,
+    ) -> Result<PluginVersion, PipelineError> {
+        let NewComponent { name, version: label, bytes, source } = new;
+        let digest = digest.to_owned();
         let loaded = self.components.load(&digest, bytes.clone()).await.map_err(unusable)?;
         let _one_at_a_time = self.changing.lock().await;
         let label_now = match &label {
@@ -174,6 +201,23 @@ impl Pipelines {
                 Err(PipelineError::Unusable(format!("it does not start: {}", failure.detail)))
             }
         }
+    }
+
+    /// Compiles the plugins that came with this binary, the small ones first, unless their machine code is kept.
+    pub(super) fn warm_up(self: &Arc<Self>) {
+        let pipelines = Arc::downgrade(self);
+        let task = tokio::spawn(async move {
+            let mut builtins = BUILTINS;
+            builtins.sort_by_key(|builtin| builtin.bytes.len());
+            for builtin in builtins {
+                let Some(pipelines) = pipelines.upgrade() else { return };
+                let digest = builtin::digest_of(builtin.name).expect("it is one of them");
+                if let Err(error) = pipelines.components.load(digest, Bytes::from_static(builtin.bytes)).await {
+                    tracing::error!(plugin = builtin.name, %error, "a built-in plugin can't be made ready");
+                }
+            }
+        });
+        self.tasks.lock().push(task.abort_handle());
     }
 
     /// Puts the plugins that came with this binary into the catalog, if it has never seen them. They are not compiled

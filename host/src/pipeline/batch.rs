@@ -15,6 +15,7 @@ use super::call::{Call, Edit, Item, Powers};
 use super::draft::{Draft, FaultCause, Processed, Rejection, StageFault, StageWord, Verdict};
 use super::instance::{Failure, Instance};
 use super::limits::{CALL_BYTES_MAX, PRODUCED_BYTES_MAX};
+use super::plugin_log::LogLevel;
 use super::revision::Revision;
 use super::stage::Stage;
 
@@ -138,11 +139,11 @@ impl Batch<'_> {
             match self.call(stage, instance, window.clone(), words) {
                 Ok(()) => stage.ask_more(window.len()),
                 Err((failure, Blame::Stage)) => {
-                    stage.breaker.failed(self.clock.now());
+                    self.failed(stage, None, &failure);
                     fault(words, window, &failure);
                 }
                 Err((failure, Blame::Messages)) if window.len() == 1 => {
-                    stage.breaker.failed(self.clock.now());
+                    self.failed(stage, Some(&self.items[window.start].draft), &failure);
                     timed_out_whole = false;
                     fault(words, window, &failure);
                 }
@@ -161,6 +162,17 @@ impl Batch<'_> {
         if timed_out_whole {
             stage.ask_less(whole);
         }
+    }
+
+    /// A fault has been pinned: the plugin's log has it, where its author looks, and floods are thinned out.
+    fn failed(&self, stage: &Stage, message: Option<&Draft>, failure: &Failure) {
+        stage.breaker.failed(self.clock.now());
+        let (name, cause, detail) = (&stage.name, failure.cause.as_str(), &failure.detail);
+        let text = match message {
+            Some(message) => format!("the stage '{name}' failed on the message {}: {cause}: {detail}", message.id),
+            None => format!("the stage '{name}' failed: {cause}: {detail}"),
+        };
+        stage.log.write(LogLevel::Error, text);
     }
 
     /// One guest call. An instance that trapped is dropped, and the next call gets a new one.
@@ -296,12 +308,6 @@ fn faulted(stage: &Stage, failure: Failure) -> (&'static str, Option<Verdict>) {
     stage.metrics.faulted.inc();
     stage.metrics.faults(failure.cause).inc();
     let on = stage.resolved.spec.on_fault;
-    tracing::debug!(
-        stage = &*stage.name,
-        cause = failure.cause.as_str(),
-        detail = &*failure.detail,
-        "a stage failed on a message"
-    );
     if on == OnFault::Pass {
         return ("fault", None);
     }

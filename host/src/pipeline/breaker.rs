@@ -41,8 +41,10 @@ impl Breaker {
         let mut state = self.0.lock();
         match state.open_until {
             None => Admission::Closed,
-            Some(until) if now < until || state.probing => Admission::Open,
+            Some(until) if now < until => Admission::Open,
             Some(_) => {
+                // Should the probe be lost, there is another one after as long again.
+                state.open_until = Some(now.plus(OPEN_FOR));
                 state.probing = true;
                 Admission::Probe
             }

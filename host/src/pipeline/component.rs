@@ -2,7 +2,7 @@
 //! Invariant: machine code is loaded only if its checksum is the one it was written with, for this very engine. Never
 //! compiles on a thread that messages wait for.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -26,6 +26,8 @@ use super::{engine, sandbox};
 
 /// Components that wait to be compiled: each holds its bytes, up to the size limit.
 const WAITING_MAX: usize = 16;
+/// Two, so that a small plugin does not wait for a large one; each compiles on one thread.
+const COMPILERS: usize = 2;
 /// Digests whose state is remembered: all versions of all plugins that anyone looks at.
 const STATES_MAX: usize = 4096;
 /// Bytes of the checksum in front of the machine code.
@@ -87,8 +89,8 @@ pub struct Components {
     /// Those in use. Weak: what no stage uses is let go of.
     loaded: Mutex<HashMap<String, Weak<Loaded>>>,
     states: Mutex<HashMap<String, ComponentState>>,
-    /// One load at a time: two stages of one plugin must not compile it twice.
-    loading: tokio::sync::Mutex<()>,
+    /// One load of a component at a time: two stages of one plugin must not compile it twice. Swept when it is asked.
+    loading: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
 impl Components {
@@ -102,7 +104,7 @@ impl Components {
         let compile = start_compiler(metrics)?;
         let fingerprint = engine::fingerprint(&engine);
         let (loaded, states) = (Mutex::default(), Mutex::default());
-        let loading = tokio::sync::Mutex::new(());
+        let loading = Mutex::default();
         Ok(Components { engine, linker, dir, fingerprint, compile, loaded, states, loading })
     }
 
@@ -123,7 +125,8 @@ impl Components {
     /// # Errors
     /// [`ComponentError::Unusable`] if it is no component, doesn't fit the world or doesn't compile.
     pub async fn load(&self, digest: &str, bytes: Bytes) -> Result<Arc<Loaded>, ComponentError> {
-        let _one_at_a_time = self.loading.lock().await;
+        let turn = self.turn(digest);
+        let _one_at_a_time = turn.lock().await;
         if let Some(loaded) = self.in_use(digest) {
             return Ok(loaded);
         }
@@ -136,9 +139,41 @@ impl Components {
         loaded
     }
 
+    /// Removes the machine code that no version of any plugin has, or that another engine made.
+    pub fn prune(&self, digests: &HashSet<String>) {
+        let Ok(entries) = std::fs::read_dir(&self.dir) else { return };
+        for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+            let name = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
+            let is_code = path.extension().is_some_and(|extension| extension == "cwasm");
+            let current = name
+                .split_once('-')
+                .is_some_and(|(digest, made_by)| is_code && made_by == self.fingerprint && digests.contains(digest));
+            if !current && let Err(error) = std::fs::remove_file(&path) {
+                tracing::warn!(file = %path.display(), %error, "machine code of no use can't be removed");
+            }
+        }
+    }
+
+    /// Removes the machine code of a component that was not accepted or has been deleted.
+    pub async fn discard(&self, digest: &str) {
+        self.states.lock().remove(digest);
+        // It may never have been compiled.
+        let _ = tokio::fs::remove_file(self.code_path(digest)).await;
+    }
+
+    fn code_path(&self, digest: &str) -> PathBuf {
+        self.dir.join(format!("{digest}-{}.cwasm", self.fingerprint))
+    }
+
+    fn turn(&self, digest: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut loading = self.loading.lock();
+        loading.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(loading.entry(digest.to_owned()).or_default())
+    }
+
     async fn load_anew(&self, digest: &str, bytes: Bytes) -> Result<Arc<Loaded>, ComponentError> {
         let imports = check(bytes.clone()).await?;
-        let path = self.dir.join(format!("{digest}-{}.cwasm", self.fingerprint));
+        let path = self.code_path(digest);
         let component = match self.from_cache(&path).await {
             Some(component) => component,
             None => {
@@ -223,28 +258,36 @@ async fn write_cache(path: &Path, code: &[u8]) {
     }
 }
 
-/// One thread of the lowest priority: compiling takes seconds, and traffic must not feel it.
+/// Threads of the lowest priority: compiling takes seconds, and traffic must not feel it.
 fn start_compiler(metrics: Metrics) -> Result<mpsc::Sender<Job>, String> {
     let engine = engine::compiling().map_err(|error| format!("{error:#}"))?;
-    let (sender, mut jobs) = mpsc::channel::<Job>(WAITING_MAX);
-    let work = move || {
-        // SAFETY: it takes no pointers; on Linux `PRIO_PROCESS` with 0 means this thread. Where it fails, compiling
-        // runs at the usual priority.
-        unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
-        while let Some(job) = jobs.blocking_recv() {
-            let watch = Stopwatch::start();
-            let unusable = |error: wasmtime::Error| ComponentError::Unusable(format!("it does not compile: {error:#}"));
-            let compiled = engine.precompile_component(&job.bytes).map_err(unusable);
-            metrics.compiled(watch.elapsed());
-            // Whoever asked may have gone.
-            let _ = job.reply.send(compiled);
-        }
-    };
-    thread::Builder::new()
-        .name("plugin-compiler".to_owned())
-        .spawn(work)
-        .map_err(|error| format!("the compiler's thread can't be started: {error}"))?;
+    let (sender, jobs) = mpsc::channel::<Job>(WAITING_MAX);
+    let jobs = Arc::new(Mutex::new(jobs));
+    for number in 0..COMPILERS {
+        let (engine, jobs, metrics) = (engine.clone(), Arc::clone(&jobs), metrics.clone());
+        thread::Builder::new()
+            .name(format!("plugin-compiler-{number}"))
+            .spawn(move || compile_all(&engine, &jobs, &metrics))
+            .map_err(|error| format!("the compiler's thread can't be started: {error}"))?;
+    }
     Ok(sender)
+}
+
+fn compile_all(engine: &Engine, jobs: &Mutex<mpsc::Receiver<Job>>, metrics: &Metrics) {
+    // SAFETY: it takes no pointers; on Linux `PRIO_PROCESS` with 0 means this thread. Where it fails, compiling runs at
+    // the usual priority.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+    loop {
+        // The one that waits holds the lock; the other one is compiling or next.
+        let job = jobs.lock().blocking_recv();
+        let Some(job) = job else { return };
+        let watch = Stopwatch::start();
+        let unusable = |error: wasmtime::Error| ComponentError::Unusable(format!("it does not compile: {error:#}"));
+        let compiled = engine.precompile_component(&job.bytes).map_err(unusable);
+        metrics.compiled(watch.elapsed());
+        // Whoever asked may have gone.
+        let _ = job.reply.send(compiled);
+    }
 }
 
 /// Whether `bytes` are a component that fits the plugin world, and what it imports.

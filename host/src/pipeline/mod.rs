@@ -69,13 +69,15 @@ pub struct PipelineOptions {
     pub plugins: Plugins,
     /// Where machine code is kept, in its own directory.
     pub data_dir: PathBuf,
+    /// Whether the built-in plugins are compiled after the start, so that the first stage that wants one need not wait.
+    pub warm_up: bool,
 }
 
 impl PipelineOptions {
     /// From the configuration.
     #[must_use]
     pub fn new(plugins: &Plugins, data_dir: &std::path::Path) -> PipelineOptions {
-        PipelineOptions { plugins: plugins.clone(), data_dir: data_dir.to_owned() }
+        PipelineOptions { plugins: plugins.clone(), data_dir: data_dir.to_owned(), warm_up: true }
     }
 }
 
@@ -222,7 +224,11 @@ impl Pipelines {
             tasks: Mutex::default(),
         });
         pipelines.register_builtins().await?;
+        pipelines.components.prune(&pipelines.registry.digests());
         pipelines.restore().await?;
+        if pipelines.options.warm_up {
+            pipelines.warm_up();
+        }
         pipelines.start_idle_sweep();
         Ok(pipelines)
     }

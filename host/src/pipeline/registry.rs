@@ -1,7 +1,7 @@
 //! The plugins that this broker knows, their versions, and what last went wrong with each. Invariant: it mirrors the
 //! catalog, plus this broker's own errors; the number of names is bounded. Never touches the disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -146,6 +146,13 @@ impl PluginRegistry {
     #[must_use]
     pub fn with_digest(&self, plugin: &str, digest: &str) -> Option<PluginVersion> {
         self.plugins.lock().get(plugin)?.versions.iter().find(|version| version.digest == digest).cloned()
+    }
+
+    /// The digests of all versions of all plugins.
+    #[must_use]
+    pub fn digests(&self) -> HashSet<String> {
+        let plugins = self.plugins.lock();
+        plugins.values().flat_map(|entry| entry.versions.iter().map(|version| version.digest.clone())).collect()
     }
 
     /// Whether there is any version of it.

@@ -77,6 +77,8 @@ pub struct Stage {
     call_messages: AtomicUsize,
     /// `Err`: the plugin could not be loaded, and every message is a fault.
     recipe: Result<Recipe, Arc<str>>,
+    /// What it says, and what is said of it.
+    pub log: Arc<PluginLog>,
     idle: Mutex<Vec<Instance>>,
     machine: Arc<Machine>,
 }
@@ -95,7 +97,7 @@ impl Stage {
             loaded,
             config: spec.config.to_string().into(),
             memory_bytes: spec.memory_mb as usize * 1024 * 1024,
-            log,
+            log: Arc::clone(&log),
             clock: machine.clock.clone(),
         });
         let stage = Arc::new(Stage {
@@ -109,6 +111,7 @@ impl Stage {
             metrics: machine.metrics.of(&spec.plugin),
             call_messages: AtomicUsize::new(CALL_MESSAGES_MAX),
             recipe,
+            log,
             idle: Mutex::default(),
             machine: Arc::clone(machine),
             resolved,

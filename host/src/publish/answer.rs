@@ -19,7 +19,7 @@ pub(super) fn published(topic: &Arc<Topic>, work: &Work, draft: &Draft, revision
         revision,
         stage: None,
         reason: None,
-        trail: Vec::<StageWord>::new(),
+        trail: Vec::new(),
     }
 }
 

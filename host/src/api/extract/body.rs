@@ -23,6 +23,11 @@ const SMALL_BODY_BYTES: usize = 64 * 1024;
 /// KiB of large bodies in memory at once: 16 of the largest that are allowed by default.
 const LARGE_BODIES_KIB: usize = 256 * 1024;
 
+/// Bytes of a refused body that are still taken from the client: one that is cut off while it sends may never see why.
+const DRAIN_BYTES_MAX: u64 = 64 * 1024 * 1024;
+/// And for how long.
+const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+
 /// What bodies may cost.
 #[derive(Debug)]
 pub struct Intake {
@@ -53,6 +58,9 @@ impl Intake {
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<RawBody, Problem> {
         let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > self.body_bytes_max as u64) {
+            if announced.is_some_and(|length| length <= DRAIN_BYTES_MAX) {
+                drain(body).await;
+            }
             return Err(self.too_large());
         }
         let mut reading = std::pin::pin!(self.collect(body));
@@ -80,6 +88,8 @@ impl Intake {
             let Ok(data) = frame.into_data() else { continue };
             let held = first.as_ref().map_or(rest.len(), Bytes::len);
             if held + data.len() > self.body_bytes_max {
+                drop((first, rest, budget));
+                drain(body).await;
                 return Err(self.too_large());
             }
             self.book(&mut budget, held + data.len())?;
@@ -121,6 +131,21 @@ impl Intake {
         let max = self.body_bytes_max;
         Problem::new(Code::MessageTooLarge, format!("A body has at most {max} bytes; send less at once."))
     }
+}
+
+/// Reads on and keeps nothing.
+async fn drain(mut body: Body) {
+    let reading = async {
+        let mut drained = 0;
+        while let Some(Ok(frame)) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+            drained += frame.data_ref().map_or(0, Bytes::len) as u64;
+            if drained > DRAIN_BYTES_MAX {
+                return;
+            }
+        }
+    };
+    // Whether it ended or not: the answer is the same.
+    drop(tokio::time::timeout(DRAIN_TIME_MAX, reading).await);
 }
 
 /// A body and its share of the budget, given back when the request is done with it.

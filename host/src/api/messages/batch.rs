@@ -19,6 +19,7 @@ use crate::api::extract::{Query, RawBody, Spare, decode, expect_json, is_media_t
 use crate::api::problem::{Faults, Problem, ProblemBody};
 use crate::broker::Broker;
 use crate::catalog::model::Topic;
+use crate::message::TopicName;
 use crate::publish::{PublishError, PublishRequest, Published};
 
 /// Items of one batch, from API.md.
@@ -109,9 +110,9 @@ fn items(broker: &Broker, caller: &Caller, headers: &HeaderMap, body: &RawBody) 
     }
     let reading = reading(broker, headers, &body.bytes)?;
     let last = RefCell::new(None::<Arc<Topic>>);
-    let find = |name: &str| {
+    let find = |name: &TopicName| {
         // Most batches go to one topic, which is then looked up once.
-        if let Some(topic) = last.borrow().as_ref().filter(|topic| topic.name.as_str() == name) {
+        if let Some(topic) = last.borrow().as_ref().filter(|topic| topic.name == *name) {
             return Ok(Arc::clone(topic));
         }
         let topic = destination(broker, caller, name)?;
@@ -128,7 +129,7 @@ fn items(broker: &Broker, caller: &Caller, headers: &HeaderMap, body: &RawBody) 
 
 const NDJSON: &[&str] = &["application/x-ndjson", "application/ndjson"];
 
-type Find<'f> = dyn Fn(&str) -> Result<Arc<Topic>, Problem> + 'f;
+type Find<'f> = dyn Fn(&TopicName) -> Result<Arc<Topic>, Problem> + 'f;
 
 fn from_json(reading: &Reading<'_>, find: &Find<'_>) -> Result<Vec<Item>, Problem> {
     if let Ok(body) = serde_json::from_slice::<BatchBody<'_>>(reading.bytes) {

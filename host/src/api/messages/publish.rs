@@ -17,7 +17,7 @@ use crate::api::wire::Time;
 use crate::api::{answer, reach};
 use crate::broker::Broker;
 use crate::catalog::model::Topic;
-use crate::message::MessageId;
+use crate::message::{MessageId, TopicName};
 use crate::pipeline::draft::StageWord;
 use crate::publish::Published;
 
@@ -140,8 +140,8 @@ fn trace_to_store(broker: &Broker, headers: &HeaderMap) -> Option<crate::message
 }
 
 /// A topic that may be published to.
-pub(super) fn destination(broker: &Broker, caller: &Caller, name: &str) -> Result<Arc<Topic>, Problem> {
-    let topic = reach::topic_at(broker, caller, name, "/topicName")?;
+pub(super) fn destination(broker: &Broker, caller: &Caller, name: &TopicName) -> Result<Arc<Topic>, Problem> {
+    let topic = reach::topic(broker, caller, name)?;
     if topic.name.is_dead_letter() {
         let message = "dead letters come to this topic by themselves; publish to the topic whose they are";
         return Err(Problem::invalid_at("/topicName", message));

@@ -19,7 +19,7 @@ use crate::api::problem::{Code, Faults, Problem};
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::Topic;
 use crate::clock::Timestamp;
-use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, PRIORITY_MAX, TraceContext};
+use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, PRIORITY_MAX, TopicName, TraceContext};
 use crate::publish::PublishRequest;
 
 /// How far ahead a message may be scheduled, from API.md.
@@ -151,7 +151,7 @@ impl Reading<'_> {
     pub fn message(
         &self,
         text: &[u8],
-        topic: impl FnOnce(&str) -> Result<Arc<Topic>, Problem>,
+        topic: impl FnOnce(&TopicName) -> Result<Arc<Topic>, Problem>,
     ) -> Result<PublishRequest, Problem> {
         let (spare, mut faults) = (Spare::default(), Faults::default());
         let body = decode::<PublishBody<'_>>(text, &spare, &mut faults)?;
@@ -166,10 +166,11 @@ impl Reading<'_> {
         &self,
         body: Option<PublishBody<'_>>,
         mut faults: Faults,
-        topic: impl FnOnce(&str) -> Result<Arc<Topic>, Problem>,
+        topic: impl FnOnce(&TopicName) -> Result<Arc<Topic>, Problem>,
     ) -> Result<PublishRequest, Problem> {
         let Some(body) = body else { return faults.finish(None) };
         let name = faults.require("/topicName", body.topic_name.as_ref());
+        let name = name.and_then(|name| faults.keep("/topicName", name.0.parse::<TopicName>()));
         let payload = self.payload(&body, &mut faults);
         let content_type = content_type(&body, &mut faults);
         let headers = headers(body.headers.unwrap_or_default(), &mut faults);
@@ -184,7 +185,7 @@ impl Reading<'_> {
         let key = label("/partitionKey", body.partition_key);
         let (name, payload) = faults.finish(name.zip(payload))?;
         Ok(PublishRequest {
-            topic: topic(&name.0)?,
+            topic: topic(&name)?,
             payload,
             content_type,
             schema_version,
@@ -398,6 +399,7 @@ mod tests {
         let long = "x".repeat(LABEL_BYTES_MAX + 1);
         for (json, expected) in [
             ("{}", vec!["/topicName", "/payload"]),
+            (r#"{"topicName":"","payload":1,"priority":10,"delay":"P367D"}"#, vec!["/topicName", "/priority", "/delay"]),
             (r#"{"topicName":"a","payload":1,"payloadBase64":""}"#, vec!["/payloadBase64"]),
             (r#"{"topicName":"a","payloadBase64":"?"}"#, vec!["/payloadBase64"]),
             (r#"{"topicName":"a","payload":"\ud800"}"#, vec!["/payload"]),

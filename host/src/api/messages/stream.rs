@@ -73,7 +73,10 @@ pub(super) async fn stream(
     let topic = reach::topic(&broker, &caller, &name)?;
     let (request, max) = query.check(|query, faults| request(topic, &caller, query, faults))?;
     give_back_lost(&broker, &slots, &caller, &headers).await?;
-    let feed = Feed { slots, own: StreamSlots::new(Arc::clone(caller.subject())), broker, request, max, caller };
+    let own = StreamSlots::new(Arc::clone(caller.subject()));
+    // Also what earlier streams left is looked through here, so that it does not outlive its leases by much.
+    slots.expire(&own, broker.clock.now());
+    let feed = Feed { slots, own, broker, request, max, caller };
     // The first look is made before the answer, so that a wrong group is a problem and not an empty stream.
     let first = feed.look(Duration::ZERO).await?;
     let mut response = Response::new(Body::from_stream(feed.events(first)));
@@ -164,10 +167,13 @@ impl Feed {
                 return None;
             }
             let now = self.broker.clock.now();
-            let next_end = self.slots.expire(&self.own, now);
             if now >= quiet_until {
+                self.slots.expire(&self.own, now);
                 return Some(comment());
             }
+            // Looking through all slots costs their number, so it is done only when none is free.
+            let full = self.own.held() >= self.max;
+            let next_end = if full { self.slots.expire(&self.own, now) } else { None };
             if self.own.held() < self.max {
                 // A failure ends the stream; the client comes again and is told what is wrong.
                 let leases = self.look(quiet_until.since(now)).await.ok()?;

@@ -39,7 +39,7 @@ pub enum SenderError {
     /// `push.allow_networks` holds something else.
     #[error("push.allow_networks: {0}")]
     Networks(String),
-    /// The HTTP client could not be made, e.g. because the system has no certificates.
+    /// The HTTP client could not be made.
     #[error("the HTTP client for webhooks could not be made: {0}")]
     Client(#[from] reqwest::Error),
 }
@@ -112,17 +112,12 @@ impl Sender {
         // The first provider of the process stays; an error only says that one is there already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let guard = AddressGuard::new(settings).map_err(SenderError::Networks)?;
-        let client = reqwest::Client::builder()
-            .dns_resolver(Arc::new(GuardedResolver::new(guard.clone())))
-            .redirect(reqwest::redirect::Policy::none())
-            .no_proxy()
-            .referer(false)
-            .retry(reqwest::retry::never())
-            .connect_timeout(CONNECT_TIME_MAX)
-            .pool_idle_timeout(IDLE_TIME_MAX)
-            .pool_max_idle_per_host(settings.concurrency_max as usize)
-            .tcp_nodelay(true)
-            .build()?;
+        let client = builder(settings, &guard).build().or_else(|error| {
+            // A minimal image without certificates must not keep a broker from starting: webhooks by plain HTTP work, and
+            // each one by https fails with its own word, `TLS`.
+            tracing::warn!(%error, "no usable system certificates: webhooks to https endpoints will fail");
+            builder(settings, &guard).tls_certs_only([]).build()
+        })?;
         Ok(Sender { client, guard, clock })
     }
 
@@ -203,6 +198,19 @@ impl Sender {
         }
         Ok(Answer { status, retry_after, body })
     }
+}
+
+fn builder(settings: &config::Push, guard: &AddressGuard) -> reqwest::ClientBuilder {
+    reqwest::Client::builder()
+        .dns_resolver(Arc::new(GuardedResolver::new(guard.clone())))
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .referer(false)
+        .retry(reqwest::retry::never())
+        .connect_timeout(CONNECT_TIME_MAX)
+        .pool_idle_timeout(IDLE_TIME_MAX)
+        .pool_max_idle_per_host(settings.concurrency_max as usize)
+        .tcp_nodelay(true)
 }
 
 /// Reads as much as makes the connection usable again, and keeps the beginning.
@@ -314,7 +322,7 @@ fn span(target: &Target, delivery: &Delivery) -> tracing::Span {
         sluice.delivery.attempt = delivery.attempt,
         server.address = target.url.host_str(),
         http.response.status_code = tracing::field::Empty,
-        error.r#type = tracing::field::Empty,
+        error.type = tracing::field::Empty,
     );
     if let Some(trace) = &delivery.trace {
         telemetry::link_to(&span, trace);

@@ -164,7 +164,7 @@ async fn pipelines_run_again_after_a_restart_and_machine_code_that_is_damaged_is
     let digest = rig.pipelines.plugin("tag").unwrap().versions[0].version.digest.clone();
     rig.pipelines.shutdown().await;
     let mut damaged = 0;
-    for entry in std::fs::read_dir(super::shared_cache().join("plugin-cache")).unwrap() {
+    for entry in std::fs::read_dir(rig.dir.path().join("plugin-cache")).unwrap() {
         let path = entry.unwrap().path();
         if path.to_string_lossy().contains(&digest) {
             let mut bytes = std::fs::read(&path).unwrap();
@@ -178,6 +178,23 @@ async fn pipelines_run_again_after_a_restart_and_machine_code_that_is_damaged_is
     let rig = rig.reopened().await;
     assert_eq!((rig.pipelines.revision(rig.scope()), tagged(&rig).await.as_str()), (2, "tag-version-4"));
     assert_eq!(rig.metric("sluice_plugin_compile_seconds", ""), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn machine_code_of_what_was_refused_or_deleted_does_not_pile_up() {
+    let rig = Rig::new().await;
+    let kept = || std::fs::read_dir(rig.dir.path().join("plugin-cache")).unwrap().count();
+    rig.with_stage("tag", |stage| stage.config = json!({ "refuse": "tag-version-2" })).await;
+    assert_eq!(kept(), 1);
+    rig.accept("tag", tag(2)).await.unwrap_err();
+    assert_eq!(kept(), 1);
+    let other = rig.accept("other", tag(3)).await.unwrap();
+    assert_eq!(kept(), 2);
+    rig.pipelines.delete_version("other", &other.version, &Actor::system()).await.unwrap();
+    assert_eq!(kept(), 1);
+    std::fs::write(rig.dir.path().join("plugin-cache/0123-4567.cwasm"), "of another engine").unwrap();
+    let rig = rig.reopened().await;
+    assert_eq!(std::fs::read_dir(rig.dir.path().join("plugin-cache")).unwrap().count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

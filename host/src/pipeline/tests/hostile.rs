@@ -80,7 +80,7 @@ async fn every_other_misdeed_is_a_fault_of_its_message_alone() {
     let misdeeds = [
         ("recurse", "TRAPPED", ""),
         ("fail", "FAILED", "told to fail (code 3)"),
-        ("index", "TRAPPED", "message index 2 is out of range"),
+        ("index", "TRAPPED", "is out of range: the batch has"),
         ("headers", "TRAPPED", "at most 64"),
         ("long-header", "TRAPPED", "of 16384 bytes"),
         ("payload", "TRAPPED", "a payload of"),

@@ -92,7 +92,8 @@ impl Rig {
         let clock = Clock::fixed(Timestamp(1_700_000_000_000));
         let catalog = Catalog::open(&dir.path().join("catalog.db"), clock.clone()).await.unwrap();
         let metrics = prometheus::Registry::new();
-        let mut options = PipelineOptions { plugins: plugins(dir.path()), data_dir: shared_cache() };
+        let mut options =
+            PipelineOptions { plugins: plugins(dir.path()), data_dir: dir.path().to_owned(), warm_up: false };
         change(&mut options.plugins);
         let pipelines = Pipelines::open(options, catalog.clone(), clock.clone(), &metrics).await.unwrap();
         let mut rig = Rig { topic: topic_named("orders", 1), dir, clock, catalog, metrics, pipelines };
@@ -104,7 +105,8 @@ impl Rig {
     pub async fn reopened(self) -> Rig {
         self.pipelines.shutdown().await;
         let metrics = prometheus::Registry::new();
-        let options = PipelineOptions { plugins: plugins(self.dir.path()), data_dir: shared_cache() };
+        let options =
+            PipelineOptions { plugins: plugins(self.dir.path()), data_dir: self.dir.path().to_owned(), warm_up: false };
         let pipelines = Pipelines::open(options, self.catalog.clone(), self.clock.clone(), &metrics).await.unwrap();
         Rig { pipelines, metrics, ..self }
     }
@@ -160,12 +162,6 @@ impl Rig {
         };
         family.map_or(0.0, |family| family.get_metric().iter().map(of).sum())
     }
-}
-
-/// All tests share what they compile: the digest and the engine tell it apart.
-fn shared_cache() -> PathBuf {
-    let out = Path::new(env!("OUT_DIR"));
-    out.join("test-cache")
 }
 
 pub(super) fn subscription_scope(topic: TopicId) -> Scope {

@@ -10,9 +10,11 @@ use std::sync::Arc;
 use super::files::{DataFile, FileLayer};
 use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader};
 
-/// Room for one file's frames, unless one frame is larger. A checkpoint frees whole files, so this is also the grain in
-/// which the journal's space comes back.
-pub const JOURNAL_FILE_BYTES: u64 = 64 << 20;
+/// Room in the first file that a process makes: little, for stores that see little.
+const FILE_BYTES_MIN: u64 = 4 << 20;
+/// Room in later files, doubled from file to file up to this, unless one frame is larger. A checkpoint frees whole files,
+/// so this is also the grain in which the journal's space comes back.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// Why a frame was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -36,6 +38,7 @@ pub struct Journal {
     next_sequence: u64,
     buffer: Vec<u8>,
     made: Vec<(u64, u64)>,
+    room_next: u64,
 }
 
 struct Current {
@@ -61,18 +64,21 @@ impl Journal {
     /// A journal that will write `next_sequence` into a new file `next_file`.
     #[must_use]
     pub fn new(files: Arc<dyn FileLayer>, dir: &Path, next_file: u64, next_sequence: u64) -> Journal {
-        Journal { files, dir: dir.to_owned(), current: None, next_file, next_sequence, buffer: Vec::new(), made: Vec::new() }
+        Journal {
+            files,
+            dir: dir.to_owned(),
+            current: None,
+            next_file,
+            next_sequence,
+            buffer: Vec::new(),
+            made: Vec::new(),
+            room_next: FILE_BYTES_MIN,
+        }
     }
 
     /// The files made since this was last asked: id, and the sequence of the first frame.
     pub fn take_made(&mut self) -> Vec<(u64, u64)> {
         std::mem::take(&mut self.made)
-    }
-
-    /// The sequence of the next frame.
-    #[must_use]
-    pub fn next_sequence(&self) -> u64 {
-        self.next_sequence
     }
 
     /// Writes one frame and syncs it; returns its sequence.
@@ -136,7 +142,7 @@ impl Journal {
     fn rotate(&mut self, frame_bytes: u64) -> Result<(), JournalError> {
         let id = self.next_file;
         let path = self.dir.join(file_name(id));
-        let room = JOURNAL_FILE_BYTES.max(FILE_HEADER_BYTES as u64 + frame_bytes);
+        let room = self.room_next.max(FILE_HEADER_BYTES as u64 + frame_bytes);
         let header = FileHeader { id, first: self.next_sequence }.encode(FileKind::Journal);
         let reserved = self.files.create(&path).and_then(|file| file.preallocate(room).map(|()| file));
         let file = match reserved {
@@ -158,6 +164,7 @@ impl Journal {
         self.current = Some(Current { id, file, at: FILE_HEADER_BYTES as u64, room });
         self.next_file = id + 1;
         self.made.push((id, self.next_sequence));
+        self.room_next = (self.room_next * 2).min(FILE_BYTES_MAX);
         Ok(())
     }
 

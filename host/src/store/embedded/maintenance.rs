@@ -44,7 +44,8 @@ impl Maintenance {
     /// For the state of `core`.
     #[must_use]
     pub fn new(core: Arc<Core>) -> Maintenance {
-        let bodies_in_checkpoint = core.state.lock().scheduled > 0;
+        // What the checkpoint of before holds is not known.
+        let bodies_in_checkpoint = true;
         Maintenance { core, dirty: HashSet::new(), dirs: HashSet::new(), poisoned: None, bodies_in_checkpoint }
     }
 

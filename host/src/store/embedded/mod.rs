@@ -18,6 +18,7 @@ mod ops;
 mod prepare;
 mod read;
 mod recovery;
+mod replay;
 mod segment;
 mod state;
 #[cfg(test)]
@@ -121,10 +122,9 @@ impl EmbeddedStore {
             flushed_lock: Mutex::new(()),
             closed: AtomicBool::new(false),
         });
-        let (journal, report) = recovery::recover(&core)?;
+        let recovery::Recovered { journal, maintenance, report } = recovery::recover(&core)?;
         let mut writer = Writer::new(Arc::clone(&core), journal);
         writer.begin_epoch()?;
-        let maintenance = Maintenance::new(Arc::clone(&core));
         let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let starting = || OpenError::io("starting a thread");
         let threads = Threads {

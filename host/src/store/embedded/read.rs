@@ -134,6 +134,10 @@ impl Core {
                 }
             }
         };
+        if segment.span.at_min >= at {
+            // Times never fall, so nothing needs to be read.
+            return Ok(segment.span.first.max(start));
+        }
         let index = self.index(id, &segment)?;
         let Some(block) = index.iter().find(|block| block.span.at_max >= at && block.span.end > start) else {
             return Ok(end);

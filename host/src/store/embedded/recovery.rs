@@ -1,27 +1,21 @@
 //! Opening a data directory: checkpoint, cut segments, replay the journal. Invariant: every frame that was acknowledged is
 //! applied, or opening fails and says where the damage is; only a torn end, which was never acknowledged, is set aside.
-//!
-//! How a torn end is told from damage: one frame is written at a time and the next only after its sync. So a frame that is
-//! not whole and has a whole one behind it, or a further file that counts it as written, was whole once.
 
 use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::core::Core;
-use super::erase;
-use super::files::{DataFile, FileLayer, read_all};
-use super::frame::{self, FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader, HeaderFault};
-use super::journal::{Journal, file_id, file_name};
+use super::files::{FileLayer, read_all};
+use super::frame::{self, FILE_HEADER_BYTES, FileHeader, FileKind, HeaderFault};
+use super::journal::Journal;
 use super::maintenance::{CHECKPOINT, CHECKPOINT_TMP, Maintenance};
-use super::ops::{Body, LaneId, Op};
+use super::ops::LaneId;
+use super::replay::Replay;
 use super::segment::SegmentFiles;
 use super::state::snapshot::Snapshot;
-use super::state::{Applying, State};
-use crate::message::TopicId;
+use super::state::{EmbeddedLimits, State};
 use crate::store::StoreError;
 
 /// Why a data directory could not be opened.
@@ -71,7 +65,7 @@ impl OpenError {
         move |source| OpenError::Io { what, source }
     }
 
-    fn damaged(file: &str, offset: usize, detail: impl Into<String>) -> OpenError {
+    pub(super) fn damaged(file: &str, offset: usize, detail: impl Into<String>) -> OpenError {
         OpenError::Damaged { file: file.to_owned(), offset: offset as u64, detail: detail.into() }
     }
 }
@@ -100,25 +94,22 @@ pub struct Torn {
     pub saved_as: String,
 }
 
-/// A body that does not match its checksum: fine if it was erased.
-struct Suspect {
-    file: String,
-    offset: usize,
+/// What the store goes on with.
+pub struct Recovered {
+    /// Takes the next frame.
+    pub journal: Journal,
+    /// Knows the segments that the replay wrote and nobody synced.
+    pub maintenance: Maintenance,
+    /// What was found.
+    pub report: OpenReport,
 }
 
-/// What a body belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Owner {
-    Log(LaneId, u64),
-    Scheduled(TopicId, u64),
-}
-
-/// Reads everything back into `core`, whose state is empty; returns the journal to go on with.
+/// Reads everything back into `core`, whose state is empty.
 ///
 /// # Errors
 /// See [`OpenError`].
-pub fn recover(core: &Arc<Core>) -> Result<(Journal, OpenReport), OpenError> {
-    let mut recovery = Recovery {
+pub fn recover(core: &Arc<Core>) -> Result<Recovered, OpenError> {
+    let mut recovery = Replay {
         core: Arc::clone(core),
         report: OpenReport::default(),
         suspects: HashMap::new(),
@@ -129,7 +120,8 @@ pub fn recover(core: &Arc<Core>) -> Result<(Journal, OpenReport), OpenError> {
     recovery.check_suspects()?;
     recovery.check_segments();
     finish(core);
-    Ok((Journal::new(Arc::clone(&core.files), &core.dir, next_file, next_sequence), recovery.report))
+    let journal = Journal::new(Arc::clone(&core.files), &core.dir, next_file, next_sequence);
+    Ok(Recovered { journal, maintenance: recovery.maintenance, report: recovery.report })
 }
 
 /// All leases of before have ended.
@@ -143,23 +135,7 @@ fn finish(core: &Core) {
     }
 }
 
-struct Recovery {
-    core: Arc<Core>,
-    report: OpenReport,
-    suspects: HashMap<Owner, Suspect>,
-    maintenance: Maintenance,
-}
-
-/// A journal file.
-struct Source {
-    id: u64,
-    name: String,
-    file: Arc<dyn DataFile>,
-    bytes: Bytes,
-    first: u64,
-}
-
-impl Recovery {
+impl Replay {
     fn checkpoint(&mut self) -> Result<(), OpenError> {
         let core = Arc::clone(&self.core);
         core.files.remove(&core.dir.join(CHECKPOINT_TMP)).map_err(OpenError::io("removing an unfinished checkpoint"))?;
@@ -167,217 +143,6 @@ impl Recovery {
         cut_segments(&core, snapshot.as_ref())?;
         if let Some(snapshot) = snapshot {
             core.state.lock().restore(snapshot);
-        }
-        Ok(())
-    }
-
-    /// Applies all frames after the checkpoint; returns the next file's id and the next sequence.
-    fn replay(&mut self) -> Result<(u64, u64), OpenError> {
-        let core = Arc::clone(&self.core);
-        let sources = self.sources()?;
-        let mut next = core.state.lock().applied + 1;
-        let mut total = 0;
-        for (nth, source) in sources.iter().enumerate() {
-            if source.first > next {
-                let detail = format!("the journal lacks frames {next} to {}", source.first - 1);
-                return Err(OpenError::damaged(&source.name, 0, detail));
-            }
-            let void_from = sources.get(nth + 1).map(|later| later.first);
-            let end = self.replay_file(source, void_from)?;
-            next = next.max(end);
-            total += source.bytes.len() as u64;
-            core.journal_files.lock().push((source.id, source.first));
-        }
-        core.journal_bytes.store(total, std::sync::atomic::Ordering::Relaxed);
-        let next_file = sources.last().map_or(1, |last| last.id + 1);
-        Ok((next_file, next))
-    }
-
-    /// The journal's files in order. A last one without a header never held a frame and goes.
-    fn sources(&mut self) -> Result<Vec<Source>, OpenError> {
-        let core = Arc::clone(&self.core);
-        let names = core.files.list(&core.dir).map_err(OpenError::io("listing the data directory"))?;
-        let mut ids: Vec<u64> = names.iter().filter_map(|name| file_id(name)).collect();
-        ids.sort_unstable();
-        let mut sources = Vec::with_capacity(ids.len());
-        for (nth, id) in ids.iter().enumerate() {
-            let name = file_name(*id);
-            let path = core.dir.join(&name);
-            let reading = || format!("reading {name}");
-            let file = core.files.open(&path).map_err(OpenError::io(reading()))?;
-            let bytes = Bytes::from(read_all(&*file).map_err(OpenError::io(reading()))?);
-            match FileHeader::decode(FileKind::Journal, &bytes) {
-                Ok(header) if header.id == *id => {
-                    sources.push(Source { id: *id, name, file, bytes, first: header.first });
-                }
-                Err(HeaderFault::Newer(found)) => {
-                    return Err(OpenError::NewerFormat { file: name, found, known: frame::FORMAT_VERSION });
-                }
-                _ if nth + 1 == ids.len() && frame::find_later(*id, &bytes, 0, 0).is_none() => {
-                    core.files.remove(&path).map_err(OpenError::io(format!("removing {name}, which was never used")))?;
-                }
-                _ => return Err(OpenError::damaged(&name, 0, "the file's header is not what was written")),
-            }
-        }
-        Ok(sources)
-    }
-
-    /// Applies a file's frames below `void_from`, which the next file declares its own; returns the next sequence.
-    fn replay_file(&mut self, source: &Source, void_from: Option<u64>) -> Result<u64, OpenError> {
-        let (mut at, mut sequence) = (FILE_HEADER_BYTES, source.first);
-        loop {
-            if void_from == Some(sequence) {
-                // What follows, if anything, failed to sync and was never acknowledged.
-                return Ok(sequence);
-            }
-            let rest = &source.bytes[at.min(source.bytes.len())..];
-            let whole = frame::split(source.id, rest).filter(|(header, ..)| header.sequence == sequence);
-            let Some((header, head, bodies)) = whole else {
-                self.end_of(source, at, sequence, void_from)?;
-                return Ok(sequence);
-            };
-            let last = void_from.is_none() && !self.has_later(source, at + header.frame_len(), sequence);
-            let skip = sequence <= self.core.state.lock().applied;
-            if !skip && !self.replay_frame(source, (at, header), head, bodies, last)? {
-                self.set_torn(source, at)?;
-                return Ok(sequence);
-            }
-            self.report.frames += 1;
-            at += header.frame_len();
-            sequence += 1;
-        }
-    }
-
-    fn has_later(&self, source: &Source, at: usize, sequence: u64) -> bool {
-        let rest = source.bytes.get(at..).unwrap_or_default();
-        // The next frame begins right here, almost always.
-        frame::split(source.id, rest).is_some() || frame::find_later(source.id, &source.bytes, at, sequence).is_some()
-    }
-
-    /// What a place without a whole frame means.
-    fn end_of(
-        &mut self,
-        source: &Source,
-        at: usize,
-        sequence: u64,
-        void_from: Option<u64>,
-    ) -> Result<(), OpenError> {
-        let rest = source.bytes.get(at..).unwrap_or_default();
-        if let Some(void_from) = void_from {
-            let detail = format!("frame {sequence} is not whole, and frames up to {} were written", void_from - 1);
-            return Err(OpenError::damaged(&source.name, at, detail));
-        }
-        if rest.iter().all(|byte| *byte == 0) {
-            // Reserved room that nothing was written to.
-            return Ok(());
-        }
-        // If the frame's own header is whole, what its bodies look like says nothing about frames behind it.
-        let after = FrameHeader::decode(source.id, rest).map_or(at + 1, |header| at + header.frame_len());
-        if let Some(later) = frame::find_later(source.id, &source.bytes, after, sequence) {
-            let detail = format!("frame {sequence} is not whole, and a later one at byte {later} is");
-            return Err(OpenError::damaged(&source.name, at, detail));
-        }
-        self.set_torn(source, at)
-    }
-
-    /// Saves the torn end and cuts it off.
-    fn set_torn(&mut self, source: &Source, at: usize) -> Result<(), OpenError> {
-        let core = Arc::clone(&self.core);
-        let rest = source.bytes.get(at..).unwrap_or_default();
-        let bytes = rest.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        let saved_as = format!("{}-{at}.torn", source.name);
-        let saving = || format!("saving the torn end of {}", source.name);
-        let file = core.files.create(&core.dir.join(&saved_as)).map_err(OpenError::io(saving()))?;
-        file.write_at(&rest[..bytes], 0)
-            .and_then(|()| file.sync())
-            .and_then(|()| core.files.sync_dir(&core.dir))
-            .and_then(|()| source.file.set_len(at as u64))
-            .and_then(|()| source.file.sync())
-            .map_err(OpenError::io(saving()))?;
-        tracing::warn!(
-            file = %source.name, offset = at, bytes, %saved_as,
-            "the journal ends in a frame that was never finished nor acknowledged; it was cut off and saved"
-        );
-        self.report.torn =
-            Some(Torn { file: source.name.clone(), offset: at as u64, bytes: bytes as u64, saved_as });
-        Ok(())
-    }
-
-    /// Applies one frame; false if its bodies are torn, which only the last frame's can be.
-    fn replay_frame(
-        &mut self,
-        source: &Source,
-        place: (usize, FrameHeader),
-        head: &[u8],
-        bodies: &[u8],
-        last: bool,
-    ) -> Result<bool, OpenError> {
-        let (at, header) = place;
-        let ops: Vec<Op> = postcard::from_bytes(head)
-            .map_err(|error| OpenError::damaged(&source.name, at, format!("a frame's head cannot be read: {error}")))?;
-        let all = source.bytes.slice_ref(bodies);
-        let (mut parts, mut offset, mut suspects) = (Vec::new(), 0, Vec::new());
-        for op in &ops {
-            for (nth, head) in erase::heads(op).iter().enumerate() {
-                let end = offset + head.body_len as usize;
-                let place = at + FRAME_HEADER_BYTES + header.head_len as usize + offset;
-                let body = (end <= all.len()).then(|| all.slice(offset..end));
-                let Some(body) = body.and_then(|body| Body::from_parts(*head, &body).map(|whole| (body, whole))) else {
-                    return Err(OpenError::damaged(&source.name, place, "a body is shorter than its head says"));
-                };
-                if crc32c::crc32c(&body.0) != head.crc && !frame::is_erased(&body.0) {
-                    suspects.push((owner(op, nth as u64), Suspect { file: source.name.clone(), offset: place }));
-                }
-                parts.push(detached(body.1));
-                offset = end;
-            }
-        }
-        if last && !suspects.is_empty() {
-            return Ok(false);
-        }
-        self.suspects.extend(suspects.into_iter().filter_map(|(owner, suspect)| Some((owner?, suspect))));
-        self.apply(ops, parts, header.sequence)
-    }
-
-    fn apply(&mut self, ops: Vec<Op>, bodies: Vec<Body>, sequence: u64) -> Result<bool, OpenError> {
-        let core = Arc::clone(&self.core);
-        let now = core.clock.now();
-        let mut state = core.state.lock();
-        let mut bodies = bodies.into_iter();
-        for op in ops {
-            if let Op::Due { topic, number, lane, sequence, .. } = &op
-                && let Some(suspect) = self.suspects.remove(&Owner::Scheduled(*topic, *number))
-            {
-                self.suspects.insert(Owner::Log(*lane, *sequence), suspect);
-            }
-            state.apply(op, &mut bodies, now, Applying::Replay);
-        }
-        state.applied = sequence;
-        state.evict();
-        let full = state.unflushed_bytes > state.limits.unflushed_bytes_max;
-        drop(state);
-        if full {
-            let io = |error: StoreError| OpenError::Io { what: "replaying".to_owned(), source: io::Error::other(error) };
-            self.maintenance.flush_full().map_err(io)?;
-        }
-        Ok(true)
-    }
-
-    /// Bodies that do not match their checksums must have been erased, or be gone with their topic or by retention.
-    fn check_suspects(&self) -> Result<(), OpenError> {
-        let state = self.core.state.lock();
-        for (owner, suspect) in &self.suspects {
-            let excused = match owner {
-                Owner::Log(id, sequence) => state.lane(*id).is_none_or(|lane| {
-                    *sequence < lane.start || lane.erased.contains(*sequence)
-                }),
-                Owner::Scheduled(topic, number) => {
-                    state.topics.get(topic).is_none_or(|topic| topic.schedule.get(*number).is_none())
-                }
-            };
-            if !excused {
-                return Err(OpenError::damaged(&suspect.file, suspect.offset, "a message does not match its checksum"));
-            }
         }
         Ok(())
     }
@@ -408,23 +173,6 @@ impl Recovery {
                 }
             }
         }
-    }
-}
-
-fn owner(op: &Op, nth: u64) -> Option<Owner> {
-    match op {
-        Op::Append { lane, first, .. } => Some(Owner::Log(*lane, first + nth)),
-        Op::Scheduled { topic, number, .. } => Some(Owner::Scheduled(*topic, *number)),
-        _ => None,
-    }
-}
-
-/// A copy that does not keep the whole journal file in memory.
-fn detached(body: Body) -> Body {
-    Body {
-        head: body.head,
-        meta: Bytes::copy_from_slice(&body.meta),
-        payload: Bytes::copy_from_slice(&body.payload),
     }
 }
 
@@ -481,6 +229,6 @@ fn cut_segments(core: &Core, snapshot: Option<&Snapshot>) -> Result<(), OpenErro
 
 /// An empty state for `core`.
 #[must_use]
-pub fn empty(core_limits: &super::state::EmbeddedLimits) -> State {
-    State::new(core_limits.clone())
+pub fn empty(limits: &EmbeddedLimits) -> State {
+    State::new(limits.clone())
 }

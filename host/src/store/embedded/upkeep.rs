@@ -58,6 +58,11 @@ pub async fn by_time(core: &Arc<Core>, topic: TopicId, to: SeekTo) -> Result<Vec
 
 /// See [`crate::store::MessageStore::erase`].
 pub async fn erase(core: &Arc<Core>, message: MessageId) -> Result<bool, StoreError> {
+    // A scheduled message may enter its log between the two steps, once.
+    Ok(try_erase(core, message).await? || try_erase(core, message).await?)
+}
+
+async fn try_erase(core: &Arc<Core>, message: MessageId) -> Result<bool, StoreError> {
     let reader = Arc::clone(core);
     let (waiting, places) = blocking(move || reader.all_of(message)).await?;
     let (mut erased, mut count) = (Vec::new(), 0);

@@ -20,6 +20,8 @@ pub(super) const QUEUE_TIME_MAX: Duration = Duration::from_secs(30);
 const SETTLE_MARGIN: Duration = Duration::from_secs(5);
 /// Payload bytes that one subscription holds: full windows of usual messages, sixteen of the largest (1 MiB).
 const HELD_BYTES_MAX: usize = 16 << 20;
+/// Settlements that wait for the store: some seconds of a quick endpoint; while the store takes none, nothing new is sent.
+const UNSETTLED_MAX: usize = 4096;
 /// Messages in one lease call, the store's own bound.
 const LEASE_MAX: usize = 1000;
 /// The pause after the store or the stages failed.
@@ -118,6 +120,10 @@ impl Worker {
             return 0;
         }
         let held = self.queue.len() + self.sends.len();
+        let settling = self.unsettled.len() + self.settling_len;
+        if settling >= UNSETTLED_MAX {
+            return 0;
+        }
         match endpoint.obstacle() {
             Some(Wait::Blocked(_) | Wait::Probing) => return 0,
             _ if endpoint.probe_is_due() => return usize::from(self.queue.is_empty()),
@@ -138,7 +144,7 @@ impl Worker {
             return 0;
         }
         let room = window.saturating_sub(held).min(pace.saturating_sub(self.queue.len()));
-        room.min(leases.saturating_sub(held + self.unsettled.len() + self.settling_len)).min(LEASE_MAX)
+        room.min(leases.saturating_sub(held + settling)).min(LEASE_MAX)
     }
 
     pub(super) fn leased(&mut self, prepared: Result<Prepared, OutboundError>) {

@@ -159,6 +159,7 @@ impl State {
         }
         let gone: u64 = self.unflushed.extract_if(|lane, _| lane.topic == id).map(|(_, bytes)| bytes).sum();
         self.unflushed_bytes -= gone;
+        self.flushed.retain(|(lane, _)| lane.topic != id);
         self.cache.forget_topic(id);
         self.graves.push(id);
         topic.wake();
@@ -230,8 +231,9 @@ impl State {
 
     fn apply_settled(&mut self, place: (TopicId, GroupId, Partition), done: Done, offsets: &[Offset], now: Timestamp) {
         let (topic, group, partition) = place;
+        let exceptions_max = self.limits.exceptions_max;
         let Ok(group) = self.group_mut(topic, group) else { return };
-        let mut new = 0;
+        let (mut new, was_full) = (0, group.exceptions >= exceptions_max);
         for offset in offsets {
             new += u64::from(group.settle(partition, *offset, now));
         }
@@ -246,8 +248,8 @@ impl State {
             Done::Expired => totals.expired += new,
             Done::Discarded => {}
         }
-        // Keys that waited behind these may go on.
-        if group.ordered {
+        // Keys that waited behind these may go on, and so may a group that held as much as it may.
+        if group.ordered || was_full {
             self.woken.insert(topic);
         }
     }

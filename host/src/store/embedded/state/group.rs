@@ -261,9 +261,9 @@ impl Group {
     /// Gives a lease back that never reached anyone, as if it had not been granted.
     pub fn ungrant(&mut self, partition: Partition, offset: Offset, grant: u64) {
         let Some(exception) = self.exception_mut(partition, offset) else { return };
-        if exception.held().is_some_and(|held| held.grant == grant) {
+        // One that is being settled on the disk is left to that.
+        if exception.held().is_some_and(|held| held.grant == grant && !held.settling) {
             let attempts = exception.attempts - 1;
-            self.totals.delivered -= 1;
             self.wait((partition, offset), attempts, Timestamp(0), None);
         }
     }

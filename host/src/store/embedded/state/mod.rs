@@ -12,6 +12,7 @@ pub mod grant;
 pub mod group;
 pub mod lane;
 pub mod ranges;
+mod room;
 pub mod schedule;
 pub mod settle;
 pub mod snapshot;
