@@ -162,13 +162,15 @@ mod tests {
         fn render(command: &mut clap::Command, path: &str, all: &mut String) {
             let help = command.clone().term_width(100).bin_name(path).render_long_help();
             all.push_str(&format!("===== {path} --help\n\n{help}\n"));
-            for sub in command.get_subcommands_mut() {
+            for sub in command.get_subcommands_mut().filter(|sub| sub.get_name() != "help") {
                 let path = format!("{path} {}", sub.get_name());
                 render(sub, &path, all);
             }
         }
-        let mut all = String::new();
-        render(&mut Cli::command(), "sluice", &mut all);
+        let (mut all, mut command) = (String::new(), Cli::command());
+        // Hands the global options down, as a run does.
+        command.build();
+        render(&mut command, "sluice", &mut all);
         insta::with_settings!({prepend_module_to_snapshot => false, omit_expression => true}, {
             insta::assert_snapshot!("help", all);
         });
