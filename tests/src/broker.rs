@@ -229,22 +229,22 @@ impl Broker {
     }
 
     async fn launch(&mut self, listen: &str) {
-        let seen = fs::metadata(self.log_file()).map_or(0, |file| usize::try_from(file.len()).unwrap_or(0));
+        // Emptied first, or the line of the start before would be taken for this one's.
+        fs::write(self.stdout_file(), "").expect("a file in a folder of ours can be written");
         self.process = Some(self.command(listen).spawn().expect("the broker's process starts"));
         let url = wait::until("the broker is ready", async || {
             let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());
             assert!(ended.is_none(), "the broker ended at start: {ended:?}");
-            let log = self.log();
-            let after = log.get(seen..)?.split_once(READY)?.1;
+            let said = fs::read_to_string(self.stdout_file()).ok()?;
             // Only a finished line holds the whole address.
-            after.split_once('\n').map(|(address, _)| format!("http://{}", address.trim_end()))
+            said.strip_prefix(READY)?.split_once('\n').map(|(address, _)| format!("http://{}", address.trim_end()))
         })
         .await;
         self.admin = Client::new(&url, &Claims::new("admin", &["Admin"]).sign(&self.secret()));
     }
 
     fn command(&self, listen: &str) -> Command {
-        let log = OpenOptions::new().create(true).append(true).open(self.log_file()).expect("a log file can be opened");
+        let append = |path| OpenOptions::new().create(true).append(true).open(path).expect("a file can be opened");
         let mut command = Command::new(binary::sluice());
         command
             .args(["serve", "--profile", "development", "--listen", listen, "--data-dir"])
@@ -255,8 +255,8 @@ impl Broker {
             .env("SLUICE__TEST_CLOCK_FILE", self.folder.path().join("clock"))
             .envs(self.settings.env.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
-            .stdout(log.try_clone().expect("a file handle can be copied"))
-            .stderr(log);
+            .stdout(append(self.stdout_file()))
+            .stderr(append(self.log_file()));
         if !self.settings.own_secret {
             command.env("JWT__Secret", SECRET);
         }
@@ -267,6 +267,10 @@ impl Broker {
         let id = self.process_id().to_string();
         let sent = Command::new("kill").args(["-s", name, &id]).status().expect("kill(1) starts");
         assert!(sent.success(), "the signal could not be sent");
+    }
+
+    fn stdout_file(&self) -> PathBuf {
+        self.folder.path().join("broker.out")
     }
 
     fn log_file(&self) -> PathBuf {

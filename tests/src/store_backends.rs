@@ -78,7 +78,8 @@ pub fn cramped() -> EmbeddedLimits {
         frame_bytes: 4 << 10,
         tail_bytes: 4 << 10,
         unflushed_bytes_max: 8 << 10,
-        cache_bytes: 4 << 10,
+        // An ordered lease has to hold a block of every lane.
+        cache_bytes: 64 << 10,
         checkpoint_bytes: 16 << 10,
         ..EmbeddedLimits::default()
     }

@@ -301,8 +301,8 @@ impl Oracle {
             .filter(|(place, certain)| **certain && !distinct.contains(place))
             .map(|(place, _)| *place)
             .collect();
-        assert!(places.len() == request.max || left.is_empty(), "{left:?} wait and were not granted");
-        assert!(granted.more || left.is_empty(), "{left:?} wait, and there is said to be no more");
+        assert!(places.len() == request.max || left.is_empty(), "{left:?} wait and were not granted; {places:?} were, more {}: {request:?}", granted.more);
+        assert!(request.ordered || granted.more || left.is_empty(), "{left:?} wait, and there is said to be no more");
         if request.ordered {
             log.check_append_order(&places);
         } else {
@@ -504,17 +504,19 @@ impl Oracle {
 
     /// Checks whether an erased message was there, and erases it and the dead letters that are copies of it.
     pub fn erase(&mut self, id: MessageId, answer: bool) {
-        let mut found = false;
+        let (now, mut found) = (self.now, false);
         for log in self.topics.values_mut() {
             let before = log.scheduled.len();
             log.scheduled.retain(|scheduled| scheduled.message.id != id);
             found |= log.scheduled.len() < before;
-            for kept in &mut log.kept {
+            let past: Vec<bool> = log.kept.iter().map(|kept| log.is_past(kept, now)).collect();
+            for (kept, past) in log.kept.iter_mut().zip(past) {
                 let copy_of = kept.message.meta.dead_letter.as_ref().map(|facts| facts.original_id);
                 if (kept.message.id == id || copy_of == Some(id)) && !kept.erased {
                     (kept.erased, found) = (true, true);
                     for cursor in log.groups.values_mut() {
                         cursor.states.entry(kept.position).and_modify(|state| *state = Delivery::Settled);
+                        cursor.expired_known &= !past;
                     }
                 }
             }

@@ -126,7 +126,7 @@ async fn a_paused_subscription_gets_nothing_and_misses_nothing() {
     let broker = Broker::start().await;
     broker.create_topic("news", "PubSub").await;
     let subscription = broker.subscribe("news", "g").await;
-    let id = subscription["id"].as_str().or(subscription["subscriptionId"].as_str()).expect("an id").to_owned();
+    let id = subscription["subscriptionId"].as_str().expect("an id").to_owned();
     broker.post(&format!("/subscriptions/{id}/pause"), &json!({})).await.expect(200);
     broker.publish("news", "meanwhile").await;
     let answer = broker.consume("news", "g").answer().await;

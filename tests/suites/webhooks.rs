@@ -15,7 +15,7 @@ async fn topic_with_push(broker: &Broker, receiver: &Receiver, more: Value) -> V
 }
 
 fn id_of(subscription: &Value) -> String {
-    let id = subscription["id"].as_str().or(subscription["subscriptionId"].as_str());
+    let id = subscription["subscriptionId"].as_str();
     id.unwrap_or_else(|| panic!("a subscription has an id: {subscription}")).to_owned()
 }
 
