@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::token::Claims;
-use crate::{Client, TestClock, binary, wait};
+use crate::{Client, TestClock, binary, wait, warm};
 
 /// The line that says that a broker is ready.
 const READY: &str = "listening on http://";
@@ -79,6 +79,7 @@ impl Broker {
         let clock = TestClock::in_file(&folder.path().join("clock"));
         let admin = Client::new("http://127.0.0.1:0", "");
         let mut broker = Broker { admin, settings, folder, clock, process: None };
+        warm::seed(&broker.data_dir());
         broker.launch("127.0.0.1:0").await;
         broker
     }
@@ -281,6 +282,7 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
+        warm::harvest(&self.data_dir());
         if std::thread::panicking() {
             let log = self.log();
             let from = log.char_indices().map(|(at, _)| at).find(|at| log.len() - at <= LOG_SHOWN_BYTES).unwrap_or(0);

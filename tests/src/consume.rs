@@ -84,6 +84,7 @@ impl Consume {
     }
 
     fn parameter(mut self, name: &'static str, value: impl ToString) -> Consume {
+        self.query.retain(|(known, _)| *known != name);
         self.query.push((name, value.to_string()));
         self
     }

@@ -23,6 +23,7 @@ pub mod store_disk;
 pub mod store_oracle;
 pub mod token;
 pub mod wait;
+pub mod warm;
 
 pub use answer::Answer;
 pub use broker::{Broker, Settings};

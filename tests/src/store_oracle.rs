@@ -301,7 +301,11 @@ impl Oracle {
             .filter(|(place, certain)| **certain && !distinct.contains(place))
             .map(|(place, _)| *place)
             .collect();
-        assert!(places.len() == request.max || left.is_empty(), "{left:?} wait and were not granted; {places:?} were, more {}: {request:?}", granted.more);
+        assert!(
+            places.len() == request.max || left.is_empty(),
+            "{left:?} wait and were not granted; {places:?} were, more {}: {request:?}",
+            granted.more
+        );
         assert!(request.ordered || granted.more || left.is_empty(), "{left:?} wait, and there is said to be no more");
         if request.ordered {
             log.check_append_order(&places);
@@ -435,7 +439,7 @@ impl Oracle {
                     if crashed {
                         tries.low = tries.durable.min(tries.low);
                     } else {
-                        tries.durable = tries.high;
+                        tries.durable = tries.low;
                     }
                     *state = Delivery::Waiting { from, tries };
                     if tries.high >= attempts_max {
@@ -692,7 +696,12 @@ impl Log {
             {
                 candidates.insert(kept.position, bar.is_none());
             }
-            let open = !matches!(state, Delivery::Settled) && (!past || matches!(state, Delivery::Leased { .. }));
+            // One that is past bars the way until a store notices: perhaps not before its lease or its wait ends.
+            let open = match state {
+                Delivery::Settled => false,
+                Delivery::Leased { .. } => true,
+                Delivery::Waiting { from, .. } => !past || from > now,
+            };
             if let (true, Some(key)) = (open, key) {
                 *barred.entry(key).or_default() |= !past;
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_tests::receiver::Scripted;
+use sluice_tests::receiver::{Request, Scripted};
 use sluice_tests::{Broker, Receiver, wait};
 use tokio::sync::Notify;
 
@@ -63,13 +63,18 @@ async fn a_retry_sends_the_same_id_and_body_with_the_next_attempts_number() {
 }
 
 /// Moves the clock until the retries have come: the backoff has jitter, so a test can't know to the millisecond.
-async fn until_received(broker: &Broker, receiver: &Receiver, count: usize) -> Vec<sluice_tests::receiver::Request> {
+async fn until_received(broker: &Broker, receiver: &Receiver, count: usize) -> Vec<Request> {
+    until_received_by(Duration::from_secs(1), broker, receiver, count).await
+}
+
+/// The same in steps of another length.
+async fn until_received_by(step: Duration, broker: &Broker, receiver: &Receiver, count: usize) -> Vec<Request> {
     wait::until(&format!("{count} webhooks with the clock moving"), async || {
         let requests = receiver.requests();
         if requests.len() >= count {
             return Some(requests);
         }
-        broker.clock().advance(Duration::from_secs(1)).await;
+        broker.clock().advance(step).await;
         None
     })
     .await
@@ -121,7 +126,7 @@ async fn retry_after_is_honoured() {
     receiver.received(1).await;
     broker.clock().advance(Duration::from_secs(300)).await;
     assert_eq!(receiver.requests().len(), 1, "not before the endpoint wants it");
-    until_received(&broker, &receiver, 2).await;
+    until_received_by(Duration::from_secs(30), &broker, &receiver, 2).await;
 }
 
 #[tokio::test]
