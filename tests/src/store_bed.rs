@@ -135,17 +135,17 @@ impl Bed {
 
     /// The same with [`TOPIC`] and its [`GROUP`].
     pub async fn simple(self) -> Bed {
-        self.put_topic(topic(TOPIC)).await.unwrap();
-        self.put_group(group(TOPIC, GROUP)).await.unwrap();
+        self.put_topic(topic(TOPIC)).await.expect("the store does it");
+        self.put_group(group(TOPIC, GROUP)).await.expect("the store does it");
         self
     }
 
     /// The same with [`TOPIC`], its [`GROUP`], and [`DEAD`] for dead letters.
     pub async fn with_dead_letters(self) -> Bed {
-        self.put_topic(topic(DEAD)).await.unwrap();
-        self.put_group(group(DEAD, GroupId::SHARED)).await.unwrap();
-        self.put_topic(TopicSpec { dead_letter: Some(DEAD), ..topic(TOPIC) }).await.unwrap();
-        self.put_group(group(TOPIC, GROUP)).await.unwrap();
+        self.put_topic(topic(DEAD)).await.expect("the store does it");
+        self.put_group(group(DEAD, GroupId::SHARED)).await.expect("the store does it");
+        self.put_topic(TopicSpec { dead_letter: Some(DEAD), ..topic(TOPIC) }).await.expect("the store does it");
+        self.put_group(group(TOPIC, GROUP)).await.expect("the store does it");
         self
     }
 
@@ -164,14 +164,14 @@ impl Bed {
 
     /// Closes the store and opens it again.
     pub async fn restart(&mut self) {
-        self.close().await.unwrap();
+        self.close().await.expect("the store does it");
         self.crash().await;
     }
 
     /// Lets time pass, and the store do what is due then.
     pub async fn pass(&self, time: Duration) {
         self.clock.advance(time);
-        self.tick().await.unwrap();
+        self.tick().await.expect("the store does it");
     }
 
     /// The time so long from now.
@@ -227,7 +227,7 @@ impl Bed {
 
     /// Appends messages to [`TOPIC`], each into the partition of its id; where they stand.
     pub async fn store(&self, messages: Vec<Message>) -> Vec<Position> {
-        let outcomes = self.append(batch(messages.into_iter().map(item).collect())).await.unwrap();
+        let outcomes = self.append(batch(messages.into_iter().map(item).collect())).await.expect("the store does it");
         let stored = |outcome| match outcome {
             AppendOutcome::Stored(position) => position,
             other => panic!("not stored: {other:?}"),
@@ -242,7 +242,7 @@ impl Bed {
 
     /// Appends one item to [`TOPIC`].
     pub async fn append_one(&self, item: AppendItem) -> AppendOutcome {
-        self.append(batch(vec![item])).await.unwrap().remove(0)
+        self.append(batch(vec![item])).await.expect("the store does it").remove(0)
     }
 
     /// What a lease of up to `max` messages for a group of [`TOPIC`] asks.
@@ -267,7 +267,7 @@ impl Bed {
 
     /// Leases up to `max` messages of [`TOPIC`] for a group.
     pub async fn take_for(&self, group: GroupId, max: usize) -> Vec<Lease> {
-        self.lease(self.request(group, max)).await.unwrap().leases
+        self.lease(self.request(group, max)).await.expect("the store does it").leases
     }
 
     /// Leases one message of [`TOPIC`] for [`GROUP`].
@@ -279,13 +279,13 @@ impl Bed {
 
     /// Leases up to `max` messages in order.
     pub async fn take_ordered(&self, max: usize) -> Vec<Lease> {
-        self.lease(LeaseRequest { ordered: true, ..self.request(GROUP, max) }).await.unwrap().leases
+        self.lease(LeaseRequest { ordered: true, ..self.request(GROUP, max) }).await.expect("the store does it").leases
     }
 
     /// Settles one lease by its receipt.
     pub async fn end(&self, lease: &Lease, settlement: Settlement) -> Result<Settled, SettleRefused> {
         let by = LeaseRef::Receipt { receipt: lease.receipt, message: Some(lease.message.id) };
-        self.settle(vec![Settle { lease: by, settlement }]).await.unwrap().remove(0)
+        self.settle(vec![Settle { lease: by, settlement }]).await.expect("the store does it").remove(0)
     }
 
     /// Acks leases, all of which live.
@@ -308,17 +308,17 @@ impl Bed {
 
     /// The log of [`TOPIC`], in the order of appending.
     pub async fn log(&self) -> Vec<String> {
-        page_texts(&self.read(self.whole(TOPIC)).await.unwrap())
+        page_texts(&self.read(self.whole(TOPIC)).await.expect("the store does it"))
     }
 
     /// The list of [`DEAD`].
     pub async fn dead(&self) -> Vec<(Position, Message)> {
-        self.dead_letters(DEAD, None, 1000).await.unwrap().messages
+        self.dead_letters(DEAD, None, 1000).await.expect("the store does it").messages
     }
 
     /// The figures of a group of [`TOPIC`].
     pub async fn figures(&self, group: GroupId) -> GroupStats {
-        let stats = self.stats(TOPIC).await.unwrap();
+        let stats = self.stats(TOPIC).await.expect("the store does it");
         stats.groups.into_iter().find(|figures| figures.group == group).expect("the group has figures")
     }
 }

@@ -306,7 +306,7 @@ impl Oracle {
             "{left:?} wait and were not granted; {places:?} were, more {}: {request:?}",
             granted.more
         );
-        assert!(request.ordered || granted.more || left.is_empty(), "{left:?} wait, and there is said to be no more");
+        assert!(granted.more || left.is_empty(), "{left:?} wait, and there is said to be no more");
         if request.ordered {
             log.check_append_order(&places);
         } else {
