@@ -66,9 +66,9 @@ fmt: ## format everything
 	cd plugins && cargo fmt --all
 	cd tests/guests && cargo fmt --all
 
-clean: ## remove builds and what `make run` and `make demo` kept
+clean: ## remove builds and what `make run` kept
 	cargo clean
-	rm -rf .sluice .sluice-demo
+	rm -rf .sluice
 
 wasm-target:
 	@test -d "$$(rustc --print target-libdir --target $(WASM))" || rustup target add $(WASM)

@@ -51,19 +51,19 @@ macro_rules! conformance {
                 attempts_outlive_a_restart, a_restart_ends_all_leases, at_most_once_is_never_again,
                 many_restarts_lose_nothing, topics_and_groups_outlive_a_crash, a_large_batch_is_one_unit;
             grants: grants_follow_offsets, the_highest_lane_goes_first_and_the_lowest_is_not_starved,
-                a_lease_keeps_its_bounds, more_says_whether_more_waits, of_racing_leases_each_message_has_one,
+                a_lease_keeps_its_bounds, more_says_whether_more_waits, more_knows_of_every_partition, of_racing_leases_each_message_has_one,
                 an_expired_message_is_not_granted, a_target_is_the_only_group_that_gets_it,
                 at_most_once_settles_by_the_grant, waiting_is_told_of_appends_retries_and_expiries;
             groups: each_group_gets_every_message, a_group_begins_where_it_is_told, a_group_keeps_its_cursor_when_changed,
                 a_deleted_group_is_gone, seeking_back_delivers_again, seeking_on_skips, seeking_by_time,
-                seeking_by_offset_moves_one_lane, seeking_ends_leases, purging_settles_what_waits;
+                seeking_by_offset_moves_one_lane, seeking_in_one_lane_hides_nothing_of_another, seeking_ends_leases, purging_settles_what_waits;
             leases: a_lease_ends_at_its_deadline, a_late_settle_is_refused, an_ack_is_for_good,
                 a_receipt_settles_once, a_wrong_message_is_refused, a_holder_settles_without_a_receipt,
                 a_retry_waits_and_counts, a_release_does_not_count, an_extended_lease_lasts, one_refusal_touches_no_other,
                 an_old_receipt_settles_no_later_lease, what_is_not_there_is_refused;
             ordered: a_key_has_one_message_out_at_a_time, a_retry_keeps_its_place, an_expired_lease_keeps_its_place,
                 a_dead_letter_lets_the_next_go, order_ignores_lanes, order_outlives_a_restart;
-            retention: what_is_too_old_is_gone, unsettled_messages_expire_and_are_counted,
+            retention: what_is_too_old_is_gone, what_is_gone_is_not_missed_when_the_store_opens, unsettled_messages_expire_and_are_counted,
                 a_full_topic_refuses_until_messages_are_settled, settled_messages_make_room,
                 an_atomic_batch_finds_room_or_none, dead_letters_have_retention_of_their_own;
             schedule: a_scheduled_message_waits, what_is_due_enters_in_order, the_schedule_outlives_a_crash,

@@ -3,9 +3,11 @@
 //! the sums agree.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,13 +20,19 @@ const TOPIC: &str = "deployment.events";
 const UNDER_EACH_VERSION: usize = 400;
 const PUBLISHERS: usize = 4;
 
-const BOLD: &str = "\x1b[1m";
-const DIM: &str = "\x1b[2m";
-const GREEN: &str = "\x1b[32m";
-const YELLOW: &str = "\x1b[33m";
-const CYAN: &str = "\x1b[36m";
-const RED: &str = "\x1b[31m";
-const PLAIN: &str = "\x1b[0m";
+const BOLD: &str = "1";
+const DIM: &str = "2";
+const RED: &str = "31";
+const GREEN: &str = "32";
+const YELLOW: &str = "33";
+const CYAN: &str = "36";
+
+/// In colour where somebody looks at it.
+fn paint(code: &str, text: impl Display) -> String {
+    static COLOUR: LazyLock<bool> =
+        LazyLock::new(|| std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none());
+    if *COLOUR { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_string() }
+}
 
 /// What the publishers were told, by tag.
 type Told = Arc<Mutex<BTreeMap<String, String>>>;
@@ -49,7 +57,7 @@ async fn main() -> ExitCode {
 }
 
 fn step(title: &str) {
-    println!("\n{BOLD}{title}{PLAIN}");
+    println!("\n{}", paint(BOLD, title));
 }
 
 /// A topic with a stage, one group that pulls and one that is called.
@@ -63,7 +71,7 @@ async fn set_up(broker: &Broker, receiver: &Receiver) -> String {
     broker.put_pipeline(TOPIC, stages).await;
     broker.subscribe(TOPIC, "dashboard").await;
     let subscription = broker.subscribe_push(TOPIC, "notifications", &receiver.url(), json!({})).await;
-    println!("  {TOPIC}: stage {CYAN}production-only{PLAIN} (plugin filter: environment = production)");
+    println!("  {TOPIC}: stage {} (plugin filter: environment = production)", paint(CYAN, "production-only"));
     println!("  dashboard pulls, notifications is called at {}", receiver.url());
     subscription["secret"].as_str().unwrap_or_default().to_owned()
 }
@@ -81,19 +89,19 @@ async fn first_messages(
         let tag = format!("first-{number}");
         let status = publish(broker, &tag, environment, "low").await;
         let colour = if status == "Pending" { GREEN } else { YELLOW };
-        println!("  deployment.completed  {environment:<11} → {colour}{status}{PLAIN}");
+        println!("  deployment.completed  {environment:<11} → {}", paint(colour, &status));
         told.lock().insert(tag, status);
     }
     step("Deliver: the same messages by pull and by webhook");
     for delivery in broker.consume(TOPIC, "dashboard").collect(3).await {
         delivery.ack().await;
-        println!("  {CYAN}pull{PLAIN}     {}  {DIM}{}{PLAIN}  acked", delivery.payload(), delivery.id());
+        println!("  {}     {}  {}  acked", paint(CYAN, "pull"), delivery.payload(), paint(DIM, delivery.id()));
         pulled.lock().push(tag_of(delivery.payload()));
     }
     for request in receiver.received(3).await {
         let signed = sluice_tests::signature::verify(secret, &request.headers, &request.body).is_ok();
-        let mark = if signed { format!("{GREEN}signature ✓{PLAIN}") } else { format!("{RED}signature ✗{PLAIN}") };
-        println!("  {CYAN}webhook{PLAIN}  {}  {mark}", request.message().payload.unwrap_or_default());
+        let mark = if signed { paint(GREEN, "signature ✓") } else { paint(RED, "signature ✗") };
+        println!("  {}  {}  {mark}", paint(CYAN, "webhook"), request.message().payload.unwrap_or_default());
     }
 }
 
@@ -129,7 +137,7 @@ async fn swap_under_load(broker: &Broker, told: &Told, pulled: &Arc<Mutex<Vec<St
         error["message"].as_str().map(str::to_owned)
     })
     .await;
-    println!("  {YELLOW}a broken file{PLAIN} changes nothing; GET /plugins/filter says: {DIM}{error}{PLAIN}");
+    println!("  {} changes nothing; GET /plugins/filter says: {}", paint(YELLOW, "a broken file"), paint(DIM, error));
     under_load(told, "still that build").await;
     broker.place_plugin("filter.wasm", &good);
     until_critical_is(broker, "Dropped", told).await;
@@ -151,10 +159,8 @@ async fn under_load(told: &Told, version: &str) {
     })
     .await;
     let (passed, dropped) = (after.0 - before.0, after.1 - before.1);
-    println!(
-        "  {:>5} published under load: {passed:>4} passed, {dropped:>4} dropped  {DIM}{version}{PLAIN}",
-        passed + dropped
-    );
+    let all = passed + dropped;
+    println!("  {all:>5} published under load: {passed:>4} passed, {dropped:>4} dropped  {}", paint(DIM, version));
 }
 
 /// (passed, dropped) so far.
@@ -213,14 +219,15 @@ async fn sums(broker: &Broker, receiver: &Receiver, told: &Told, pulled: &Arc<Mu
     caught_up.await;
     let pushed: Vec<String> =
         receiver.requests().iter().map(|request| tag_of(&request.message().payload.unwrap_or_default())).collect();
-    let waiting = {
-        let mut waiting = 0;
-        for delivery in broker.consume(TOPIC, "dashboard").limit(1000).await {
-            assert!(passed.contains(&tag_of(delivery.payload())), "what waits was published");
-            waiting += 1;
+    let mut waiting = 0;
+    loop {
+        let held = broker.consume(TOPIC, "dashboard").limit(1000).ack_timeout(600).await;
+        if held.is_empty() {
+            break;
         }
-        waiting
-    };
+        assert!(held.iter().all(|delivery| passed.contains(&tag_of(delivery.payload()))), "what waits was published");
+        waiting += held.len();
+    }
     let mut agree = true;
     for (name, delivered, waiting) in [("dashboard", pulled.lock().clone(), waiting), ("notifications", pushed, 0)] {
         let once: BTreeSet<&String> = delivered.iter().collect();
@@ -228,7 +235,7 @@ async fn sums(broker: &Broker, receiver: &Receiver, told: &Told, pulled: &Arc<Mu
         let right = once.len() == delivered.len()
             && once.is_subset(&passed)
             && told.len() == dropped + delivered.len() + waiting;
-        let mark = if right { format!("{GREEN}✓{PLAIN}") } else { format!("{RED}✗{PLAIN}") };
+        let mark = if right { paint(GREEN, "✓") } else { paint(RED, "✗") };
         println!(
             "  {name:<14} {} = {dropped} dropped + {} delivered + {waiting} waiting  {mark}",
             told.len(),
@@ -236,8 +243,8 @@ async fn sums(broker: &Broker, receiver: &Receiver, told: &Told, pulled: &Arc<Mu
         );
         agree &= right;
     }
-    let (colour, word) = if agree { (GREEN, "agree") } else { (RED, "do not agree") };
-    println!("  {BOLD}{colour}The sums {word}.{PLAIN}");
+    let verdict = if agree { paint(GREEN, "The sums agree.") } else { paint(RED, "The sums do not agree.") };
+    println!("  {verdict}");
     agree
 }
 

@@ -3,9 +3,11 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use sluice::message::PRIORITY_MAX;
-use sluice::store::{AppendItem, AppendOutcome, Entry, LeaseRequest, Mode, SeekTo, SettleRefused, Settlement};
-use sluice_tests::store_bed::{Bed, GROUP, OTHER, TOPIC, group, item, text, texts};
+use sluice::message::{GroupId, PRIORITY_MAX};
+use sluice::store::{
+    AppendItem, AppendOutcome, Entry, LeaseRequest, Mode, SeekTo, SettleRefused, Settlement, TopicSpec,
+};
+use sluice_tests::store_bed::{Bed, GROUP, OTHER, TOPIC, group, item, text, texts, topic};
 
 pub(crate) async fn grants_follow_offsets(bed: Bed) {
     let bed = bed.simple().await;
@@ -63,6 +65,24 @@ pub(crate) async fn more_says_whether_more_waits(bed: Bed) {
     let last = bed.lease(bed.request(GROUP, 2)).await.unwrap();
     assert_eq!((last.leases.len(), last.more), (1, false));
     assert!(!bed.lease(bed.request(GROUP, 2)).await.unwrap().more);
+}
+
+pub(crate) async fn more_knows_of_every_partition(bed: Bed) {
+    bed.put_topic(TopicSpec { partitions: 3, ..topic(TOPIC) }).await.unwrap();
+    for (number, ordered) in [(1, false), (2, true)] {
+        if ordered && !bed.capabilities().ordered {
+            continue;
+        }
+        let id = GroupId(number);
+        bed.put_group(group(TOPIC, id)).await.unwrap();
+        bed.store([0, 1, 1, 2, 0, 2].map(|partition| bed.message_in(TOPIC, partition, "x")).into()).await;
+        let mut left = bed.figures(id).await.waiting;
+        while left > 0 {
+            let leased = bed.lease(LeaseRequest { ordered, ..bed.request(id, 1) }).await.unwrap();
+            left -= 1;
+            assert_eq!((leased.leases.len(), leased.more), (1, left > 0), "ordered: {ordered}, {left} are left");
+        }
+    }
 }
 
 pub(crate) async fn of_racing_leases_each_message_has_one(bed: Bed) {

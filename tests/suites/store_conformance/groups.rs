@@ -130,6 +130,19 @@ pub(crate) async fn seeking_by_offset_moves_one_lane(bed: Bed) {
     assert_eq!(texts(&bed.take(10).await), ["e"]);
 }
 
+pub(crate) async fn seeking_in_one_lane_hides_nothing_of_another(bed: Bed) {
+    if !bed.capabilities().lanes {
+        return;
+    }
+    let bed = bed.simple().await;
+    bed.publish(&["a", "b"]).await;
+    let leases = bed.take(2).await;
+    bed.nack(&leases[0], Duration::from_millis(500)).await.unwrap();
+    bed.seek(TOPIC, GROUP, SeekTo::Offset(0, Offset::new(4, 0))).await.unwrap();
+    bed.pass(Duration::from_secs(31)).await;
+    assert_eq!(texts(&bed.take(10).await), ["a", "b"], "a retry that is due, and a lease that ended behind it");
+}
+
 pub(crate) async fn seeking_ends_leases(bed: Bed) {
     let bed = bed.simple().await;
     bed.publish(&["a", "b"]).await;

@@ -44,6 +44,22 @@ pub(crate) async fn what_is_too_old_is_gone(bed: Bed) {
     assert_eq!(bed.log().await, ["e"]);
 }
 
+pub(crate) async fn what_is_gone_is_not_missed_when_the_store_opens(bed: Bed) {
+    let mut bed = bed;
+    for_an_hour(&bed).await;
+    bed.publish(&["a"]).await;
+    bed.restart().await;
+    for size in [2000, 5000, 10, 5000] {
+        bed.store(vec![Message { payload: Bytes::from(vec![b'x'; size]), ..bed.message("") }]).await;
+    }
+    bed.pass(HOUR * 2).await;
+    assert_eq!(bed.retain().await.unwrap().removed, 5);
+    bed.crash().await;
+    bed.publish(&["b"]).await;
+    bed.crash().await;
+    assert_eq!(bed.log().await, ["b"]);
+}
+
 pub(crate) async fn unsettled_messages_expire_and_are_counted(bed: Bed) {
     let mut bed = bed;
     for_an_hour(&bed).await;
