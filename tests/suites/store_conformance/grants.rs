@@ -80,7 +80,9 @@ pub(crate) async fn more_knows_of_every_partition(bed: Bed) {
         while left > 0 {
             let leased = bed.lease(LeaseRequest { ordered, ..bed.request(id, 1) }).await.unwrap();
             left -= 1;
-            assert_eq!((leased.leases.len(), leased.more), (1, left > 0), "ordered: {ordered}, {left} are left");
+            assert_eq!(leased.leases.len(), 1);
+            // To say so in vain costs a consumer one empty answer; not to say so costs it a wait.
+            assert!(leased.more || left == 0, "ordered: {ordered}, {left} are left");
         }
     }
 }
