@@ -4,7 +4,8 @@
 
 use std::borrow::Cow;
 use std::hint::black_box;
-use std::net::SocketAddr;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
@@ -29,14 +30,22 @@ const BATCH: usize = 100;
 const PAYLOAD_BYTES: usize = 300;
 const TOPIC: &str = "bench";
 
+/// Set for the process that is the bare server, to the key that it checks tokens with.
+const BARE_SECRET: &str = "SLUICE_BENCH_BARE_SECRET";
+
 #[tokio::main]
 async fn main() {
+    if let Ok(secret) = std::env::var(BARE_SECRET) {
+        bare_server(secret.into_bytes()).await;
+        return;
+    }
     if cfg!(debug_assertions) {
         eprintln!("this is a debug build; `make bench` measures the release build");
     }
     let broker = Broker::start().await;
     broker.create_topic(TOPIC, "Queue").await;
-    let bare = Client::new(&format!("http://{}", bare_server(broker.secret()).await), broker.token());
+    let bare_process = BareProcess::start(&broker.secret());
+    let bare = Client::new(&bare_process.url, broker.token());
 
     println!(
         "{CONNECTIONS} connections, {PAYLOAD_BYTES} B a message, medians of {ROUNDS} rounds of {ROUND:?}, client on this machine"
@@ -49,6 +58,33 @@ async fn main() {
         rate(&broker, publish_batch).await;
     }
     row("consume 100 and ack 100", &broker, &bare, consume_and_ack).await;
+}
+
+/// The bare server, in a process of its own as the broker is.
+struct BareProcess {
+    child: Child,
+    url: String,
+}
+
+impl BareProcess {
+    fn start(secret: &[u8]) -> BareProcess {
+        let program = std::env::current_exe().expect("a program knows its path");
+        let secret = String::from_utf8(secret.to_vec()).expect("the harness's secret is text");
+        let mut command = Command::new(program);
+        let mut child = command.env(BARE_SECRET, secret).stdout(Stdio::piped()).spawn().expect("it starts again");
+        let mut url = String::new();
+        let stdout = child.stdout.take().expect("stdout is a pipe");
+        BufReader::new(stdout).read_line(&mut url).expect("the bare server says where it is");
+        BareProcess { child, url: url.trim().to_owned() }
+    }
+}
+
+impl Drop for BareProcess {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// One line of the table.
@@ -161,7 +197,7 @@ struct Bare {
 }
 
 /// Checks the token and parses the request, as any server would; answers a canned text, keeps nothing.
-async fn bare_server(secret: Vec<u8>) -> SocketAddr {
+async fn bare_server(secret: Vec<u8>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
     let address = listener.local_addr().expect("a bound socket has an address");
     let messages: Vec<Value> = (0..BATCH)
@@ -179,8 +215,8 @@ async fn bare_server(secret: Vec<u8>) -> SocketAddr {
         .route("/api/v1/messages/ack/batch", post(bare_ack_batch))
         .route("/api/v1/messages/consume/{topic}", get(bare_consume))
         .with_state(Bare { consumed, secret: secret.into() });
-    tokio::spawn(async move { axum::serve(listener, app).await });
-    address
+    println!("http://{address}");
+    axum::serve(listener, app).await.expect("a local server runs until it is killed");
 }
 
 #[derive(Deserialize)]
