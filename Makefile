@@ -51,8 +51,8 @@ soak: build ## the crash rounds and the store's model test, for long (SOAK_ROUND
 	SLUICE_CRASH_ROUNDS=$${SOAK_ROUNDS:-300} cargo test --package sluice-tests --test suites -- crash --nocapture
 	PROPTEST_CASES=$${SOAK_CASES:-5000} cargo test --package sluice-tests store
 
-fuzz: ## feed the parsers (frames, receipts, names, durations, filters) 100 000 random inputs each
-	PROPTEST_CASES=$${FUZZ_CASES:-100000} cargo test --package sluice --lib prop_
+fuzz: wasm-target ## feed receipts, names, times, scopes, traces 100 000 random texts each, and stores damaged files
+	PROPTEST_CASES=$${FUZZ_CASES:-100000} cargo test --package sluice-tests --test parsers
 
 audit: ## licences and sources of dependencies, spelling (installs cargo-deny and typos)
 	@command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
