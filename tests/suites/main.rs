@@ -1,10 +1,13 @@
 //! The suites that talk to the real binary, one module a concern. Invariant: each test has a broker of its own.
 
+mod batches;
+mod cli;
 mod crash;
 mod delivery;
 mod guide;
 mod http;
 mod main_job;
+mod pipelines;
 mod reload;
 mod telemetry;
 mod webhooks;

@@ -1,0 +1,64 @@
+//! Many messages in one call: in order, item by item, or all or none. Invariant: every answer is held against what can then
+//! be consumed.
+
+use http::Method;
+use serde_json::{Value, json};
+use sluice_tests::Broker;
+
+fn item(payload: Value) -> Value {
+    json!({"topicName": "orders", "payload": payload})
+}
+
+#[tokio::test]
+async fn one_bad_item_keeps_no_other_out() {
+    let broker = Broker::start().await;
+    broker.create_topic("orders", "Queue").await;
+    let messages = json!([item(json!(1)), {"topicName": "absent", "payload": 2}, item(json!(3)), {"payload": 4}]);
+    let answer = broker.post("/messages/publish/batch", &json!({ "messages": messages })).await.expect(200);
+    assert_eq!((&answer["accepted"], &answer["refused"]), (&json!(2), &json!(2)), "{answer}");
+    let codes: Vec<&Value> = (0..4).map(|n| &answer["results"][n]["error"]["code"]).collect();
+    assert_eq!(codes, [&Value::Null, &json!("NOT_FOUND"), &Value::Null, &json!("VALIDATION_ERROR")], "{answer}");
+    let stored: Vec<String> =
+        broker.consume("orders", "g").await.iter().map(|delivery| delivery.payload().to_owned()).collect();
+    assert_eq!(stored, ["1", "3"]);
+}
+
+#[tokio::test]
+async fn an_atomic_batch_is_stored_whole_or_not_at_all() {
+    let broker = Broker::start().await;
+    broker.create_topic("orders", "Queue").await;
+    broker.publish("orders", json!("first")).idempotency_key("k").await;
+    let mut conflict = item(json!("another"));
+    conflict["idempotencyKey"] = json!("k");
+    let messages = json!({"messages": [item(json!(1)), conflict]});
+    let answer = broker.post("/messages/publish/batch?atomic=true", &messages).await;
+    assert!(answer.status == 409 || answer.json()["accepted"] == json!(0), "{answer}");
+    let messages = json!({"messages": [item(json!(2)), item(json!(3))]});
+    let answer = broker.post("/messages/publish/batch?atomic=true", &messages).await.expect(200);
+    assert_eq!(answer["accepted"], 2, "{answer}");
+    let stored: Vec<String> =
+        broker.consume("orders", "g").await.iter().map(|delivery| delivery.payload().to_owned()).collect();
+    assert_eq!(stored, ["first", "2", "3"]);
+}
+
+#[tokio::test]
+async fn lines_are_a_batch_too_and_receipts_settle_as_one() {
+    let broker = Broker::start().await;
+    broker.create_topic("orders", "Queue").await;
+    let lines: String = (0..200).map(|n| format!("{}\n", item(json!(n)))).collect();
+    let headers = [("content-type", "application/x-ndjson")];
+    let answer = broker.send(Method::POST, "/messages/publish/batch", &headers, lines).await.expect(200);
+    assert_eq!(answer["accepted"], 200, "{answer}");
+    let held = broker.consume("orders", "g").limit(200).await;
+    assert_eq!(held.len(), 200);
+    let acks: Vec<Value> = held.iter().map(|delivery| json!({"receipt": delivery.receipt()})).collect();
+    let mut acks_and_one_twice = acks.clone();
+    acks_and_one_twice.push(acks[0].clone());
+    let body = json!({ "acks": acks_and_one_twice });
+    let answer = broker.post("/messages/ack/batch", &body).await.expect(200);
+    let results = answer["results"].as_array().expect("a result an item");
+    assert_eq!(results.len(), 201);
+    assert!(results[..200].iter().all(|result| result["error"].is_null()), "{answer}");
+    assert_eq!(results[200]["error"]["code"], "LEASE_EXPIRED", "{answer}");
+    broker.consume("orders", "g").expect_nothing().await;
+}
