@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::Answer;
 use crate::consume::Consume;
 use crate::publish::Publish;
+use crate::stream::Stream;
 
 /// Longer than the longest poll of the API (30 s).
 const ANSWER_WITHIN: Duration = Duration::from_secs(45);
@@ -55,6 +56,18 @@ impl Client {
     /// Consumes from a topic as a group; await it for the deliveries, or set more first.
     pub fn consume(&self, topic: &str, group: &str) -> Consume {
         Consume::new(self.clone(), topic, group)
+    }
+
+    /// Opens a stream of deliveries, so many at most in flight.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn stream(&self, topic: &str, group: &str, in_flight: u32) -> Stream {
+        let query = format!("consumerGroup={group}&maxInFlight={in_flight}");
+        let url = format!("{}/api/v1/messages/stream/{topic}?{query}", self.url);
+        let response = self.http.get(url).bearer_auth(&self.token).send().await.expect("the broker answers");
+        assert_eq!(response.status().as_u16(), 200, "{response:?}");
+        Stream::new(response, self.clone(), group)
     }
 
     /// Creates a topic of this name and type (`Queue` or `PubSub`), else as by default.

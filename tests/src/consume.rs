@@ -106,7 +106,7 @@ impl Consume {
     #[must_use]
     pub fn deliveries(&self, answer: &Answer) -> Vec<Delivery> {
         let consumed: Consumed = answer.expect_as(200);
-        let hold = |message| Delivery { message, client: self.client.clone(), group: self.group.clone() };
+        let hold = |message| Delivery::new(message, self.client.clone(), &self.group);
         consumed.messages.into_iter().map(hold).collect()
     }
 
@@ -163,6 +163,10 @@ impl IntoFuture for Consume {
 }
 
 impl Delivery {
+    pub(crate) fn new(message: Received, client: Client, group: &str) -> Delivery {
+        Delivery { message, client, group: group.to_owned() }
+    }
+
     /// The message's id.
     #[must_use]
     pub fn id(&self) -> &str {

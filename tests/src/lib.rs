@@ -21,6 +21,7 @@ pub mod store_backends;
 pub mod store_bed;
 pub mod store_disk;
 pub mod store_oracle;
+pub mod stream;
 pub mod token;
 pub mod wait;
 pub mod warm;

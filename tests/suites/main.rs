@@ -9,5 +9,6 @@ mod http;
 mod main_job;
 mod pipelines;
 mod reload;
+mod streams;
 mod telemetry;
 mod webhooks;
