@@ -73,6 +73,17 @@ impl History {
         self.push(Entry::AckConfirmed { tag: tag.to_owned() });
     }
 
+    /// The tags of all messages that were accepted.
+    #[must_use]
+    pub fn accepted(&self) -> BTreeSet<String> {
+        let entries = self.entries.lock();
+        let tags = entries.iter().filter_map(|entry| match entry {
+            Entry::Accepted { tag, .. } => Some(tag.clone()),
+            _ => None,
+        });
+        tags.collect()
+    }
+
     /// Every promise that was broken, in a sentence each; `drained` once nothing waits any more, so that a message that
     /// was not delivered is lost.
     #[must_use]

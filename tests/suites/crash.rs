@@ -2,6 +2,7 @@
 //! nack; the broker is killed in their midst and started again; at the end a checker judges what the clients have seen.
 //! Invariant: a round is killed after a number of operations that its seed chooses, not after a time.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
 use sluice_tests::consume::Consume;
 use sluice_tests::history::History;
-use sluice_tests::{Broker, Client, Delivery, Published, wait};
+use sluice_tests::{Broker, Client, Delivery, Published, Receiver, wait};
 use tokio::task::JoinSet;
 
 const TOPIC: &str = "crash";
@@ -46,12 +47,15 @@ async fn a_kill_at_any_instant_breaks_no_promise() {
         "backoff": {"initial": "PT1S", "multiplier": 1, "max": "PT1S", "jitter": 0}
     });
     broker.post("/subscriptions", &subscription).await.expect(201);
+    let receiver = Receiver::start().await;
+    broker.subscribe_push(TOPIC, "hook", &receiver.url(), json!({"maxRetries": 100})).await;
     let history = Arc::new(History::default());
     for number in 0..rounds {
         let held = one_round(&mut broker, number, &history).await;
         assert_late_receipts_are_refused(&held).await;
     }
     drain(&broker, &history).await;
+    assert_each_was_posted(&broker, &receiver, &history).await;
     println!("{rounds} rounds: {}", history.summary());
     let violations = history.violations();
     assert!(violations.is_empty(), "{} promises broken:\n{}", violations.len(), violations.join("\n"));
@@ -207,6 +211,18 @@ async fn ack(history: &History, delivery: &Delivery) {
     if delivery.try_settle("ack").await.is_ok_and(|answer| answer.status == 200) {
         history.ack_confirmed(delivery.payload());
     }
+}
+
+/// What was accepted reaches the webhook too, at least once.
+async fn assert_each_was_posted(broker: &Broker, receiver: &Receiver, history: &History) {
+    let accepted = history.accepted();
+    wait::until("every accepted message is posted", async || {
+        let posted: BTreeSet<String> =
+            receiver.requests().iter().filter_map(|request| request.message().payload).collect();
+        broker.clock().advance(Duration::from_secs(60)).await;
+        accepted.is_subset(&posted).then_some(())
+    })
+    .await;
 }
 
 async fn assert_late_receipts_are_refused(held: &[Delivery]) {
