@@ -6,16 +6,12 @@ use super::client::{Client, ClientArgs, Part};
 use super::failure::Failure;
 use super::output::Column;
 
-const COLUMNS: &[Column] = &[
-    ("WHEN", "/createdAt"),
-    ("WHO", "/userId"),
-    ("WHAT", "/eventType"),
-    ("ON", "/entityType"),
-    ("ID", "/entityId"),
-    ("DETAILS", "/details"),
-];
+const COLUMNS: &[Column] =
+    &[("WHEN", "/createdAt"), ("WHO", "/userId"), ("WHAT", "/eventType"), ("ON", "/entityType"), ("ID", "/entityId")];
 
 const AFTER_HELP: &str = "\
+--json shows what stood there before and after, too.
+
 Examples:
   sluice audit --limit 20
   sluice audit --entity orders --from 2026-01-31T00:00:00Z";

@@ -214,12 +214,12 @@ impl Client {
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer, Failure> {
-        let mut response = request.send().await.map_err(|error| self.unreachable(&error))?;
+        let mut response = request.send().await.map_err(|error| self.unreachable(error))?;
         let status = response.status();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (etag, date) = (header(ETAG), header(DATE));
         let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
             if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
                 return Err(self.foreign(format!("the answer is longer than {ANSWER_BYTES_MAX} bytes")));
             }
@@ -229,15 +229,15 @@ impl Client {
         match body {
             Ok(body) if status.is_success() => Ok(Answer { body, etag, date }),
             Ok(problem) if status.is_client_error() || status.is_server_error() => {
-                Err(Refusal { status: status.as_u16(), problem }.into())
+                Err(Refusal { status: Some(status.as_u16()), problem }.into())
             }
             _ => Err(self.foreign(format!("status {status} without the JSON that goes with it"))),
         }
     }
 
-    fn unreachable(&self, error: &reqwest::Error) -> Failure {
+    fn unreachable(&self, error: reqwest::Error) -> Failure {
         let hint = if error.is_connect() { " (is a broker running there? `sluice serve` starts one)" } else { "" };
-        Failure::Unreachable { url: self.base.to_string(), reason: format!("{}{hint}", causes(error)) }
+        Failure::Unreachable { url: self.base.to_string(), reason: format!("{}{hint}", causes(&error.without_url())) }
     }
 
     /// What came is no answer of a broker.

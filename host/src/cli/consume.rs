@@ -96,9 +96,6 @@ async fn settle(client: &Client, messages: &[Value]) -> Result<(), Failure> {
     let results = answer["results"].as_array().map_or(&[][..], Vec::as_slice);
     match results.iter().find_map(|result| result.get("error")) {
         None => Ok(()),
-        Some(error) => {
-            let status = error["status"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or(0);
-            Err(Refusal { status, problem: error.clone() }.into())
-        }
+        Some(error) => Err(Refusal::of_item(error).into()),
     }
 }

@@ -68,7 +68,7 @@ impl Failure {
     /// The code that the process ends with.
     pub(super) fn exit_code(&self) -> u8 {
         match self {
-            Failure::Refused(refusal) if matches!(refusal.status, 429 | 503) => 4,
+            Failure::Refused(refusal) if matches!(refusal.status, Some(429 | 503)) => 4,
             Failure::Refused(_) => 1,
             Failure::Usage(_) | Failure::Config(_) => 2,
             Failure::Unreachable { .. } | Failure::Foreign { .. } => 3,
@@ -85,19 +85,28 @@ impl Failure {
 /// A problem document (RFC 9457), or a command's own word that the answer is a no.
 #[derive(Debug, thiserror::Error)]
 pub(super) struct Refusal {
-    /// The HTTP status.
-    pub(super) status: u16,
+    /// The HTTP status; none when the command itself reads a no out of an answer.
+    pub(super) status: Option<u16>,
     /// The document.
     pub(super) problem: Value,
+}
+
+impl Refusal {
+    /// From an item of a batch, which carries a problem of its own.
+    pub(super) fn of_item(problem: &Value) -> Refusal {
+        let status = problem["status"].as_u64().and_then(|status| u16::try_from(status).ok());
+        Refusal { status, problem: problem.clone() }
+    }
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let text = |name: &str| self.problem[name].as_str().filter(|text| !text.is_empty());
         let detail = text("detail").or_else(|| text("title")).unwrap_or("the broker gives no reason");
-        match text("code") {
-            Some(code) => write!(f, "{detail} ({code}, {})", self.status)?,
-            None => write!(f, "{detail} ({})", self.status)?,
+        match (text("code"), self.status) {
+            (Some(code), Some(status)) => write!(f, "{detail} ({code}, {status})")?,
+            (None, Some(status)) => write!(f, "{detail} ({status})")?,
+            (_, None) => f.write_str(detail)?,
         }
         for fault in self.problem["errors"].as_array().into_iter().flatten() {
             let word = |name: &str| fault[name].as_str().unwrap_or_default();
@@ -107,10 +116,10 @@ impl fmt::Display for Refusal {
             let version = text("pluginVersion").map(|version| format!("@{version}")).unwrap_or_default();
             write!(f, "\n  stage {} (plugin {plugin}{version})", text("stage").unwrap_or("?"))?;
         }
-        if self.status == 401 {
+        if self.status == Some(401) {
             write!(f, "\n  give a token by --token or SLUICE_TOKEN; `sluice token` makes one")?;
         }
-        if let Some(trace) = text("traceId").filter(|_| self.status >= 500) {
+        if let Some(trace) = text("traceId").filter(|_| self.status.is_some_and(|status| status >= 500)) {
             write!(f, "\n  the broker's log has more under trace {trace}")?;
         }
         Ok(())
@@ -124,7 +133,7 @@ mod tests {
     use super::*;
 
     fn refused(status: u16) -> Failure {
-        Refusal { status, problem: json!({"detail": "no"}) }.into()
+        Refusal { status: Some(status), problem: json!({"detail": "no"}) }.into()
     }
 
     #[test]
@@ -155,10 +164,12 @@ mod tests {
             "title": "Bad", "detail": "The body is wrong.", "code": "VALIDATION_ERROR", "traceId": "abc",
             "errors": [{"pointer": "/priority", "message": "is from 0 to 9"}],
         });
-        let text = Refusal { status: 400, problem }.to_string();
+        let text = Refusal { status: Some(400), problem }.to_string();
         assert_eq!(text, "The body is wrong. (VALIDATION_ERROR, 400)\n  /priority is from 0 to 9");
         let problem = json!({"title": "Oops", "traceId": "abc", "plugin": "p", "pluginVersion": "1", "stage": "s"});
-        let text = Refusal { status: 503, problem }.to_string();
+        let text = Refusal { status: Some(503), problem }.to_string();
+        let own = Refusal { status: None, problem: json!({"detail": "not valid"}) };
+        assert_eq!(own.to_string(), "not valid");
         assert_eq!(text, "Oops (503)\n  stage s (plugin p@1)\n  the broker's log has more under trace abc");
     }
 }

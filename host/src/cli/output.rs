@@ -40,7 +40,7 @@ impl Output {
         for item in items {
             table.add_row(columns.iter().map(|(_, pointer)| cell(item.pointer(pointer).unwrap_or(&Value::Null))));
         }
-        self.line(&table.trim_fmt())
+        self.line(&laid_out(table))
     }
 
     /// One thing: its fields one below the other, or a JSON object.
@@ -50,7 +50,7 @@ impl Output {
         for (name, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
             table.add_row([clean(name), cell(value)]);
         }
-        self.line(&table.trim_fmt())
+        self.line(&laid_out(table))
     }
 
     /// A sentence for people on stderr, or the JSON that a machine wants.
@@ -93,6 +93,14 @@ fn plain_table() -> Table {
     table
 }
 
+/// Two blanks between columns and none before the first, so that lines can be cut by `awk` and the like.
+fn laid_out(mut table: Table) -> String {
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    table.trim_fmt()
+}
+
 fn cell(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
@@ -123,6 +131,6 @@ mod tests {
     fn tables_are_plain_columns() {
         let mut table = plain_table();
         table.set_header(["NAME", "N"]).add_row(["orders", "1"]).add_row(["a", "22"]);
-        assert_eq!(table.trim_fmt(), " NAME    N\n orders  1\n a       22");
+        assert_eq!(laid_out(table), "NAME    N\norders  1\na       22");
     }
 }

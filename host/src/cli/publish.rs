@@ -211,8 +211,7 @@ async fn send_batch(
             continue;
         };
         if tally.refused < REFUSALS_SHOWN {
-            let status = error["status"].as_u64().and_then(|status| u16::try_from(status).ok()).unwrap_or(0);
-            let refusal = Refusal { status, problem: error.clone() };
+            let refusal = Refusal::of_item(error);
             output.note(&format!("message {}: {refusal}", tally.sent + index as u64 + 1))?;
         }
         tally.refused += 1;
@@ -229,7 +228,7 @@ fn finish(output: Output, topic: &str, tally: &Tally) -> Result<(), Failure> {
         return Ok(());
     }
     let detail = format!("{refused} of {} messages were refused; the others are stored", tally.sent);
-    Err(Refusal { status: 200, problem: json!({ "detail": detail }) }.into())
+    Err(Refusal { status: None, problem: json!({ "detail": detail }) }.into())
 }
 
 #[cfg(test)]

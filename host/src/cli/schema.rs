@@ -125,5 +125,5 @@ pub(super) async fn run(args: &SchemaArgs) -> Result<(), Failure> {
 fn not_valid(answer: &Value) -> Refusal {
     let fault = |error: &Value| json!({"pointer": error["path"], "message": error["message"]});
     let errors: Vec<Value> = answer["errors"].as_array().into_iter().flatten().map(fault).collect();
-    Refusal { status: 200, problem: json!({"detail": "the document is not valid", "errors": errors}) }
+    Refusal { status: None, problem: json!({"detail": "the document is not valid", "errors": errors}) }
 }
