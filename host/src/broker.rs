@@ -30,6 +30,10 @@ use crate::topic_metrics::TopicMetrics;
 
 /// How often the store is asked to do what is due, when it does not know a better time.
 const TICK_MAX: Duration = Duration::from_millis(100);
+/// How long audit entries are kept: a year and what an auditor takes to ask for it.
+const AUDIT_KEPT: Duration = Duration::from_secs(400 * 86_400);
+/// How often older ones are looked for.
+const TRIM_AUDIT_EVERY: Duration = Duration::from_secs(3600);
 /// How often retention is enforced.
 const RETAIN_EVERY: Duration = Duration::from_secs(5);
 
@@ -220,20 +224,21 @@ impl Broker {
     }
 
     async fn keep_house(self: Arc<Broker>) {
-        let mut next_retain = self.clock.now();
+        let (mut next_retain, mut next_trim) = (self.clock.now(), self.clock.now());
+        let (mut due, mut retention, mut audit) =
+            (Trouble::with("what is due"), Trouble::with("retention"), Trouble::with("trimming the audit log"));
         while !self.stopping.is_cancelled() {
-            let next = match self.store.tick().await {
-                Ok(next) => next,
-                Err(error) => {
-                    tracing::error!(%error, "the store could not do what was due; trying again");
-                    None
-                }
-            };
+            let ticked = self.store.tick().await;
+            due.heard(ticked.as_ref().err());
+            let next = ticked.ok().flatten();
             if self.clock.now() >= next_retain {
-                if let Err(error) = self.store.retain().await {
-                    tracing::error!(%error, "retention could not be enforced; trying again");
-                }
+                retention.heard(self.store.retain().await.as_ref().err());
                 next_retain = self.clock.now().plus(RETAIN_EVERY);
+            }
+            if self.clock.now() >= next_trim {
+                let trimmed = self.catalog.trim_audit(self.clock.now().minus(AUDIT_KEPT)).await;
+                audit.heard(trimmed.as_ref().err());
+                next_trim = self.clock.now().plus(TRIM_AUDIT_EVERY);
             }
             let at_latest = self.clock.now().plus(TICK_MAX);
             let wake = next.map_or(at_latest, |next| next.min(at_latest).max(self.clock.now().plus(MILLISECOND)));
@@ -242,6 +247,29 @@ impl Broker {
                 () = self.stopping.cancelled() => {}
             }
         }
+    }
+}
+
+/// Something that is tried again and again: logged when it begins to fail, when it fails otherwise, and when it works
+/// again, not each time.
+struct Trouble {
+    work: &'static str,
+    last: Option<String>,
+}
+
+impl Trouble {
+    fn with(work: &'static str) -> Trouble {
+        Trouble { work, last: None }
+    }
+
+    fn heard(&mut self, error: Option<&impl std::fmt::Display>) {
+        let now = error.map(ToString::to_string);
+        match &now {
+            _ if now == self.last => return,
+            Some(error) => tracing::error!(work = self.work, error, "housekeeping fails; trying again"),
+            None => tracing::info!(work = self.work, "housekeeping works again"),
+        }
+        self.last = now;
     }
 }
 

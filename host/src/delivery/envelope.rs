@@ -59,6 +59,12 @@ pub struct Envelope<'a> {
     /// When the publish was accepted: RFC 3339, UTC.
     #[schema(format = DateTime)]
     pub timestamp: String,
+    /// W3C trace context of the publish. In pull answers; a webhook has it as headers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub traceparent: Option<&'a str>,
+    /// Goes with `traceparent`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tracestate: Option<&'a str>,
     /// 1 for the first delivery. In pull answers; a webhook has it in `X-Delivery-Attempt`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub delivery_attempt: Option<u32>,
@@ -109,6 +115,8 @@ impl<'a> Envelope<'a> {
             partition: position.partition,
             offset: position.offset.0,
             timestamp: meta.published_at.rfc3339(),
+            traceparent: None,
+            tracestate: None,
             delivery_attempt: None,
             ack_deadline: None,
             receipt: None,
@@ -119,7 +127,10 @@ impl<'a> Envelope<'a> {
     /// leased one.
     #[must_use]
     pub fn of_lease(topic: &'a TopicName, lease: &Lease, message: &'a Message) -> Envelope<'a> {
+        let trace = message.meta.trace.as_ref();
         Envelope {
+            traceparent: trace.map(|trace| &*trace.parent),
+            tracestate: trace.and_then(|trace| trace.state.as_deref()),
             delivery_attempt: Some(lease.attempt),
             ack_deadline: Some(lease.deadline.rfc3339()),
             receipt: Some(lease.receipt.encode()),

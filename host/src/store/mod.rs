@@ -40,13 +40,16 @@
 //! Every method may be called from any task at any time; none blocks the runtime's threads on the disk.
 
 pub mod embedded;
+mod error;
+mod receipt;
+
+pub use error::{SettleRefused, StoreError};
+pub use receipt::Receipt;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -380,59 +383,6 @@ pub struct Lease {
     pub receipt: Receipt,
 }
 
-/// Names one lease. Opaque to callers; the fields fence it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Receipt {
-    /// Where the message stands.
-    pub position: Position,
-    /// Whose lease.
-    pub group: GroupId,
-    /// The opening of the store that granted it.
-    pub epoch: u64,
-    /// Which grant of that opening; never used twice.
-    pub grant: u64,
-    /// Which delivery attempt it is. Not fenced: it only tells a backoff how far it has grown.
-    pub attempt: u32,
-}
-
-impl Receipt {
-    /// As clients carry it: base64url of fixed-width big-endian fields, 38 bytes.
-    #[must_use]
-    pub fn encode(&self) -> String {
-        let mut bytes = Vec::with_capacity(38);
-        bytes.extend(self.position.topic.0.to_be_bytes());
-        bytes.extend(self.position.partition.to_be_bytes());
-        bytes.extend(self.position.offset.0.to_be_bytes());
-        bytes.extend(self.group.0.to_be_bytes());
-        bytes.extend(self.epoch.to_be_bytes());
-        bytes.extend(self.grant.to_be_bytes());
-        bytes.extend(self.attempt.to_be_bytes());
-        URL_SAFE_NO_PAD.encode(bytes)
-    }
-
-    /// Reads [`Receipt::encode`]; `None` for anything else.
-    #[must_use]
-    pub fn decode(text: &str) -> Option<Receipt> {
-        if text.len() > 64 {
-            return None;
-        }
-        let bytes: [u8; 38] = URL_SAFE_NO_PAD.decode(text).ok()?.try_into().ok()?;
-        let u64_at = |at: usize| bytes[at..at + 8].iter().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
-        let u32_at = |at: usize| bytes[at..at + 4].iter().fold(0_u32, |sum, byte| sum << 8 | u32::from(*byte));
-        Some(Receipt {
-            position: Position {
-                topic: TopicId(u32_at(0)),
-                partition: u16::from_be_bytes([bytes[4], bytes[5]]),
-                offset: Offset(u64_at(6)),
-            },
-            group: GroupId(u32_at(14)),
-            epoch: u64_at(18),
-            grant: u64_at(26),
-            attempt: u32_at(34),
-        })
-    }
-}
-
 /// Which lease to settle.
 #[derive(Debug, Clone)]
 pub enum LeaseRef {
@@ -524,20 +474,6 @@ pub enum Settled {
         /// The new deadline.
         until: Timestamp,
     },
-}
-
-/// Why a settlement was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum SettleRefused {
-    /// Past its deadline, settled before, of an earlier opening, or never granted.
-    #[error("the lease has ended")]
-    LeaseExpired,
-    /// The receipt is another message's.
-    #[error("the receipt belongs to another message")]
-    WrongMessage,
-    /// No such topic, group, or message.
-    #[error("there is no such message or group")]
-    NotFound,
 }
 
 /// A message by its id.
@@ -685,56 +621,6 @@ pub struct GroupStats {
     pub delivered_total: u64,
 }
 
-/// Why the store did not do it.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum StoreError {
-    /// No such topic.
-    #[error("there is no such topic in the store")]
-    NoTopic,
-    /// No such group.
-    #[error("there is no such consumer group on the topic")]
-    NoGroup,
-    /// The batch ran on a pipeline revision that has been followed by another.
-    #[error("the batch ran on an outdated pipeline revision (the partition is at {current})")]
-    StaleRevision {
-        /// The partition's last.
-        current: u64,
-    },
-    /// A plugin's key changed since it was read.
-    #[error("a key-value write met another version")]
-    KvConflict,
-    /// Nothing was stored, and it may work later: no room, stopping, a failed write.
-    #[error("the store takes no writes now: {0}")]
-    Unavailable(String),
-    /// It may or may not be stored.
-    #[error("it is not known whether the batch was stored: {0}")]
-    OutcomeUnknown(String),
-    /// The files are damaged here; the rest stays readable.
-    #[error("damaged data in {file} at byte {offset}: {detail}")]
-    Damaged {
-        /// The file, relative to the data directory.
-        file: String,
-        /// The byte.
-        offset: u64,
-        /// What is wrong with it.
-        detail: String,
-    },
-    /// This store cannot do that; see its capabilities.
-    #[error("this store cannot do that: {0}")]
-    Unsupported(&'static str),
-    /// The request is not one that the store can carry out.
-    #[error("{0}")]
-    Invalid(String),
-}
-
-impl StoreError {
-    /// Whether the same call may succeed later.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_) | StoreError::KvConflict)
-    }
-}
-
 /// Facts for a dead letter of a message that failed on its way to `group`.
 #[must_use]
 pub fn dead_letter_facts(
@@ -755,25 +641,5 @@ pub fn dead_letter_facts(
         last_status: failure.last_status,
         attempts,
         at,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn receipts_read_back_and_nothing_else_does() {
-        let receipt = Receipt {
-            position: Position { topic: TopicId(7), partition: 63, offset: Offset::new(9, 12345) },
-            group: GroupId(4),
-            epoch: 3,
-            grant: u64::MAX,
-            attempt: 2,
-        };
-        assert_eq!(Receipt::decode(&receipt.encode()), Some(receipt));
-        for bad in ["", "x", "%%%", &"A".repeat(50), &"A".repeat(1000)] {
-            assert_eq!(Receipt::decode(bad), None, "{bad}");
-        }
     }
 }
