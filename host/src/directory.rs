@@ -468,6 +468,7 @@ impl Directory {
                 self.refresh_topic_stages(&topic, &reason, actor).await?;
             }
         }
+        self.pipelines.schema_changed(schema_id, actor).await?;
         Ok(())
     }
 

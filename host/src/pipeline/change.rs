@@ -43,7 +43,8 @@ impl Pipelines {
         let (mut resolved, mut faults) = (implicit, Vec::new());
         let first = resolved.len();
         for (at, spec) in stages.iter().enumerate() {
-            match self.resolve(spec, false) {
+            let spec = self.with_schema(spec).await;
+            match spec.and_then(|spec| self.resolve(&spec, false)) {
                 Ok(stage) => resolved.push(stage),
                 Err((field, why)) => faults.push((format!("/stages/{at}/{field}"), why)),
             }

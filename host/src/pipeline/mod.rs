@@ -17,6 +17,7 @@ mod host_state;
 mod instance;
 mod limits;
 mod metrics;
+mod named_schema;
 mod plugin_log;
 mod queue;
 mod registry;
