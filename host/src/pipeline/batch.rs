@@ -124,18 +124,7 @@ impl Batch<'_> {
         // Bounded: a window is followed by at most its own messages one by one, or by halves of itself.
         let mut waiting = vec![window];
         while let Some(window) = waiting.pop() {
-            let window = match stage.breaker.admit(self.clock.now()) {
-                Admission::Closed => window,
-                Admission::Open => {
-                    fault(words, window, &open(stage));
-                    continue;
-                }
-                Admission::Probe if window.len() > 1 => {
-                    waiting.push(window.start + 1..window.end);
-                    window.start..window.start + 1
-                }
-                Admission::Probe => window,
-            };
+            let Some(window) = self.admitted(stage, window, &mut waiting, words) else { continue };
             match self.call(stage, instance, window.clone(), words) {
                 Ok(()) => stage.ask_more(window.len()),
                 Err((failure, Blame::Stage)) => {
@@ -161,6 +150,30 @@ impl Batch<'_> {
         }
         if timed_out_whole {
             stage.ask_less(whole);
+        }
+    }
+
+    /// What of `window` the breaker lets through now; the rest waits on, or has its word already.
+    fn admitted(
+        &self,
+        stage: &Stage,
+        window: Range<usize>,
+        waiting: &mut Vec<Range<usize>>,
+        words: &mut [Option<Word>],
+    ) -> Option<Range<usize>> {
+        match stage.breaker.admit(self.clock.now()) {
+            Admission::Closed => Some(window),
+            Admission::Open => {
+                fault(words, window, &open(stage));
+                None
+            }
+            Admission::Probe => {
+                let first = window.start..window.start + 1;
+                if window.len() > 1 {
+                    waiting.push(first.end..window.end);
+                }
+                Some(first)
+            }
         }
     }
 

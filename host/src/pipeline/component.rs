@@ -174,7 +174,7 @@ impl Components {
     async fn load_anew(&self, digest: &str, bytes: Bytes) -> Result<Arc<Loaded>, ComponentError> {
         let imports = check(bytes.clone()).await?;
         let path = self.code_path(digest);
-        let component = match self.from_cache(&path).await {
+        let component = match self.kept_code(&path).await {
             Some(component) => component,
             None => {
                 self.remember(digest, ComponentState::Compiling);
@@ -223,7 +223,7 @@ impl Components {
     }
 
     /// What was kept for this engine; damage means compiling again, never an error.
-    async fn from_cache(&self, path: &Path) -> Option<Component> {
+    async fn kept_code(&self, path: &Path) -> Option<Component> {
         let kept = Bytes::from(tokio::fs::read(path).await.ok()?);
         let checked = tokio::task::spawn_blocking(move || {
             let (checksum, code) = kept.split_at_checked(CHECKSUM_BYTES)?;

@@ -17,6 +17,15 @@ const COLD_BUCKETS: [f64; 8] = [0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.025,
 /// From a small component to a script language's on a slow core.
 const COMPILE_BUCKETS: [f64; 8] = [0.05, 0.1, 0.25, 1.0, 2.5, 5.0, 15.0, 60.0];
 
+fn run_seconds() -> Result<HistogramVec> {
+    let opts = HistogramOpts::new("sluice_plugin_run_duration_seconds", "Time of one batch in one stage.");
+    HistogramVec::new(opts.buckets(RUN_BUCKETS.to_vec()), &["plugin"])
+}
+
+fn histogram(name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
+    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
+}
+
 /// All of them.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -80,10 +89,6 @@ impl Metrics {
     /// When one of the names is taken in `registry`.
     pub fn new(registry: &Registry) -> Result<Metrics> {
         let counters = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
-        let histogram = |name: &str, help: &str, buckets: &[f64]| {
-            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
-        };
-        let run_opts = HistogramOpts::new("sluice_plugin_run_duration_seconds", "Time of one batch in one stage.");
         let metrics = Metrics {
             runs: counters("sluice_plugin_runs_total", "Batches that a plugin's stages were given.", &["plugin"])?,
             messages: counters(
@@ -96,7 +101,7 @@ impl Metrics {
                 "Messages that a plugin's stages failed on.",
                 &["plugin", "cause"],
             )?,
-            run_seconds: HistogramVec::new(run_opts.buckets(RUN_BUCKETS.to_vec()), &["plugin"])?,
+            run_seconds: run_seconds()?,
             instances: IntGaugeVec::new(
                 Opts::new("sluice_plugin_instances", "Instances of a plugin that exist."),
                 &["plugin"],

@@ -210,7 +210,7 @@ impl Queue {
         let slow = cpu_ns > SLOW_NS;
         if slow != line.slow {
             // Those of its batches that still run are counted as what the scope is now.
-            self.slow_running = self.slow_running - if line.slow { line.running } else { 0 };
+            self.slow_running -= if line.slow { line.running } else { 0 };
             self.slow_running += if slow { line.running } else { 0 };
             line.slow = slow;
         }
