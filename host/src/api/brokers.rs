@@ -155,10 +155,7 @@ fn family(family: &MetricFamily) -> Vec<MetricView> {
             MetricType::GAUGE | MetricType::UNTYPED => vec![figure("", metric.get_gauge().get_value())],
             MetricType::HISTOGRAM => {
                 let histogram = metric.get_histogram();
-                vec![
-                    figure("_sum", histogram.get_sample_sum()),
-                    figure("_count", histogram.get_sample_count() as f64),
-                ]
+                vec![figure("_sum", histogram.get_sample_sum()), figure("_count", histogram.get_sample_count() as f64)]
             }
             MetricType::SUMMARY => Vec::new(),
         }

@@ -7,6 +7,6 @@ mod json;
 mod params;
 
 pub use body::{Intake, RawBody};
-pub use json::{Json, OptionalJson, Spare, Text, decode, expect_json};
 pub(crate) use json::is_media_type;
+pub use json::{Json, OptionalJson, Spare, Text, decode, expect_json};
 pub use params::{IfMatch, Param, Params2, Parsed, Query, read_query};

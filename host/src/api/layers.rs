@@ -20,6 +20,7 @@ use tracing::{Instrument as _, Span};
 use super::auth::table::{Lookup, Need, Produces, Route, find};
 use super::auth::token::Role;
 use super::auth::{Caller, Gate};
+use super::extract::read_query;
 use super::http_metrics::HttpMetrics;
 use super::problem::{Code, Problem};
 use super::rate::{RateLimits, Standing};
@@ -46,6 +47,8 @@ pub struct Edge {
     pub public_metrics: bool,
     /// Whether the documentation needs no token.
     pub public_docs: bool,
+    /// By a route's place in the table: whether it takes query parameters.
+    pub takes_query: Vec<bool>,
     /// Whether traces are exported: without a collector, a span a request would be work for nothing.
     pub spans: bool,
 }
@@ -68,6 +71,11 @@ pub struct EdgeService<S> {
     inner: S,
     edge: Arc<Edge>,
 }
+
+/// The query of a route that takes none.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoParameters {}
 
 /// What the edge found out about a request before its handler ran.
 #[derive(Default)]
@@ -102,6 +110,7 @@ where
         let span = edge.span(&request, passage.route, upstream.as_ref());
         let handled = admitted.map(|()| AssertUnwindSafe(self.inner.call(request)).catch_unwind());
         let trace = upstream.unwrap_or_else(telemetry::new_trace);
+        let begun = Arc::clone(&trace.parent);
         let answer = async move {
             let response = match handled {
                 Err(problem) => problem.into_response(),
@@ -110,7 +119,7 @@ where
                     Err(panic) => Problem::internal(format!("a panic: {}", panic_text(&*panic))).into_response(),
                 },
             };
-            let response = edge.finish(response, &passage, (request_id, &instance));
+            let response = edge.finish(response, &passage, (request_id, &instance, &begun));
             let seconds = stopwatch.elapsed().as_secs_f64();
             edge.metrics.observe(passage.route.map(|(index, _)| index), response.status().as_u16(), seconds);
             drop(in_flight);
@@ -118,12 +127,8 @@ where
         };
         let answer = telemetry::in_trace(trace, answer);
         // Instrumenting costs even with a disabled span, so it is left out where nothing is exported.
-        if edge_spans(&span) { Box::pin(answer.instrument(span)) } else { Box::pin(answer) }
+        if span.is_disabled() { Box::pin(answer) } else { Box::pin(answer.instrument(span)) }
     }
-}
-
-fn edge_spans(span: &Span) -> bool {
-    !span.is_disabled()
 }
 
 impl Edge {
@@ -153,6 +158,10 @@ impl Edge {
             }
         };
         accepts(request.headers(), route.produces)?;
+        let query = request.uri().query().unwrap_or_default();
+        if !query.is_empty() && passage.route.is_some_and(|(index, _)| !self.takes_query[index]) {
+            read_query::<NoParameters>(query).plain()?;
+        }
         let Some(role) = self.role(route.need) else { return Ok(()) };
         let caller = self.gate.admit(request.headers())?;
         caller.need(role)?;
@@ -203,9 +212,10 @@ impl Edge {
         &self,
         mut response: Response,
         passage: &Passage,
-        (request_id, instance): (Option<HeaderValue>, &str),
+        (request_id, instance, begun): (Option<HeaderValue>, &str, &str),
     ) -> Response {
-        let trace_id = telemetry::trace_id();
+        // With spans, the span's own trace; else the one that was begun (or taken over) here.
+        let trace_id = if self.spans { telemetry::trace_id() } else { begun.get(3..35).unwrap_or_default().to_owned() };
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
             log(&problem, passage, &trace_id);
             response = render(&problem, instance, &trace_id);

@@ -82,14 +82,14 @@ impl FromRef<Api> for Document {
 /// # Errors
 /// When the API's metrics are registered already.
 pub fn app(broker: &Arc<Broker>) -> prometheus::Result<Router> {
-    let (router, document) = described();
+    let (router, mut document) = described();
+    let edge = Arc::new(edge(broker, openapi::takes_query(&mut document))?);
     let api = Api {
         broker: Arc::clone(broker),
         intake: Arc::new(Intake::new(&broker.config.limits)),
         slots: Arc::default(),
         document: Document::of(&document),
     };
-    let edge = Arc::new(edge(broker)?);
     Ok(router.merge(openapi::routes()).with_state(api).layer(EdgeLayer(edge)))
 }
 
@@ -111,7 +111,7 @@ fn described() -> (Router<Api>, OpenApi) {
     (router, openapi::complete(document))
 }
 
-fn edge(broker: &Broker) -> prometheus::Result<Edge> {
+fn edge(broker: &Broker, takes_query: Vec<bool>) -> prometheus::Result<Edge> {
     let (config, clock) = (&broker.config, &broker.clock);
     let secret = config.jwt.secret.clone().unwrap_or_else(|| unguessable(broker));
     let verifier = Verifier::new(&secret, config.jwt.issuer.as_deref(), config.jwt.audience.as_deref(), clock.clone());
@@ -122,6 +122,7 @@ fn edge(broker: &Broker) -> prometheus::Result<Edge> {
         head_bytes_max: config.limits.head_bytes_max,
         public_metrics: config.telemetry.public_metrics,
         public_docs: config.telemetry.public_docs,
+        takes_query,
         spans: config.telemetry.otlp_endpoint.is_some(),
     })
 }

@@ -12,12 +12,12 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{self, HeaderValue};
 use utoipa::OpenApi as _;
-use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::path::{Operation, Parameter, ParameterIn, PathItem};
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
-use utoipa::openapi::{ContentBuilder, OpenApi, Ref, ResponseBuilder};
+use utoipa::openapi::{ContentBuilder, OpenApi, Ref, RefOr, ResponseBuilder};
 
 use super::Api;
-use super::auth::table::{Lookup, Need, Route, find};
+use super::auth::table::{Lookup, Need, ROUTES, Route, find};
 use super::problem::{Problem, ProblemBody};
 
 /// What the document says of itself.
@@ -59,9 +59,37 @@ pub fn complete(mut document: OpenApi) -> OpenApi {
         for (method, operation) in operations(item) {
             let Lookup::Found(_, route) = find(&method, path) else { continue };
             describe(operation, route);
+            // Handlers of different nouns have the same names; an operation's id must be its own.
+            operation.operation_id = Some(operation_id(route));
         }
     }
     document
+}
+
+/// `getTopicsByTopicPipeline` for `GET /api/v1/topics/{topic}/pipeline`.
+fn operation_id(route: &Route) -> String {
+    let path = route.path.trim_start_matches("/api/v1");
+    let words = path.split(['/', '-']).filter(|word| !word.is_empty()).map(|word| {
+        let name = word.trim_matches(['{', '}']);
+        let by = if name.len() < word.len() { "By" } else { "" };
+        format!("{by}{}{}", name[..1].to_uppercase(), &name[1..])
+    });
+    std::iter::once(route.method.as_str().to_lowercase()).chain(words).collect()
+}
+
+/// By a route's place in the table: whether it takes query parameters. The documentation's own files take any, as
+/// browsers add some.
+#[must_use]
+pub fn takes_query(document: &mut OpenApi) -> Vec<bool> {
+    let mut takes: Vec<bool> = ROUTES.iter().map(|route| matches!(route.need, Need::Docs)).collect();
+    for (path, item) in &mut document.paths.paths {
+        for (method, operation) in operations(item) {
+            let Lookup::Found(index, _) = find(&method, path) else { continue };
+            let is_query = |parameter: &RefOr<Parameter>| matches!(parameter, RefOr::T(parameter) if parameter.parameter_in == ParameterIn::Query);
+            takes[index] = operation.parameters.iter().flatten().any(is_query);
+        }
+    }
+    takes
 }
 
 fn operations(item: &mut PathItem) -> Vec<(http::Method, &mut Operation)> {

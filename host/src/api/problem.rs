@@ -179,6 +179,7 @@ impl Code {
 
 /// One thing wrong with a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+#[schema(as = RequestFault)]
 pub struct Fault {
     /// JSON Pointer (RFC 6901) into the request's body, payload or parameters.
     pub pointer: String,

@@ -20,9 +20,7 @@ use super::auth::tests::{claims, secret};
 use super::auth::token::{Claims, Role, sign};
 use crate::broker::Broker;
 use crate::catalog::model::Guarantee;
-use crate::config::{
-    Config, Jwt, Limits, Messaging, Plugins, Profile, Push, RateLimiting, Schemas, Telemetry,
-};
+use crate::config::{Config, Jwt, Limits, Messaging, Plugins, Profile, Push, RateLimiting, Schemas, Telemetry};
 
 /// A broker in a directory of its own, and its routes.
 struct Bed {
@@ -156,7 +154,10 @@ fn the_table_and_the_document_have_the_same_routes() {
         let all = [("GET", &item.get), ("POST", &item.post), ("PUT", &item.put), ("DELETE", &item.delete)];
         assert!(item.patch.is_none() && item.head.is_none() && item.options.is_none(), "{path}");
         let path = path.clone();
-        all.into_iter().filter(|(_, it)| it.is_some()).map(move |(method, _)| (method, path.clone())).collect::<Vec<_>>()
+        all.into_iter()
+            .filter(|(_, it)| it.is_some())
+            .map(move |(method, _)| (method, path.clone()))
+            .collect::<Vec<_>>()
     };
     let described: BTreeSet<(&str, String)> = document.paths.paths.iter().flat_map(methods).collect();
     let docs = |path: &str| path == "/openapi.json" || path.starts_with("/swagger");
@@ -171,6 +172,10 @@ fn the_table_and_the_document_have_the_same_routes() {
 #[test]
 fn the_openapi_document_changes_only_on_purpose() {
     let (_, document) = super::described();
+    let ids: Vec<_> =
+        document.paths.paths.values().flat_map(|item| [&item.get, &item.post, &item.put, &item.delete]).collect();
+    let ids: Vec<_> = ids.into_iter().flatten().filter_map(|operation| operation.operation_id.as_deref()).collect();
+    assert_eq!(ids.iter().collect::<BTreeSet<_>>().len(), ids.len(), "an operation's id is its own: {ids:?}");
     insta::assert_snapshot!("openapi", pretty(&document));
 }
 
@@ -224,7 +229,8 @@ async fn every_route_on_a_topic_holds_the_tokens_scope_against_it() {
     let id = bed.ask("POST", "/api/v1/messages/publish", r#"{"topicName":"orders","payload":1}"#).await.expect(202);
     let id = id["messageId"].as_str().expect("an id").to_owned();
     let stranger = token(&[Role::Admin], Some(&["billing.*"]));
-    let on_topic = ROUTES.iter().filter(|route| route.path.contains("{topic}") || route.path.contains("/messages/{id}"));
+    let on_topic =
+        ROUTES.iter().filter(|route| route.path.contains("{topic}") || route.path.contains("/messages/{id}"));
     let mut checked = 0;
     for route in on_topic {
         let path = filled(route.path).replace("018f0000-0000-7000-8000-000000000000", &id);

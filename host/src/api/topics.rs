@@ -42,11 +42,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     post, path = "/api/v1/topics", tag = "topics", request_body = TopicBody,
     responses((status = 201, description = "Made, with the topic for its dead letters", body = TopicView)),
 )]
-async fn create(
-    State(broker): State<Arc<Broker>>,
-    caller: Caller,
-    body: Json<TopicBody>,
-) -> Result<Response, Problem> {
+async fn create(State(broker): State<Arc<Broker>>, caller: Caller, body: Json<TopicBody>) -> Result<Response, Problem> {
     let (name, settings) = body.check(|body, faults| body.create(&broker.config, faults))?;
     caller.need_topic(&name)?;
     need_schema(&broker, settings.schema_id.as_deref()).await?;
@@ -254,7 +250,14 @@ async fn metrics(
 async fn figures(broker: &Broker, topic: &Topic) -> Result<TopicMetricsView, Problem> {
     let stats = broker.store.stats(topic.id).await?;
     let dead_letters = match topic.dead_letter {
-        Some(id) => broker.store.stats(id).await?.groups.iter().find(|group| group.group == GroupId::SHARED).map_or(0, |group| group.waiting),
+        Some(id) => broker
+            .store
+            .stats(id)
+            .await?
+            .groups
+            .iter()
+            .find(|group| group.group == GroupId::SHARED)
+            .map_or(0, |group| group.waiting),
         None => 0,
     };
     let subscriptions = broker.directory.subscriptions_of(topic.id);

@@ -130,21 +130,25 @@ pub fn decode<'a, T: Deserialize<'a>>(
         return Err(malformed(&error));
     }
     let mut document: Value = serde_json::from_slice(text).map_err(|error| malformed(&error))?;
-    // A field that is there twice is gone after the first reading, so its fault is noted now.
-    if let Some(field) = quoted(&error.to_string(), "duplicate field `") {
-        faults.push(pointer_of([field]), "is there twice");
-    }
+    let whole = std::str::from_utf8(text)
+        .map_err(|error| Problem::new(Code::MalformedJson, format!("The body is not UTF-8: {error}.")))?;
+    // The text as it was sent comes first: `document` knows no field twice.
+    let mut found = attempt::<T>(whole);
     for round in &spare.0 {
-        let text = round.get_or_init(|| document.to_string());
-        match attempt::<T>(text) {
+        let broken = match found {
             Ok(value) => return Ok(Some(value)),
-            Err(fault) => {
-                faults.push(fault.pointer.clone(), fault.message);
-                if fault.fatal || !remove(&mut document, &fault.pointer) {
-                    return Ok(None);
-                }
-            }
+            Err(broken) => broken,
+        };
+        faults.push(broken.pointer.clone(), broken.message);
+        let mended = match broken.mend {
+            Mend::Remove => remove(&mut document, &broken.pointer),
+            Mend::Reread => true,
+            Mend::Nothing => false,
+        };
+        if !mended {
+            return Ok(None);
         }
+        found = attempt::<T>(round.get_or_init(|| document.to_string()));
     }
     Ok(None)
 }
@@ -184,8 +188,17 @@ impl<'de> Visitor<'de> for TextVisitor {
 struct Broken {
     pointer: String,
     message: String,
-    /// Taking the value away would not help.
-    fatal: bool,
+    mend: Mend,
+}
+
+/// How to go on looking for faults.
+enum Mend {
+    /// Take the value away.
+    Remove,
+    /// A field was there twice, and no longer is.
+    Reread,
+    /// There is no way.
+    Nothing,
 }
 
 fn attempt<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Broken> {
@@ -200,17 +213,18 @@ fn attempt<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Broken> {
             }
             let known = message.split_once(", ").map_or("", |(_, expected)| expected);
             let message = format!("is not a field of this request ({known})");
-            return Broken { pointer: pointer_of(path), message, fatal: false };
+            return Broken { pointer: pointer_of(path), message, mend: Mend::Remove };
         }
         if let Some(field) = quoted(message, "missing field `") {
             path.push(field.to_owned());
-            return Broken { pointer: pointer_of(path), message: "is required".to_owned(), fatal: true };
+            return Broken { pointer: pointer_of(path), message: "is required".to_owned(), mend: Mend::Nothing };
         }
         if let Some(field) = quoted(message, "duplicate field `") {
             path.push(field.to_owned());
-            return Broken { pointer: pointer_of(path), message: "is there twice".to_owned(), fatal: true };
+            return Broken { pointer: pointer_of(path), message: "is there twice".to_owned(), mend: Mend::Reread };
         }
-        Broken { fatal: path.is_empty(), pointer: pointer_of(path), message: message.to_owned() }
+        let mend = if path.is_empty() { Mend::Nothing } else { Mend::Remove };
+        Broken { mend, pointer: pointer_of(path), message: message.to_owned() }
     })
 }
 

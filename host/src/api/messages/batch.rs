@@ -106,7 +106,10 @@ type Item = Result<PublishRequest, Problem>;
 fn items(broker: &Broker, caller: &Caller, headers: &HeaderMap, body: &RawBody) -> Result<Vec<Item>, Problem> {
     // One key would make all items but the first a duplicate or a conflict; each item has its own.
     if headers.contains_key("idempotency-key") {
-        return Err(Problem::invalid_at("", "a batch takes no header `Idempotency-Key`; give items an `idempotencyKey`"));
+        return Err(Problem::invalid_at(
+            "",
+            "a batch takes no header `Idempotency-Key`; give items an `idempotencyKey`",
+        ));
     }
     let reading = reading(broker, headers, &body.bytes)?;
     let last = RefCell::new(None::<Arc<Topic>>);

@@ -25,6 +25,8 @@ use crate::store::{ReadCursor, ReadFrom, ReadRequest};
 
 /// Messages that one call looks at behind a filter.
 const SCANNED_MAX: usize = 10_000;
+/// Reads of the store that one call makes: each brings as many messages as are still wanted.
+const READS_MAX: usize = 200;
 /// Payload bytes that one read of the store brings.
 const READ_BYTES_MAX: usize = 4 << 20;
 /// Payload bytes in one answer.
@@ -40,6 +42,7 @@ pub(super) struct BrowseQuery {
     /// `earliest` (the default), `latest`, an RFC 3339 time, or an offset of `partition`.
     from: Option<String>,
     /// One partition; by default all.
+    #[param(value_type = Option<u16>)]
     partition: Option<Partition>,
     /// Messages at most.
     #[param(minimum = 1, maximum = 100, default = 100)]
@@ -116,15 +119,16 @@ impl Wanted {
 
     /// Reads on until there is enough, the log ends, or enough was looked at.
     async fn scan(self, broker: &Broker, topic: &Topic) -> Result<Scanned, Problem> {
-        let (mut found, mut bytes, mut scanned) = (Vec::new(), 0, 0);
+        let (mut found, mut bytes, mut scanned, mut reads) = (Vec::new(), 0, 0, 0);
         let mut from = self.from;
         loop {
-            // With a filter, a page may be read that is not wanted whole; the next one begins after it all the same.
+            // Never more than is wanted: the next page begins where a read ended.
             let limit = self.limit - found.len();
             let request =
                 ReadRequest { topic: topic.id, partition: self.partition, from, limit, bytes_max: READ_BYTES_MAX };
             let page = broker.store.read(request).await?;
             scanned += page.messages.len();
+            reads += 1;
             for (position, message) in page.messages {
                 if self.filter.as_ref().is_none_or(|filter| fits(filter, &message)) {
                     bytes += message.payload.len();
@@ -132,7 +136,8 @@ impl Wanted {
                 }
             }
             let Some(next) = page.next else { return Ok((found, None)) };
-            if found.len() >= self.limit || scanned >= SCANNED_MAX || bytes >= ANSWER_BYTES_MAX {
+            let enough = found.len() >= self.limit || bytes >= ANSWER_BYTES_MAX;
+            if enough || scanned >= SCANNED_MAX || reads >= READS_MAX {
                 return Ok((found, Some(next)));
             }
             from = ReadFrom::Cursor(next);

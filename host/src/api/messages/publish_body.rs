@@ -399,7 +399,10 @@ mod tests {
         let long = "x".repeat(LABEL_BYTES_MAX + 1);
         for (json, expected) in [
             ("{}", vec!["/topicName", "/payload"]),
-            (r#"{"topicName":"","payload":1,"priority":10,"delay":"P367D"}"#, vec!["/topicName", "/priority", "/delay"]),
+            (
+                r#"{"topicName":"","payload":1,"priority":10,"delay":"P367D"}"#,
+                vec!["/topicName", "/priority", "/delay"],
+            ),
             (r#"{"topicName":"a","payload":1,"payloadBase64":""}"#, vec!["/payloadBase64"]),
             (r#"{"topicName":"a","payloadBase64":"?"}"#, vec!["/payloadBase64"]),
             (r#"{"topicName":"a","payload":"\ud800"}"#, vec!["/payload"]),

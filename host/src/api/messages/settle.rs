@@ -108,7 +108,8 @@ pub(super) async fn ack(
     body: Json<AckBody>,
 ) -> Result<Response, Problem> {
     let body = body.plain()?;
-    let lease = LeaseNamed { message: Some(id), group: body.consumer_group.as_deref(), receipt: body.receipt.as_deref() };
+    let lease =
+        LeaseNamed { message: Some(id), group: body.consumer_group.as_deref(), receipt: body.receipt.as_deref() };
     settle(&broker, &slots, &caller, lease, Word::Ack).await
 }
 
@@ -129,7 +130,8 @@ pub(super) async fn nack(
         let delay = delay("/delay", body.delay, faults);
         Some((body, delay))
     })?;
-    let lease = LeaseNamed { message: Some(id), group: body.consumer_group.as_deref(), receipt: body.receipt.as_deref() };
+    let lease =
+        LeaseNamed { message: Some(id), group: body.consumer_group.as_deref(), receipt: body.receipt.as_deref() };
     settle(&broker, &slots, &caller, lease, Word::Nack { reason: body.reason.clone(), delay }).await
 }
 
@@ -150,7 +152,8 @@ pub(super) async fn extend(
         let duration = ack_timeout("/ackTimeout", body.ack_timeout, faults);
         Some((body, faults.require("/ackTimeout", duration)?))
     })?;
-    let lease = LeaseNamed { message: Some(id), group: body.consumer_group.as_deref(), receipt: body.receipt.as_deref() };
+    let lease =
+        LeaseNamed { message: Some(id), group: body.consumer_group.as_deref(), receipt: body.receipt.as_deref() };
     settle(&broker, &slots, &caller, lease, Word::Extend(duration)).await
 }
 

@@ -180,9 +180,7 @@ async fn settle_items(broker: &Broker, slots: &Slots, items: Vec<Item>) -> Resul
         });
         match settled {
             Ok(settled) => SettleItemAnswer::Settled(SettleAnswer::of(item.message, settled)),
-            Err(problem) => {
-                SettleItemAnswer::Refused { status: "Refused", error: Box::new(problem.item_body()) }
-            }
+            Err(problem) => SettleItemAnswer::Refused { status: "Refused", error: Box::new(problem.item_body()) },
         }
     };
     Ok(items.into_iter().map(next).collect())

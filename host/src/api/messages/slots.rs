@@ -122,7 +122,12 @@ impl Slots {
             entries.by_position.iter().filter(|(_, entry)| entry.deadline <= now).map(|(key, _)| *key).collect();
         past.into_iter().for_each(|key| entries.remove(key));
         self.count.store(entries.by_position.len(), Ordering::Release);
-        entries.by_position.values().filter(|entry| Arc::ptr_eq(&entry.stream, stream)).map(|entry| entry.deadline).min()
+        entries
+            .by_position
+            .values()
+            .filter(|entry| Arc::ptr_eq(&entry.stream, stream))
+            .map(|entry| entry.deadline)
+            .min()
     }
 
     /// The leases that `holder`'s earlier, broken streams were granted after `last`, the receipt of the last event that
@@ -137,8 +142,12 @@ impl Slots {
                 && same == (last.group, last.epoch, last.position.topic)
                 && receipt.grant > last.grant
         };
-        let found: Vec<_> =
-            entries.by_position.iter().filter(|(_, entry)| lost(entry)).map(|(key, entry)| (*key, entry.receipt)).collect();
+        let found: Vec<_> = entries
+            .by_position
+            .iter()
+            .filter(|(_, entry)| lost(entry))
+            .map(|(key, entry)| (*key, entry.receipt))
+            .collect();
         let receipts = found.iter().map(|(_, receipt)| *receipt).collect();
         found.into_iter().for_each(|(key, _)| entries.remove(key));
         self.count.store(entries.by_position.len(), Ordering::Release);

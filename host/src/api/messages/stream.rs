@@ -110,10 +110,8 @@ async fn give_back_lost(broker: &Broker, slots: &Slots, caller: &Caller, headers
     if lost.is_empty() {
         return Ok(());
     }
-    let release = |receipt| Settle {
-        lease: LeaseRef::Receipt { receipt, message: None },
-        settlement: Settlement::Release,
-    };
+    let release =
+        |receipt| Settle { lease: LeaseRef::Receipt { receipt, message: None }, settlement: Settlement::Release };
     // One that has ended meanwhile is refused, and waits again all the same.
     broker.store.settle(lost.into_iter().map(release).collect()).await?;
     Ok(())

@@ -24,12 +24,14 @@ impl From<StoreError> for Problem {
     fn from(error: StoreError) -> Problem {
         let problem = match &error {
             StoreError::NoTopic | StoreError::NoGroup => Problem::new(Code::NotFound, sentence(&error)),
-            StoreError::StaleRevision { .. } | StoreError::KvConflict => {
-                Problem::new(Code::StoreUnavailable, "The topic's pipeline keeps changing; nothing was stored, send it again.")
-            }
-            StoreError::Unavailable(_) => {
-                Problem::new(Code::StoreUnavailable, "The store takes no writes now; nothing was stored, send it again.")
-            }
+            StoreError::StaleRevision { .. } | StoreError::KvConflict => Problem::new(
+                Code::StoreUnavailable,
+                "The topic's pipeline keeps changing; nothing was stored, send it again.",
+            ),
+            StoreError::Unavailable(_) => Problem::new(
+                Code::StoreUnavailable,
+                "The store takes no writes now; nothing was stored, send it again.",
+            ),
             StoreError::OutcomeUnknown(_) => Problem::new(
                 Code::OutcomeUnknown,
                 "It may or may not be stored; send it again with the same `Idempotency-Key` to find out.",
@@ -38,7 +40,9 @@ impl From<StoreError> for Problem {
                 Code::StoreUnavailable,
                 "Part of what is stored is damaged; the operator finds the place in the log, and `sluice verify` shows it.",
             ),
-            StoreError::Unsupported(what) => Problem::new(Code::Conflict, format!("This topic's store cannot do that: {what}.")),
+            StoreError::Unsupported(what) => {
+                Problem::new(Code::Conflict, format!("This topic's store cannot do that: {what}."))
+            }
             StoreError::Invalid(what) => Problem::invalid_at("", what.clone()),
         };
         problem.because(error)
@@ -65,13 +69,14 @@ impl From<CatalogError> for Problem {
 impl From<PipelineError> for Problem {
     fn from(error: PipelineError) -> Problem {
         match error {
-            PipelineError::Overloaded => {
-                Problem::new(Code::Backpressure, "Too many messages wait for the stages of this pipeline; send it later.")
-            }
-            PipelineError::Stopping => stopping(),
-            PipelineError::Invalid(faults) => Problem::invalid(
-                faults.into_iter().map(|(pointer, message)| Fault { pointer, message }).collect(),
+            PipelineError::Overloaded => Problem::new(
+                Code::Backpressure,
+                "Too many messages wait for the stages of this pipeline; send it later.",
             ),
+            PipelineError::Stopping => stopping(),
+            PipelineError::Invalid(faults) => {
+                Problem::invalid(faults.into_iter().map(|(pointer, message)| Fault { pointer, message }).collect())
+            }
             PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => {
                 Problem::new(Code::PluginInvalid, sentence(&error))
             }
@@ -152,7 +157,9 @@ impl From<PublishError> for Problem {
             PublishError::Rejected(rejection) => rejected(rejection),
             PublishError::Fault(fault) => failed(fault),
             PublishError::TooLarge { .. } => Problem::new(Code::MessageTooLarge, sentence(&error)),
-            PublishError::KeyRequired => Problem::invalid_at("/idempotencyKey", "is required: the topic is ExactlyOnce"),
+            PublishError::KeyRequired => {
+                Problem::invalid_at("/idempotencyKey", "is required: the topic is ExactlyOnce")
+            }
             PublishError::KeyConflict => Problem::new(
                 Code::Conflict,
                 "The idempotency key was used for another request; use a new key for a new message.",
@@ -190,23 +197,21 @@ fn pipeline_word(error: &PipelineError) -> Problem {
 }
 
 fn rejected(rejection: Rejection) -> Problem {
-    let code =
-        if &*rejection.plugin == SCHEMA_PLUGIN { Code::SchemaValidationError } else { Code::PluginRejected };
+    let code = if &*rejection.plugin == SCHEMA_PLUGIN { Code::SchemaValidationError } else { Code::PluginRejected };
     let fault = |fault: &crate::pipeline::draft::PayloadFault| Fault {
         pointer: format!("/payload{}", fault.pointer.as_deref().unwrap_or_default()),
         message: fault.message.to_string(),
     };
     let faults = rejection.faults.iter().take(super::FAULTS_MAX).map(fault).collect();
     let said = rejection.faults.first().map_or_else(String::new, |fault| format!(": {}", fault.message));
-    Problem::new(code, format!("The stage '{}' rejected the message{said}.", rejection.stage)).with_faults(faults).of_stage(
-        rejection.stage,
-        rejection.plugin,
-        rejection.version,
-    )
+    Problem::new(code, format!("The stage '{}' rejected the message{said}.", rejection.stage))
+        .with_faults(faults)
+        .of_stage(rejection.stage, rejection.plugin, rejection.version)
 }
 
 fn failed(fault: StageFault) -> Problem {
-    let detail = format!("The stage '{}' failed ({}); nothing was stored, send it again.", fault.stage, fault.cause.as_str());
+    let detail =
+        format!("The stage '{}' failed ({}); nothing was stored, send it again.", fault.stage, fault.cause.as_str());
     Problem::new(Code::PluginFault, detail).because(&fault.detail).of_stage(fault.stage, fault.plugin, fault.version)
 }
 

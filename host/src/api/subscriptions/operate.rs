@@ -76,6 +76,7 @@ struct SeekBody {
     #[schema(value_type = Option<String>, example = "earliest")]
     to: Option<serde_json::Value>,
     /// The partition that an offset belongs to; the others stay.
+    #[schema(value_type = Option<u16>)]
     partition: Option<Partition>,
 }
 
@@ -99,7 +100,8 @@ async fn seek(
     })?;
     broker.store.seek(topic.id, subscription.group, to).await?;
     let (entity_id, details) = (id.to_string(), serde_json::json!({ "to": format!("{to:?}") }));
-    let event = Event { event_type: "subscription.sought", entity_type: "subscription", entity_id: &entity_id, details };
+    let event =
+        Event { event_type: "subscription.sought", entity_type: "subscription", entity_id: &entity_id, details };
     broker.catalog.record(event, &caller.actor()).await?;
     Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
 }

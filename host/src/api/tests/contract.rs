@@ -31,6 +31,8 @@ async fn what_is_not_there_or_not_so_is_a_problem() {
     let xml = admin("POST", "/api/v1/topics").header("content-type", "text/xml").body(Body::from("<a/>")).unwrap();
     bed.send(xml).await.problem(415, "UNSUPPORTED_MEDIA_TYPE");
     bed.ask("GET", "/api/v1/topics?limit=0&nonsense=1", "").await.problem(400, "VALIDATION_ERROR");
+    let problem = bed.ask("GET", "/api/v1/topics/orders?nonsense=1", "").await.problem(400, "VALIDATION_ERROR");
+    assert_eq!(problem["errors"][0]["pointer"], "/nonsense", "{problem}");
 }
 
 #[tokio::test]
@@ -55,7 +57,8 @@ async fn a_problem_names_every_fault_and_its_trace() {
     assert_eq!(answer.headers["x-request-id"], "mine-1");
     insta::assert_snapshot!("validation_problem", super::pretty(&answer.problem(400, "VALIDATION_ERROR")));
     let body = r#"{"topicName":"absent","payload":1}"#;
-    let request = admin("POST", PUBLISH).header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    let request =
+        admin("POST", PUBLISH).header("traceparent", "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
     let answer = bed.send(request.body(Body::from(body)).unwrap()).await;
     assert_eq!(answer.headers["x-request-id"], "4bf92f3577b34da6a3ce929d0e0e4736");
     insta::assert_snapshot!("not_found_problem", super::pretty(&answer.problem(404, "NOT_FOUND")));
@@ -72,7 +75,10 @@ async fn limited_routes_say_how_much_is_left() {
     answer.expect(202);
     publish().await.expect(202);
     let answer = publish().await;
-    assert_eq!((&answer.headers["x-ratelimit-remaining"], &answer.headers["retry-after"]), (&"0".parse().unwrap(), &"30".parse().unwrap()));
+    assert_eq!(
+        (&answer.headers["x-ratelimit-remaining"], &answer.headers["retry-after"]),
+        (&"0".parse().unwrap(), &"30".parse().unwrap())
+    );
     answer.problem(429, "RATE_LIMITED");
     bed.ask("GET", "/api/v1/topics", "").await.expect(200);
 }

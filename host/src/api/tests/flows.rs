@@ -143,7 +143,14 @@ async fn a_subscription_is_checked_whole_and_hides_its_headers() {
     let problem = bed.ask("POST", "/api/v1/subscriptions", bad).await.problem(400, "VALIDATION_ERROR");
     let pointers: Vec<&str> =
         problem["errors"].as_array().unwrap().iter().filter_map(|fault| fault["pointer"].as_str()).collect();
-    let expected = ["/consumerGroup", "/maxRetries", "/ackTimeout", "/backoff/multiplier", "/filter/payloadQuery", "/consumerEndpoint"];
+    let expected = [
+        "/consumerGroup",
+        "/maxRetries",
+        "/ackTimeout",
+        "/backoff/multiplier",
+        "/filter/payloadQuery",
+        "/consumerEndpoint",
+    ];
     assert_eq!(pointers, expected, "{problem}");
     let good = r#"{"topicName":"news","consumerGroup":"g","type":"Push","consumerEndpoint":"http://127.0.0.1:9/",
         "headers":{"x-key":"hidden"}}"#;
@@ -193,9 +200,15 @@ async fn a_schema_registered_later_begins_to_validate() {
     let schema = r#"{"schemaId":"s","version":"1","schemaDefinition":{"type":"object","required":["n"]}}"#;
     bed.ask("POST", "/api/v1/schemas", schema).await.expect(201);
     bed.ask("POST", "/api/v1/schemas", schema).await.expect(200);
-    let problem = bed.ask("POST", PUBLISH, r#"{"topicName":"t","payload":{}}"#).await.problem(422, "SCHEMA_VALIDATION_ERROR");
-    assert_eq!((&problem["plugin"], problem["errors"].as_array().map(Vec::len)), (&json!("json-schema"), Some(1)), "{problem}");
-    let explained = bed.ask("POST", &format!("{PUBLISH}?explain=true"), r#"{"topicName":"t","payload":{"n":1}}"#).await.expect(202);
+    let problem =
+        bed.ask("POST", PUBLISH, r#"{"topicName":"t","payload":{}}"#).await.problem(422, "SCHEMA_VALIDATION_ERROR");
+    assert_eq!(
+        (&problem["plugin"], problem["errors"].as_array().map(Vec::len)),
+        (&json!("json-schema"), Some(1)),
+        "{problem}"
+    );
+    let explained =
+        bed.ask("POST", &format!("{PUBLISH}?explain=true"), r#"{"topicName":"t","payload":{"n":1}}"#).await.expect(202);
     assert_eq!(explained["explain"][0]["verdict"], "pass", "{explained}");
     let answer = bed.ask("POST", "/api/v1/schemas/s/validate", r#"{"payload":null}"#).await.expect(200);
     assert_eq!(answer["isValid"], false);
