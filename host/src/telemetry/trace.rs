@@ -30,7 +30,7 @@ pub type Traced<F> = tokio::task::futures::TaskLocalFuture<TraceContext, F>;
 #[must_use]
 pub fn parse_traceparent(text: &str) -> Option<TraceContext> {
     let text = text.trim_matches([' ', '\t']);
-    let fields = text.get(..55)?;
+    let fields = text.get(..55).filter(|fields| fields.is_ascii())?;
     let version = &fields[..2];
     let whole = match version {
         "ff" => false,
