@@ -61,8 +61,6 @@ pub struct Erasure {
 pub enum Job {
     /// Overwrite what is erased; answer when it is on stable storage.
     Erase(Vec<Erasure>, Reply<()>),
-    /// Write a checkpoint.
-    Checkpoint(Reply<()>),
 }
 
 /// Commands, or jobs, with what they weigh.
@@ -133,6 +131,17 @@ impl<T> Queue<T> {
     pub fn nudge(&self) {
         self.inner.lock().nudged = true;
         self.changed.notify_one();
+    }
+
+    /// Refuses further items and drops those that wait, whose callers then hear of it: nobody takes them any more.
+    pub fn abandon(&self) {
+        let dropped = {
+            let mut inner = self.inner.lock();
+            inner.closed = true;
+            inner.bytes = 0;
+            std::mem::take(&mut inner.items)
+        };
+        drop(dropped);
     }
 
     /// Refuses further items.

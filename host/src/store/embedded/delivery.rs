@@ -146,7 +146,8 @@ pub async fn tick(core: &Arc<Core>) -> Result<Option<Timestamp>, StoreError> {
     let work = due.noted || !due.scheduled.is_empty() || !due.dying.is_empty();
     if work {
         let dying = read_dying(core, due.dying).await;
-        let bytes = dying.iter().filter_map(|(_, message)| message.as_ref()).map(|message| message.payload.len() as u64).sum();
+        let bytes =
+            dying.iter().filter_map(|(_, message)| message.as_ref()).map(|message| message.payload.len() as u64).sum();
         let (reply, answer) = oneshot::channel();
         core.send(Command::Tick(due.scheduled, dying, reply), bytes)?;
         received(answer.await)?;

@@ -134,7 +134,9 @@ impl Journal {
         let undone = current.file.set_len(current.at).and_then(|()| current.file.sync());
         match undone {
             Ok(()) => JournalError::NotWritten(format!("writing the journal failed: {error}")),
-            Err(undo) => JournalError::Unknown(format!("writing the journal failed ({error}), and so did undoing ({undo})")),
+            Err(undo) => {
+                JournalError::Unknown(format!("writing the journal failed ({error}), and so did undoing ({undo})"))
+            }
         }
     }
 
@@ -152,10 +154,7 @@ impl Journal {
                 return Err(self.give_up(&path, &error));
             }
         };
-        let made = file
-            .write_at(&header, 0)
-            .and_then(|()| file.sync())
-            .and_then(|()| self.files.sync_dir(&self.dir));
+        let made = file.write_at(&header, 0).and_then(|()| file.sync()).and_then(|()| self.files.sync_dir(&self.dir));
         if let Err(error) = made {
             // The header may be durable, and it voids this sequence in all earlier files: they take no more frames.
             self.current = None;

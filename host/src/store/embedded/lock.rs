@@ -30,10 +30,8 @@ impl DirLock {
             }
             Err(TryLockError::Error(error)) => return Err(OpenError::io("locking the data directory")(error)),
         }
-        let written = file
-            .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| write!(file, "process {}", std::process::id()));
+        let written =
+            file.set_len(0).and_then(|()| file.rewind()).and_then(|()| write!(file, "process {}", std::process::id()));
         written.map_err(OpenError::io("writing the lock file"))?;
         Ok(DirLock(file))
     }

@@ -52,6 +52,7 @@ impl Maintenance {
     /// Runs until its queue is closed; returns itself for the last checkpoint.
     pub fn run(mut self) -> Maintenance {
         let core = Arc::clone(&self.core);
+        let _ending = Ending(&core);
         while let Some(jobs) = core.jobs.take(JOBS, PATIENCE, |_, _| true) {
             for job in jobs {
                 self.job(job);
@@ -68,24 +69,21 @@ impl Maintenance {
     /// What the file layer says; the same step can be tried again.
     pub fn step(&mut self) -> Result<(), StoreError> {
         self.flush_full()?;
-        if self.core.journal_bytes.load(Ordering::Relaxed) >= self.core.limits.checkpoint_bytes && self.poisoned.is_none() {
+        if self.core.journal_bytes.load(Ordering::Relaxed) >= self.core.limits.checkpoint_bytes
+            && self.poisoned.is_none()
+        {
             self.checkpoint()?;
         }
         self.remove_dead()
     }
 
     fn job(&mut self, job: Job) {
-        let (reply, result) = match job {
-            Job::Checkpoint(reply) => (reply, self.checkpoint()),
-            Job::Erase(places, reply) => {
-                let mut result = erase::overwrite(&self.core, &places);
-                if result.is_ok() && self.bodies_in_checkpoint {
-                    // It may have been scheduled when the checkpoint was written.
-                    result = self.checkpoint();
-                }
-                (reply, result)
-            }
-        };
+        let Job::Erase(erasures, reply) = job;
+        let mut result = erase::overwrite(&self.core, &erasures);
+        if result.is_ok() && self.bodies_in_checkpoint {
+            // It may have been scheduled when the checkpoint was written.
+            result = self.checkpoint();
+        }
         // Whoever asked may have stopped waiting; what was done stands.
         let _gone = reply.send(result);
     }
@@ -174,11 +172,14 @@ impl Maintenance {
         }
         let graves: HashSet<u32> = core.state.lock().graves.iter().map(|topic| topic.0).collect();
         let dirs = std::mem::take(&mut self.dirs);
-        core.segments.sync_dirs(dirs.into_iter().filter(|topic| !graves.contains(topic))).map_err(|error| self.poison(&error))
+        core.segments
+            .sync_dirs(dirs.into_iter().filter(|topic| !graves.contains(topic)))
+            .map_err(|error| self.poison(&error))
     }
 
     fn poison(&mut self, error: &std::io::Error) -> StoreError {
-        let fault = format!("syncing a segment failed ({error}): open the store again to write it anew from the journal");
+        let fault =
+            format!("syncing a segment failed ({error}): open the store again to write it anew from the journal");
         self.poisoned = Some(fault.clone());
         StoreError::Unavailable(fault)
     }
@@ -213,6 +214,18 @@ impl Maintenance {
             self.core.files.remove_dir_all(&self.core.segments.topic_dir(topic.0)).map_err(failed)?;
         }
         Ok(())
+    }
+}
+
+/// Even a panic must not leave callers waiting for a thread that is gone.
+struct Ending<'a>(&'a Core);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.jobs.abandon();
+        if std::thread::panicking() {
+            *self.0.maintenance_fault.lock() = Some("the thread that writes segments ended".to_owned());
+        }
     }
 }
 

@@ -82,7 +82,8 @@ impl Core {
             Err(_) if state.lane(id).is_none_or(|lane| sequence < lane.start) => Ok(None),
             Err(error) => {
                 if let StoreError::Damaged { .. } = &error
-                    && let Some(part) = state.topics.get_mut(&id.topic).and_then(|t| t.partitions.get_mut(usize::from(id.partition)))
+                    && let Some(part) =
+                        state.topics.get_mut(&id.topic).and_then(|t| t.partitions.get_mut(usize::from(id.partition)))
                     && part.damage.is_none()
                 {
                     tracing::error!(%error, topic = id.topic.0, partition = id.partition, "a segment is damaged");
@@ -102,7 +103,8 @@ impl Core {
         let mut state = self.state.lock();
         let lane = state.topics.get_mut(&id.topic).and_then(|topic| topic.lane_mut(id.partition, id.lane));
         if let Some(lane) = lane {
-            let held: usize = lane.segments.iter().filter_map(|known| known.index.as_ref()).map(|known| known.len()).sum();
+            let held: usize =
+                lane.segments.iter().filter_map(|known| known.index.as_ref()).map(|known| known.len()).sum();
             if held > SEALED_INDEX_BLOCKS_MAX {
                 lane.segments.iter_mut().filter(|known| known.sealed).for_each(|known| known.index = None);
             }
@@ -123,7 +125,8 @@ impl Core {
         let (start, end, segment) = {
             let state = self.state.lock();
             let Some(lane) = state.lane(id) else { return Ok(0) };
-            let segment = lane.segments.iter().find(|segment| segment.span.at_max >= at && segment.span.end > lane.start);
+            let segment =
+                lane.segments.iter().find(|segment| segment.span.at_max >= at && segment.span.end > lane.start);
             match segment {
                 Some(segment) => (lane.start, lane.end, segment.clone()),
                 None => {
@@ -189,9 +192,11 @@ impl Core {
                 let found = whole.entries.iter().position(|entry| entry.body.head.id == message);
                 if let Some(nth) = found {
                     let sequence = whole.first + nth as u64;
-                    let there = self.state.lock().lane(id).is_some_and(|lane| {
-                        sequence >= lane.start && !lane.erased.contains(sequence)
-                    });
+                    let there = self
+                        .state
+                        .lock()
+                        .lane(id)
+                        .is_some_and(|lane| sequence >= lane.start && !lane.erased.contains(sequence));
                     return Ok(there.then(|| (sequence, whole.entries[nth].clone())));
                 }
             }

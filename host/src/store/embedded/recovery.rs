@@ -73,7 +73,7 @@ impl OpenError {
 /// What opening found.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct OpenReport {
-    /// Frames read from the journal.
+    /// Frames of the journal that the checkpoint did not have.
     pub frames: u64,
     /// The end of the journal that was cut off: never acknowledged.
     pub torn: Option<Torn>,
@@ -138,7 +138,9 @@ fn finish(core: &Core) {
 impl Replay {
     fn checkpoint(&mut self) -> Result<(), OpenError> {
         let core = Arc::clone(&self.core);
-        core.files.remove(&core.dir.join(CHECKPOINT_TMP)).map_err(OpenError::io("removing an unfinished checkpoint"))?;
+        core.files
+            .remove(&core.dir.join(CHECKPOINT_TMP))
+            .map_err(OpenError::io("removing an unfinished checkpoint"))?;
         let snapshot = read_checkpoint(&*core.files, &core.dir)?;
         cut_segments(&core, snapshot.as_ref())?;
         if let Some(snapshot) = snapshot {

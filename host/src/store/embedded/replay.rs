@@ -103,10 +103,10 @@ impl Replay {
                 Err(HeaderFault::Newer(found)) => {
                     return Err(OpenError::NewerFormat { file: name, found, known: frame::FORMAT_VERSION });
                 }
-                _ if nth + 1 == ids.len()
-                    && frame::find_later(*id, &read_whole(&*file, &name)?, 0, 0).is_none() =>
-                {
-                    core.files.remove(&path).map_err(OpenError::io(format!("removing {name}, which was never used")))?;
+                _ if nth + 1 == ids.len() && frame::find_later(*id, &read_whole(&*file, &name)?, 0, 0).is_none() => {
+                    core.files
+                        .remove(&path)
+                        .map_err(OpenError::io(format!("removing {name}, which was never used")))?;
                 }
                 _ => return Err(OpenError::damaged(&name, 0, "the file's header is not what was written")),
             }
@@ -135,7 +135,7 @@ impl Replay {
                 self.set_torn(source, at)?;
                 return Ok((sequence, at));
             }
-            self.report.frames += 1;
+            self.report.frames += u64::from(!skip);
             at += header.frame_len();
             sequence += 1;
         }
@@ -148,13 +148,7 @@ impl Replay {
     }
 
     /// What a place without a whole frame means.
-    fn end_of(
-        &mut self,
-        source: &Source,
-        at: usize,
-        sequence: u64,
-        void_from: Option<u64>,
-    ) -> Result<(), OpenError> {
+    fn end_of(&mut self, source: &Source, at: usize, sequence: u64, void_from: Option<u64>) -> Result<(), OpenError> {
         let rest = source.bytes.get(at..).unwrap_or_default();
         if let Some(void_from) = void_from {
             let detail = format!("frame {sequence} is not whole, and frames up to {} were written", void_from - 1);
@@ -191,8 +185,7 @@ impl Replay {
             file = %source.name, offset = at, bytes, %saved_as,
             "the journal ends in a frame that was never finished nor acknowledged; it was cut off and saved"
         );
-        self.report.torn =
-            Some(Torn { file: source.name.clone(), offset: at as u64, bytes: bytes as u64, saved_as });
+        self.report.torn = Some(Torn { file: source.name.clone(), offset: at as u64, bytes: bytes as u64, saved_as });
         Ok(())
     }
 
@@ -250,7 +243,8 @@ impl Replay {
         let full = state.unflushed_bytes > state.limits.unflushed_bytes_max;
         drop(state);
         if full {
-            let io = |error: StoreError| OpenError::Io { what: "replaying".to_owned(), source: io::Error::other(error) };
+            let io =
+                |error: StoreError| OpenError::Io { what: "replaying".to_owned(), source: io::Error::other(error) };
             self.maintenance.flush_full().map_err(io)?;
         }
         Ok(true)
@@ -261,9 +255,9 @@ impl Replay {
         let state = self.core.state.lock();
         for (owner, suspect) in &self.suspects {
             let excused = match owner {
-                Owner::Log(id, sequence) => state.lane(*id).is_none_or(|lane| {
-                    *sequence < lane.start || lane.erased.contains(*sequence)
-                }),
+                Owner::Log(id, sequence) => {
+                    state.lane(*id).is_none_or(|lane| *sequence < lane.start || lane.erased.contains(*sequence))
+                }
                 Owner::Scheduled(topic, number) => {
                     state.topics.get(topic).is_none_or(|topic| topic.schedule.get(*number).is_none())
                 }
@@ -290,9 +284,5 @@ fn owner(op: &Op, nth: u64) -> Option<Owner> {
 
 /// A copy that does not keep the whole journal file in memory.
 fn detached(body: Body) -> Body {
-    Body {
-        head: body.head,
-        meta: Bytes::copy_from_slice(&body.meta),
-        payload: Bytes::copy_from_slice(&body.payload),
-    }
+    Body { head: body.head, meta: Bytes::copy_from_slice(&body.meta), payload: Bytes::copy_from_slice(&body.payload) }
 }

@@ -43,12 +43,6 @@ impl Block {
     pub fn get(&self, sequence: u64) -> Option<&Entry> {
         self.entries.get(usize::try_from(sequence.checked_sub(self.first)?).ok()?)
     }
-
-    /// The sequence after the last.
-    #[must_use]
-    pub fn end(&self) -> u64 {
-        self.first + self.entries.len() as u64
-    }
 }
 
 /// Ranges over some messages, for finding one by time or id without reading it.
@@ -351,11 +345,7 @@ impl SegmentFiles {
 }
 
 fn damaged(lane: LaneId, segment: &Segment, offset: u64, detail: &str) -> StoreError {
-    StoreError::Damaged {
-        file: SegmentFiles::relative(lane, segment.span.first),
-        offset,
-        detail: detail.to_owned(),
-    }
+    StoreError::Damaged { file: SegmentFiles::relative(lane, segment.span.first), offset, detail: detail.to_owned() }
 }
 
 /// A lane as a number, for the headers of its files.

@@ -13,9 +13,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::message::{Message, MessageMeta, Partition};
-use crate::store::{
-    AppendItem, DedupKey, Entry, Failure, Lease, LeaseRef, Mode, ReadFrom, Settlement,
-};
+use crate::store::{AppendItem, DedupKey, Entry, Failure, Lease, LeaseRef, Mode, ReadFrom, Settlement};
 
 const TOPIC: TopicId = TopicId(1);
 const DEAD: TopicId = TopicId(2);
@@ -121,7 +119,11 @@ fn settle_of(lease: &Lease, settlement: Settlement) -> Settle {
     Settle { lease: LeaseRef::Receipt { receipt: lease.receipt, message: Some(lease.message.id) }, settlement }
 }
 
-async fn settle(store: &EmbeddedStore, leases: &[Lease], settlement: Settlement) -> Vec<Result<Settled, SettleRefused>> {
+async fn settle(
+    store: &EmbeddedStore,
+    leases: &[Lease],
+    settlement: Settlement,
+) -> Vec<Result<Settled, SettleRefused>> {
     store.settle(leases.iter().map(|lease| settle_of(lease, settlement.clone())).collect()).await.unwrap()
 }
 
@@ -140,10 +142,8 @@ fn text(message: &Message) -> String {
 async fn read_all(store: &EmbeddedStore, topic: TopicId) -> Vec<String> {
     let (mut all, mut from) = (Vec::new(), ReadFrom::Earliest);
     loop {
-        let page = store
-            .read(ReadRequest { topic, partition: None, from, limit: 100, bytes_max: usize::MAX })
-            .await
-            .unwrap();
+        let page =
+            store.read(ReadRequest { topic, partition: None, from, limit: 100, bytes_max: usize::MAX }).await.unwrap();
         all.extend(page.messages.iter().map(|(_, message)| text(message)));
         match page.next {
             Some(next) => from = ReadFrom::Cursor(next),

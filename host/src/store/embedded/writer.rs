@@ -60,6 +60,8 @@ impl Writer {
 
     /// Runs until the queue is closed and empty.
     pub fn run(mut self) {
+        let core = Arc::clone(&self.core);
+        let _ending = Ending(&core);
         let frame_bytes = self.core.limits.frame_bytes;
         let alone = |taken: &[Command], next: &Command| {
             !matches!(next, Command::Control(..)) && !matches!(taken.first(), Some(Command::Control(..)))
@@ -178,6 +180,18 @@ impl Writer {
             tracing::error!(%error, "the journal could not be written");
         }
         *fault = error.map(ToString::to_string);
+    }
+}
+
+/// Even a panic must not leave callers waiting for a thread that is gone.
+struct Ending<'a>(&'a Core);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.commands.abandon();
+        if std::thread::panicking() {
+            *self.0.write_fault.lock() = Some("the store's writer ended".to_owned());
+        }
     }
 }
 

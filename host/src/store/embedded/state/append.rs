@@ -135,7 +135,10 @@ impl State {
         let taken = |outcome: &AppendOutcome| {
             matches!(
                 outcome,
-                AppendOutcome::Stored(_) | AppendOutcome::Scheduled | AppendOutcome::DeadLettered(_) | AppendOutcome::Dropped
+                AppendOutcome::Stored(_)
+                    | AppendOutcome::Scheduled
+                    | AppendOutcome::DeadLettered(_)
+                    | AppendOutcome::Dropped
             )
         };
         // Writes of stages that ran for duplicates alone are thrown away with them.
@@ -147,13 +150,7 @@ impl State {
     }
 
     /// Adds one message to a log.
-    pub fn plan_entry(
-        &self,
-        place: (TopicId, Partition, u8),
-        body: Body,
-        now: Timestamp,
-        plan: &mut Plan,
-    ) -> Position {
+    pub fn plan_entry(&self, place: (TopicId, Partition, u8), body: Body, now: Timestamp, plan: &mut Plan) -> Position {
         let (topic, partition, lane) = place;
         let id = LaneId { topic, partition, lane };
         let next = plan.next.entry(id).or_insert_with(|| self.lane(id).map_or(0, |lane| lane.end));
@@ -296,10 +293,8 @@ impl State {
     fn known(&self, topic: TopicId, item: &Item, now: Timestamp, plan: &Plan) -> Option<AppendOutcome> {
         let (key, request_hash) = item.key.as_ref()?;
         let topic = self.topics.get(&topic)?;
-        let outcome = plan
-            .keys
-            .get(&(topic.spec.id, *key))
-            .or_else(|| topic.dedup.get(key, topic.spec.dedup_window, now))?;
+        let outcome =
+            plan.keys.get(&(topic.spec.id, *key)).or_else(|| topic.dedup.get(key, topic.spec.dedup_window, now))?;
         Some(if outcome.request_hash == *request_hash {
             AppendOutcome::Duplicate(outcome.clone())
         } else {

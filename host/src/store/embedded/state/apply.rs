@@ -54,7 +54,8 @@ impl State {
                 self.unschedule(topic, number);
             }
             Op::Revision { topic, partition, revision } => {
-                if let Some(part) = self.topics.get_mut(&topic).and_then(|t| t.partitions.get_mut(usize::from(partition)))
+                if let Some(part) =
+                    self.topics.get_mut(&topic).and_then(|t| t.partitions.get_mut(usize::from(partition)))
                 {
                     part.revision = part.revision.max(revision);
                 }

@@ -172,9 +172,9 @@ impl State {
     fn plan_erase(&self, places: &[(LaneId, u64)], plan: &mut Plan) -> Answer {
         let mut count = 0;
         for (id, sequence) in places {
-            let there = self.lane(*id).is_some_and(|lane| {
-                (lane.start..lane.end).contains(sequence) && !lane.erased.contains(*sequence)
-            });
+            let there = self
+                .lane(*id)
+                .is_some_and(|lane| (lane.start..lane.end).contains(sequence) && !lane.erased.contains(*sequence));
             if there {
                 count += 1;
                 plan.side.push(Op::Erased { lane: *id, sequence: *sequence });
@@ -214,7 +214,8 @@ impl Topic {
     #[must_use]
     pub fn unsettled(&self, group: GroupId, id: LaneId, end: u64) -> u64 {
         let Some(group) = self.groups.get(&group) else { return 0 };
-        match group.partitions.get(usize::from(id.partition)).map(|part| part.cursors[usize::from(id.lane)].as_deref()) {
+        match group.partitions.get(usize::from(id.partition)).map(|part| part.cursors[usize::from(id.lane)].as_deref())
+        {
             Some(Some(cursor)) => {
                 let above = end.saturating_sub(cursor.floor);
                 above - cursor.settled.count_in(cursor.floor..cursor.floor + above)

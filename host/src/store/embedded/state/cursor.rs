@@ -133,12 +133,6 @@ impl Cursor {
         new
     }
 
-    /// How many messages below `end` are not settled.
-    #[must_use]
-    pub fn unsettled(&self, end: u64) -> u64 {
-        end.saturating_sub(self.floor).saturating_sub(self.settled.len())
-    }
-
     /// The next message that no grant has looked at and that is not settled, if it is below `end`.
     pub fn advance(&mut self, end: u64) -> Option<u64> {
         while self.next < end {

@@ -185,15 +185,16 @@ impl Granter<'_> {
     /// Grants in the order of appending, one message of a key at a time.
     fn ordered(&mut self) -> Result<Stop, StoreError> {
         let mut damage = None;
-        for partition in self.turns() {
+        let turns = self.turns();
+        for (nth, partition) in turns.iter().copied().enumerate() {
             if let Some(found) = self.damage(partition) {
                 damage = Some(found);
                 continue;
             }
             loop {
                 if self.out.len() >= self.request.max || self.passed.len() >= PASSES_MAX {
-                    let more = (0..LANES).any(|lane| self.candidate(partition, lane as u8).is_some());
-                    return self.end(more || usize::from(partition) + 1 < self.partitions.len(), damage);
+                    let more = turns[nth..].iter().any(|partition| self.may_have(*partition));
+                    return self.end(more, damage);
                 }
                 match self.ordered_step(partition) {
                     Step::Granted => {}
@@ -224,6 +225,11 @@ impl Granter<'_> {
 
     fn damage(&self, partition: Partition) -> Option<StoreError> {
         self.partitions[usize::from(partition)].damage.clone()
+    }
+
+    /// Whether a partition may have something to grant; where order is kept, its keys may yet hold it back.
+    fn may_have(&mut self, partition: Partition) -> bool {
+        self.damage(partition).is_none() && (0..LANES).any(|lane| self.candidate(partition, lane as u8).is_some())
     }
 
     fn lane_id(&self, partition: Partition, lane: u8) -> LaneId {
@@ -286,7 +292,8 @@ impl Granter<'_> {
                 }
             }
             let Some((entry, id, sequence)) = first else { return Step::Empty };
-            let held = self.group.exception(partition, offset(id, sequence)).is_some_and(|known| known.held().is_some());
+            let held =
+                self.group.exception(partition, offset(id, sequence)).is_some_and(|known| known.held().is_some());
             if self.is_past(&entry) && !held {
                 self.pass(partition, offset(id, sequence));
                 continue;

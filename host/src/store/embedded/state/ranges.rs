@@ -17,20 +17,8 @@ pub struct Ranges {
 impl Ranges {
     /// How many numbers are in the set.
     #[must_use]
-    pub fn len(&self) -> u64 {
+    pub fn count(&self) -> u64 {
         self.len
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// How many ranges it takes.
-    #[must_use]
-    pub fn pieces(&self) -> usize {
-        self.ranges.len()
     }
 
     /// The range around a number, if it is in the set.
@@ -122,13 +110,13 @@ mod tests {
                     let new = (start..start + len).filter(|n| set.insert(*n)).count() as u64;
                     prop_assert_eq!(ranges.insert(start..start + len), new);
                 }
-                prop_assert_eq!(ranges.len(), set.len() as u64);
+                prop_assert_eq!(ranges.count(), set.len() as u64);
                 for n in 0..70 {
                     prop_assert_eq!(ranges.contains(n), set.contains(&n));
                 }
                 prop_assert_eq!(ranges.count_in(10..30), set.range(10..30).count() as u64);
                 let gaps = set.iter().filter(|n| !set.contains(&(**n + 1))).count();
-                prop_assert_eq!(ranges.pieces(), gaps);
+                prop_assert_eq!(ranges.ranges.len(), gaps);
             }
         }
     }

@@ -88,4 +88,3 @@ fn remove_settled(topic: &Topic, need: u64, plan: &mut Plan) -> u64 {
     }
     freed
 }
-

@@ -91,12 +91,7 @@ impl State {
     ///
     /// # Errors
     /// Why it is refused.
-    pub fn plan_settle(
-        &mut self,
-        item: SettleItem,
-        now: Timestamp,
-        plan: &mut Plan,
-    ) -> Result<Settled, SettleRefused> {
+    pub fn plan_settle(&mut self, item: SettleItem, now: Timestamp, plan: &mut Plan) -> Result<Settled, SettleRefused> {
         let live = self.live(&item.settle.lease, now)?;
         let Position { topic, partition, offset } = live.position;
         match item.settle.settlement {
@@ -115,14 +110,30 @@ impl State {
                 }
                 self.mark(&live, plan);
                 let failure = Some(shortened(failure));
-                plan.settles.push(Op::Retry { topic, group: live.group, partition, offset, attempts: live.attempts, at, failure });
+                plan.settles.push(Op::Retry {
+                    topic,
+                    group: live.group,
+                    partition,
+                    offset,
+                    attempts: live.attempts,
+                    at,
+                    failure,
+                });
                 Ok(Settled::Retrying { at })
             }
             Settlement::DeadLetter { .. } if item.message.is_none() && self.dead_letter_of(topic).is_some() => {
                 // The dead-letter topic came to be after the caller looked: again, so that there is a copy.
                 self.mark(&live, plan);
                 let attempts = live.attempts;
-                plan.settles.push(Op::Retry { topic, group: live.group, partition, offset, attempts, at: now, failure: None });
+                plan.settles.push(Op::Retry {
+                    topic,
+                    group: live.group,
+                    partition,
+                    offset,
+                    attempts,
+                    at: now,
+                    failure: None,
+                });
                 Ok(Settled::Retrying { at: now })
             }
             Settlement::DeadLetter { failure } => {
@@ -133,7 +144,15 @@ impl State {
                 self.mark(&live, plan);
                 let attempts = live.attempts.saturating_sub(1);
                 let at = Timestamp(0);
-                plan.settles.push(Op::Retry { topic, group: live.group, partition, offset, attempts, at, failure: None });
+                plan.settles.push(Op::Retry {
+                    topic,
+                    group: live.group,
+                    partition,
+                    offset,
+                    attempts,
+                    at,
+                    failure: None,
+                });
                 Ok(Settled::Released)
             }
             Settlement::Extend { duration } => {
@@ -256,5 +275,10 @@ fn shortened(failure: Failure) -> Failure {
             None => text.clone(),
         }
     };
-    Failure { reason: short(&failure.reason), detail: short(&failure.detail), stage: failure.stage.as_ref().map(short), ..failure }
+    Failure {
+        reason: short(&failure.reason),
+        detail: short(&failure.detail),
+        stage: failure.stage.as_ref().map(short),
+        ..failure
+    }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::message::{GroupId, Offset, Partition, TopicId};
+use crate::message::{GroupId, Offset, Partition};
 use crate::store::embedded::ops::{Body, Head, LaneId};
 use crate::store::embedded::segment::Segment;
 use crate::store::{Failure, GroupSpec, KvValue, TopicSpec};
@@ -129,9 +129,7 @@ impl Snapshot {
         for lane in self.topics.iter_mut().flat_map(|topic| &mut topic.lanes) {
             if let Some(now) = state.lane(lane.id) {
                 // Segments that retention removed since are named in the journal: until then they are not missed.
-                lane.segments.retain(|old| {
-                    now.segments.front().is_none_or(|first| old.span.first < first.span.first)
-                });
+                lane.segments.retain(|old| now.segments.front().is_none_or(|first| old.span.first < first.span.first));
                 lane.segments.extend(now.segments.iter().cloned());
             }
         }
@@ -287,15 +285,10 @@ fn restore_group(snapshot: GroupSnapshot, partitions: u16) -> Group {
     group
 }
 
-/// The topics of a snapshot, for tests and for checking files against them.
 impl Snapshot {
     /// The segments that it names.
     pub fn segments(&self) -> impl Iterator<Item = (LaneId, &Segment)> {
-        self.topics.iter().flat_map(|topic| &topic.lanes).flat_map(|lane| lane.segments.iter().map(|seg| (lane.id, seg)))
-    }
-
-    /// The topics that it names.
-    pub fn topic_ids(&self) -> impl Iterator<Item = TopicId> + '_ {
-        self.topics.iter().map(|topic| topic.spec.id)
+        let lanes = self.topics.iter().flat_map(|topic| &topic.lanes);
+        lanes.flat_map(|lane| lane.segments.iter().map(|segment| (lane.id, segment)))
     }
 }

@@ -105,10 +105,7 @@ async fn a_release_does_not_count_and_a_holder_settles_without_receipt() {
         settlement: Settlement::Ack,
     };
     let results = store.settle(vec![by("someone else"), by("tester"), by("tester")]).await.unwrap();
-    assert_eq!(
-        results,
-        [Err(SettleRefused::LeaseExpired), Ok(Settled::Acked), Err(SettleRefused::LeaseExpired)]
-    );
+    assert_eq!(results, [Err(SettleRefused::LeaseExpired), Ok(Settled::Acked), Err(SettleRefused::LeaseExpired)]);
 }
 
 #[tokio::test]
@@ -116,7 +113,8 @@ async fn one_key_is_stored_once_and_conflicts_are_told() {
     let dir = tempfile::tempdir().unwrap();
     let clock = clock();
     let store = furnished(dir.path(), &clock).await;
-    let outcomes = store.append(batch(vec![keyed("a", message(1, "one")), keyed("a", message(2, "two"))])).await.unwrap();
+    let outcomes =
+        store.append(batch(vec![keyed("a", message(1, "one")), keyed("a", message(2, "two"))])).await.unwrap();
     assert!(matches!(outcomes[..], [AppendOutcome::Stored(_), AppendOutcome::Duplicate(_)]), "{outcomes:?}");
     let mut other = keyed("a", message(3, "three"));
     other.dedup = Some(DedupKey { key: "a".into(), request_hash: [2; 16] });
