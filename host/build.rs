@@ -44,6 +44,13 @@ fn build(manifest: &Path, target_dir: &Path) -> Result<(), Box<dyn Error>> {
             cargo.env_remove(&name);
         }
     }
+    // The same source makes the same bytes wherever it is built, and no path of the machine gets into them.
+    let home = env::var("CARGO_HOME").or_else(|_| env::var("HOME").map(|home| format!("{home}/.cargo")));
+    let root = manifest.canonicalize().ok().and_then(|path| path.parent()?.parent().map(Path::to_path_buf));
+    let mut remaps = Vec::new();
+    remaps.extend(root.map(|root| format!("--remap-path-prefix={}=/sluice", root.display())));
+    remaps.extend(home.ok().map(|home| format!("--remap-path-prefix={home}=/cargo")));
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", remaps.join("\u{1f}"));
     let output = cargo.output().map_err(|error| format!("cargo can't be run: {error}"))?;
     if output.status.success() {
         return Ok(());

@@ -3,6 +3,7 @@
 //! closes. Holds no logic of its own.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -129,7 +130,11 @@ impl Broker {
         let (clock, entropy, registry) = (Clock::system(), Entropy::system(), Registry::new());
         let stopping = CancellationToken::new();
         let data_dir = config.data_dir.clone();
-        std::fs::create_dir_all(&data_dir)
+        // Payloads, secrets and machine code are in it: for the broker's user alone.
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&data_dir)
             .map_err(|source| ServeError::DataDir { path: data_dir.display().to_string(), source })?;
         if let Some(file) = config.test_clock_file.clone() {
             crate::config::follow_test_clock(file, clock.clone());

@@ -12,8 +12,8 @@ use serde_json::json;
 use tokio::sync::{Mutex, watch};
 
 use crate::catalog::model::{
-    DeadLetterPayload, Filter, Guarantee, OnFault, OnReject, Pause, Schema, SchemaStatus, Scope, StageSpec, Subscription,
-    SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
+    DeadLetterPayload, Filter, Guarantee, OnFault, OnReject, Pause, Schema, SchemaStatus, Scope, StageSpec,
+    Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
 };
 use crate::catalog::{Actor, Catalog, CatalogError};
 use crate::clock::{Clock, Timestamp};
@@ -206,7 +206,7 @@ impl Directory {
     ) -> Result<Arc<Topic>, DirectoryError> {
         let _one_at_a_time = self.editing.lock().await;
         if self.topic(&name).is_some() {
-            return Err(DirectoryError::Conflict(format!("the topic {name} exists")));
+            return Err(DirectoryError::Conflict(format!("the topic '{name}' exists")));
         }
         let (id, dead_letter_id) = (self.catalog.reserve_topic_id().await?, self.catalog.reserve_topic_id().await?);
         let now = self.clock.now();
@@ -284,11 +284,18 @@ impl Directory {
                 "type and partitionCount cannot change; make a new topic and move its publishers".to_owned(),
             ));
         }
+        check_version(before.version, expected_version)?;
         let topic = Topic { settings, ..(*before).clone() };
         self.refresh_topic_stages(&topic, "topic changed", actor).await?;
-        let topic = self.catalog.update_topic(&topic, expected_version, actor).await?;
-        self.store.put_topic(self.spec(&topic)).await?;
+        let topic = match self.catalog.update_topic(&topic, expected_version, actor).await {
+            Ok(topic) => topic,
+            Err(error) => {
+                self.refresh_topic_stages(&before, "change of the topic failed", actor).await?;
+                return Err(error.into());
+            }
+        };
         self.reload().await?;
+        self.store.put_topic(self.spec(&topic)).await?;
         Ok(Arc::new(topic))
     }
 
@@ -296,16 +303,24 @@ impl Directory {
     ///
     /// # Errors
     /// `Conflict` when it has subscriptions and `force` is not set.
-    pub async fn delete_topic(&self, name: &TopicName, force: bool, actor: &Actor) -> Result<(), DirectoryError> {
+    pub async fn delete_topic(
+        &self,
+        name: &TopicName,
+        (force, expected_version): (bool, Option<u64>),
+        actor: &Actor,
+    ) -> Result<(), DirectoryError> {
         let _one_at_a_time = self.editing.lock().await;
         let topic = self.topic(name).ok_or_else(|| no_topic(name))?;
+        check_version(topic.version, expected_version)?;
         let Some(dead_letter) = topic.dead_letter else {
-            return Err(DirectoryError::Conflict(format!("{name} goes when its topic goes; delete that one")));
+            return Err(DirectoryError::Conflict(format!(
+                "the topic '{name}' goes when its topic goes; delete that one"
+            )));
         };
         let subscriptions = [self.subscriptions_of(topic.id), self.subscriptions_of(dead_letter)].concat();
         if !subscriptions.is_empty() && !force {
             return Err(DirectoryError::Conflict(format!(
-                "{name} has {} subscriptions; delete them first, or repeat with ?force=true",
+                "the topic '{name}' has {} subscriptions; delete them first, or repeat with ?force=true",
                 subscriptions.len()
             )));
         }
@@ -333,11 +348,11 @@ impl Directory {
         let queue = new.topic.settings.kind == TopicKind::Queue;
         let others = self.subscriptions_of(new.topic.id);
         if queue && !others.is_empty() {
-            return Err(DirectoryError::Conflict(format!("the queue {} has its one subscription", new.topic.name)));
+            return Err(DirectoryError::Conflict(format!("the queue '{}' has its one subscription", new.topic.name)));
         }
         if others.iter().any(|other| other.consumer_group == new.consumer_group) {
             return Err(DirectoryError::Conflict(format!(
-                "the group {} exists on {}",
+                "the group '{}' exists on the topic '{}'",
                 new.consumer_group, new.topic.name
             )));
         }
@@ -396,11 +411,18 @@ impl Directory {
         if before.settings.kind != settings.kind {
             return Err(DirectoryError::Conflict("type cannot change; make a new subscription".to_owned()));
         }
+        check_version(before.version, expected_version)?;
         let subscription = Subscription { settings, ..(*before).clone() };
         self.refresh_subscription_stages(&subscription, "subscription changed", actor).await?;
-        let subscription = self.catalog.update_subscription(&subscription, expected_version, actor).await?;
-        self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
+        let subscription = match self.catalog.update_subscription(&subscription, expected_version, actor).await {
+            Ok(subscription) => subscription,
+            Err(error) => {
+                self.refresh_subscription_stages(&before, "change of the subscription failed", actor).await?;
+                return Err(error.into());
+            }
+        };
         self.reload().await?;
+        self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
         Ok(Arc::new(subscription))
     }
 
@@ -411,11 +433,12 @@ impl Directory {
     pub async fn pause(
         &self,
         id: SubscriptionId,
-        pause: Option<Pause>,
+        (pause, expected_version): (Option<Pause>, Option<u64>),
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
         let _one_at_a_time = self.editing.lock().await;
-        self.subscription(id).ok_or_else(|| no_subscription(id))?;
+        let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
+        check_version(before.version, expected_version)?;
         let subscription = self.catalog.set_pause(id, pause, actor).await?;
         self.reload().await?;
         Ok(Arc::new(subscription))
@@ -425,9 +448,15 @@ impl Directory {
     ///
     /// # Errors
     /// `NotFound`; `Conflict` for a Pull subscription.
-    pub async fn rotate_secret(&self, id: SubscriptionId, actor: &Actor) -> Result<Arc<Subscription>, DirectoryError> {
+    pub async fn rotate_secret(
+        &self,
+        id: SubscriptionId,
+        expected_version: Option<u64>,
+        actor: &Actor,
+    ) -> Result<Arc<Subscription>, DirectoryError> {
         let _one_at_a_time = self.editing.lock().await;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
+        check_version(before.version, expected_version)?;
         if before.settings.kind != SubscriptionKind::Push {
             return Err(DirectoryError::Conflict("a Pull subscription has no signing secret".to_owned()));
         }
@@ -442,9 +471,15 @@ impl Directory {
     ///
     /// # Errors
     /// `NotFound`.
-    pub async fn delete_subscription(&self, id: SubscriptionId, actor: &Actor) -> Result<(), DirectoryError> {
+    pub async fn delete_subscription(
+        &self,
+        id: SubscriptionId,
+        expected_version: Option<u64>,
+        actor: &Actor,
+    ) -> Result<(), DirectoryError> {
         let _one_at_a_time = self.editing.lock().await;
         let subscription = self.subscription(id).ok_or_else(|| no_subscription(id))?;
+        check_version(subscription.version, expected_version)?;
         self.catalog.delete_subscription(id, actor).await?;
         self.reload().await?;
         self.pipelines.forget(Scope::Subscription(subscription.topic, id)).await;
@@ -519,7 +554,8 @@ impl Directory {
         for topic in topics {
             self.put_into_store(&topic).await?;
             self.reconcile_groups(&topic).await?;
-            self.refresh_topic_stages(&topic, "broker started", &Actor::system()).await?;
+            let refreshed = self.refresh_topic_stages(&topic, "broker started", &Actor::system()).await;
+            stages_stay(topic.name.as_str(), refreshed);
         }
         Ok(())
     }
@@ -533,7 +569,8 @@ impl Directory {
         }
         for subscription in subscriptions {
             self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
-            self.refresh_subscription_stages(&subscription, "broker started", &Actor::system()).await?;
+            let refreshed = self.refresh_subscription_stages(&subscription, "broker started", &Actor::system()).await;
+            stages_stay(&subscription.consumer_group, refreshed);
         }
         Ok(())
     }
@@ -594,6 +631,20 @@ impl Directory {
     }
 }
 
+/// A stage that cannot be made must not keep a broker from starting: what ran before the stop runs on.
+fn stages_stay(whose: &str, refreshed: Result<(), DirectoryError>) {
+    if let Err(error) = refreshed {
+        tracing::error!(whose, %error, "its stages could not be brought up to date; those of before stay");
+    }
+}
+
+fn check_version(current: u64, expected: Option<u64>) -> Result<(), CatalogError> {
+    match expected {
+        Some(expected) if expected != current => Err(CatalogError::PreconditionFailed { current }),
+        _ => Ok(()),
+    }
+}
+
 fn implicit_stage(name: &str, plugin: &str, config: serde_json::Value) -> StageSpec {
     StageSpec {
         name: name.to_owned(),
@@ -630,7 +681,7 @@ fn shared_group(topic: TopicId) -> GroupSpec {
 }
 
 fn no_topic(name: &TopicName) -> DirectoryError {
-    DirectoryError::NotFound(format!("there is no topic {name}"))
+    DirectoryError::NotFound(format!("there is no topic '{name}'"))
 }
 
 fn no_subscription(id: SubscriptionId) -> DirectoryError {

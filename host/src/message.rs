@@ -173,6 +173,10 @@ impl FromStr for TopicName {
         if text.is_empty() || text.len() > TOPIC_NAME_BYTES_MAX || !text.bytes().all(allowed) {
             return Err("a topic name is 1 to 255 letters, digits, dots, underscores or hyphens".to_owned());
         }
+        if text.bytes().all(|byte| byte == b'.') {
+            // Clients and proxies take `/topics/..` for another path.
+            return Err("a topic name is more than dots".to_owned());
+        }
         Ok(TopicName(text.into()))
     }
 }
@@ -288,7 +292,7 @@ mod tests {
     #[test]
     fn topic_names_are_checked() {
         assert!("deployment.events".parse::<TopicName>().is_ok());
-        for bad in ["", "a b", "ü", "a/b", &"x".repeat(256)] {
+        for bad in ["", ".", "..", "a b", "ü", "a/b", &"x".repeat(256)] {
             assert!(bad.parse::<TopicName>().is_err(), "{bad}");
         }
     }

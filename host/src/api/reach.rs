@@ -1,6 +1,6 @@
 //! What a caller reaches: topics, subscriptions, receipts, by name. Invariant: what comes back from here is in the
-//! caller's scope; the scope is checked before existence, so a refusal tells nothing of what there is. Never changes
-//! anything.
+//! caller's scope, and a refusal tells nothing of what there is: a name out of scope is refused before it is looked up, and
+//! what is found by number (a message, a receipt, a subscription) is as absent. Never changes anything.
 
 use std::sync::Arc;
 
@@ -32,32 +32,30 @@ pub fn topic_at(broker: &Broker, caller: &Caller, name: &str, pointer: &str) -> 
 /// The topic that a message was published to, by the number in its id.
 ///
 /// # Errors
-/// `FORBIDDEN`, `NOT_FOUND`.
+/// `NOT_FOUND`.
 pub fn topic_of(broker: &Broker, caller: &Caller, message: MessageId) -> Result<Arc<Topic>, Problem> {
     let topic = broker.directory.topic_by_id(message.topic());
-    let topic = topic.ok_or_else(|| Problem::not_found("message", message))?;
-    caller.need_topic(&topic.name)?;
-    Ok(topic)
+    let topic = topic.filter(|topic| caller.need_topic(&topic.name).is_ok());
+    topic.ok_or_else(|| Problem::not_found("message", message))
 }
 
 /// The topic that a receipt is for.
 ///
 /// # Errors
-/// `FORBIDDEN`; `LEASE_EXPIRED` when the topic is gone.
+/// `LEASE_EXPIRED` when the topic is gone, or not the caller's.
 pub fn topic_of_receipt(broker: &Broker, caller: &Caller, receipt: &Receipt) -> Result<Arc<Topic>, Problem> {
-    let topic = broker.directory.topic_by_id(receipt.position.topic).ok_or_else(|| {
+    let topic = broker.directory.topic_by_id(receipt.position.topic);
+    topic.filter(|topic| caller.need_topic(&topic.name).is_ok()).ok_or_else(|| {
         Problem::new(Code::LeaseExpired, "The lease's topic is gone; drop the message and consume again.")
-    })?;
-    caller.need_topic(&topic.name)?;
-    Ok(topic)
+    })
 }
 
 /// The subscription of this id.
 ///
 /// # Errors
-/// `NOT_FOUND`, `FORBIDDEN`.
+/// `NOT_FOUND`.
 pub fn subscription(broker: &Broker, caller: &Caller, id: SubscriptionId) -> Result<Arc<Subscription>, Problem> {
-    let subscription = broker.directory.subscription(id).ok_or_else(|| Problem::not_found("subscription", id))?;
-    caller.need_topic(&subscription.topic_name)?;
-    Ok(subscription)
+    let subscription = broker.directory.subscription(id);
+    let subscription = subscription.filter(|subscription| caller.need_topic(&subscription.topic_name).is_ok());
+    subscription.ok_or_else(|| Problem::not_found("subscription", id))
 }

@@ -141,16 +141,20 @@ async fn put(
 /// Remove a subscription.
 #[utoipa::path(
     delete, path = "/api/v1/subscriptions/{id}", tag = "subscriptions",
-    params(("id" = String, Path, description = "Its id")),
+    params(
+        ("id" = String, Path, description = "Its id"),
+        ("If-Match" = Option<String>, Header, description = "The version that is meant"),
+    ),
     responses((status = 204, description = "Gone with what waited for it; a Queue keeps its messages")),
 )]
 async fn delete(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
+    if_match: IfMatch,
 ) -> Result<Response, Problem> {
     reach::subscription(&broker, &caller, id)?;
-    broker.directory.delete_subscription(id, &caller.actor()).await?;
+    broker.directory.delete_subscription(id, if_match.expected()?, &caller.actor()).await?;
     Ok(answer::no_content())
 }
 

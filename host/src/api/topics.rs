@@ -143,7 +143,10 @@ struct DeleteQuery {
 /// Remove a topic.
 #[utoipa::path(
     delete, path = "/api/v1/topics/{topic}", tag = "topics",
-    params(("topic" = String, Path, description = "Its name"), DeleteQuery),
+    params(
+        ("topic" = String, Path, description = "Its name"), DeleteQuery,
+        ("If-Match" = Option<String>, Header, description = "The version that is meant"),
+    ),
     responses((status = 204, description = "Gone, with its messages, dead letters, subscriptions and pipelines")),
 )]
 async fn delete(
@@ -151,9 +154,10 @@ async fn delete(
     caller: Caller,
     Param(name): Param<TopicName>,
     query: Query<DeleteQuery>,
+    if_match: IfMatch,
 ) -> Result<Response, Problem> {
     caller.need_topic(&name)?;
-    broker.directory.delete_topic(&name, query.plain()?.force, &caller.actor()).await?;
+    broker.directory.delete_topic(&name, (query.plain()?.force, if_match.expected()?), &caller.actor()).await?;
     Ok(answer::no_content())
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::catalog::model::{Scope, Topic};
+use crate::catalog::model::{DeadLetterPayload, Scope, Topic};
 use crate::clock::Clock;
 use crate::entropy::Entropy;
 use crate::message::{DeadLetterFacts, GroupId, Message, MessageId, Position};
@@ -178,7 +178,7 @@ impl DeadLetters {
         message: Message,
     ) -> Result<MessageId, DeadLetterError> {
         let facts = message.meta.dead_letter.clone().ok_or_else(|| not_found(topic, message.id))?;
-        let payload = self.payload(&message, &facts).await?;
+        let payload = self.payload(topic, &message, &facts).await?;
         match (facts.group, facts.original) {
             (Some(group), Some(original)) => {
                 self.to_group(topic, (group, original), Message { payload, ..message }, position).await
@@ -203,7 +203,7 @@ impl DeadLetters {
                 "the subscription that it failed for is gone; discard it, or publish its payload anew".to_owned(),
             ));
         }
-        let now = self.clock.now();
+        let (now, dead_letter_id) = (self.clock.now(), message.id);
         let id = MessageId::new(now, topic.id, original.partition, self.entropy.next_u64());
         for _ in 0..REVISION_RETRIES_MAX {
             let revision = self.pipelines.revision(Scope::Topic(topic.id));
@@ -223,7 +223,11 @@ impl DeadLetters {
             };
             match self.store.append(batch).await {
                 Ok(outcomes) if matches!(outcomes.first(), Some(AppendOutcome::Stored(_))) => return Ok(id),
-                Ok(_) => return Err(PublishError::TopicFull.into()),
+                Ok(outcomes) if matches!(outcomes.first(), Some(AppendOutcome::TopicFull)) => {
+                    return Err(PublishError::TopicFull.into());
+                }
+                // Another replay of it came first.
+                Ok(_) => return Err(not_found(topic, dead_letter_id)),
                 Err(StoreError::StaleRevision { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
@@ -232,8 +236,14 @@ impl DeadLetters {
     }
 
     /// Its own payload; where only the facts were kept, the original's, as long as that is there.
-    async fn payload(&self, message: &Message, facts: &DeadLetterFacts) -> Result<Bytes, DeadLetterError> {
-        if !message.payload.is_empty() || facts.original.is_none() {
+    async fn payload(
+        &self,
+        topic: &Topic,
+        message: &Message,
+        facts: &DeadLetterFacts,
+    ) -> Result<Bytes, DeadLetterError> {
+        let kept = topic.settings.dead_letter_payload == DeadLetterPayload::Original || !message.payload.is_empty();
+        if kept || facts.original.is_none() {
             return Ok(message.payload.clone());
         }
         match self.store.get(facts.original_id).await? {
@@ -254,12 +264,15 @@ impl Which {
 
 fn home(topic: &Topic) -> Result<crate::message::TopicId, DeadLetterError> {
     topic.dead_letter.ok_or_else(|| {
-        DeadLetterError::NotFound(format!("{} holds dead letters itself and has no dead-letter topic", topic.name))
+        DeadLetterError::NotFound(format!(
+            "the topic '{}' holds dead letters itself and has none of its own",
+            topic.name
+        ))
     })
 }
 
 fn not_found(topic: &Topic, id: MessageId) -> DeadLetterError {
-    DeadLetterError::NotFound(format!("{} has no dead letter {id}", topic.name))
+    DeadLetterError::NotFound(format!("the topic '{}' has no dead letter {id}", topic.name))
 }
 
 fn publish_again(topic: Arc<Topic>, payload: Bytes, message: &Message) -> PublishRequest {
@@ -277,6 +290,7 @@ fn publish_again(topic: Arc<Topic>, payload: Bytes, message: &Message) -> Publis
         reply_to: meta.reply_to.clone(),
         key: meta.key.clone(),
         idempotency_key: None,
+        when: None,
         trace: meta.trace.clone(),
     }
 }

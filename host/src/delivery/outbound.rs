@@ -84,6 +84,10 @@ impl Outbound {
     /// Nothing is held then.
     pub async fn next(&self, ask: &Ask) -> Result<Prepared, OutboundError> {
         let at_most_once = ask.topic.settings.guarantee == Guarantee::AtMostOnce;
+        let staged = ask.subscription.as_deref().and_then(|subscription| {
+            let scope = Scope::Subscription(ask.topic.id, subscription.id);
+            self.pipelines.has_stages(scope).then_some((subscription, scope))
+        });
         let request = LeaseRequest {
             topic: ask.topic.id,
             group: ask.group,
@@ -91,15 +95,19 @@ impl Outbound {
             bytes_max: ask.bytes_max,
             duration: ask.duration,
             holder: Arc::clone(&ask.holder),
-            mode: if at_most_once { Mode::AtMostOnce } else { Mode::AtLeastOnce },
+            // Stages may turn a message away or fail on it, so there it is settled after them, before it is handed out.
+            mode: if at_most_once && staged.is_none() { Mode::AtMostOnce } else { Mode::AtLeastOnce },
             ordered: ask.subscription.as_ref().is_some_and(|subscription| subscription.settings.ordered),
         };
         for _ in 0..ROUNDS_MAX {
             let leased = self.store.lease(request.clone()).await?;
-            if leased.leases.is_empty() {
-                return Ok(Prepared { leases: Vec::new(), more: leased.more });
+            let Some((subscription, scope)) = staged.filter(|_| !leased.leases.is_empty()) else {
+                return Ok(Prepared { leases: leased.leases, more: leased.more });
+            };
+            let mut leases = self.through_stages(&ask.topic, (subscription, scope), leased.leases).await?;
+            if at_most_once {
+                leases = self.settled(leases).await?;
             }
-            let leases = self.through_stages(ask, leased.leases, at_most_once).await?;
             if !leases.is_empty() {
                 return Ok(Prepared { leases, more: leased.more });
             }
@@ -107,46 +115,64 @@ impl Outbound {
         Ok(Prepared { leases: Vec::new(), more: true })
     }
 
+    /// Those whose settlement is durable: only they may be handed out at most once.
+    async fn settled(&self, leases: Vec<Lease>) -> Result<Vec<Lease>, OutboundError> {
+        let settles = leases.iter().map(|lease| settle(lease, Settlement::Ack)).collect();
+        let results = self.store.settle(settles).await?;
+        Ok(leases.into_iter().zip(results).filter(|(_, result)| result.is_ok()).map(|(lease, _)| lease).collect())
+    }
+
     async fn through_stages(
         &self,
-        ask: &Ask,
+        topic: &Topic,
+        (subscription, scope): (&Subscription, Scope),
         leases: Vec<Lease>,
-        at_most_once: bool,
     ) -> Result<Vec<Lease>, OutboundError> {
-        let Some(subscription) = &ask.subscription else { return Ok(leases) };
-        let scope = Scope::Subscription(ask.topic.id, subscription.id);
-        if !self.pipelines.has_stages(scope) {
-            return Ok(leases);
-        }
-        let revision = self.pipelines.revision(scope);
-        let (mut known, mut fresh) = (Vec::new(), Vec::new());
-        for (at, lease) in leases.into_iter().enumerate() {
-            match self.changed.get(&(subscription.id, lease.position, revision)) {
-                Some(draft) if lease.attempt > 1 => known.push((at, with_draft(lease, &draft))),
-                _ => fresh.push((at, lease)),
-            }
-        }
-        let drafts = fresh.iter().map(|(_, lease)| draft(lease)).collect::<Vec<_>>();
-        let processed = match self.pipelines.run(scope, &ask.topic.name, drafts).await {
-            Ok(ran) => ran.processed,
+        let (revision, remembered, processed) = match self.run(topic, (subscription, scope), &leases).await {
+            Ok(ran) => ran,
             Err(error) => {
-                let all = known.into_iter().chain(fresh).map(|(_, lease)| settle(&lease, Settlement::Release));
+                let all = leases.iter().map(|lease| settle(lease, Settlement::Release));
                 self.store.settle(all.collect()).await?;
                 return Err(error.into());
             }
         };
-        let mut settles = Vec::new();
-        for ((at, lease), processed) in fresh.into_iter().zip(processed) {
+        let mut processed = processed.into_iter();
+        let (mut passing, mut settles) = (Vec::with_capacity(leases.len()), Vec::new());
+        for (lease, remembered) in leases.into_iter().zip(remembered) {
+            if let Some(draft) = remembered {
+                passing.push(with_draft(lease, &draft));
+                continue;
+            }
+            let processed = processed.next().expect("each message that is not remembered was run");
             match self.judge(subscription, &lease, &processed) {
-                None => known.push((at, self.remember(subscription, lease, processed.draft, revision))),
+                None => passing.push(self.remember(subscription, lease, processed.draft, revision)),
                 Some(settlement) => settles.push(settle(&lease, settlement)),
             }
         }
-        if !settles.is_empty() && !at_most_once {
+        if !settles.is_empty() {
             self.store.settle(settles).await?;
         }
-        known.sort_by_key(|(at, _)| *at);
-        Ok(known.into_iter().map(|(_, lease)| lease).collect())
+        Ok(passing)
+    }
+
+    /// What the stages make of each message, all on one revision: as remembered, or in a run of now.
+    async fn run(
+        &self,
+        topic: &Topic,
+        (subscription, scope): (&Subscription, Scope),
+        leases: &[Lease],
+    ) -> Result<(u64, Vec<Option<Arc<Draft>>>, Vec<Processed>), PipelineError> {
+        let known = self.pipelines.revision(scope);
+        let look_up = |lease: &Lease| self.changed.get(&(subscription.id, lease.position, known));
+        let remembered: Vec<Option<Arc<Draft>>> = leases.iter().map(look_up).collect();
+        let fresh = leases.iter().zip(&remembered).filter(|(_, known)| known.is_none());
+        let ran = self.pipelines.run(scope, &topic.name, fresh.map(|(lease, _)| draft(lease)).collect()).await?;
+        if ran.revision == known || remembered.iter().all(Option::is_none) {
+            return Ok((ran.revision, remembered, ran.processed));
+        }
+        // The pipeline changed in between: what is remembered is of the one before.
+        let ran = self.pipelines.run(scope, &topic.name, leases.iter().map(draft).collect()).await?;
+        Ok((ran.revision, vec![None; leases.len()], ran.processed))
     }
 
     /// What ends the lease of a message that goes no further; `None` for one that does.

@@ -18,6 +18,9 @@ use crate::store::MessageStore;
 /// Payload bytes in one answer: bounds what a consumer with a high limit makes the broker hold.
 const ANSWER_BYTES_MAX: usize = 16 << 20;
 
+/// Before looking again for a consumer whose messages are dropped by stages: others get their turn.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
+
 /// Serves consumers.
 pub struct Consumers {
     outbound: Arc<Outbound>,
@@ -114,6 +117,11 @@ impl Consumers {
             let prepared = self.once(request).await?;
             if !prepared.leases.is_empty() || self.clock.now() >= until || self.stopping.is_cancelled() {
                 return Ok(prepared);
+            }
+            if prepared.more {
+                // Stages dropped, or time took, all that one call may look at, and there is more behind it.
+                tokio::time::sleep(LOOK_AGAIN).await;
+                continue;
             }
             let arrival = async {
                 match &mut appended {

@@ -234,10 +234,20 @@ impl Pipelines {
         Ok(pipelines)
     }
 
-    /// Whether messages of `scope` pass any stage; if not, `run` need not be called.
+    /// Whether messages of `scope` pass any stage.
     #[must_use]
     pub fn has_stages(&self, scope: Scope) -> bool {
-        self.lanes.read().get(&scope).is_some_and(|lane| !lane.current.load().stages.is_empty())
+        self.revision_without_stages(scope).is_none()
+    }
+
+    /// The number of the current revision if it has no stages, so that `run` need not be called: one look, so that a
+    /// revision with stages cannot come between the question and the number.
+    #[must_use]
+    pub fn revision_without_stages(&self, scope: Scope) -> Option<u64> {
+        let lanes = self.lanes.read();
+        let Some(lane) = lanes.get(&scope) else { return Some(0) };
+        let current = lane.current.load();
+        current.stages.is_empty().then_some(current.number)
     }
 
     /// The number of the current revision; 0 if there never was one.

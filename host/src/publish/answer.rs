@@ -79,11 +79,11 @@ pub(super) fn answer_unstored(built: Vec<Built>, results: &mut [Answer]) {
     }
 }
 
-/// For those that have no answer yet.
-pub(super) fn fail_all(work: &[Work], error: &PublishError, results: &mut [Answer]) {
-    for work in work {
-        if results[work.index].is_none() {
-            results[work.index] = Some(Err(error.clone()));
+/// For those of these places that have no answer yet.
+pub(super) fn fail_all(places: impl IntoIterator<Item = usize>, error: &PublishError, results: &mut [Answer]) {
+    for place in places {
+        if results[place].is_none() {
+            results[place] = Some(Err(error.clone()));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use super::{PublishError, Publisher};
-use crate::catalog::model::{Scope, Topic};
+use crate::catalog::model::{OnReject, Scope, Topic};
 use crate::message::{DeadLetterFacts, Message, MessageId, MessageMeta, Partition, TopicId};
 use crate::pipeline::draft::{Draft, Emitted, Processed, Verdict};
 
@@ -68,9 +68,9 @@ impl Publisher {
             position: None,
         };
         let scope = Scope::Topic(target.id);
-        if !self.pipelines.has_stages(scope) {
+        if let Some(revision) = self.pipelines.revision_without_stages(scope) {
             let processed = Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };
-            return Ok((self.pipelines.revision(scope), processed));
+            return Ok((revision, processed));
         }
         let ran = self.pipelines.run(scope, &target.name, vec![draft]).await;
         let mut ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
@@ -82,11 +82,15 @@ impl Publisher {
 /// Where an emitted message goes after its topic's stages: the log, the dead letters, or nowhere.
 fn place(target: &Topic, draft: Draft, verdict: Verdict, revision: u64) -> Option<(TopicId, Partition, Message)> {
     let (reason, stage, detail) = match verdict {
+        Verdict::Pass if draft.payload.len() as u64 > target.settings.max_message_size => {
+            ("TOO_LARGE", "".into(), "the payload is over the topic's maxMessageSize".into())
+        }
         Verdict::Pass => {
             let (id, partition) = (draft.id, draft.id.partition());
             return Some((target.id, partition, emitted_message(draft, (id, revision, None))));
         }
         Verdict::Drop { .. } => return None,
+        Verdict::Reject(rejection) if rejection.on == OnReject::Drop => return None,
         Verdict::Reject(rejection) => {
             let detail = rejection.faults.first().map_or_else(|| "".into(), |fault| Arc::clone(&fault.message));
             ("REJECTED", rejection.stage, detail)

@@ -30,6 +30,8 @@ use crate::telemetry::Stopwatch;
 /// How often a batch is run again because its pipeline changed under it. Each change is an operator's act; so many in
 /// the time of one batch do not happen, and an endless loop must not.
 const REVISION_RETRIES_MAX: usize = 8;
+/// Look-ups of keys before other tasks of the same thread get their turn.
+const LOOK_UPS_AT_ONCE: usize = 256;
 
 /// Publishes.
 pub struct Publisher {
@@ -129,8 +131,9 @@ impl Publisher {
             }
         }
         let mut work = self.prepare(topic, wanted);
+        let places: Vec<usize> = work.iter().map(|work| work.index).collect();
         if let Err(error) = self.answer_duplicates(topic, &mut work, results).await {
-            fail_all(&work, &PublishError::Store(error), results);
+            fail_all(places, &PublishError::Store(error), results);
             return;
         }
         if atomic && results.iter().any(|result| matches!(result, Some(Err(_)))) {
@@ -161,21 +164,30 @@ impl Publisher {
         work: &mut Vec<Work>,
         results: &mut [Answer],
     ) -> Result<(), StoreError> {
-        let mut at = 0;
-        while at < work.len() {
-            let known = match &work[at].dedup {
+        if work.iter().all(|work| work.dedup.is_none()) {
+            return Ok(());
+        }
+        let mut new = Vec::with_capacity(work.len());
+        for (looked_up, one) in std::mem::take(work).into_iter().enumerate() {
+            if looked_up % LOOK_UPS_AT_ONCE == LOOK_UPS_AT_ONCE - 1 {
+                tokio::task::yield_now().await;
+            }
+            let known = match &one.dedup {
                 Some(dedup) => self.store.dedup_lookup(topic.id, &dedup.key).await?.map(|outcome| (dedup, outcome)),
                 None => None,
             };
-            let Some((dedup, outcome)) = known else {
-                at += 1;
-                continue;
+            results[one.index] = match known {
+                None => {
+                    new.push(one);
+                    continue;
+                }
+                Some((dedup, outcome)) if dedup.request_hash == outcome.request_hash => {
+                    Some(Ok(duplicate(topic, outcome)))
+                }
+                Some(_) => Some(Err(PublishError::KeyConflict)),
             };
-            let same = dedup.request_hash == outcome.request_hash;
-            let result = if same { Ok(duplicate(topic, outcome)) } else { Err(PublishError::KeyConflict) };
-            results[work[at].index] = Some(result);
-            work.remove(at);
         }
+        *work = new;
         Ok(())
     }
 
@@ -194,7 +206,7 @@ impl Publisher {
         for _ in 0..REVISION_RETRIES_MAX {
             let (revision, processed) = match self.run(topic, &work).await {
                 Ok(ran) => ran,
-                Err(error) => return fail_all(&work, &error, results),
+                Err(error) => return fail_all(places(&work), &error, results),
             };
             let built = self.build(topic, &work, (revision, processed), results).await;
             if atomic && built.len() < work.len() {
@@ -206,19 +218,19 @@ impl Publisher {
             match self.append(topic, revision, built, (atomic, replays.clone()), results).await {
                 Ok(()) => return,
                 Err(stale @ (StoreError::StaleRevision { .. } | StoreError::KvConflict)) => error = stale.into(),
-                Err(other) => return fail_all(&work, &PublishError::Store(other), results),
+                Err(other) => return fail_all(places(&work), &PublishError::Store(other), results),
             }
         }
-        fail_all(&work, &error, results);
+        fail_all(places(&work), &error, results);
     }
 
     async fn run(&self, topic: &Topic, work: &[Work]) -> Result<(u64, Vec<Processed>), PublishError> {
         let now = self.clock.now();
         let drafts: Vec<Draft> = work.iter().map(|work| draft(work, now)).collect();
         let scope = Scope::Topic(topic.id);
-        if !self.pipelines.has_stages(scope) {
+        if let Some(revision) = self.pipelines.revision_without_stages(scope) {
             let pass = |draft| Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };
-            return Ok((self.pipelines.revision(scope), drafts.into_iter().map(pass).collect()));
+            return Ok((revision, drafts.into_iter().map(pass).collect()));
         }
         let ran = self.pipelines.run(scope, &topic.name, drafts).await;
         let ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
@@ -332,17 +344,21 @@ impl Publisher {
     ) -> Result<(), StoreError> {
         let mut answers = Vec::with_capacity(built.len());
         let mut items = Vec::with_capacity(built.len());
+        let mut unstored = Vec::new();
         for built in built {
             match built.item {
                 Some(item) => {
                     items.push(item);
                     answers.push((built.index, built.published));
                 }
-                None => results[built.index] = Some(Ok(built.published)),
+                None => unstored.push((built.index, built.published)),
             }
         }
         let batch = AppendBatch { topic: topic.id, revision, items, all_or_nothing: atomic, kv: Vec::new(), replays };
         let outcomes = self.store.append(batch).await?;
+        for (index, published) in unstored {
+            results[index] = Some(Ok(published));
+        }
         for ((index, published), outcome) in answers.into_iter().zip(outcomes) {
             results[index] = Some(answer(topic, published, outcome));
         }
@@ -370,6 +386,10 @@ struct Built {
     /// `None`: dropped without a key, so there is nothing to store.
     item: Option<AppendItem>,
     published: Published,
+}
+
+fn places(work: &[Work]) -> impl Iterator<Item = usize> {
+    work.iter().map(|work| work.index)
 }
 
 fn group_by_topic(requests: Vec<PublishRequest>) -> Vec<(Arc<Topic>, Placed)> {
@@ -494,6 +514,7 @@ pub(crate) mod tests {
             reply_to: None,
             key: None,
             idempotency_key: None,
+            when: None,
             trace: None,
         }
     }

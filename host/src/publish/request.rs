@@ -40,6 +40,9 @@ pub struct PublishRequest {
     pub key: Option<Arc<str>>,
     /// Makes repeats harmless.
     pub idempotency_key: Option<Arc<str>>,
+    /// `deliverAt`, `delay`, `expiresAt`, `ttl` in the request's own words: a repeat of `delay: PT10S` is the same request,
+    /// though it comes out at another time.
+    pub when: Option<Arc<str>>,
     /// W3C trace context of the request.
     pub trace: Option<TraceContext>,
 }
@@ -55,7 +58,7 @@ impl PublishRequest {
         };
         field(&self.payload);
         field(self.content_type.as_bytes());
-        for text in [&self.schema_version, &self.correlation_id, &self.reply_to, &self.key] {
+        for text in [&self.schema_version, &self.correlation_id, &self.reply_to, &self.key, &self.when] {
             field(&[u8::from(text.is_some())]);
             field(text.as_deref().unwrap_or_default().as_bytes());
         }
@@ -170,13 +173,14 @@ mod tests {
     #[test]
     fn every_chosen_field_changes_the_hash() {
         let request = crate::publish::tests::request("orders", "{}");
-        let mut others = vec![request.clone(); 6];
+        let mut others = vec![request.clone(); 7];
         others[0].payload = Bytes::from_static(b"{ }");
         others[1].key = Some("k".into());
         others[2].correlation_id = Some("k".into());
         others[3].headers = vec![("a".into(), "b".into())];
         others[4].priority = 1;
         others[5].schema_version = Some("".into());
+        others[6].when = Some("PT1S".into());
         for (index, other) in others.iter().enumerate() {
             assert_ne!(other.hash(), request.hash(), "{index}");
         }

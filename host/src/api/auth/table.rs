@@ -71,7 +71,7 @@ impl Verb {
 
     fn is(self, method: &Method) -> bool {
         match self {
-            Verb::Get => method == Method::GET || method == Method::HEAD,
+            Verb::Get => method == Method::GET,
             Verb::Post => method == Method::POST,
             Verb::Put => method == Method::PUT,
             Verb::Delete => method == Method::DELETE,
@@ -92,10 +92,18 @@ pub struct Route {
     pub budget: Option<Budget>,
     /// What it answers.
     pub produces: Produces,
+    /// Whether asking changes nothing, so that HEAD may ask too. Consuming leases.
+    pub safe: bool,
+}
+
+impl Route {
+    fn takes(&self, method: &Method) -> bool {
+        self.method.is(method) || (self.safe && method == Method::HEAD)
+    }
 }
 
 const fn route(method: Verb, path: &'static str, need: Need) -> Route {
-    Route { method, path, need, budget: None, produces: Produces::Json }
+    Route { method, path, need, budget: None, produces: Produces::Json, safe: matches!(method, Verb::Get) }
 }
 
 const fn get(path: &'static str, role: Role) -> Route {
@@ -119,7 +127,7 @@ const fn within(budget: Budget, route: Route) -> Route {
 }
 
 const fn open(path: &'static str, need: Need, produces: Produces) -> Route {
-    Route { method: Verb::Get, path, need, budget: None, produces }
+    Route { method: Verb::Get, path, need, budget: None, produces, safe: true }
 }
 
 use Budget::{Consume, Publish, Topics};
@@ -129,13 +137,14 @@ use Role::{Admin, Consumer, PluginAuthor, Producer, Viewer};
 pub static ROUTES: &[Route] = &[
     within(Publish, post("/api/v1/messages/publish", Producer)),
     within(Publish, post("/api/v1/messages/publish/batch", Producer)),
-    within(Consume, get("/api/v1/messages/consume/{topic}", Consumer)),
+    within(Consume, Route { safe: false, ..get("/api/v1/messages/consume/{topic}", Consumer) }),
     Route {
         method: Verb::Get,
         path: "/api/v1/messages/stream/{topic}",
         need: Need::Role(Consumer),
         budget: Some(Consume),
         produces: Produces::Events,
+        safe: false,
     },
     post("/api/v1/messages/{id}/ack", Consumer),
     post("/api/v1/messages/{id}/nack", Consumer),
@@ -218,18 +227,18 @@ static BY_PATH: LazyLock<HashMap<&'static str, Entry>> = LazyLock::new(|| {
         let separator = if entry.methods.is_empty() { "" } else { ", " };
         entry.methods.push_str(separator);
         entry.methods.push_str(route.method.as_str());
-        if route.method == Verb::Get {
+        if route.safe {
             entry.methods.push_str(", HEAD");
         }
     }
     paths
 });
 
-/// Looks up the path that the router matched. HEAD is GET without the body.
+/// Looks up the path that the router matched. HEAD is GET without the body, where that changes nothing.
 #[must_use]
 pub fn find(method: &Method, matched_path: &str) -> Lookup {
     let Some(entry) = BY_PATH.get(matched_path) else { return Lookup::None };
-    match entry.routes.iter().find(|index| ROUTES[**index].method.is(method)) {
+    match entry.routes.iter().find(|index| ROUTES[**index].takes(method)) {
         Some(index) => Lookup::Found(*index, &ROUTES[*index]),
         None => Lookup::OtherMethods(&entry.methods),
     }
@@ -269,6 +278,8 @@ mod tests {
     fn a_lookup_knows_other_methods_and_head() {
         assert!(matches!(find(&Method::HEAD, "/health"), Lookup::Found(_, route) if route.method == Verb::Get));
         assert!(matches!(find(&Method::PATCH, "/api/v1/topics"), Lookup::OtherMethods("POST, GET, HEAD")));
+        assert!(matches!(find(&Method::HEAD, "/api/v1/messages/consume/{topic}"), Lookup::OtherMethods("GET")));
+        assert!(matches!(find(&Method::HEAD, "/api/v1/messages/stream/{topic}"), Lookup::OtherMethods("GET")));
         assert!(matches!(find(&Method::GET, "/nowhere"), Lookup::None));
     }
 }

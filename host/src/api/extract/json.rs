@@ -119,6 +119,12 @@ pub fn decode<'a, T: Deserialize<'a>>(
     spare: &'a Spare,
     faults: &mut Faults,
 ) -> Result<Option<T>, Problem> {
+    if text.trim_ascii_start().first().is_some_and(|byte| *byte != b'{') {
+        // Read into a struct, an array would be taken for its fields in order.
+        serde_json::from_slice::<serde::de::IgnoredAny>(text).map_err(|error| malformed(&error))?;
+        faults.push("", "takes a JSON object");
+        return Ok(None);
+    }
     let error = match serde_json::from_slice::<T>(text) {
         Ok(value) => return Ok(Some(value)),
         Err(error) => error,

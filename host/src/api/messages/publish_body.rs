@@ -19,6 +19,7 @@ use crate::api::problem::{Code, Faults, Problem};
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::Topic;
 use crate::clock::Timestamp;
+use crate::config::format_duration;
 use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, PRIORITY_MAX, TopicName, TraceContext};
 use crate::publish::PublishRequest;
 
@@ -171,12 +172,18 @@ impl Reading<'_> {
         let Some(body) = body else { return faults.finish(None) };
         let name = faults.require("/topicName", body.topic_name.as_ref());
         let name = name.and_then(|name| faults.keep("/topicName", name.0.parse::<TopicName>()));
+        let when = when(&body);
         let payload = self.payload(&body, &mut faults);
         let content_type = content_type(&body, &mut faults);
         let headers = headers(body.headers.unwrap_or_default(), &mut faults);
         let priority = priority(body.priority, &mut faults);
         let expires_at = self.expires_at(body.expires_at, body.ttl, &mut faults);
         let deliver_at = self.deliver_at(body.deliver_at, body.delay, &mut faults);
+        if let (Some(expires), Some(due)) = (expires_at, deliver_at)
+            && expires <= due
+        {
+            faults.push(if body.ttl.is_some() { "/ttl" } else { "/expiresAt" }, "ends before the message is due");
+        }
         let idempotency_key = self.key(body.idempotency_key, &mut faults);
         let mut label = |pointer: &str, text: Option<Text<'_>>| label(pointer, text, &mut faults);
         let schema_version = label("/schemaVersion", body.schema_version);
@@ -197,6 +204,7 @@ impl Reading<'_> {
             reply_to,
             key,
             idempotency_key,
+            when,
             trace: self.trace.clone(),
         })
     }
@@ -285,6 +293,17 @@ impl Reading<'_> {
     }
 }
 
+/// The times as the request gives them, so that a repeat of `delay: PT10S` is the same request.
+fn when(body: &PublishBody<'_>) -> Option<Arc<str>> {
+    let time = |at: Option<Time>| at.map(|Time(at)| at.rfc3339()).unwrap_or_default();
+    let span = |span: Option<Iso>| span.map(|Iso(span)| format_duration(span)).unwrap_or_default();
+    let (expires_at, ttl, deliver_at, delay) = (body.expires_at, body.ttl, body.deliver_at, body.delay);
+    if expires_at.is_none() && ttl.is_none() && deliver_at.is_none() && delay.is_none() {
+        return None;
+    }
+    Some(format!("{}|{}|{}|{}", time(expires_at), span(ttl), time(deliver_at), span(delay)).into())
+}
+
 fn content_type(body: &PublishBody<'_>, faults: &mut Faults) -> Arc<str> {
     let Some(Text(given)) = &body.content_type else {
         return Arc::clone(if body.payload_base64.is_some() { &BINARY_SHARED } else { &JSON_SHARED });
@@ -307,8 +326,16 @@ fn headers(pairs: Pairs<'_>, faults: &mut Faults) -> Vec<(Arc<str>, Arc<str>)> {
         faults.push("/headers", format!("have at most {HEADERS_BYTES_MAX} bytes in all; these have {bytes}"));
     } else if pairs.0.iter().any(|(name, _)| name.0.is_empty()) {
         faults.push("/headers/", "a header has a name");
+    } else if let Some((name, _)) = pairs.0.iter().find(|(name, value)| has_control(&name.0) || has_control(&value.0)) {
+        let pointer = format!("/headers/{}", name.0.replace('~', "~0").replace('/', "~1"));
+        faults.push(pointer, "has a control character; only tabs are taken");
     }
     pairs.0.into_iter().map(|(name, value)| (name.0.into(), value.0.into())).collect()
+}
+
+/// Line ends and NUL in a header's value would break whatever carries it on as an HTTP header.
+fn has_control(text: &str) -> bool {
+    text.chars().any(|character| character.is_control() && character != '\t')
 }
 
 fn priority(given: Option<u8>, faults: &mut Faults) -> u8 {
@@ -333,7 +360,11 @@ fn label(pointer: &str, text: Option<Text<'_>>, faults: &mut Faults) -> Option<A
 /// # Errors
 /// When it is no text of 1 to [`LABEL_BYTES_MAX`] characters.
 pub fn idempotency_key(headers: &http::HeaderMap) -> Result<Option<Arc<str>>, Problem> {
-    let Some(given) = headers.get("idempotency-key") else { return Ok(None) };
+    let mut all = headers.get_all("idempotency-key").into_iter();
+    let Some(given) = all.next() else { return Ok(None) };
+    if all.next().is_some() {
+        return Err(Problem::new(Code::ValidationError, "The header `Idempotency-Key` is given once."));
+    }
     match given.to_str() {
         Ok(key) if (1..=LABEL_BYTES_MAX).contains(&key.len()) => Ok(Some(key.into())),
         _ => Err(Problem::new(
@@ -437,6 +468,7 @@ mod tests {
         let request = read(r#"{"topicName":"a","payload":1,"ttl":"PT1M","delay":"PT10S"}"#).expect("right");
         assert_eq!(request.expires_at, Some(NOW.plus(Duration::from_secs(60))));
         assert_eq!(request.deliver_at, Some(NOW.plus(Duration::from_secs(10))));
+        assert_eq!(request.when.as_deref(), Some("|PT1M||PT10S"));
     }
 
     #[test]

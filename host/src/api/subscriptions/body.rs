@@ -197,7 +197,8 @@ impl SubscriptionBody {
 
 fn merged(headers: BTreeMap<String, String>, before: &BTreeMap<String, Secret>) -> BTreeMap<String, Secret> {
     let secret = |(name, value): (String, String)| {
-        let kept = before.get(&name).filter(|_| value == REDACTED).cloned();
+        let known = before.iter().find(|(known, _)| known.eq_ignore_ascii_case(&name));
+        let kept = known.filter(|_| value == REDACTED).map(|(_, secret)| secret.clone());
         (name, kept.unwrap_or_else(|| Secret::new(value)))
     };
     headers.into_iter().map(secret).collect()

@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use super::body::{SubscriptionView, seek_to};
 use super::shown;
 use crate::api::auth::Caller;
-use crate::api::extract::{Json, Param, Query};
+use crate::api::extract::{IfMatch, Json, Param, Query};
 use crate::api::page::{Paging, Window};
 use crate::api::problem::{Code, Problem};
 use crate::api::{Api, answer, reach};
@@ -37,34 +37,42 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 /// Stop delivering.
 #[utoipa::path(
     post, path = "/api/v1/subscriptions/{id}/pause", tag = "subscriptions",
-    params(("id" = String, Path, description = "Its id")),
+    params(
+        ("id" = String, Path, description = "Its id"),
+        ("If-Match" = Option<String>, Header, description = "The version that is meant"),
+    ),
     responses((status = 200, description = "Its messages wait", body = SubscriptionView)),
 )]
 async fn pause(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
+    if_match: IfMatch,
 ) -> Result<Response, Problem> {
     reach::subscription(&broker, &caller, id)?;
     let actor = caller.actor();
     let pause = paused_by(&actor, broker.clock.now());
-    let subscription = broker.directory.pause(id, Some(pause), &actor).await?;
+    let subscription = broker.directory.pause(id, (Some(pause), if_match.expected()?), &actor).await?;
     Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
 }
 
 /// Deliver again.
 #[utoipa::path(
     post, path = "/api/v1/subscriptions/{id}/resume", tag = "subscriptions",
-    params(("id" = String, Path, description = "Its id")),
+    params(
+        ("id" = String, Path, description = "Its id"),
+        ("If-Match" = Option<String>, Header, description = "The version that is meant"),
+    ),
     responses((status = 200, description = "Its messages go on", body = SubscriptionView)),
 )]
 async fn resume(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
+    if_match: IfMatch,
 ) -> Result<Response, Problem> {
     reach::subscription(&broker, &caller, id)?;
-    let subscription = broker.directory.pause(id, None, &caller.actor()).await?;
+    let subscription = broker.directory.pause(id, (None, if_match.expected()?), &caller.actor()).await?;
     Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
 }
 
@@ -167,15 +175,19 @@ async fn attempts(
 /// Rotate the signing secret.
 #[utoipa::path(
     post, path = "/api/v1/subscriptions/{id}/secret/rotate", tag = "subscriptions",
-    params(("id" = String, Path, description = "Its id")),
+    params(
+        ("id" = String, Path, description = "Its id"),
+        ("If-Match" = Option<String>, Header, description = "The version that is meant"),
+    ),
     responses((status = 200, description = "The new secret, shown this once; the old one signs too for a day", body = SubscriptionView)),
 )]
 async fn rotate_secret(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
+    if_match: IfMatch,
 ) -> Result<Response, Problem> {
     reach::subscription(&broker, &caller, id)?;
-    let subscription = broker.directory.rotate_secret(id, &caller.actor()).await?;
+    let subscription = broker.directory.rotate_secret(id, if_match.expected()?, &caller.actor()).await?;
     Ok(answer::tagged(answer::ok(&SubscriptionView::with_secret(&subscription)), subscription.version))
 }

@@ -107,7 +107,7 @@ impl Feed for BrokerFeed {
 
     async fn pause(&self, reason: String) -> Result<(), String> {
         let pause = Pause { reason, since: self.clock.now() };
-        let paused = self.directory.pause(self.subscription, Some(pause), &Actor::system()).await;
+        let paused = self.directory.pause(self.subscription, (Some(pause), None), &Actor::system()).await;
         paused.map(drop).map_err(|error| error.to_string())
     }
 }
