@@ -37,8 +37,8 @@ pub enum Command {
     Append(Batch, Reply<Vec<AppendOutcome>>),
     /// Settle leases.
     Settle(Vec<SettleItem>, Reply<SettleResults>),
-    /// Make grants durable that settle themselves.
-    Once(Vec<Live>, Reply<()>),
+    /// Make grants durable that settle themselves; for each, whether it still was a live lease.
+    Once(Vec<Live>, Reply<Vec<bool>>),
     /// Take dead letters off their list.
     Discard(Vec<Position>, Reply<usize>),
     /// What is due, what dies, and all notes so far.
@@ -177,10 +177,6 @@ pub struct Core {
     pub write_fault: Mutex<Option<String>>,
     /// Why segments or checkpoints cannot be written.
     pub maintenance_fault: Mutex<Option<String>>,
-    /// Told when segments were written.
-    pub flushed: Condvar,
-    /// For `flushed`.
-    pub flushed_lock: Mutex<()>,
     /// No more calls.
     pub closed: AtomicBool,
 }

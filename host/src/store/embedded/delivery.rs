@@ -51,7 +51,10 @@ pub async fn lease(core: &Arc<Core>, request: LeaseRequest) -> Result<Leased, St
         });
         let (reply, answer) = oneshot::channel();
         core.send(Command::Once(once.collect(), reply), 0)?;
-        received(answer.await)?;
+        let lived = received(answer.await)?;
+        // What had ended before it became durable belongs to whoever has it next.
+        let mut lived = lived.into_iter();
+        unclaimed.granted.retain(|_| lived.next().unwrap_or(false));
     }
     let granted = std::mem::take(&mut unclaimed.granted);
     // A message that was erased between grant and here has no meta any more, and its lease has ended.
@@ -64,11 +67,12 @@ pub async fn lease(core: &Arc<Core>, request: LeaseRequest) -> Result<Leased, St
 
 /// Grants, fetching blocks as they are needed.
 async fn collect(core: &Arc<Core>, request: &LeaseRequest, granted: &mut Vec<Granted>) -> Result<bool, StoreError> {
-    let mut pin: Option<Pin> = None;
+    // The last block read of each lane of one partition: where order is kept, all of them are looked at together.
+    let mut pins: Vec<Pin> = Vec::new();
     // A fetch brings at least one message nearer; the rest allows for messages that leave the log meanwhile.
     let rounds_max = request.max.saturating_mul(2) + 64;
     for _ in 0..rounds_max {
-        let stop = core.state.lock().grant(request, core.clock.now(), pin.as_ref(), granted);
+        let stop = core.state.lock().grant(request, core.clock.now(), &pins, granted);
         let (id, sequence) = match stop {
             Ok(Stop::Done { more }) => return Ok(more),
             Ok(Stop::Need(id, sequence)) => (id, sequence),
@@ -77,7 +81,10 @@ async fn collect(core: &Arc<Core>, request: &LeaseRequest, granted: &mut Vec<Gra
         };
         let reader = Arc::clone(core);
         match blocking(move || reader.fetch(id, sequence)).await {
-            Ok(block) => pin = block.map(|block| (id, block)),
+            Ok(block) => {
+                pins.retain(|(known, _)| known.partition == id.partition && *known != id);
+                pins.extend(block.map(|block| (id, block)));
+            }
             // The partition is marked; the others are still served.
             Err(StoreError::Damaged { .. }) => {}
             Err(_) if !granted.is_empty() => return Ok(true),

@@ -104,11 +104,11 @@ pub struct FrameHeader {
 }
 
 impl FrameHeader {
-    /// The header of a frame with this head.
+    /// The header of a frame with this head; `None` if that has 4 GiB or more.
     #[must_use]
-    pub fn new(file: u64, sequence: u64, head: &[u8], body_len: u32) -> FrameHeader {
-        let head_len = u32::try_from(head.len()).expect("heads are bounded far below 4 GiB by the frame's bound");
-        FrameHeader { head_len, body_len, file, sequence, head_crc: crc32c::crc32c(head) }
+    pub fn new(file: u64, sequence: u64, head: &[u8], body_len: u32) -> Option<FrameHeader> {
+        let head_len = u32::try_from(head.len()).ok()?;
+        Some(FrameHeader { head_len, body_len, file, sequence, head_crc: crc32c::crc32c(head) })
     }
 
     /// Bytes of the whole frame.
@@ -203,7 +203,7 @@ mod tests {
     use super::*;
 
     fn frame(file: u64, sequence: u64, head: &[u8], bodies: &[u8]) -> Vec<u8> {
-        let header = FrameHeader::new(file, sequence, head, bodies.len() as u32);
+        let header = FrameHeader::new(file, sequence, head, bodies.len() as u32).unwrap();
         [&header.encode()[..], head, bodies].concat()
     }
 

@@ -110,7 +110,10 @@ impl Journal {
         let Some(current) = &mut self.current else {
             return Err(JournalError::NotWritten("the journal has no file to write to".to_owned()));
         };
-        buffer[..FRAME_HEADER_BYTES].copy_from_slice(&FrameHeader::new(current.id, sequence, head, body_len).encode());
+        let Some(header) = FrameHeader::new(current.id, sequence, head, body_len) else {
+            return Err(JournalError::NotWritten("a frame with a head of more than 4 GiB".to_owned()));
+        };
+        buffer[..FRAME_HEADER_BYTES].copy_from_slice(&header.encode());
         if let Err(error) = current.file.write_at(buffer, current.at) {
             return Err(self.undo_write(&error));
         }

@@ -15,6 +15,7 @@ use super::segment::{BLOCK_BYTES, BLOCK_ENTRIES, Block, SEGMENT_BYTES, Segment};
 use super::state::State;
 use super::state::lane::Lane;
 use crate::clock::Timestamp;
+use crate::message::TopicId;
 use crate::store::StoreError;
 
 /// How long the thread sleeps when nobody calls it.
@@ -118,17 +119,21 @@ impl Maintenance {
     fn flush_block(&mut self, id: LaneId, end: u64, any: bool) -> Result<bool, StoreError> {
         let core = Arc::clone(&self.core);
         let Some((block, segment)) = next_block(&mut core.state.lock(), id, end, any) else { return Ok(false) };
-        let written = core
-            .segments
-            .write(id, segment.as_ref(), &block)
-            .map_err(|error| StoreError::Unavailable(format!("writing a segment failed: {error}")))?;
+        let mut segment = segment;
+        let mut written = core.segments.write(id, segment.as_ref(), &block);
+        if segment.is_some() && written.as_ref().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            // While the journal is replayed, the checkpoint may name a segment whose removal comes later in the journal.
+            // If it does not come, opening reports the segment as missing.
+            segment = None;
+            written = core.segments.write(id, None, &block);
+        }
+        let written = written.map_err(|error| StoreError::Unavailable(format!("writing a segment failed: {error}")))?;
         let first = written.span.first;
         self.dirty.insert((id, first));
         if segment.is_none() {
             self.dirs.insert(id.topic.0);
         }
         flushed(&mut core.state.lock(), id, segment.is_some(), written);
-        core.flushed.notify_all();
         Ok(true)
     }
 
@@ -199,19 +204,29 @@ impl Maintenance {
 
     /// Removes the files of what left the log. The op that said so is in the journal, or in the checkpoint.
     fn remove_dead(&mut self) -> Result<(), StoreError> {
-        let (segments, topics) = {
+        let (mut segments, mut topics) = {
             let mut state = self.core.state.lock();
             (std::mem::take(&mut state.dead_segments), std::mem::take(&mut state.graves))
         };
-        let failed = |error: std::io::Error| StoreError::Unavailable(format!("removing a file failed: {error}"));
-        for (id, first) in segments {
+        let result = self.remove_files(&mut segments, &mut topics);
+        // What could not be removed is tried again with the next step.
+        let mut state = self.core.state.lock();
+        state.dead_segments.append(&mut segments);
+        state.graves.append(&mut topics);
+        result.map_err(|error| StoreError::Unavailable(format!("removing a file failed: {error}")))
+    }
+
+    fn remove_files(&mut self, segments: &mut Vec<(LaneId, u64)>, topics: &mut Vec<TopicId>) -> std::io::Result<()> {
+        while let Some((id, first)) = segments.last().copied() {
             self.dirty.remove(&(id, first));
-            self.core.segments.remove(id, first).map_err(failed)?;
+            self.core.segments.remove(id, first)?;
+            segments.pop();
         }
-        for topic in topics {
+        while let Some(topic) = topics.last().copied() {
             self.dirty.retain(|(id, _)| id.topic != topic);
             self.dirs.remove(&topic.0);
-            self.core.files.remove_dir_all(&self.core.segments.topic_dir(topic.0)).map_err(failed)?;
+            self.core.files.remove_dir_all(&self.core.segments.topic_dir(topic.0))?;
+            topics.pop();
         }
         Ok(())
     }
@@ -320,8 +335,9 @@ fn write_checkpoint(core: &Core, applied: u64, head: &[u8]) -> std::io::Result<(
     let path = core.dir.join(CHECKPOINT_TMP);
     let file = core.files.create(&path)?;
     let header = FileHeader { id: 0, first: applied }.encode(FileKind::Checkpoint);
-    let frame = FrameHeader::new(0, applied, head, 0).encode();
-    file.write_at(&[&header[..], &frame[..], head].concat(), 0)?;
+    let frame =
+        FrameHeader::new(0, applied, head, 0).ok_or_else(|| std::io::Error::other("more than 4 GiB of state"))?;
+    file.write_at(&[&header[..], &frame.encode()[..], head].concat(), 0)?;
     file.sync()?;
     core.files.rename(&path, &core.dir.join(CHECKPOINT))?;
     core.files.sync_dir(&core.dir)

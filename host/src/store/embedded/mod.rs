@@ -24,6 +24,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod walk;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -32,7 +33,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
-use parking_lot::{Condvar, Mutex};
+use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
 use self::core::{Command, Core, Queue};
@@ -118,8 +119,6 @@ impl EmbeddedStore {
             journal_bytes: AtomicU64::new(0),
             write_fault: Mutex::new(None),
             maintenance_fault: Mutex::new(None),
-            flushed: Condvar::new(),
-            flushed_lock: Mutex::new(()),
             closed: AtomicBool::new(false),
         });
         let recovery::Recovered { journal, maintenance, report } = recovery::recover(&core)?;

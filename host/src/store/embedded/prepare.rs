@@ -1,7 +1,7 @@
 //! Encoding a batch on the caller's task, so that the writer only copies. Never touches the state.
 
 use super::ops::{Body, LaneId};
-use super::state::append::{Batch, Item, Prepared};
+use super::state::append::{Batch, Emitted, Item, Prepared};
 use super::state::dedup::key_hash;
 use crate::message::{GroupId, Message, PRIORITY_MAX, Partition, TopicId};
 use crate::store::{AppendBatch, AppendItem, Entry, StoreError};
@@ -39,9 +39,12 @@ fn prepare_item(topic: TopicId, item: AppendItem) -> Result<Item, StoreError> {
         }
         Entry::Dropped { id, stage, reason } => Prepared::Dropped { id, stage, reason },
     };
-    let emitted = emitted.iter().map(|(topic, partition, message)| encode(*topic, *partition, message, None));
+    let emitted = emitted.iter().map(|(topic, partition, message)| {
+        let (lane, body) = encode(*topic, *partition, message, None)?;
+        Ok(Emitted { lane, body, revision: message.meta.revision })
+    });
     let key = dedup.map(|dedup| (key_hash(&dedup.key), dedup.request_hash));
-    Ok(Item { key, entry, emitted: emitted.collect::<Result<_, _>>()? })
+    Ok(Item { key, entry, emitted: emitted.collect::<Result<_, StoreError>>()? })
 }
 
 fn encode(
@@ -69,5 +72,5 @@ fn weight(item: &Item) -> u64 {
         Prepared::Log { body, .. } | Prepared::Dead { body, .. } => body.head.cost(),
         Prepared::Dropped { stage, reason, .. } => (64 + stage.len() + reason.len()) as u64,
     };
-    entry + 64 + item.emitted.iter().map(|(_, body)| body.head.cost()).sum::<u64>()
+    entry + 64 + item.emitted.iter().map(|emitted| emitted.body.head.cost()).sum::<u64>()
 }

@@ -16,6 +16,7 @@ use super::replay::Replay;
 use super::segment::SegmentFiles;
 use super::state::snapshot::Snapshot;
 use super::state::{EmbeddedLimits, State};
+use super::walk;
 use crate::store::StoreError;
 
 /// Why a data directory could not be opened.
@@ -109,19 +110,23 @@ pub struct Recovered {
 /// # Errors
 /// See [`OpenError`].
 pub fn recover(core: &Arc<Core>) -> Result<Recovered, OpenError> {
-    let mut recovery = Replay {
-        core: Arc::clone(core),
-        report: OpenReport::default(),
-        suspects: HashMap::new(),
-        maintenance: Maintenance::new(Arc::clone(core)),
-    };
-    recovery.checkpoint()?;
-    let (next_file, next_sequence) = recovery.replay()?;
-    recovery.check_suspects()?;
-    recovery.check_segments();
+    // Nothing is changed before all that was written is known to be there.
+    let snapshot = read_checkpoint(&*core.files, &core.dir)?;
+    let found = walk::walk(core, snapshot.as_ref().map(|snapshot| snapshot.applied))?;
+    let unfinished = core.files.remove(&core.dir.join(CHECKPOINT_TMP));
+    unfinished.map_err(OpenError::io("removing an unfinished checkpoint"))?;
+    cut_segments(core, snapshot.as_ref())?;
+    if let Some(snapshot) = snapshot {
+        core.state.lock().restore(snapshot);
+    }
+    let maintenance = Maintenance::new(Arc::clone(core));
+    let mut replay = Replay { core: Arc::clone(core), report: OpenReport::default(), maintenance };
+    replay.replay(&found)?;
+    let Replay { mut report, maintenance, .. } = replay;
+    check_segments(core, &mut report);
     finish(core);
-    let journal = Journal::new(Arc::clone(&core.files), &core.dir, next_file, next_sequence);
-    Ok(Recovered { journal, maintenance: recovery.maintenance, report: recovery.report })
+    let journal = Journal::new(Arc::clone(&core.files), &core.dir, found.next_file, found.next);
+    Ok(Recovered { journal, maintenance, report })
 }
 
 /// All leases of before have ended.
@@ -135,43 +140,27 @@ fn finish(core: &Core) {
     }
 }
 
-impl Replay {
-    fn checkpoint(&mut self) -> Result<(), OpenError> {
-        let core = Arc::clone(&self.core);
-        core.files
-            .remove(&core.dir.join(CHECKPOINT_TMP))
-            .map_err(OpenError::io("removing an unfinished checkpoint"))?;
-        let snapshot = read_checkpoint(&*core.files, &core.dir)?;
-        cut_segments(&core, snapshot.as_ref())?;
-        if let Some(snapshot) = snapshot {
-            core.state.lock().restore(snapshot);
-        }
-        Ok(())
-    }
-
-    /// Segments that are not as long as they were: the partition refuses their messages, the rest goes on.
-    fn check_segments(&mut self) {
-        let core = Arc::clone(&self.core);
-        let mut state = core.state.lock();
-        for topic in state.topics.values_mut() {
-            let id = topic.spec.id;
-            for (number, part) in topic.partitions.iter_mut().enumerate() {
-                for (lane, state) in part.lanes.iter_mut().enumerate() {
-                    let Some(state) = state else { continue };
-                    let id = LaneId { topic: id, partition: number as u16, lane: lane as u8 };
-                    for segment in &mut state.segments {
-                        let path = core.segments.path(id, segment.span.first);
-                        let len = core.files.open(&path).and_then(|file| file.len()).unwrap_or(0);
-                        if len >= segment.len {
-                            continue;
-                        }
-                        segment.sealed = true;
-                        let file = SegmentFiles::relative(id, segment.span.first);
-                        tracing::error!(%file, len, expected = segment.len, "a segment is missing or too short");
-                        let detail = "the file is missing or shorter than what was written".to_owned();
-                        part.damage = Some(StoreError::Damaged { file: file.clone(), offset: len, detail });
-                        self.report.damaged_segments.push(file);
+/// Segments that are not as long as they were: the partition refuses their messages, the rest goes on.
+fn check_segments(core: &Core, report: &mut OpenReport) {
+    let mut state = core.state.lock();
+    for topic in state.topics.values_mut() {
+        let id = topic.spec.id;
+        for (number, part) in topic.partitions.iter_mut().enumerate() {
+            for (lane, state) in part.lanes.iter_mut().enumerate() {
+                let Some(state) = state else { continue };
+                let id = LaneId { topic: id, partition: number as u16, lane: lane as u8 };
+                for segment in &mut state.segments {
+                    let path = core.segments.path(id, segment.span.first);
+                    let len = core.files.open(&path).and_then(|file| file.len()).unwrap_or(0);
+                    if len >= segment.len {
+                        continue;
                     }
+                    segment.sealed = true;
+                    let file = SegmentFiles::relative(id, segment.span.first);
+                    tracing::error!(%file, len, expected = segment.len, "a segment is missing or too short");
+                    let detail = "the file is missing or shorter than what was written".to_owned();
+                    part.damage = Some(StoreError::Damaged { file: file.clone(), offset: len, detail });
+                    report.damaged_segments.push(file);
                 }
             }
         }

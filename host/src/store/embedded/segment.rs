@@ -361,7 +361,8 @@ fn encode(lane: LaneId, block: &Block) -> Vec<u8> {
         .collect();
     let head = postcard::to_stdvec(&heads).expect("plain numbers have no type that postcard refuses");
     let body_len: usize = block.entries.iter().map(|entry| entry.body.head.body_len as usize).sum();
-    let header = FrameHeader::new(lane_number(lane), block.first, &head, body_len as u32);
+    let header = FrameHeader::new(lane_number(lane), block.first, &head, body_len as u32)
+        .expect("a block's head is bounded by `BLOCK_ENTRIES`");
     let mut bytes = Vec::with_capacity(header.frame_len());
     bytes.extend_from_slice(&header.encode());
     bytes.extend_from_slice(&head);

@@ -21,13 +21,24 @@ use crate::store::StoreError;
 const NOTES_MAX: usize = 4096;
 /// How long the writer sleeps when nobody calls it.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long appends wait for segments to be written before they are refused.
-const FLUSH_PATIENCE: Duration = Duration::from_millis(20);
-/// How often they wait that long.
-const FLUSH_WAITS: usize = 250;
+/// How long the writer sleeps while appends wait for segments to be written; a command wakes it.
+const FLUSH_PATIENCE: Duration = Duration::from_millis(5);
+/// How often they wait that long before they are refused: five seconds.
+const FLUSH_WAITS: usize = 1000;
+/// Appends held back at most: their memory is no longer counted by the queue.
+const HELD_MAX: usize = 256;
 
 /// Sends the planned answer, or the error that befell the frame.
 type Answer = Box<dyn FnOnce(Result<(), StoreError>) + Send>;
+
+/// Whether memory has room for more messages.
+enum Room {
+    Some,
+    /// Once segments are written.
+    Later,
+    /// Not until something is mended.
+    Never(String),
+}
 
 /// See the module.
 pub struct Writer {
@@ -66,52 +77,90 @@ impl Writer {
         let alone = |taken: &[Command], next: &Command| {
             !matches!(next, Command::Control(..)) && !matches!(taken.first(), Some(Command::Control(..)))
         };
-        while let Some(commands) = self.core.commands.take(frame_bytes, PATIENCE, alone) {
-            let commands = self.hold_back(commands);
-            let notes = self.core.state.lock().notes.len();
-            if !commands.is_empty() || notes >= NOTES_MAX {
+        let (mut held, mut waits) = (Vec::new(), 0);
+        loop {
+            let patience = if held.is_empty() { PATIENCE } else { FLUSH_PATIENCE };
+            let Some(commands) = core.commands.take(frame_bytes, patience, alone) else { break };
+            waits = if held.is_empty() { 0 } else { waits + usize::from(commands.is_empty()) };
+            if commands.is_empty() && held.is_empty() {
+                self.idle();
+                continue;
+            }
+            let commands = self.admit(commands, &mut held, waits);
+            if !commands.is_empty() {
                 self.commit(commands);
             }
         }
+        // Nobody waits for room any more: what did not find it is refused.
+        self.admit(Vec::new(), &mut held, FLUSH_WAITS);
         // What was granted is worth remembering even when nobody settled it.
         self.commit(Vec::new());
     }
 
-    /// Waits until memory has room for what is appended; what finds none is refused, settlements go on.
-    fn hold_back(&self, commands: Vec<Command>) -> Vec<Command> {
-        if !commands.iter().any(|command| matches!(command, Command::Append(..))) {
+    /// When nobody calls: many grants are written, and after a failed write it is tried whether the disk is back.
+    fn idle(&mut self) {
+        let (notes, epoch) = {
+            let state = self.core.state.lock();
+            (state.notes.len(), state.epoch)
+        };
+        if notes >= NOTES_MAX {
+            self.commit(Vec::new());
+        } else if self.core.write_fault.lock().is_some() {
+            // An epoch that was begun before: a frame that changes nothing.
+            let ops = vec![Op::Epoch(epoch)];
+            if let Ok(sequence) = self.write(&ops, &[]) {
+                apply(&mut self.core.state.lock(), ops, Vec::new(), self.core.clock.now(), sequence);
+                self.note_health(None);
+            }
+        }
+    }
+
+    /// Lets appends pass if memory has room for them, and those first that were held back before; otherwise holds them
+    /// back, up to a bound and a time, while all else passes.
+    fn admit(&mut self, commands: Vec<Command>, held: &mut Vec<Command>, waits: usize) -> Vec<Command> {
+        let appends = commands.iter().any(|command| matches!(command, Command::Append(..)));
+        if !appends && held.is_empty() {
             return commands;
         }
-        let fault = (0..FLUSH_WAITS).find_map(|_| {
-            if self.core.journal_bytes.load(Ordering::Relaxed) > self.core.limits.journal_bytes_max {
-                return Some("the journal has no room left, because checkpoints fail".to_owned());
+        let fault = match self.room() {
+            Room::Some => {
+                // One by one: each was weighed against the frame's bound when it was taken.
+                for command in held.drain(..) {
+                    self.commit(vec![command]);
+                }
+                return commands;
             }
-            if self.core.state.lock().unflushed_bytes <= self.core.limits.unflushed_bytes_max {
-                return Some(String::new());
+            Room::Never(fault) => Some(fault),
+            Room::Later if waits >= FLUSH_WAITS || held.len() + commands.len() > HELD_MAX => {
+                Some("segments are not written as fast as messages come".to_owned())
             }
-            if let Some(fault) = self.core.maintenance_fault.lock().clone() {
-                return Some(fault);
-            }
-            self.core.jobs.nudge();
-            let mut lock = self.core.flushed_lock.lock();
-            self.core.flushed.wait_for(&mut lock, FLUSH_PATIENCE);
-            None
-        });
-        let fault = fault.unwrap_or_else(|| "segments are not written as fast as messages come".to_owned());
-        if fault.is_empty() {
-            return commands;
-        }
-        let (mut kept, mut refused) = (Vec::new(), Vec::new());
-        for command in commands {
-            match command {
-                Command::Append(_, reply) => refused.push(reply),
-                other => kept.push(other),
+            Room::Later => None,
+        };
+        let (new, pass): (Vec<_>, Vec<_>) =
+            commands.into_iter().partition(|command| matches!(command, Command::Append(..)));
+        held.extend(new);
+        if let Some(fault) = fault {
+            for command in held.drain(..) {
+                if let Command::Append(_, reply) = command {
+                    answer(reply, Err(StoreError::Unavailable(fault.clone())));
+                }
             }
         }
-        for reply in refused {
-            answer(reply, Err(StoreError::Unavailable(fault.clone())));
+        pass
+    }
+
+    fn room(&self) -> Room {
+        if self.core.journal_bytes.load(Ordering::Relaxed) > self.core.limits.journal_bytes_max {
+            return Room::Never("the journal has no room left, because checkpoints fail".to_owned());
         }
-        kept
+        if self.core.state.lock().unflushed_bytes <= self.core.limits.unflushed_bytes_max {
+            return Room::Some;
+        }
+        if let Some(fault) = self.core.maintenance_fault.lock().clone() {
+            return Room::Never(fault);
+        }
+        self.core.jobs.nudge();
+        Room::Later
     }
 
     /// Carries out commands as one frame, and writes what was granted since the last.
@@ -225,8 +274,8 @@ fn plan_command(state: &mut State, command: Command, now: Timestamp, plan: &mut 
             later(reply, Ok(results))
         }
         Command::Once(live, reply) => {
-            state.plan_once(&live, plan);
-            later(reply, Ok(()))
+            let lived = state.plan_once(&live, now, plan);
+            later(reply, Ok(lived))
         }
         Command::Discard(positions, reply) => later(reply, Ok(state.plan_discard(&positions, plan))),
         Command::Tick(due, dying, reply) => {

@@ -39,7 +39,18 @@ pub struct Item {
     /// It.
     pub entry: Prepared,
     /// What was emitted with it.
-    pub emitted: Vec<(LaneId, Body)>,
+    pub emitted: Vec<Emitted>,
+}
+
+/// What a stage emitted, encoded.
+#[derive(Debug)]
+pub struct Emitted {
+    /// Where it goes.
+    pub lane: LaneId,
+    /// It.
+    pub body: Body,
+    /// The pipeline revision of its own topic that it passed.
+    pub revision: u64,
 }
 
 /// What becomes of a publish.
@@ -68,12 +79,15 @@ pub struct Plan {
     pub marked: Vec<Live>,
     /// Messages that die in this frame.
     pub exhausted: HashSet<(TopicId, GroupId, Partition, Offset)>,
+    /// Dead letters that leave their list in this frame.
+    pub replayed: HashSet<Position>,
     /// Scheduled messages that leave their schedule in this frame.
     pub due: HashSet<(TopicId, u64)>,
     pub(super) next: HashMap<LaneId, u64>,
     pub(super) stamps: u64,
     pub(super) keys: HashMap<(TopicId, KeyHash), DedupOutcome>,
     pub(super) new_keys: HashMap<TopicId, usize>,
+    pub(super) keys_before: Option<usize>,
     pub(super) revisions: HashMap<(TopicId, Partition), u64>,
     pub(super) kv: HashMap<(Arc<str>, Arc<str>), u64>,
     pub(super) kv_bytes: u64,
@@ -119,6 +133,10 @@ impl State {
         self.check_places(&batch)?;
         self.check_revisions(&batch, plan)?;
         self.check_kv(&batch.kv, plan)?;
+        if batch.replays.iter().any(|position| !self.is_listed(*position, plan)) {
+            // Another replay or a discard came first: stored now, it would be there twice.
+            return Ok(vec![AppendOutcome::NotAttempted; batch.items.len()]);
+        }
         if let Ok(topic) = self.topic_mut(batch.topic) {
             let window = topic.spec.dedup_window;
             topic.dedup.age(window, now);
@@ -182,6 +200,15 @@ impl State {
         Position { topic, partition, offset: offset(id, sequence) }
     }
 
+    /// Whether a dead letter is still on its list, also after what this frame holds.
+    fn is_listed(&self, at: Position, plan: &Plan) -> bool {
+        let Some(topic) = self.topics.get(&at.topic) else { return false };
+        let end = topic.lane(at.partition, at.offset.lane()).map_or(0, |lane| lane.end);
+        at.offset.sequence() < end
+            && !topic.is_settled(GroupId::SHARED, at.partition, at.offset)
+            && !plan.replayed.contains(&at)
+    }
+
     /// Plans that what is due enters its log.
     pub fn plan_due(&self, topic: TopicId, number: u64, now: Timestamp, plan: &mut Plan) {
         let Some(scheduled) = self.topics.get(&topic).and_then(|topic| topic.schedule.get(number)) else { return };
@@ -213,22 +240,30 @@ impl State {
                 }
                 Prepared::Dead { .. } | Prepared::Dropped { .. } => {}
             }
-            item.emitted.iter().try_for_each(|(lane, _)| check(lane))?;
+            item.emitted.iter().try_for_each(|emitted| check(&emitted.lane))?;
         }
         Ok(())
     }
 
     fn check_revisions(&self, batch: &Batch, plan: &Plan) -> Result<(), StoreError> {
-        let topic = self.topic(batch.topic)?;
+        let check = |lane: &LaneId, revision: u64| {
+            let place = (lane.topic, lane.partition);
+            let current = plan.revisions.get(&place).copied().unwrap_or_else(|| self.revision(place));
+            if revision < current { Err(StoreError::StaleRevision { current }) } else { Ok(()) }
+        };
         for item in &batch.items {
-            let Prepared::Log { lane, .. } = &item.entry else { continue };
-            let planned = plan.revisions.get(&(batch.topic, lane.partition)).copied();
-            let current = planned.unwrap_or(topic.partitions[usize::from(lane.partition)].revision);
-            if batch.revision < current {
-                return Err(StoreError::StaleRevision { current });
+            if let Prepared::Log { lane, .. } = &item.entry {
+                check(lane, batch.revision)?;
             }
+            item.emitted.iter().try_for_each(|emitted| check(&emitted.lane, emitted.revision))?;
         }
         Ok(())
+    }
+
+    /// The pipeline revision of the last batch that a partition stored.
+    fn revision(&self, place: (TopicId, Partition)) -> u64 {
+        let part = self.topics.get(&place.0).and_then(|topic| topic.partitions.get(usize::from(place.1)));
+        part.map_or(0, |part| part.revision)
     }
 
     fn check_kv(&self, writes: &[KvWrite], plan: &Plan) -> Result<(), StoreError> {
@@ -316,7 +351,8 @@ impl State {
             return AppendOutcome::TopicFull;
         }
         let (id, outcome, fate) = self.plan_prepared(topic, revision, item.entry, now, plan);
-        for (lane, body) in item.emitted {
+        for Emitted { lane, body, revision } in item.emitted {
+            self.plan_revision((lane.topic, lane.partition), revision, plan);
             self.plan_entry((lane.topic, lane.partition, lane.lane), body, now, plan);
         }
         if let Some((key, request_hash)) = item.key {
@@ -370,8 +406,7 @@ impl State {
     }
 
     fn plan_revision(&self, place: (TopicId, Partition), revision: u64, plan: &mut Plan) {
-        let stored = || self.topics.get(&place.0).map_or(0, |topic| topic.partitions[usize::from(place.1)].revision);
-        let known = plan.revisions.entry(place).or_insert_with(stored);
+        let known = plan.revisions.entry(place).or_insert_with(|| self.revision(place));
         if revision > *known {
             *known = revision;
             plan.side.push(Op::Revision { topic: place.0, partition: place.1, revision });
@@ -387,7 +422,7 @@ fn plan_replays(replays: &[Position], outcomes: &[AppendOutcome], plan: &mut Pla
     let one_each = replays.len() == outcomes.len();
     for (nth, position) in replays.iter().enumerate() {
         let stays = if one_each { kept(&outcomes[nth]) } else { outcomes.iter().any(kept) };
-        if !stays {
+        if !stays && plan.replayed.insert(*position) {
             plan.settled((position.topic, GroupId::SHARED, position.partition), Done::Discarded, position.offset);
         }
     }

@@ -64,7 +64,7 @@ struct Granter<'a> {
     partitions: &'a [PartitionState],
     group: &'a mut Group,
     cache: &'a BlockCache,
-    pin: Option<&'a Pin>,
+    pins: &'a [Pin],
     next_grant: &'a mut u64,
     out: &'a mut Vec<Granted>,
     first_new: usize,
@@ -81,7 +81,7 @@ impl State {
         &mut self,
         request: &LeaseRequest,
         now: Timestamp,
-        pin: Option<&Pin>,
+        pins: &[Pin],
         out: &mut Vec<Granted>,
     ) -> Result<Stop, StoreError> {
         let topic = self.topics.get_mut(&request.topic).ok_or(StoreError::NoTopic)?;
@@ -104,7 +104,7 @@ impl State {
             partitions: &topic.partitions,
             group,
             cache: &self.cache,
-            pin,
+            pins,
             next_grant: &mut self.next_grant,
             out,
             first_new,
@@ -168,7 +168,9 @@ impl Granter<'_> {
                 return self.end(false, damage);
             };
             if self.out.len() >= self.request.max || self.passed.len() >= PASSES_MAX {
-                return self.end(true, damage);
+                let mut places = waiting.iter().enumerate().flat_map(|(lane, all)| all.iter().map(move |p| (*p, lane)));
+                let more = places.any(|(partition, lane)| self.candidate(partition, lane as u8).is_some());
+                return self.end(more, damage);
             }
             let Some(&partition) = waiting[lane].last() else { continue };
             match self.step(partition, lane as u8) {
@@ -347,7 +349,7 @@ impl Granter<'_> {
 
     fn entry(&self, id: LaneId, sequence: u64) -> Option<Entry> {
         let lane = self.partitions[usize::from(id.partition)].lanes[usize::from(id.lane)].as_deref()?;
-        let pinned = || self.pin.filter(|(pinned, _)| *pinned == id).and_then(|(_, block)| block.get(sequence));
+        let pinned = || self.pins.iter().find(|(pinned, _)| *pinned == id).and_then(|(_, block)| block.get(sequence));
         lane.entry(sequence).or_else(|| self.cache.entry(id, sequence)).or_else(pinned).cloned()
     }
 

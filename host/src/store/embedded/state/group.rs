@@ -253,7 +253,11 @@ impl Group {
         if exhausted {
             self.exhausted.insert((partition, offset));
         } else {
-            self.partitions[usize::from(partition)].cursor(offset.lane()).ready.insert(offset.sequence());
+            // Beyond the frontier it waits for the frontier, like all that a rewind put there.
+            let cursor = self.partitions[usize::from(partition)].cursor(offset.lane());
+            if offset.sequence() < cursor.next {
+                cursor.ready.insert(offset.sequence());
+            }
         }
         true
     }

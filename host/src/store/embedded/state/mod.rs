@@ -160,6 +160,8 @@ pub struct EmbeddedLimits {
     pub scheduled_max: usize,
     /// Their bytes, which are held in memory; beyond, `TopicFull`.
     pub scheduled_bytes_max: u64,
+    /// Idempotency keys of all topics, some 200 bytes each; beyond, `TopicFull`.
+    pub dedup_keys_total_max: usize,
     /// Bytes of plugins' keys and values; beyond, `Unavailable`.
     pub kv_bytes_max: u64,
     /// Runs of messages for one group alone, per lane; beyond, `TopicFull`.
@@ -183,6 +185,7 @@ impl Default for EmbeddedLimits {
             parked_max: 4096,
             scheduled_max: 1_000_000,
             scheduled_bytes_max: 256 << 20,
+            dedup_keys_total_max: 4_000_000,
             kv_bytes_max: 64 << 20,
             target_runs_max: 100_000,
             checkpoint_bytes: 256 << 20,

@@ -34,8 +34,8 @@ impl State {
             }
             Prepared::Dropped { .. } => {}
         }
-        for (lane, body) in &item.emitted {
-            *needs.entry(lane.topic).or_default() += body.head.cost();
+        for emitted in &item.emitted {
+            *needs.entry(emitted.lane.topic).or_default() += emitted.body.head.cost();
         }
     }
 
@@ -55,10 +55,16 @@ impl State {
         used.saturating_sub(freed) + need <= limit
     }
 
-    pub(super) fn room_for_keys(&self, id: TopicId, keys: usize, plan: &Plan) -> bool {
+    pub(super) fn room_for_keys(&self, id: TopicId, keys: usize, plan: &mut Plan) -> bool {
         let Some(topic) = self.topics.get(&id) else { return false };
+        if keys == 0 {
+            return true;
+        }
+        let before = *plan.keys_before.get_or_insert_with(|| self.topics.values().map(|topic| topic.dedup.len()).sum());
         let planned = plan.new_keys.get(&id).copied().unwrap_or_default();
-        keys == 0 || topic.dedup.len() + planned + keys <= topic.spec.dedup_keys_max as usize
+        let planned_total: usize = plan.new_keys.values().sum();
+        topic.dedup.len() + planned + keys <= topic.spec.dedup_keys_max as usize
+            && before + planned_total + keys <= self.limits.dedup_keys_total_max
     }
 
     pub(super) fn room_to_wait(&self, waiting: (usize, u64), plan: &Plan) -> bool {

@@ -8,7 +8,7 @@ use crate::store::{Failure, LeaseRef, Settle, SettleRefused, Settled, Settlement
 
 use super::State;
 use super::append::Plan;
-use super::cursor::Standing;
+use super::cursor::{Held, Standing};
 
 /// A settlement with what it may need.
 #[derive(Debug)]
@@ -164,13 +164,27 @@ impl State {
         }
     }
 
-    /// Plans the settlement that an at-most-once grant is.
-    pub fn plan_once(&mut self, live: &[Live], plan: &mut Plan) {
-        for live in live {
-            self.mark(live, plan);
-            let Position { topic, partition, offset } = live.position;
-            plan.settled((topic, live.group, partition), Done::Once, offset);
-        }
+    /// Plans the settlement that an at-most-once grant is; for each, whether it was still alive. One that is not was or
+    /// will be granted to someone else, and must not be handed out.
+    pub fn plan_once(&mut self, live: &[Live], now: Timestamp, plan: &mut Plan) -> Vec<bool> {
+        live.iter()
+            .map(|live| {
+                let Position { topic, partition, offset } = live.position;
+                let lives = self.held(live).is_some_and(|held| !held.settling && held.deadline > now);
+                if lives {
+                    self.mark(live, plan);
+                    plan.settled((topic, live.group, partition), Done::Once, offset);
+                }
+                lives
+            })
+            .collect()
+    }
+
+    /// The lease of a grant, if it still is this one's.
+    fn held(&self, live: &Live) -> Option<&Held> {
+        let group = self.topics.get(&live.position.topic)?.groups.get(&live.group)?;
+        let held = group.exception(live.position.partition, live.position.offset)?.held()?;
+        (held.grant == live.grant).then_some(held)
     }
 
     /// Plans the dead letter of a message whose last lease ended by itself.
@@ -238,7 +252,9 @@ impl State {
         let Position { topic, partition, offset } = live.position;
         let Ok(group) = self.group_mut(topic, live.group) else { return };
         let Some(exception) = group.exception_mut(partition, offset) else { return };
-        if let Standing::Held(held) = &mut exception.standing {
+        if let Standing::Held(held) = &mut exception.standing
+            && held.grant == live.grant
+        {
             held.settling = true;
             plan.marked.push(*live);
         }

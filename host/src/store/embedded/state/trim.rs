@@ -2,7 +2,9 @@
 //! removed by time is counted for each group that had not settled it. Never removes a file: it says which may go.
 
 use crate::clock::Timestamp;
+use crate::store::StoreError;
 use crate::store::embedded::ops::{LaneId, Op};
+use crate::store::embedded::segment::SegmentFiles;
 
 use super::{State, Topic};
 
@@ -13,6 +15,7 @@ impl State {
         let Some(lane) = topic.lane_mut(id.partition, id.lane) else { return };
         let removed = lane.trim(start, bytes);
         let start = lane.start;
+        let first_dead = self.dead_segments.len();
         topic.removed_total += removed;
         while let Some(lane) = topic.lane_mut(id.partition, id.lane)
             && let Some(segment) = lane.segments.front()
@@ -20,6 +23,13 @@ impl State {
         {
             self.dead_segments.push((id, segment.span.first));
             lane.segments.pop_front();
+        }
+        // Damage that went with its segment stops nobody any more.
+        if let Some(part) = topic.partitions.get_mut(usize::from(id.partition))
+            && let Some(StoreError::Damaged { file, .. }) = &part.damage
+            && self.dead_segments[first_dead..].iter().any(|(id, first)| *file == SegmentFiles::relative(*id, *first))
+        {
+            part.damage = None;
         }
         for group in topic.groups.values_mut() {
             let expired = group.raise(id.partition, id.lane, start, now);

@@ -306,3 +306,79 @@ async fn an_older_pipeline_revision_is_refused() {
     let other = AppendBatch { revision: 4, ..batch(vec![item_in(1, message(3, "elsewhere"))]) };
     store.append(other).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_dead_letter_is_replayed_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let store = furnished(dir.path(), &clock).await;
+    publish(&store, 0..1).await;
+    let leases = lease(&store, 1).await;
+    settle(&store, &leases, Settlement::DeadLetter { failure: failure("REJECTED") }).await;
+    let dead = store.dead_letters(DEAD, None, 10).await.unwrap().messages;
+    let replay = |number| AppendBatch { replays: vec![dead[0].0], ..batch(vec![item(message(number, "replay"))]) };
+    let (first, second) = tokio::join!(store.append(replay(1)), store.append(replay(2)));
+    assert!(matches!(first.unwrap()[..], [AppendOutcome::Stored(_)]));
+    assert_eq!(second.unwrap(), [AppendOutcome::NotAttempted]);
+    assert!(store.dead_letters(DEAD, None, 10).await.unwrap().messages.is_empty());
+}
+
+#[tokio::test]
+async fn an_at_most_once_grant_that_ended_before_it_was_durable_is_not_handed_out() {
+    use super::super::state::append::Plan;
+    use super::super::state::settle::Live;
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let store = furnished(dir.path(), &clock).await;
+    publish(&store, 0..1).await;
+    let once = LeaseRequest { mode: Mode::AtMostOnce, ..request(1) };
+    let live = |granted: &[super::super::state::grant::Granted]| Live {
+        position: granted[0].position,
+        group: GROUP,
+        grant: granted[0].receipt.grant,
+        attempts: granted[0].attempt,
+    };
+    let mut state = store.core.state.lock();
+    let (mut first, mut second) = (Vec::new(), Vec::new());
+    state.grant(&once, clock.now(), &[], &mut first).unwrap();
+    clock.advance(Duration::from_secs(30));
+    state.grant(&once, clock.now(), &[], &mut second).unwrap();
+    let mut plan = Plan::default();
+    assert_eq!(
+        state.plan_once(&[live(&first), live(&second), live(&second)], clock.now(), &mut plan),
+        [false, true, false]
+    );
+}
+
+#[tokio::test]
+async fn what_is_emitted_on_an_older_revision_of_its_topic_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let store = furnished(dir.path(), &clock).await;
+    let other = TopicSpec { id: TopicId(3), dead_letter: None, ..topic(TOPIC) };
+    store.put_topic(other).await.unwrap();
+    let emit = |revision| {
+        let mut emitted = message(revision, "emitted");
+        emitted.meta.revision = revision;
+        AppendItem { emitted: vec![(TopicId(3), 0, emitted)], ..item(message(100 + revision, "source")) }
+    };
+    store.append(batch(vec![emit(5)])).await.unwrap();
+    let stale = store.append(batch(vec![emit(4)])).await;
+    assert!(matches!(stale, Err(StoreError::StaleRevision { current: 5 })), "{stale:?}");
+    assert_eq!(read_all(&store, TOPIC).await, ["source"]);
+}
+
+#[tokio::test]
+async fn an_expiry_behind_a_rewound_frontier_hides_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let store = furnished(dir.path(), &clock).await;
+    publish(&store, 0..2).await;
+    let leases = lease(&store, 2).await;
+    let retry = Settlement::Retry { at: clock.now().plus(Duration::from_millis(500)), failure: failure("NACK") };
+    settle(&store, &leases[..1], retry).await;
+    store.seek(TOPIC, GROUP, SeekTo::Offset(0, crate::message::Offset::new(4, 0))).await.unwrap();
+    clock.advance(Duration::from_secs(31));
+    store.tick().await.unwrap();
+    assert_eq!(payloads(&lease(&store, 10).await), ["payload 0", "payload 1"]);
+}

@@ -150,3 +150,22 @@ async fn an_at_most_once_grant_that_is_not_durable_is_not_handed_out() {
     let leases = store.lease(once).await.unwrap().leases;
     assert_eq!((leases.len(), leases[0].attempt), (1, 1));
 }
+
+#[tokio::test]
+async fn an_idle_store_finds_out_that_the_disk_is_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let (store, switches) = faulty(dir.path(), &clock).await;
+    switches.writes.store(true, Ordering::SeqCst);
+    assert!(store.append(batch(vec![item(message(1, "refused"))])).await.is_err());
+    assert!(store.health().is_err());
+    switches.writes.store(false, Ordering::SeqCst);
+    // The writer's own thread looks once a second of real time, so this test cannot move a clock instead.
+    for _ in 0..100 {
+        if store.health().is_ok() {
+            return;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(100))).await.unwrap();
+    }
+    panic!("still unhealthy: {:?}", store.health());
+}

@@ -260,3 +260,56 @@ async fn retention_unlinks_segments_and_deletion_the_topic() {
     assert!(!dir.path().join("topic-1").exists());
     assert_eq!(open(dir.path(), &clock).topics().await.unwrap(), [DEAD]);
 }
+
+#[tokio::test]
+async fn an_opening_that_is_refused_changes_no_file() {
+    let source = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let store = furnished(source.path(), &clock).await;
+    publish_large(&store, 0..100).await;
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(source.path(), &clock);
+    publish(&store, 100..103).await;
+    store.close().await.unwrap();
+    drop(store);
+    // The first journal file is gone by now: what it said is in the checkpoint alone.
+    let store = open(source.path(), &clock);
+    publish(&store, 103..104).await;
+    drop(store);
+    let segment = "topic-1/00-0-000000000000000.seg";
+    let spoil: [(&str, fn(&Path)); 3] = [
+        ("no checkpoint", |dir| fs::remove_file(dir.join("checkpoint")).unwrap()),
+        ("no journal", |dir| journals(dir).iter().for_each(|path| fs::remove_file(path).unwrap())),
+        ("a damaged frame", |dir| {
+            let path = journals(dir).pop().unwrap();
+            let mut bytes = fs::read(&path).unwrap();
+            bytes[frame::FILE_HEADER_BYTES + 5] ^= 1;
+            fs::write(&path, bytes).unwrap();
+        }),
+    ];
+    for (what, spoil) in spoil {
+        let dir = tempfile::tempdir().unwrap();
+        copy(source.path(), dir.path());
+        spoil(dir.path());
+        // A tail behind the checkpoint is cut only by an opening that succeeds.
+        let mut bytes = fs::read(dir.path().join(segment)).unwrap();
+        bytes.extend(b"tail");
+        fs::write(dir.path().join(segment), &bytes).unwrap();
+        let error = EmbeddedStore::open(EmbeddedOptions::new(dir.path(), clock.clone())).err();
+        assert!(matches!(error, Some(OpenError::Damaged { .. })), "{what}: {error:?}");
+        assert_eq!(fs::read(dir.path().join(segment)).unwrap(), bytes, "{what}");
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() {
+            copy(&path, &target);
+        } else {
+            fs::copy(path, target).unwrap();
+        }
+    }
+}
