@@ -88,7 +88,8 @@ async fn when_too_much_waits_a_run_is_refused_at_once() {
             Err(other) => panic!("{other}"),
         }
     }
-    assert!(done >= 3 && refused >= 1 && done + refused == 12, "{done} done, {refused} refused");
+    // Two wait; whether a third has been taken up by the worker in time is the scheduler's affair.
+    assert!(done >= 2 && refused >= 1 && done + refused == 12, "{done} done, {refused} refused");
     assert_eq!(rig.metric("sluice_plugin_overloads_total", ""), refused as f64);
     rig.pipelines.shutdown().await;
     assert!(matches!(run("nothing").await.unwrap(), Err(PipelineError::Stopping)));
