@@ -11,14 +11,13 @@ use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::files::FileLayer;
-use super::ops::LaneId;
 use super::segment::SegmentFiles;
 use super::state::append::Batch;
 use super::state::control::{Answer, Control};
 use super::state::settle::{Live, SettleItem};
 use super::state::{EmbeddedLimits, State};
 use crate::clock::Clock;
-use crate::message::{GroupId, Message, MessageId, Offset, Partition, Position, TopicId};
+use crate::message::{GroupId, Message, Offset, Partition, Position, TopicId};
 use crate::store::{AppendOutcome, SettleRefused, Settled, StoreError};
 
 /// Where an answer goes.
@@ -47,20 +46,11 @@ pub enum Command {
     Control(Control, Reply<Answer>),
 }
 
-/// A message whose bytes are to go.
-#[derive(Debug, Clone, Copy)]
-pub struct Erasure {
-    /// Where it stood, if it was in a log.
-    pub place: Option<(LaneId, u64)>,
-    /// Its id.
-    pub id: MessageId,
-}
-
 /// Work for the maintenance thread.
 #[derive(Debug)]
 pub enum Job {
-    /// Overwrite what is erased; answer when it is on stable storage.
-    Erase(Vec<Erasure>, Reply<()>),
+    /// Overwrite what was erased so far; answer when that is on stable storage.
+    Erase(Reply<()>),
 }
 
 /// Commands, or jobs, with what they weigh.

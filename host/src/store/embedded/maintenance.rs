@@ -70,6 +70,7 @@ impl Maintenance {
     /// What the file layer says; the same step can be tried again.
     pub fn step(&mut self) -> Result<(), StoreError> {
         self.flush_full()?;
+        self.erase()?;
         if self.core.journal_bytes.load(Ordering::Relaxed) >= self.core.limits.checkpoint_bytes
             && self.poisoned.is_none()
         {
@@ -79,14 +80,25 @@ impl Maintenance {
     }
 
     fn job(&mut self, job: Job) {
-        let Job::Erase(erasures, reply) = job;
-        let mut result = erase::overwrite(&self.core, &erasures);
-        if result.is_ok() && self.bodies_in_checkpoint {
-            // It may have been scheduled when the checkpoint was written.
-            result = self.checkpoint();
-        }
+        let Job::Erase(reply) = job;
+        let result = self.erase();
         // Whoever asked may have stopped waiting; what was done stands.
         let _gone = reply.send(result);
+    }
+
+    /// Overwrites what is erased and may still be in files.
+    fn erase(&mut self) -> Result<(), StoreError> {
+        let owners = self.core.state.lock().erasing.clone();
+        if owners.is_empty() {
+            return Ok(());
+        }
+        erase::overwrite(&self.core, &owners)?;
+        self.core.state.lock().erasing.drain(..owners.len());
+        if self.bodies_in_checkpoint {
+            // It may have been scheduled when the checkpoint was written.
+            self.checkpoint()?;
+        }
+        Ok(())
     }
 
     fn report(&self, error: Option<StoreError>) {

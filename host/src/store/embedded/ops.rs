@@ -113,6 +113,15 @@ pub struct LaneId {
     pub lane: u8,
 }
 
+/// What a body belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Owner {
+    /// A message in a log.
+    Log(LaneId, u64),
+    /// A message that waits until it is due, by its number.
+    Scheduled(TopicId, u64),
+}
+
 /// Where the cursor of one lane goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LaneStart {
@@ -135,6 +144,23 @@ pub enum Done {
     Expired,
     /// Taken off the list of dead letters.
     Discarded,
+}
+
+impl Op {
+    /// The heads of the bodies that belong to it, and what they belong to.
+    pub fn bodies(&self) -> impl Iterator<Item = (Owner, &Head)> {
+        let (owner, heads): (_, &[Head]) = match self {
+            Op::Append { lane, first, heads, .. } => (Some(Owner::Log(*lane, *first)), heads),
+            Op::Scheduled { topic, number, head, .. } => {
+                (Some(Owner::Scheduled(*topic, *number)), std::slice::from_ref(head))
+            }
+            _ => (None, &[]),
+        };
+        (0..).zip(heads).filter_map(move |(nth, head)| match owner? {
+            Owner::Log(lane, first) => Some((Owner::Log(lane, first + nth), head)),
+            scheduled => Some((scheduled, head)),
+        })
+    }
 }
 
 /// One change of the state. Variants are only ever added, at the end: the number of a variant is on disk.

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::core::Core;
-use super::erase;
 use super::frame::{self, FILE_HEADER_BYTES};
 use super::maintenance::Maintenance;
 use super::ops::{Body, Op};
@@ -60,7 +59,7 @@ impl Replay {
             }
             let (ops, all, mut offset) = (decode(source, head)?, bytes.slice_ref(bodies), 0);
             let mut parts = Vec::new();
-            for head in ops.iter().flat_map(erase::heads) {
+            for (_, head) in ops.iter().flat_map(Op::bodies) {
                 // A copy, so that a message does not keep the whole file in memory.
                 let body = Bytes::copy_from_slice(&all[offset..offset + head.body_len as usize]);
                 parts.extend(Body::from_parts(*head, &body));

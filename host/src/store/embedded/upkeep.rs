@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::core::{Command, Core, Erasure, Job};
+use super::core::{Command, Core, Job};
 use super::delivery::{blocking, received};
 use super::ops::{LaneId, LaneStart};
 use super::state::control::{Answer, Control, Cut};
@@ -65,19 +65,16 @@ pub async fn erase(core: &Arc<Core>, message: MessageId) -> Result<bool, StoreEr
 async fn try_erase(core: &Arc<Core>, message: MessageId) -> Result<bool, StoreError> {
     let reader = Arc::clone(core);
     let (waiting, places) = blocking(move || reader.all_of(message)).await?;
-    let (mut erased, mut count) = (Vec::new(), 0);
+    let mut count = 0;
     if let Some((topic, number)) = waiting {
         count += counted(control(core, Control::Unschedule(topic, number)).await?);
-        erased.push(Erasure { place: None, id: message });
     }
     if !places.is_empty() {
-        let logs = places.iter().map(|(id, sequence, _)| (*id, *sequence)).collect();
-        count += counted(control(core, Control::Erase(logs)).await?);
-        erased.extend(places.iter().map(|(id, sequence, known)| Erasure { place: Some((*id, *sequence)), id: *known }));
+        count += counted(control(core, Control::Erase(places)).await?);
     }
     if count > 0 {
         let (reply, answer) = oneshot::channel();
-        core.jobs.push(Job::Erase(erased, reply), 1, u64::MAX)?;
+        core.jobs.push(Job::Erase(reply), 1, u64::MAX)?;
         received(answer.await)?;
     }
     Ok(count > 0)
@@ -90,8 +87,8 @@ fn counted(answer: Answer) -> u64 {
     }
 }
 
-/// A scheduled message, and places in logs with the id found there.
-type Everywhere = (Option<(TopicId, u64)>, Vec<(LaneId, u64, MessageId)>);
+/// A scheduled message, and places in logs.
+type Everywhere = (Option<(TopicId, u64)>, Vec<(LaneId, u64)>);
 
 impl Core {
     /// The topics that may hold a message of this id: the one it names, then where that one's dead letters go.
@@ -138,7 +135,7 @@ impl Core {
             let found = self.state.lock().topics.get(&topic).and_then(|t| Some(t.schedule.find(message)?.0));
             waiting = waiting.or(found.map(|number| (topic, number)));
             if let Some((id, sequence, _)) = self.find(topic, message)? {
-                places.push((id, sequence, message));
+                places.push((id, sequence));
             }
             let dead = self.state.lock().dead_letter_of(topic);
             if let Some(dead) = dead {
@@ -149,19 +146,14 @@ impl Core {
     }
 
     /// Dead letters of a message. Their ids do not follow from it, so all of the topic since it came is read.
-    fn copies_of(
-        &self,
-        dead: TopicId,
-        message: MessageId,
-        places: &mut Vec<(LaneId, u64, MessageId)>,
-    ) -> Result<(), StoreError> {
+    fn copies_of(&self, dead: TopicId, message: MessageId, places: &mut Vec<(LaneId, u64)>) -> Result<(), StoreError> {
         let lanes: Vec<LaneId> = self.state.lock().topic(dead)?.lanes().map(|(id, _)| id).collect();
         for id in lanes {
             let mut sequence = self.state.lock().lane(id).map_or(0, |lane| lane.start);
             while let Some(entry) = self.entry(id, sequence)? {
                 let facts = entry.body.message().and_then(|known| known.meta.dead_letter);
                 if facts.is_some_and(|facts| facts.original_id == message) {
-                    places.push((id, sequence, entry.body.head.id));
+                    places.push((id, sequence));
                 }
                 sequence += 1;
             }

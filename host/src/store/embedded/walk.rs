@@ -10,14 +10,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::core::Core;
-use super::erase;
 use super::files::{DataFile, read_all, read_full};
 use super::frame::{self, FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader, HeaderFault};
 use super::journal::{file_id, file_name};
 use super::maintenance::CHECKPOINT;
-use super::ops::{LaneId, Op};
+use super::ops::{Op, Owner};
 use super::recovery::OpenError;
-use crate::message::TopicId;
 
 /// A journal file.
 pub(super) struct Source {
@@ -49,13 +47,6 @@ pub(super) struct Found {
 struct Suspect {
     file: String,
     offset: usize,
-}
-
-/// What a body belongs to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Owner {
-    Log(LaneId, u64),
-    Scheduled(TopicId, u64),
 }
 
 struct Walk {
@@ -179,14 +170,14 @@ impl Walk {
         let ops = decode(source, head)?;
         let (mut offset, mut suspects) = (0, Vec::new());
         for op in &ops {
-            for (nth, head) in erase::heads(op).iter().enumerate() {
+            for (owner, head) in op.bodies() {
                 let place = source.used + FRAME_HEADER_BYTES + header.head_len as usize + offset;
                 let end = offset + head.body_len as usize;
                 let Some(body) = bodies.get(offset..end).filter(|_| head.meta_len <= head.body_len) else {
                     return Err(OpenError::damaged(&source.name, place, "a body is shorter than its head says"));
                 };
                 if crc32c::crc32c(body) != head.crc && !frame::is_erased(body) {
-                    suspects.push((owner(op, nth as u64), Suspect { file: source.name.clone(), offset: place }));
+                    suspects.push((owner, Suspect { file: source.name.clone(), offset: place }));
                 }
                 offset = end;
             }
@@ -194,7 +185,7 @@ impl Walk {
         if last && !suspects.is_empty() {
             return Ok(false);
         }
-        self.suspects.extend(suspects.into_iter().filter_map(|(owner, suspect)| Some((owner?, suspect))));
+        self.suspects.extend(suspects);
         if !self.suspects.is_empty() {
             ops.iter().for_each(|op| self.excuse(op));
         }
@@ -259,12 +250,4 @@ pub(super) fn decode(source: &Source, head: &[u8]) -> Result<Vec<Op>, OpenError>
 /// A whole file.
 pub(super) fn read_whole(file: &dyn DataFile, name: &str) -> Result<Bytes, OpenError> {
     Ok(Bytes::from(read_all(file).map_err(OpenError::io(format!("reading {name}")))?))
-}
-
-fn owner(op: &Op, nth: u64) -> Option<Owner> {
-    match op {
-        Op::Append { lane, first, .. } => Some(Owner::Log(*lane, first + nth)),
-        Op::Scheduled { topic, number, .. } => Some(Owner::Scheduled(*topic, *number)),
-        _ => None,
-    }
 }

@@ -200,15 +200,6 @@ impl State {
         Position { topic, partition, offset: offset(id, sequence) }
     }
 
-    /// Whether a dead letter is still on its list, also after what this frame holds.
-    fn is_listed(&self, at: Position, plan: &Plan) -> bool {
-        let Some(topic) = self.topics.get(&at.topic) else { return false };
-        let end = topic.lane(at.partition, at.offset.lane()).map_or(0, |lane| lane.end);
-        at.offset.sequence() < end
-            && !topic.is_settled(GroupId::SHARED, at.partition, at.offset)
-            && !plan.replayed.contains(&at)
-    }
-
     /// Plans that what is due enters its log.
     pub fn plan_due(&self, topic: TopicId, number: u64, now: Timestamp, plan: &mut Plan) {
         let Some(scheduled) = self.topics.get(&topic).and_then(|topic| topic.schedule.get(number)) else { return };
@@ -221,68 +212,6 @@ impl State {
         *next += 1;
         plan.stamps += 1;
         plan.appends.push(Op::Due { topic, number, lane: id, sequence, stamp, at: self.append_at(now) });
-    }
-
-    fn check_places(&self, batch: &Batch) -> Result<(), StoreError> {
-        let topic = self.topic(batch.topic)?;
-        let check = |id: &LaneId| match self.topics.get(&id.topic) {
-            None => Err(StoreError::NoTopic),
-            Some(topic) if id.partition >= topic.spec.partitions => {
-                Err(StoreError::Invalid(format!("the topic has no partition {}", id.partition)))
-            }
-            Some(_) => Ok(()),
-        };
-        for item in &batch.items {
-            match &item.entry {
-                Prepared::Log { lane, .. } => check(lane)?,
-                Prepared::Dead { .. } if self.dead_letter_of(topic.spec.id).is_none() => {
-                    return Err(StoreError::Invalid("the topic has no dead-letter topic".to_owned()));
-                }
-                Prepared::Dead { .. } | Prepared::Dropped { .. } => {}
-            }
-            item.emitted.iter().try_for_each(|emitted| check(&emitted.lane))?;
-        }
-        Ok(())
-    }
-
-    fn check_revisions(&self, batch: &Batch, plan: &Plan) -> Result<(), StoreError> {
-        let check = |lane: &LaneId, revision: u64| {
-            let place = (lane.topic, lane.partition);
-            let current = plan.revisions.get(&place).copied().unwrap_or_else(|| self.revision(place));
-            if revision < current { Err(StoreError::StaleRevision { current }) } else { Ok(()) }
-        };
-        for item in &batch.items {
-            if let Prepared::Log { lane, .. } = &item.entry {
-                check(lane, batch.revision)?;
-            }
-            item.emitted.iter().try_for_each(|emitted| check(&emitted.lane, emitted.revision))?;
-        }
-        Ok(())
-    }
-
-    /// The pipeline revision of the last batch that a partition stored.
-    fn revision(&self, place: (TopicId, Partition)) -> u64 {
-        let part = self.topics.get(&place.0).and_then(|topic| topic.partitions.get(usize::from(place.1)));
-        part.map_or(0, |part| part.revision)
-    }
-
-    fn check_kv(&self, writes: &[KvWrite], plan: &Plan) -> Result<(), StoreError> {
-        let mut bytes = 0;
-        for write in writes {
-            let key = (Arc::clone(&write.namespace), Arc::clone(&write.key));
-            let stored = || self.kv.get(&key).map_or(0, |value| value.version);
-            let current = plan.kv.get(&key).copied().unwrap_or_else(stored);
-            if current != write.expected_version {
-                return Err(StoreError::KvConflict);
-            }
-            if let Some(value) = &write.value {
-                bytes += kv_cost(&write.namespace, &write.key) + value.len() as u64;
-            }
-        }
-        if bytes > 0 && self.kv_bytes + plan.kv_bytes + bytes > self.limits.kv_bytes_max {
-            return Err(StoreError::Unavailable("the plugins' key-value space is full".to_owned()));
-        }
-        Ok(())
     }
 
     fn plan_kv(&self, writes: Vec<KvWrite>, plan: &mut Plan) {

@@ -4,7 +4,7 @@
 
 use crate::clock::Timestamp;
 use crate::message::{GroupId, Offset, Partition, TopicId};
-use crate::store::embedded::ops::{Body, Done, Entry, Head, LaneId, LaneStart, Op};
+use crate::store::embedded::ops::{Body, Done, Entry, Head, LaneId, LaneStart, Op, Owner};
 use crate::store::{GroupSpec, KvValue, TopicSpec};
 
 use super::group::Group;
@@ -52,6 +52,7 @@ impl State {
             }
             Op::Unscheduled { topic, number } => {
                 self.unschedule(topic, number);
+                self.erasing.push(Owner::Scheduled(topic, number));
             }
             Op::Revision { topic, partition, revision } => {
                 if let Some(part) =
@@ -284,6 +285,7 @@ impl State {
             group.settle(id.partition, offset(id, sequence), now);
         }
         self.cache.forget(id, sequence);
+        self.erasing.push(Owner::Log(id, sequence));
     }
 }
 

@@ -5,6 +5,7 @@
 pub mod append;
 pub mod apply;
 pub mod cache;
+mod check;
 pub mod control;
 pub mod cursor;
 pub mod dedup;
@@ -34,7 +35,7 @@ use self::dedup::Dedup;
 use self::group::{Group, LANES};
 use self::lane::Lane;
 use self::schedule::Schedule;
-use super::ops::{LaneId, Op};
+use super::ops::{LaneId, Op, Owner};
 
 /// A partition of a topic.
 #[derive(Debug, Default)]
@@ -206,6 +207,8 @@ pub struct State {
     pub epoch: u64,
     /// The topics.
     pub topics: BTreeMap<TopicId, Topic>,
+    /// What is unreadable but whose bytes may still be in files.
+    pub erasing: Vec<Owner>,
     /// Topics that are gone but whose files are not.
     pub graves: Vec<TopicId>,
     /// Segments that left their lane but whose files are still there.
@@ -257,6 +260,7 @@ impl State {
             limits,
             epoch: 0,
             topics: BTreeMap::new(),
+            erasing: Vec::new(),
             graves: Vec::new(),
             dead_segments: Vec::new(),
             kv: Kv::new(),

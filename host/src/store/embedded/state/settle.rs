@@ -103,56 +103,24 @@ impl State {
             Settlement::Retry { at, failure } => {
                 let last = self.topics[&topic].groups[&live.group].spec.attempts_max <= live.attempts;
                 // Without the message at hand it was not the last attempt when the caller looked; it is so from now on.
-                let dead_letter = self.dead_letter_of(topic);
-                if last && (item.message.is_some() || dead_letter.is_none()) {
+                if last && (item.message.is_some() || self.dead_letter_of(topic).is_none()) {
                     self.plan_dead_letter(&live, item.message.as_ref(), &failure, now, plan);
                     return Ok(Settled::DeadLettered);
                 }
-                self.mark(&live, plan);
-                let failure = Some(shortened(failure));
-                plan.settles.push(Op::Retry {
-                    topic,
-                    group: live.group,
-                    partition,
-                    offset,
-                    attempts: live.attempts,
-                    at,
-                    failure,
-                });
+                self.plan_wait(&live, live.attempts, at, Some(failure), plan);
                 Ok(Settled::Retrying { at })
             }
-            Settlement::DeadLetter { .. } if item.message.is_none() && self.dead_letter_of(topic).is_some() => {
-                // The dead-letter topic came to be after the caller looked: again, so that there is a copy.
-                self.mark(&live, plan);
-                let attempts = live.attempts;
-                plan.settles.push(Op::Retry {
-                    topic,
-                    group: live.group,
-                    partition,
-                    offset,
-                    attempts,
-                    at: now,
-                    failure: None,
-                });
-                Ok(Settled::Retrying { at: now })
-            }
             Settlement::DeadLetter { failure } => {
+                if item.message.is_none() && self.dead_letter_of(topic).is_some() {
+                    // The dead-letter topic came to be after the caller looked: again, so that there is a copy.
+                    self.plan_wait(&live, live.attempts, now, Some(failure), plan);
+                    return Ok(Settled::Retrying { at: now });
+                }
                 self.plan_dead_letter(&live, item.message.as_ref(), &failure, now, plan);
                 Ok(Settled::DeadLettered)
             }
             Settlement::Release => {
-                self.mark(&live, plan);
-                let attempts = live.attempts.saturating_sub(1);
-                let at = Timestamp(0);
-                plan.settles.push(Op::Retry {
-                    topic,
-                    group: live.group,
-                    partition,
-                    offset,
-                    attempts,
-                    at,
-                    failure: None,
-                });
+                self.plan_wait(&live, live.attempts.saturating_sub(1), Timestamp(0), None, plan);
                 Ok(Settled::Released)
             }
             Settlement::Extend { duration } => {
@@ -162,6 +130,14 @@ impl State {
                 Ok(Settled::Extended { until })
             }
         }
+    }
+
+    /// Plans that a message waits again.
+    fn plan_wait(&mut self, live: &Live, attempts: u32, at: Timestamp, failure: Option<Failure>, plan: &mut Plan) {
+        self.mark(live, plan);
+        let (Position { topic, partition, offset }, group) = (live.position, live.group);
+        let failure = failure.map(shortened);
+        plan.settles.push(Op::Retry { topic, group, partition, offset, attempts, at, failure });
     }
 
     /// Plans the settlement that an at-most-once grant is; for each, whether it was still alive. One that is not was or

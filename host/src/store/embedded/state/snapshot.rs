@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::message::{GroupId, Offset, Partition};
-use crate::store::embedded::ops::{Body, Head, LaneId};
+use crate::store::embedded::ops::{Body, Head, LaneId, Owner};
 use crate::store::embedded::segment::Segment;
 use crate::store::{Failure, GroupSpec, KvValue, TopicSpec};
 
@@ -31,6 +31,7 @@ pub struct Snapshot {
     next_note: u64,
     /// The last frame it contains.
     pub applied: u64,
+    erasing: Vec<Owner>,
     kv: Vec<(Arc<str>, Arc<str>, KvValue)>,
     topics: Vec<TopicSnapshot>,
 }
@@ -148,6 +149,7 @@ impl State {
             next_scheduled: self.next_scheduled,
             next_note: self.next_note,
             applied: self.applied,
+            erasing: self.erasing.clone(),
             kv: self.kv.iter().map(|((space, key), value)| (space.clone(), key.clone(), value.clone())).collect(),
             topics: self.topics.values().map(topic_snapshot).collect(),
         }
@@ -162,6 +164,7 @@ impl State {
         self.next_scheduled = snapshot.next_scheduled;
         self.next_note = snapshot.next_note;
         self.applied = snapshot.applied;
+        self.erasing = snapshot.erasing;
         for (space, key, value) in snapshot.kv {
             self.kv_bytes += super::apply::kv_cost(&space, &key) + value.value.len() as u64;
             self.kv.insert((space, key), value);

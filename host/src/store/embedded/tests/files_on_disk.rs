@@ -278,7 +278,8 @@ async fn an_opening_that_is_refused_changes_no_file() {
     publish(&store, 103..104).await;
     drop(store);
     let segment = "topic-1/00-0-000000000000000.seg";
-    let spoil: [(&str, fn(&Path)); 3] = [
+    type Spoil = fn(&Path);
+    let spoil: [(&str, Spoil); 3] = [
         ("no checkpoint", |dir| fs::remove_file(dir.join("checkpoint")).unwrap()),
         ("no journal", |dir| journals(dir).iter().for_each(|path| fs::remove_file(path).unwrap())),
         ("a damaged frame", |dir| {
