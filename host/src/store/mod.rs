@@ -199,7 +199,8 @@ pub struct AppendBatch {
     pub all_or_nothing: bool,
     /// Plugins' writes: if one of them finds another version, the whole batch fails with [`StoreError::KvConflict`].
     pub kv: Vec<KvWrite>,
-    /// Dead letters that this batch replays: taken off their list in the same unit.
+    /// Dead letters that this batch replays: taken off their list in the same unit. If one of them is off the list already,
+    /// nothing of the batch is stored ([`AppendOutcome::NotAttempted`]): another replay came first.
     pub replays: Vec<Position>,
 }
 
@@ -270,7 +271,8 @@ pub enum AppendOutcome {
     KeyConflict,
     /// No room for it (or for its key): nothing of this item was stored.
     TopicFull,
-    /// Not stored because another item of an `all_or_nothing` batch could not be.
+    /// Not stored because another item of an `all_or_nothing` batch could not be, or a dead letter that the batch replays was
+    /// off its list.
     NotAttempted,
 }
 
