@@ -90,10 +90,8 @@ impl Config {
             }
         };
         warnings.extend(check::warnings(&config));
-        let origins = KEYS
-            .iter()
-            .filter_map(|key| Some((key.path, merged.find_metadata(key.path)?.name.to_string())))
-            .collect();
+        let origins =
+            KEYS.iter().filter_map(|key| Some((key.path, merged.find_metadata(key.path)?.name.to_string()))).collect();
         Ok(Loaded { config, warnings, origins })
     }
 }
@@ -101,7 +99,10 @@ impl Config {
 fn host() -> resolve::Host {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok().or_else(|| std::env::var("HOSTNAME").ok());
     resolve::Host {
-        name: name.map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).unwrap_or_else(|| "sluice".to_owned()),
+        name: name
+            .map(|name| name.trim().to_owned())
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "sluice".to_owned()),
         cores: std::thread::available_parallelism().map_or(1, std::num::NonZero::get).min(256),
     }
 }

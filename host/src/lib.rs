@@ -1,19 +1,23 @@
 //! Sluice, a message broker whose topics run their owners' own logic as WebAssembly components. The modules stand in the
 //! order of a message's way; ARCHITECTURE.md has the map.
 
+// The way of a message, in order (apart, since rustfmt sorts neighbours).
+pub mod publish;
+
+pub mod pipeline;
+
+pub mod store;
+
+pub mod delivery;
+
+pub mod settle;
+
 // What every step shares.
 pub mod clock;
 pub mod config;
 pub mod entropy;
 pub mod message;
 pub mod telemetry;
-
-// The way of a message.
-pub mod publish;
-pub mod pipeline;
-pub mod store;
-pub mod delivery;
-pub mod settle;
 
 // What it is about: topics, subscriptions, schemas, plugins.
 pub mod catalog;
@@ -22,6 +26,6 @@ pub mod schemas;
 pub mod topic_metrics;
 
 // Around it.
-pub mod broker;
 pub mod api;
+pub mod broker;
 pub mod cli;

@@ -66,7 +66,7 @@ pub enum TelemetryError {
     Twice(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Keeps telemetry alive; dropping it sends what is waiting to the collector, for at most [`FLUSH_TIMEOUT`].
+/// Keeps telemetry alive; dropping it sends what is waiting to the collector, for at most `FLUSH_TIMEOUT`.
 #[must_use = "dropping the guard stops the export of traces"]
 #[derive(Debug)]
 pub struct Guard {

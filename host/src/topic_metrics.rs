@@ -1,5 +1,5 @@
 //! Figures of topics and groups for Prometheus, read from the store when they are asked for. Invariant: at most
-//! [`TOPICS_MAX`] topics are shown, so labels stay bounded. Never counts by itself: the store does.
+//! `TOPICS_MAX` topics are shown, so labels stay bounded. Never counts by itself: the store does.
 
 use prometheus::{IntGaugeVec, Opts, Registry};
 

@@ -1,5 +1,5 @@
 //! The command line. Invariant: client commands speak the HTTP API and nothing else, and every command ends with an exit
-//! code that [`failure`] documents. Never holds logic of the broker.
+//! code that `failure` documents. Never holds logic of the broker.
 
 mod arguments;
 mod audit;
