@@ -26,7 +26,7 @@ pub const DEAD: TopicId = TopicId(2);
 pub const GROUP: GroupId = GroupId(1);
 /// A second one.
 pub const OTHER: GroupId = GroupId(2);
-/// How long [`Bed::lease`]'s leases last. No rule moves the clock to the very millisecond of a deadline.
+/// How long a rule's leases last. No rule moves the clock to the very millisecond of a deadline.
 pub const LEASE: Duration = Duration::from_millis(30_500);
 /// When a bed's clock begins.
 pub const START: Timestamp = Timestamp(1_700_000_000_000);
