@@ -23,7 +23,7 @@ Examples:
   sluice topic create orders                   a Queue: each message to one consumer
   sluice topic create deployment.events --type PubSub --partitions 8 --retention P30D
   sluice topic update orders --schema-id orders.v1
-  sluice topic metrics orders --window PT15M";
+  sluice topic metrics orders";
 
 /// Topics.
 #[derive(Debug, Args)]
@@ -78,13 +78,10 @@ enum Action {
         #[arg(long)]
         force: bool,
     },
-    /// Show how much goes through a topic
+    /// Show a topic's figures: what it holds, and how far each group is
     Metrics {
         /// Its name
         name: String,
-        /// Over this time, ISO 8601 [default: PT1H]
-        #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
-        window: Option<String>,
     },
     /// Discard all messages of a topic
     Purge {
@@ -170,9 +167,8 @@ pub(super) async fn run(args: &TopicArgs) -> Result<(), Failure> {
             let answer = client.delete(&["topics", name], query).await?;
             output.done(&format!("deleted {name}"), &answer)
         }
-        Action::Metrics { name, window } => {
-            let query = Query::default().with("window", window.as_ref());
-            output.thing(&client.get(&["topics", name, "metrics"], query).await?.body)
+        Action::Metrics { name } => {
+            output.thing(&client.get(&["topics", name, "metrics"], Query::default()).await?.body)
         }
         Action::Purge { name } => {
             let answer = client.act(&["topics", name, "purge"], Query::default()).await?;
