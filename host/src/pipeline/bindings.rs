@@ -8,4 +8,4 @@ wasmtime::component::bindgen!({
     ownership: Borrowing { duplicate_if_necessary: true },
 });
 
-pub use sluice::plugin::{log, types};
+pub use self::sluice::plugin::{log, types};
