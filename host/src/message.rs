@@ -255,7 +255,7 @@ pub struct DeadLetterFacts {
     pub group: Option<GroupId>,
     /// That subscription's group name, or the topic's stage that turned it away.
     pub group_name: Arc<str>,
-    /// In a word: `MAX_RETRIES`, `REJECTED`, `FAULT`, `LEASE_EXPIRED`, …
+    /// In a word: `NACK`, `REJECTED`, `FAULT`, `LEASE_EXPIRED`, …
     pub reason: Arc<str>,
     /// In a sentence: the consumer's reason, the stage's word, the endpoint's answer.
     pub detail: Arc<str>,

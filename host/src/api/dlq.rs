@@ -45,7 +45,7 @@ pub(super) struct DeadLetterView<'a> {
     /// For which group; absent if it never got into its topic.
     #[serde(skip_serializing_if = "str::is_empty")]
     consumer_group: &'a str,
-    /// In a word: `MAX_RETRIES`, `REJECTED`, ….
+    /// In a word: `NACK`, `REJECTED`, ….
     reason: &'a str,
     /// In a sentence: the consumer's, the stage's, the endpoint's.
     detail: &'a str,
@@ -167,7 +167,7 @@ async fn replay(
 struct ReplayBody {
     /// Only those that failed for this group.
     consumer_group: Option<String>,
-    /// Only those that failed for this reason: `MAX_RETRIES`, `REJECTED`, ….
+    /// Only those that failed for this reason: `NACK`, `REJECTED`, ….
     reason: Option<String>,
     /// Only count them.
     dry_run: bool,

@@ -56,7 +56,7 @@ enum Action {
         /// Of all, only those that failed for this group
         #[arg(long, requires = "all")]
         group: Option<String>,
-        /// Of all, only those that failed for this reason, such as MAX_RETRIES
+        /// Of all, only those that failed for this reason, such as NACK
         #[arg(long, requires = "all")]
         reason: Option<String>,
         /// Only count them

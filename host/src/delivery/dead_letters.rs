@@ -32,7 +32,7 @@ pub struct DeadLetters {
 pub struct Which {
     /// Those that failed for this group.
     pub group: Option<String>,
-    /// Those that failed for this reason: `MAX_RETRIES`, `REJECTED`, ….
+    /// Those that failed for this reason: `NACK`, `REJECTED`, ….
     pub reason: Option<String>,
 }
 
