@@ -265,9 +265,7 @@ impl Broker {
     }
 
     fn signal(&self, name: &str) {
-        let id = self.process_id().to_string();
-        let sent = Command::new("kill").args(["-s", name, &id]).status().expect("kill(1) starts");
-        assert!(sent.success(), "the signal could not be sent");
+        assert!(signal(self.process_id(), name), "the signal could not be sent");
     }
 
     fn stdout_file(&self) -> PathBuf {
@@ -289,6 +287,13 @@ impl Drop for Broker {
             eprintln!("--- the broker's log ---\n{}\n--- end of the log ---", &log[from..]);
         }
     }
+}
+
+/// Sends a signal (`TERM`, `STOP`, `CONT`) to a process; answers whether it was there to take it.
+#[must_use]
+pub fn signal(process_id: u32, name: &str) -> bool {
+    let kill = Command::new("kill").args(["-s", name, &process_id.to_string()]).stderr(Stdio::null()).status();
+    kill.expect("kill(1) starts").success()
 }
 
 /// All files below `folder`, for looking at what a broker keeps.

@@ -1,18 +1,21 @@
 //! The engines that the store's suites run over. Invariant: every value has data of its own, removed with it. Says
 //! nothing about what a store must do.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use sluice::clock::Clock;
-use sluice::store::MessageStore;
-use sluice::store::embedded::{EmbeddedLimits, EmbeddedOptions, EmbeddedStore};
+use sluice::message::TopicId;
+use sluice::store::embedded::{Drive, EmbeddedLimits, EmbeddedOptions, EmbeddedStore, OpenError, OpenReport, Torn};
+use sluice::store::{MessageStore, Page, ReadFrom, ReadRequest, StoreError};
 
 use crate::store_bed::Backend;
-use crate::store_disk::Disk;
+use crate::store_disk::{Disk, Fault};
 
 /// The embedded store in a folder of the real disk. Between two openings nothing is lost, as when a process is dropped.
 pub struct OnDisk {
@@ -40,22 +43,62 @@ impl Backend for OnDisk {
     }
 }
 
-/// The embedded store on a disk that loses power before each opening, with whatever was not synced.
+/// The embedded store on a disk that loses power before each opening, with whatever was not synced, and that fails when it
+/// is told to.
 pub struct PowerCuts {
     /// For the lock file, which is always the system's.
     root: tempfile::TempDir,
     disk: Mutex<Disk>,
     seed: AtomicU64,
     limits: EmbeddedLimits,
+    drive: Drive,
+    opening: Mutex<Opening>,
+    store: Mutex<Weak<EmbeddedStore>>,
+}
+
+/// What is to happen at the next opening, and what did.
+#[derive(Default)]
+struct Opening {
+    faults: Vec<(Fault, u32)>,
+    peek: Option<u64>,
+    peeked: Option<Peek>,
+}
+
+/// What a store found on a disk with one flipped bit.
+pub struct Peek {
+    /// The file that the bit is in.
+    pub path: PathBuf,
+    /// The byte.
+    pub offset: u64,
+    /// What came of opening it.
+    pub found: Result<Peeked, OpenError>,
+}
+
+/// A store that opened all the same.
+pub struct Peeked {
+    /// What it took for a torn end.
+    pub torn: Option<Torn>,
+    /// Each topic's log, as far as it can be read.
+    pub pages: BTreeMap<TopicId, Result<Page, StoreError>>,
 }
 
 impl PowerCuts {
     /// With an empty disk; `seed` decides what is lost.
     #[must_use]
     pub fn new(seed: u64, limits: EmbeddedLimits) -> PowerCuts {
+        PowerCuts::driven(seed, limits, Drive::Threads)
+    }
+
+    /// The same, with the work behind the calls done by threads or by the callers.
+    #[must_use]
+    pub fn driven(seed: u64, limits: EmbeddedLimits, drive: Drive) -> PowerCuts {
         let root = tempfile::tempdir().expect("the system gives a temporary folder");
         let disk = Mutex::new(Disk::new(root.path()));
-        PowerCuts { disk, root, seed: AtomicU64::new(seed), limits }
+        if drive == Drive::Callers {
+            disk.lock().read_short();
+        }
+        let (opening, store) = (Mutex::default(), Mutex::default());
+        PowerCuts { disk, root, seed: AtomicU64::new(seed), limits, drive, opening, store }
     }
 
     /// For the test of this name, which decides what is lost.
@@ -68,6 +111,85 @@ impl PowerCuts {
     #[must_use]
     pub fn cramped(test: &str) -> PowerCuts {
         PowerCuts::new(seed(test), cramped())
+    }
+
+    /// Has the store do what it does now and then by itself.
+    pub fn work_behind(&self) {
+        if let Some(store) = self.store.lock().upgrade() {
+            store.work_behind();
+        }
+    }
+
+    /// What the last opening found.
+    ///
+    /// # Panics
+    /// When the store is gone.
+    #[must_use]
+    pub fn report(&self) -> OpenReport {
+        self.store.lock().upgrade().expect("the store is open").report().clone()
+    }
+
+    /// See [`Disk::arm`].
+    pub fn arm(&self, fault: Fault, after: u32) {
+        self.disk.lock().arm(fault, after);
+    }
+
+    /// The same during the next opening, which is tried again after a power cut.
+    pub fn arm_opening(&self, fault: Fault, after: u32) {
+        self.opening.lock().faults.push((fault, after));
+    }
+
+    /// Before the next opening another store looks at the disk, with a bit flipped that the seed chooses.
+    pub fn peek_at_opening(&self, seed: u64) {
+        self.opening.lock().peek = Some(seed);
+    }
+
+    /// What it saw.
+    #[must_use]
+    pub fn take_peek(&self) -> Option<Peek> {
+        self.opening.lock().peeked.take()
+    }
+
+    /// See [`Disk::fill`].
+    pub fn fill(&self) {
+        self.disk.lock().fill();
+    }
+
+    /// See [`Disk::heal`].
+    pub fn heal(&self) {
+        self.disk.lock().heal();
+    }
+
+    /// How often a fault has struck since the last opening.
+    #[must_use]
+    pub fn struck(&self) -> u32 {
+        self.disk.lock().struck()
+    }
+
+    fn options(&self, clock: &Clock) -> EmbeddedOptions {
+        let (limits, drive) = (self.limits.clone(), self.drive);
+        EmbeddedOptions { limits, drive, ..EmbeddedOptions::new(self.root.path(), clock.clone()) }
+    }
+
+    async fn peek(&self, seed: u64, clock: &Clock) -> Option<Peek> {
+        let (disk, path, offset) = self.disk.lock().with_a_flipped_bit(seed)?;
+        let store = match EmbeddedStore::open_on(self.options(clock), Arc::new(disk)) {
+            Ok(store) => store,
+            Err(error) => return Some(Peek { path, offset, found: Err(error) }),
+        };
+        let mut pages = BTreeMap::new();
+        for topic in store.topics().await.expect("it is open") {
+            let whole =
+                ReadRequest { topic, partition: None, from: ReadFrom::Earliest, limit: 1000, bytes_max: 64 << 20 };
+            pages.insert(topic, store.read(whole).await);
+        }
+        Some(Peek { path, offset, found: Ok(Peeked { torn: store.report().torn.clone(), pages }) })
+    }
+
+    fn cut_power(&self) {
+        let mut disk = self.disk.lock();
+        let after = disk.without_power(self.seed.fetch_add(1, Ordering::Relaxed));
+        *disk = after;
     }
 }
 
@@ -91,20 +213,43 @@ fn seed(test: &str) -> u64 {
 
 impl Backend for PowerCuts {
     fn cut(&self) {
-        let mut disk = self.disk.lock();
-        let after = disk.without_power(self.seed.fetch_add(1, Ordering::Relaxed));
-        *disk = after;
+        self.cut_power();
     }
 
     fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
         async move {
-            let options = EmbeddedOptions {
-                limits: self.limits.clone(),
-                ..EmbeddedOptions::new(self.root.path(), clock.clone())
-            };
-            let disk = Arc::new(self.disk.lock().clone());
-            Arc::new(EmbeddedStore::open_on(options, disk).expect("the store opens")) as Arc<dyn MessageStore>
+            let Opening { faults, peek, .. } = std::mem::take(&mut *self.opening.lock());
+            if let Some(seed) = peek {
+                let peeked = self.peek(seed, clock).await;
+                self.opening.lock().peeked = peeked;
+            }
+            for (fault, after) in faults {
+                self.arm(fault, after);
+            }
+            loop {
+                let disk = Arc::new(self.disk.lock().clone());
+                match EmbeddedStore::open_on(self.options(clock), disk) {
+                    Ok(store) => {
+                        let store = Arc::new(store);
+                        *self.store.lock() = Arc::downgrade(&store);
+                        return store as Arc<dyn MessageStore>;
+                    }
+                    Err(error) => assert!(self.struck() > 0, "the store opens: {error}"),
+                }
+                // Nothing is armed after a cut.
+                self.cut_power();
+            }
         }
         .boxed()
+    }
+}
+
+impl<B: Backend + ?Sized> Backend for Arc<B> {
+    fn cut(&self) {
+        (**self).cut();
+    }
+
+    fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
+        (**self).open(clock)
     }
 }

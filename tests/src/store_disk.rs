@@ -1,6 +1,11 @@
-//! A disk in memory that loses power. Invariant: after [`Disk::without_power`] there is what was synced, and of what was
-//! not, some part that a real disk might have kept: writes in any selection, the last one torn, names of files (created,
-//! renamed, removed) as far as any moment since their directory was synced. Never writes to the real disk.
+//! A disk in memory that loses power, and fails when it is told to. Invariant: after [`Disk::without_power`] there is what
+//! was synced, and of what was not, some part that a real disk might have kept: writes in any selection, the last one
+//! torn, names of files (created, renamed, removed) as far as any moment since their directory was synced. Never writes
+//! to the real disk.
+
+mod faults;
+
+pub use faults::Fault;
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -12,6 +17,8 @@ use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sluice::store::embedded::files::{DataFile, FileLayer};
 
+use faults::Faults;
+
 const PAGE: u64 = 4096;
 /// What a disk writes in one piece.
 const SECTOR: usize = 512;
@@ -20,7 +27,7 @@ const SECTOR: usize = 512;
 #[derive(Clone)]
 pub struct Disk(Arc<Mutex<State>>);
 
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct State {
     files: HashMap<u64, Inode>,
     next_file: u64,
@@ -30,6 +37,7 @@ struct State {
     durable: Names,
     /// What was done to names since their directory was synced, oldest first.
     pending: Vec<(PathBuf, NameOp)>,
+    faults: Faults,
 }
 
 #[derive(Clone, Default)]
@@ -71,7 +79,14 @@ impl Disk {
     /// An empty disk on which the directory `root` exists.
     #[must_use]
     pub fn new(root: &Path) -> Disk {
-        let mut state = State::default();
+        let mut state = State {
+            files: HashMap::new(),
+            next_file: 0,
+            names: Names::default(),
+            durable: Names::default(),
+            pending: Vec::new(),
+            faults: Faults::none(0),
+        };
         for names in [&mut state.names, &mut state.durable] {
             names.dirs.extend(root.ancestors().map(|dir| (dir.to_owned(), ())));
         }
@@ -92,7 +107,57 @@ impl Disk {
         for file in state.files.values_mut() {
             file.lose_power(&mut chance);
         }
+        state.faults = state.faults.after_a_power_cut(seed);
         Disk(Arc::new(Mutex::new(state)))
+    }
+
+    /// A copy with one bit changed, and the file and byte where that is; `None` if there is nothing to change.
+    #[must_use]
+    pub fn with_a_flipped_bit(&self, seed: u64) -> Option<(Disk, PathBuf, u64)> {
+        let mut state = self.0.lock().clone();
+        let mut chance = StdRng::seed_from_u64(seed);
+        let files: Vec<(PathBuf, u64)> = state.names.files.iter().map(|(path, file)| (path.clone(), *file)).collect();
+        let filled: Vec<_> = files.into_iter().filter(|(_, file)| state.files[file].data.len > 0).collect();
+        let (path, number) = filled.get(chance.random_range(0..filled.len().max(1)))?.clone();
+        let inode = state.files.get_mut(&number)?;
+        // Where something was written: journal files reserve room, in which a bit means nothing.
+        let mut pages: Vec<u64> = inode.data.pages.keys().copied().collect();
+        pages.sort_unstable();
+        let page = *pages.get(chance.random_range(0..pages.len().max(1)))?;
+        let offset = page * PAGE + chance.random_range(0..PAGE);
+        let mut byte = [0];
+        if inode.data.read(&mut byte, offset) == 0 {
+            return None;
+        }
+        inode.data.write(offset, &[byte[0] ^ (1 << chance.random_range(0..8_u8))]);
+        inode.synced = inode.data.clone();
+        Some((Disk(Arc::new(Mutex::new(state))), path, offset))
+    }
+
+    /// The next operation of the kind but `after` fails, once.
+    pub fn arm(&self, fault: Fault, after: u32) {
+        self.0.lock().faults.arm(fault, after);
+    }
+
+    /// From now on no file grows and none is made; what was reserved before can be written.
+    pub fn fill(&self) {
+        self.0.lock().faults.full = true;
+    }
+
+    /// Nothing that was armed strikes any more, and there is room.
+    pub fn heal(&self) {
+        self.0.lock().faults.heal();
+    }
+
+    /// How often a fault has struck.
+    #[must_use]
+    pub fn struck(&self) -> u32 {
+        self.0.lock().faults.struck
+    }
+
+    /// From now on reads give less than was asked for, as they may.
+    pub fn read_short(&self) {
+        self.0.lock().faults.short_reads = true;
     }
 }
 
@@ -141,6 +206,15 @@ impl Inode {
     fn sync(&mut self) {
         for write in self.pending.drain(..) {
             self.synced.apply(&write);
+        }
+    }
+
+    /// Any part of what was written is on the disk, and the rest will never be: the system takes it for written.
+    fn fail_to_sync(&mut self, chance: &mut StdRng) {
+        for write in std::mem::take(&mut self.pending) {
+            if chance.random_bool(0.5) {
+                self.synced.apply(&write);
+            }
         }
     }
 
@@ -250,10 +324,12 @@ impl FileLayer for Disk {
         if !path.parent().is_some_and(|parent| state.names.dirs.contains_key(parent)) {
             return Err(not_found(path));
         }
+        state.faults.check(Fault::Name)?;
         if let Some(&number) = state.names.files.get(path) {
             state.files.entry(number).or_default().write(Write::Len(0));
             return Ok(Arc::new(Open { disk: self.clone(), number }));
         }
+        state.faults.check_room()?;
         let number = state.next_file;
         state.next_file += 1;
         state.files.insert(number, Inode::default());
@@ -262,7 +338,10 @@ impl FileLayer for Disk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DataFile>> {
-        let number = *self.0.lock().names.files.get(path).ok_or_else(|| not_found(path))?;
+        let mut state = self.0.lock();
+        let number = *state.names.files.get(path).ok_or_else(|| not_found(path))?;
+        state.faults.check(Fault::Name)?;
+        drop(state);
         Ok(Arc::new(Open { disk: self.clone(), number }))
     }
 
@@ -271,6 +350,7 @@ impl FileLayer for Disk {
         if !state.names.files.contains_key(from) {
             return Err(not_found(from));
         }
+        state.faults.check(Fault::Name)?;
         state.rename_op(to.parent(), NameOp::Rename(from.to_owned(), to.to_owned()));
         Ok(())
     }
@@ -296,6 +376,7 @@ impl FileLayer for Disk {
         if !state.names.dirs.contains_key(path) {
             return Err(not_found(path));
         }
+        state.faults.check(Fault::SyncDir)?;
         let (now, later) = std::mem::take(&mut state.pending).into_iter().partition(|(dir, _)| dir == path);
         state.pending = later;
         let now: Vec<(PathBuf, NameOp)> = now;
@@ -312,37 +393,67 @@ struct Open {
 }
 
 impl Open {
-    fn with<T>(&self, what: impl FnOnce(&mut Inode) -> T) -> io::Result<T> {
-        Ok(what(self.disk.0.lock().files.entry(self.number).or_default()))
+    fn with<T>(&self, what: impl FnOnce(&mut Inode, &mut Faults) -> io::Result<T>) -> io::Result<T> {
+        let state = &mut *self.disk.0.lock();
+        what(state.files.entry(self.number).or_default(), &mut state.faults)
     }
 }
 
 impl DataFile for Open {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.with(|file| file.data.read(buf, offset))
+        self.with(|file, faults| {
+            faults.check(Fault::Read)?;
+            let len = faults.read_len(buf.len());
+            Ok(file.data.read(&mut buf[..len], offset))
+        })
     }
 
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.with(|file| file.write(Write::Data(offset, bytes.to_vec())))
+        self.with(|file, faults| {
+            if faults.full && offset + bytes.len() as u64 > file.data.len {
+                return faults.check_room();
+            }
+            if faults.strikes(Fault::Write) {
+                let torn = faults.chance().random_range(0..=bytes.len());
+                file.write(Write::Data(offset, bytes[..torn].to_vec()));
+                return Err(io::Error::other("the disk was told to fail: Write"));
+            }
+            file.write(Write::Data(offset, bytes.to_vec()));
+            Ok(())
+        })
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.with(Inode::sync)
+        self.with(|file, faults| {
+            if faults.strikes(Fault::Sync) {
+                file.fail_to_sync(&mut faults.chance());
+                return Err(io::Error::other("the disk was told to fail: Sync"));
+            }
+            file.sync();
+            Ok(())
+        })
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.with(|file| file.write(Write::Len(len)))
+        self.with(|file, faults| {
+            faults.check(Fault::Write)?;
+            file.write(Write::Len(len));
+            Ok(())
+        })
     }
 
     fn len(&self) -> io::Result<u64> {
-        self.with(|file| file.data.len)
+        self.with(|file, _| Ok(file.data.len))
     }
 
     fn preallocate(&self, len: u64) -> io::Result<()> {
-        self.with(|file| {
+        self.with(|file, faults| {
             if file.data.len < len {
+                faults.check_room()?;
+                faults.check(Fault::Write)?;
                 file.write(Write::Len(len));
             }
+            Ok(())
         })
     }
 }
@@ -398,5 +509,46 @@ mod tests {
         assert_eq!(seen.into_iter().collect::<Vec<_>>(), [vec![1], vec![2]]);
         disk.sync_dir(Path::new(ROOT)).unwrap();
         assert!((0..50).all(|seed| content(&disk.without_power(seed), "old") == Some(vec![2])));
+    }
+
+    #[test]
+    fn what_a_failed_sync_dropped_no_later_sync_brings_back() {
+        let mut kept = std::collections::BTreeSet::new();
+        for seed in 0..20 {
+            // A new chance for each.
+            let disk = Disk::new(Path::new(ROOT)).without_power(seed);
+            let file = written(&disk, "a", &[1]);
+            disk.arm(Fault::Sync, 0);
+            assert!(file.sync().is_err());
+            file.sync().unwrap();
+            disk.sync_dir(Path::new(ROOT)).unwrap();
+            assert_eq!(content(&disk, "a").unwrap(), [1], "the page cache has it");
+            kept.insert(content(&disk.without_power(seed), "a").unwrap().len());
+        }
+        assert_eq!(kept.into_iter().collect::<Vec<_>>(), [0, 1]);
+    }
+
+    #[test]
+    fn a_full_disk_takes_what_was_reserved_and_no_more() {
+        let disk = Disk::new(Path::new(ROOT));
+        let file = written(&disk, "a", &[1; 10]);
+        disk.fill();
+        file.write_at(&[2; 10], 0).unwrap();
+        assert!(file.write_at(&[3], 10).is_err());
+        assert!(disk.create(&Path::new(ROOT).join("b")).is_err());
+        disk.heal();
+        file.write_at(&[3], 10).unwrap();
+        assert_eq!(disk.struck(), 2);
+    }
+
+    #[test]
+    fn one_bit_is_flipped_and_no_other() {
+        let disk = Disk::new(Path::new(ROOT));
+        written(&disk, "a", &[0; 4096]);
+        let (flipped, path, offset) = disk.with_a_flipped_bit(1).unwrap();
+        assert_eq!(path, Path::new(ROOT).join("a"));
+        let bytes = content(&flipped, "a").unwrap();
+        let ones: u32 = bytes.iter().map(|byte| byte.count_ones()).sum();
+        assert_eq!((ones, bytes[offset as usize].count_ones()), (1, 1));
     }
 }

@@ -17,7 +17,7 @@ use sluice::store::{
 use log::check_lanes;
 
 /// All topics, and the time.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Oracle {
     /// The store's time.
     pub now: Timestamp,
@@ -31,7 +31,7 @@ pub struct Oracle {
 }
 
 /// One topic.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Log {
     spec: TopicSpec,
     /// What is in the log, in the order of appending, and not removed by retention.
@@ -68,7 +68,7 @@ pub struct Scheduled {
     target: Option<GroupId>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Key {
     name: String,
     hash: [u8; 16],
@@ -78,7 +78,7 @@ struct Key {
 }
 
 /// One group.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Cursor {
     spec: GroupSpec,
     /// What became of each message; none for those that are not for it.
@@ -166,13 +166,7 @@ impl Oracle {
 
     /// Checks what became of an append, and does the same.
     pub fn append(&mut self, batch: &AppendBatch, result: Result<Vec<AppendOutcome>, StoreError>) {
-        let (log, now) = (self.topics.get_mut(&batch.topic).expect("the model knows its topics"), self.now);
-        log.keys.retain(|key| key.at.plus(log.spec.dedup_window) > now);
-        let stale = batch.items.iter().filter_map(|item| match &item.entry {
-            Entry::Log { partition, .. } => log.revisions.get(partition).filter(|current| batch.revision < **current),
-            _ => None,
-        });
-        if let Some(expected) = stale.copied().next() {
+        if let Some(expected) = self.overtaken(batch) {
             assert!(
                 matches!(result, Err(StoreError::StaleRevision { current }) if current == expected),
                 "revision {} where {expected} was: {result:?}",
@@ -188,13 +182,38 @@ impl Oracle {
             return;
         }
         for (item, outcome) in batch.items.iter().zip(&outcomes) {
-            self.append_item(batch, item, outcome);
+            self.append_item(batch, item, Some(outcome));
         }
         if outcomes.iter().all(|outcome| is_stored(outcome) || matches!(outcome, AppendOutcome::Duplicate(_))) {
             for position in &batch.replays {
                 self.take_off(*position);
             }
         }
+    }
+
+    /// Does the same without knowing what became of it.
+    pub fn append_unseen(&mut self, batch: &AppendBatch) {
+        if self.overtaken(batch).is_some() || batch.all_or_nothing && self.refuses_one(batch) {
+            return;
+        }
+        for item in &batch.items {
+            self.append_item(batch, item, None);
+        }
+        for position in &batch.replays {
+            self.take_off(*position);
+        }
+    }
+
+    /// The revision that has followed the batch's.
+    fn overtaken(&mut self, batch: &AppendBatch) -> Option<u64> {
+        let now = self.now;
+        let log = self.log(batch.topic);
+        log.keys.retain(|key| key.at.plus(log.spec.dedup_window) > now);
+        let stale = batch.items.iter().filter_map(|item| match &item.entry {
+            Entry::Log { partition, .. } => log.revisions.get(partition).filter(|current| batch.revision < **current),
+            _ => None,
+        });
+        stale.copied().next()
     }
 
     fn refuses_one(&self, batch: &AppendBatch) -> bool {
@@ -206,22 +225,26 @@ impl Oracle {
         })
     }
 
-    fn append_item(&mut self, batch: &AppendBatch, item: &AppendItem, outcome: &AppendOutcome) {
+    fn append_item(&mut self, batch: &AppendBatch, item: &AppendItem, outcome: Option<&AppendOutcome>) {
         let now = self.now;
+        let check = |expected: &AppendOutcome| {
+            assert!(outcome.is_none_or(|outcome| outcome == expected), "{outcome:?} is not {expected:?}")
+        };
         let log = self.topics.get_mut(&batch.topic).expect("the model knows its topics");
         if let Some(dedup) = &item.dedup {
             if let Some(first) = log.keys.iter().find(|key| *key.name == *dedup.key) {
                 match outcome {
-                    AppendOutcome::Duplicate(told) if first.hash == dedup.request_hash => {
+                    None => {}
+                    Some(AppendOutcome::Duplicate(told)) if first.hash == dedup.request_hash => {
                         assert_eq!((told.id, &told.fate, told.at), (first.id, &first.fate, first.at));
                     }
-                    AppendOutcome::KeyConflict if first.hash != dedup.request_hash => {}
+                    Some(AppendOutcome::KeyConflict) if first.hash != dedup.request_hash => {}
                     other => panic!("the key '{}' was used before: {other:?}", dedup.key),
                 }
                 return;
             }
             if log.keys.len() >= log.spec.dedup_keys_max as usize {
-                assert_eq!(*outcome, AppendOutcome::TopicFull, "all keys are in use");
+                check(&AppendOutcome::TopicFull);
                 return;
             }
         }
@@ -230,24 +253,24 @@ impl Oracle {
                 let revision = log.revisions.entry(*partition).or_default();
                 *revision = batch.revision.max(*revision);
                 if let Some(due) = due.filter(|due| *due > now) {
-                    assert_eq!(*outcome, AppendOutcome::Scheduled);
+                    check(&AppendOutcome::Scheduled);
                     let (partition, message, target) = (*partition, message.clone(), *target);
                     log.scheduled.push(Scheduled { due, partition, message, target });
                     (item_id(item), Fate::Scheduled)
                 } else {
                     let position = log.push(*partition, message.clone(), *target, now);
-                    assert_eq!(*outcome, AppendOutcome::Stored(position));
+                    check(&AppendOutcome::Stored(position));
                     (item_id(item), Fate::Stored(position))
                 }
             }
             Entry::Dropped { stage, reason, .. } => {
-                assert_eq!(*outcome, AppendOutcome::Dropped);
+                check(&AppendOutcome::Dropped);
                 (item_id(item), Fate::Dropped { stage: stage.clone(), reason: reason.clone() })
             }
             Entry::DeadLetter { message } => {
                 let dead = log.spec.dead_letter.expect("the model's topic has one");
                 let position = self.log(dead).push(0, message.clone(), None, now);
-                assert_eq!(*outcome, AppendOutcome::DeadLettered(position));
+                check(&AppendOutcome::DeadLettered(position));
                 (item_id(item), Fate::DeadLettered(position))
             }
         };
@@ -287,6 +310,16 @@ impl Oracle {
 
     /// Checks what was granted, and grants it.
     pub fn lease(&mut self, request: &LeaseRequest, granted: &Leased) {
+        self.lease_up_to(request, granted, true);
+    }
+
+    /// The same where a read failed in the midst: there may be more.
+    pub fn lease_in_part(&mut self, request: &LeaseRequest, granted: &Leased) {
+        assert!(granted.more, "a read failed, and there is said to be no more");
+        self.lease_up_to(request, granted, false);
+    }
+
+    fn lease_up_to(&mut self, request: &LeaseRequest, granted: &Leased, whole: bool) {
         let now = self.now;
         let log = self.topics.get_mut(&request.topic).expect("the model knows its topics");
         let candidates = log.candidates(request, now);
@@ -306,7 +339,7 @@ impl Oracle {
             .map(|(place, _)| *place)
             .collect();
         assert!(
-            places.len() == request.max || left.is_empty(),
+            !whole || places.len() == request.max || left.is_empty(),
             "{left:?} wait and were not granted; {places:?} were, more {}: {request:?}",
             granted.more
         );
@@ -346,12 +379,19 @@ impl Oracle {
 
     /// Checks what a settlement came to, and settles.
     pub fn settle(&mut self, receipt: &Receipt, settlement: &Settlement, result: Result<Settled, SettleRefused>) {
+        assert_eq!(result, self.settle_unseen(receipt, settlement), "{receipt:?}");
+    }
+
+    /// Settles, and says what that must come to.
+    ///
+    /// # Errors
+    /// Why it is refused.
+    pub fn settle_unseen(&mut self, receipt: &Receipt, settlement: &Settlement) -> Result<Settled, SettleRefused> {
         let now = self.now;
         let log = self.topics.get_mut(&receipt.position.topic).expect("the model knows its topics");
         let dead_letters = log.spec.dead_letter.is_some();
         let Some(cursor) = log.groups.get_mut(&receipt.group) else {
-            assert_eq!(result, Err(SettleRefused::NotFound));
-            return;
+            return Err(SettleRefused::NotFound);
         };
         let state = cursor.states.get_mut(&receipt.position);
         let live = match state.as_deref() {
@@ -361,11 +401,10 @@ impl Oracle {
             _ => None,
         };
         let (Some(state), Some(tries)) = (state, live) else {
-            assert_eq!(result, Err(SettleRefused::LeaseExpired), "{receipt:?}");
-            return;
+            return Err(SettleRefused::LeaseExpired);
         };
         let last = tries.high >= cursor.spec.attempts_max;
-        let expected = match settlement {
+        Ok(match settlement {
             Settlement::Ack => {
                 *state = Delivery::Settled;
                 cursor.acked += 1;
@@ -396,8 +435,7 @@ impl Oracle {
                 *state = Delivery::Leased { receipt: *receipt, deadline, tries };
                 Settled::Extended { until: deadline }
             }
-        };
-        assert_eq!(result, Ok(expected));
+        })
     }
 
     /// Ends the leases whose deadline has passed; what was scheduled and is due is told by [`Oracle::observe`].
@@ -512,6 +550,11 @@ impl Oracle {
 
     /// Checks whether an erased message was there, and erases it and the dead letters that are copies of it.
     pub fn erase(&mut self, id: MessageId, answer: bool) {
+        assert_eq!(answer, self.erase_unseen(id), "whether {id} was there");
+    }
+
+    /// Erases a message and the dead letters that are copies of it; whether there was anything to erase.
+    pub fn erase_unseen(&mut self, id: MessageId) -> bool {
         let (now, mut found) = (self.now, false);
         for log in self.topics.values_mut() {
             let before = log.scheduled.len();
@@ -529,7 +572,7 @@ impl Oracle {
                 }
             }
         }
-        assert_eq!(answer, found, "whether {id} was there");
+        found
     }
 
     /// Checks a topic's log and figures against what the store shows, and takes over where new messages stand: those that

@@ -36,6 +36,17 @@ pub async fn within<T>(patience: Duration, what: &str, mut look: impl AsyncFnMut
     }
 }
 
+/// Polls until `look` returns `Some`, at most [`PATIENCE`], and answers how long that took: to be printed, never judged.
+///
+/// # Panics
+/// When the time is up, with `what` was awaited.
+#[expect(clippy::disallowed_methods, reason = "the suites stand outside the broker and live in the system's time")]
+pub async fn timed(what: &str, look: impl AsyncFnMut() -> Option<()>) -> Duration {
+    let began = std::time::Instant::now();
+    until(what, look).await;
+    began.elapsed()
+}
+
 /// Returns when a broker that polls a file every 5 ms has certainly read it, were it starved for twenty of its turns.
 pub async fn taken_up() {
     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -12,10 +12,6 @@ use sluice_tests::consume::Received;
 use sluice_tests::{Broker, Client, guest, wait};
 
 const TOPIC: &str = "deployment.events";
-/// What the product promises between the file's change and the first message that meets it. Suites run beside each other
-/// on two cores, so the wait is longer, and the second itself is not asserted here.
-const WITHIN: Duration = Duration::from_secs(5);
-
 /// A message that the first-party filter drops and the other version passes.
 const CRITICAL: &[(&str, &str)] = &[("environment", "staging"), ("severity", "critical")];
 
@@ -28,10 +24,10 @@ async fn a_replaced_file_is_in_force_at_once_and_a_broken_one_changes_nothing() 
 
     assert_eq!(probe(&broker).await, "Dropped", "the first-party filter is in force");
     broker.place_plugin("filter.wasm", guest::filter_v2());
-    until_probe_is(&broker, "Pending").await;
+    let better = until_probe_is(&broker, "Pending").await;
 
     broker.place_plugin("filter.wasm", &guest::filter_v2()[..1000]);
-    wait::within(WITHIN, "the broken file is named in the plugin's page", async || {
+    let broken = wait::timed("the broken file is named in the plugin's page", async || {
         let page = broker.get("/plugins/filter").await.expect(200);
         let error = &page["lastError"];
         (error["file"] == "filter.wasm" && error["message"].is_string()).then_some(())
@@ -41,8 +37,9 @@ async fn a_replaced_file_is_in_force_at_once_and_a_broken_one_changes_nothing() 
     assert!(broker.log().contains("filter.wasm"), "the log names the file");
 
     broker.place_plugin("filter.wasm", &good);
-    until_probe_is(&broker, "Dropped").await;
+    let restored = until_probe_is(&broker, "Dropped").await;
 
+    println!("from the rename to the effect: better {better:?}, broken named {broken:?}, restored {restored:?}");
     account(&broker, flow.stop().await).await;
 }
 
@@ -61,8 +58,11 @@ async fn probe(broker: &Broker) -> String {
     publish.await.status
 }
 
-async fn until_probe_is(broker: &Broker, status: &str) {
-    wait::within(WITHIN, &format!("a probe is {status}"), async || (probe(broker).await == status).then_some(())).await;
+/// How long it takes until a message meets the version that treats it so. A second is promised on an idle machine; suites
+/// run beside each other in a debug build, so it is printed and not judged.
+async fn until_probe_is(broker: &Broker, status: &str) -> Duration {
+    let met = async || (probe(broker).await == status).then_some(());
+    wait::timed(&format!("a probe is {status}"), met).await
 }
 
 /// Publishes from several clients without a pause, and notes what the broker said of each message.

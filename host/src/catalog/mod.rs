@@ -16,11 +16,12 @@ mod subscriptions;
 mod topics;
 
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use sqlx::SqlitePool;
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{SqlSafeStr as _, SqlitePool};
 
 use crate::clock::Clock;
 
@@ -30,7 +31,18 @@ pub use pipelines::NewRevision;
 pub use plugins::{Accepted, NewPlugin};
 pub use schemas::{NewSchema, Registered};
 
-static MIGRATIONS: Migrator = sqlx::migrate!("../migrations/sqlite");
+/// All of `migrations/sqlite`, in order. Listed by hand: `sqlx::migrate!` would compile SQLite a second time, for the
+/// compiler's own use.
+static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
+    let migration = |version, description: &'static str, sql: &'static str| {
+        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![migration(
+        1,
+        "catalog",
+        include_str!("../../../migrations/sqlite/0001_catalog.sql"),
+    )])
+});
 
 /// SQLite writes one transaction at a time; the others serve reads beside it, and each costs a thread.
 const CONNECTIONS_MAX: u32 = 4;

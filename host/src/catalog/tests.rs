@@ -164,6 +164,20 @@ fn short(bytes: &[u8]) -> String {
     format!("sha-{}", &digest(bytes)[..12])
 }
 
+#[test]
+fn every_migration_of_the_folder_is_listed() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations/sqlite");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".sql"))
+        .collect();
+    files.sort();
+    let listed: Vec<String> =
+        MIGRATIONS.iter().map(|migration| format!("{:04}_{}.sql", migration.version, migration.description)).collect();
+    assert_eq!(listed, files);
+}
+
 #[tokio::test]
 async fn everything_survives_a_restart() {
     let fixture = Fixture::new().await;

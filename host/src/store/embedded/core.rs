@@ -3,14 +3,15 @@
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
 use super::files::FileLayer;
+use super::hands::Hands;
 use super::segment::SegmentFiles;
 use super::state::append::Batch;
 use super::state::control::{Answer, Control};
@@ -117,6 +118,13 @@ impl<T> Queue<T> {
         if taken.is_empty() && inner.closed { None } else { Some(taken) }
     }
 
+    /// Whether there is something to take.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        let inner = self.inner.lock();
+        inner.nudged || !inner.items.is_empty()
+    }
+
     /// Ends the wait of whoever takes.
     pub fn nudge(&self) {
         self.inner.lock().nudged = true;
@@ -169,6 +177,8 @@ pub struct Core {
     pub maintenance_fault: Mutex<Option<String>>,
     /// No more calls.
     pub closed: AtomicBool,
+    /// What does the threads' work where there are none.
+    pub hands: OnceLock<Weak<Mutex<Hands>>>,
 }
 
 impl Core {
@@ -179,7 +189,26 @@ impl Core {
     pub fn send(&self, command: Command, bytes: u64) -> Result<(), StoreError> {
         // What a command weighs beside its payloads; also bounds how many wait.
         const COMMAND_BYTES: u64 = 512;
-        self.commands.push(command, bytes + COMMAND_BYTES, self.limits.queue_bytes_max)
+        self.commands.push(command, bytes + COMMAND_BYTES, self.limits.queue_bytes_max)?;
+        self.turn();
+        Ok(())
+    }
+
+    /// Puts a job in the maintenance thread's queue.
+    ///
+    /// # Errors
+    /// `Unavailable`.
+    pub fn send_job(&self, job: Job) -> Result<(), StoreError> {
+        self.jobs.push(job, 1, u64::MAX)?;
+        self.turn();
+        Ok(())
+    }
+
+    /// Without threads, the caller does what waits.
+    fn turn(&self) {
+        if let Some(hands) = self.hands.get().and_then(Weak::upgrade) {
+            hands.lock().turn(self);
+        }
     }
 
     /// Whether calls are still taken.

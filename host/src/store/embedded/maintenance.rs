@@ -1,6 +1,6 @@
 //! What follows behind the journal: segments, checkpoints, removed files, erased bytes. Invariant: a journal file goes only
 //! after segment sync, checkpoint sync, rename and directory sync, in this order. One thread runs it and is the only one
-//! that writes or removes segments; [`Maintenance::step`] needs no thread.
+//! that writes or removes segments; [`Maintenance::turn`] needs no thread: a simulator drives it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -54,14 +54,19 @@ impl Maintenance {
     pub fn run(mut self) -> Maintenance {
         let core = Arc::clone(&self.core);
         let _ending = Ending(&core);
-        while let Some(jobs) = core.jobs.take(JOBS, PATIENCE, |_, _| true) {
-            for job in jobs {
-                self.job(job);
-            }
-            let result = self.step();
-            self.report(result.err());
-        }
+        while self.turn(PATIENCE) {}
         self
+    }
+
+    /// Does the jobs that wait, or that come within `patience`, and a step; false once the queue is closed and empty.
+    pub fn turn(&mut self, patience: Duration) -> bool {
+        let Some(jobs) = self.core.jobs.take(JOBS, patience, |_, _| true) else { return false };
+        for job in jobs {
+            self.job(job);
+        }
+        let result = self.step();
+        self.report(result.err());
+        true
     }
 
     /// Writes full blocks to segments, a checkpoint if one is due, and removes files that are not needed.

@@ -11,6 +11,7 @@ mod delivery;
 mod erase;
 pub mod files;
 mod frame;
+mod hands;
 mod journal;
 mod lock;
 mod maintenance;
@@ -28,8 +29,8 @@ mod walk;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
@@ -39,6 +40,7 @@ use tokio::sync::{oneshot, watch};
 use self::core::{Command, Core, Queue};
 use self::delivery::{blocking, received};
 use self::files::{Disk, FileLayer};
+use self::hands::Hands;
 use self::lock::DirLock;
 use self::maintenance::Maintenance;
 use self::segment::SegmentFiles;
@@ -64,13 +66,24 @@ pub struct EmbeddedOptions {
     pub clock: Clock,
     /// Bounds of what it holds.
     pub limits: EmbeddedLimits,
+    /// Who does the work behind the calls.
+    pub drive: Drive,
+}
+
+/// Who writes, and who works behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Drive {
+    /// Threads of the store.
+    Threads,
+    /// The callers, and [`EmbeddedStore::work_behind`]: for simulators, whose runs must come again.
+    Callers,
 }
 
 impl EmbeddedOptions {
     /// The usual bounds.
     #[must_use]
     pub fn new(dir: &Path, clock: Clock) -> EmbeddedOptions {
-        EmbeddedOptions { dir: dir.to_owned(), clock, limits: EmbeddedLimits::default() }
+        EmbeddedOptions { dir: dir.to_owned(), clock, limits: EmbeddedLimits::default(), drive: Drive::Threads }
     }
 }
 
@@ -78,14 +91,18 @@ impl EmbeddedOptions {
 pub struct EmbeddedStore {
     core: Arc<Core>,
     report: OpenReport,
-    threads: Mutex<Option<Threads>>,
+    running: Mutex<Option<Running>>,
 }
 
-struct Threads {
-    writer: JoinHandle<()>,
-    maintenance: JoinHandle<Maintenance>,
+struct Running {
+    work: Work,
     /// Let go of last.
     lock: DirLock,
+}
+
+enum Work {
+    Threads { writer: JoinHandle<()>, maintenance: JoinHandle<Maintenance> },
+    Callers(Arc<Mutex<Hands>>),
 }
 
 impl EmbeddedStore {
@@ -102,7 +119,7 @@ impl EmbeddedStore {
     /// # Errors
     /// See [`OpenError`].
     pub fn open_on(options: EmbeddedOptions, files: Arc<dyn FileLayer>) -> Result<EmbeddedStore, OpenError> {
-        let EmbeddedOptions { dir, clock, limits } = options;
+        let EmbeddedOptions { dir, clock, limits, drive } = options;
         std::fs::create_dir_all(&dir).map_err(OpenError::io("making the data directory"))?;
         files.create_dir_all(&dir).map_err(OpenError::io("making the data directory"))?;
         let lock = DirLock::take(&dir)?;
@@ -120,18 +137,13 @@ impl EmbeddedStore {
             write_fault: Mutex::new(None),
             maintenance_fault: Mutex::new(None),
             closed: AtomicBool::new(false),
+            hands: OnceLock::new(),
         });
         let recovery::Recovered { journal, maintenance, report } = recovery::recover(&core)?;
         let mut writer = Writer::new(Arc::clone(&core), journal);
         writer.begin_epoch()?;
-        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
-        let starting = || OpenError::io("starting a thread");
-        let threads = Threads {
-            writer: thread("store-writer").spawn(move || writer.run()).map_err(starting())?,
-            maintenance: thread("store-behind").spawn(move || maintenance.run()).map_err(starting())?,
-            lock,
-        };
-        Ok(EmbeddedStore { core, report, threads: Mutex::new(Some(threads)) })
+        let work = Work::start(&core, drive, writer, maintenance).map_err(OpenError::io("starting a thread"))?;
+        Ok(EmbeddedStore { core, report, running: Mutex::new(Some(Running { work, lock })) })
     }
 
     /// What opening found.
@@ -140,25 +152,53 @@ impl EmbeddedStore {
         &self.report
     }
 
-    /// Ends the threads; what was asked before is still done.
-    fn stop(core: &Core, threads: Threads) -> (Option<Maintenance>, DirLock) {
+    /// What the store does now and then by itself, where [`Drive::Callers`] has it done; else nothing.
+    pub fn work_behind(&self) {
+        if let Some(Running { work: Work::Callers(hands), .. }) = &*self.running.lock() {
+            hands.lock().work_behind();
+        }
+    }
+}
+
+impl Work {
+    fn start(core: &Arc<Core>, drive: Drive, writer: Writer, maintenance: Maintenance) -> std::io::Result<Work> {
+        if drive == Drive::Callers {
+            let hands = Arc::new(Mutex::new(Hands::new(writer, maintenance)));
+            // Nobody else has set it: the core was made a moment ago.
+            let _first = core.hands.set(Arc::downgrade(&hands));
+            return Ok(Work::Callers(hands));
+        }
+        let thread = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        Ok(Work::Threads {
+            writer: thread("store-writer").spawn(move || writer.run())?,
+            maintenance: thread("store-behind").spawn(move || maintenance.run())?,
+        })
+    }
+
+    /// Ends the work; what was asked before is still done.
+    fn stop(self, core: &Core) -> Option<Maintenance> {
         core.closed.store(true, Ordering::Release);
         core.commands.close();
-        let writer = threads.writer.join();
-        core.jobs.close();
-        let maintenance = threads.maintenance.join();
-        if writer.is_err() || maintenance.is_err() {
-            tracing::error!("a thread of the store had panicked");
+        match self {
+            Work::Threads { writer, maintenance } => {
+                let writer = writer.join();
+                core.jobs.close();
+                let maintenance = maintenance.join();
+                if writer.is_err() || maintenance.is_err() {
+                    tracing::error!("a thread of the store had panicked");
+                }
+                maintenance.ok()
+            }
+            Work::Callers(hands) => Some(Arc::into_inner(hands)?.into_inner().finish(core)),
         }
-        (maintenance.ok(), threads.lock)
     }
 }
 
 impl Drop for EmbeddedStore {
     fn drop(&mut self) {
         // Without a checkpoint: the journal has everything, the next opening reads it.
-        if let Some(threads) = self.threads.get_mut().take() {
-            let _ended = EmbeddedStore::stop(&self.core, threads);
+        if let Some(running) = self.running.get_mut().take() {
+            let _ended = running.work.stop(&self.core);
         }
     }
 }
@@ -297,11 +337,10 @@ impl MessageStore for EmbeddedStore {
     }
 
     async fn close(&self) -> Result<(), StoreError> {
-        let Some(threads) = self.threads.lock().take() else { return Ok(()) };
+        let Some(Running { work, lock }) = self.running.lock().take() else { return Ok(()) };
         let core = Arc::clone(&self.core);
         blocking(move || {
-            let (maintenance, lock) = EmbeddedStore::stop(&core, threads);
-            let result = match maintenance {
+            let result = match work.stop(&core) {
                 Some(mut maintenance) => maintenance.step().and_then(|()| maintenance.checkpoint()),
                 None => Ok(()),
             };

@@ -74,8 +74,14 @@ async fn try_erase(core: &Arc<Core>, message: MessageId) -> Result<bool, StoreEr
     }
     if count > 0 {
         let (reply, answer) = oneshot::channel();
-        core.jobs.push(Job::Erase(reply), 1, u64::MAX)?;
-        received(answer.await)?;
+        let overwritten = match core.send_job(Job::Erase(reply)) {
+            Ok(()) => received(answer.await),
+            Err(error) => Err(error),
+        };
+        // Unreadable it is, for good; the bytes go with the next step that succeeds.
+        overwritten.map_err(|error| {
+            StoreError::OutcomeUnknown(format!("the message is unreadable, but its bytes are still in a file: {error}"))
+        })?;
     }
     Ok(count > 0)
 }

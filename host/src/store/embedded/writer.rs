@@ -1,6 +1,6 @@
 //! Group commit: takes what waits, plans it, writes and syncs one frame, applies it, answers. Invariant: nothing is applied,
-//! seen or answered before its frame is synced, and there is one unsynced frame at a time. [`Writer::commit`] needs no
-//! thread: a simulator can drive it.
+//! seen or answered before its frame is synced, and there is one unsynced frame at a time. [`Writer::turn`] needs no
+//! thread: a simulator drives it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -45,13 +45,17 @@ pub struct Writer {
     core: Arc<Core>,
     journal: Journal,
     head: Vec<u8>,
+    /// Appends that wait until memory has room for them.
+    held: Vec<Command>,
+    /// How often they have waited.
+    waits: usize,
 }
 
 impl Writer {
     /// A writer that goes on with `journal`.
     #[must_use]
     pub fn new(core: Arc<Core>, journal: Journal) -> Writer {
-        Writer { core, journal, head: Vec::new() }
+        Writer { core, journal, head: Vec::new(), held: Vec::new(), waits: 0 }
     }
 
     /// Makes this opening of the store a new epoch, so that receipts of earlier ones are refused.
@@ -73,26 +77,40 @@ impl Writer {
     pub fn run(mut self) {
         let core = Arc::clone(&self.core);
         let _ending = Ending(&core);
-        let frame_bytes = self.core.limits.frame_bytes;
+        while self.turn(if self.held.is_empty() { PATIENCE } else { FLUSH_PATIENCE }) {}
+        self.finish();
+    }
+
+    /// Carries out what waits, or what comes within `patience`; false once the queue is closed and empty.
+    pub fn turn(&mut self, patience: Duration) -> bool {
         let alone = |taken: &[Command], next: &Command| {
             !matches!(next, Command::Control(..)) && !matches!(taken.first(), Some(Command::Control(..)))
         };
-        let (mut held, mut waits) = (Vec::new(), 0);
-        loop {
-            let patience = if held.is_empty() { PATIENCE } else { FLUSH_PATIENCE };
-            let Some(commands) = core.commands.take(frame_bytes, patience, alone) else { break };
-            waits = if held.is_empty() { 0 } else { waits + usize::from(commands.is_empty()) };
-            if commands.is_empty() && held.is_empty() {
-                self.idle();
-                continue;
-            }
-            let commands = self.admit(commands, &mut held, waits);
-            if !commands.is_empty() {
-                self.commit(commands);
-            }
+        let taken = self.core.commands.take(self.core.limits.frame_bytes, patience, alone);
+        let Some(commands) = taken else { return false };
+        self.waits = if self.held.is_empty() { 0 } else { self.waits + usize::from(commands.is_empty()) };
+        if commands.is_empty() && self.held.is_empty() {
+            self.idle();
+            return true;
         }
+        let commands = self.admit(commands);
+        if !commands.is_empty() {
+            self.commit(commands);
+        }
+        true
+    }
+
+    /// Whether appends wait for room.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        !self.held.is_empty()
+    }
+
+    /// The last frame.
+    pub fn finish(&mut self) {
         // Nobody waits for room any more: what did not find it is refused.
-        self.admit(Vec::new(), &mut held, FLUSH_WAITS);
+        self.waits = FLUSH_WAITS;
+        self.admit(Vec::new());
         // What was granted is worth remembering even when nobody settled it.
         self.commit(Vec::new());
     }
@@ -117,30 +135,30 @@ impl Writer {
 
     /// Lets appends pass if memory has room for them, and those first that were held back before; otherwise holds them
     /// back, up to a bound and a time, while all else passes.
-    fn admit(&mut self, commands: Vec<Command>, held: &mut Vec<Command>, waits: usize) -> Vec<Command> {
+    fn admit(&mut self, commands: Vec<Command>) -> Vec<Command> {
         let appends = commands.iter().any(|command| matches!(command, Command::Append(..)));
-        if !appends && held.is_empty() {
+        if !appends && self.held.is_empty() {
             return commands;
         }
         let fault = match self.room() {
             Room::Some => {
                 // One by one: each was weighed against the frame's bound when it was taken.
-                for command in held.drain(..) {
+                for command in std::mem::take(&mut self.held) {
                     self.commit(vec![command]);
                 }
                 return commands;
             }
             Room::Never(fault) => Some(fault),
-            Room::Later if waits >= FLUSH_WAITS || held.len() + commands.len() > HELD_MAX => {
+            Room::Later if self.waits >= FLUSH_WAITS || self.held.len() + commands.len() > HELD_MAX => {
                 Some("segments are not written as fast as messages come".to_owned())
             }
             Room::Later => None,
         };
         let (new, pass): (Vec<_>, Vec<_>) =
             commands.into_iter().partition(|command| matches!(command, Command::Append(..)));
-        held.extend(new);
+        self.held.extend(new);
         if let Some(fault) = fault {
-            for command in held.drain(..) {
+            for command in self.held.drain(..) {
                 if let Command::Append(_, reply) = command {
                     answer(reply, Err(StoreError::Unavailable(fault.clone())));
                 }
