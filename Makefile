@@ -47,9 +47,9 @@ bench: wasm-target ## measure against a bare HTTP server in the same run (releas
 	cargo build --release --workspace --bins
 	@"$(CARGO_TARGET_DIR)/release/sluice-bench"
 
-soak: build ## the crash rounds and the store's model test, for long (SOAK_ROUNDS, SOAK_CASES)
-	SLUICE_CRASH_ROUNDS=$${SOAK_ROUNDS:-300} cargo test --package sluice-tests --test suites -- crash --nocapture
-	PROPTEST_CASES=$${SOAK_CASES:-5000} cargo test --package sluice-tests store
+soak: build ## 300 kills and a million simulated steps (SOAK_ROUNDS, SOAK_CASES; SEED=n brings a run again)
+	SLUICE_CRASH_SEED=$${SEED:-0} SLUICE_CRASH_ROUNDS=$${SOAK_ROUNDS:-300} cargo test --package sluice-tests --test suites -- a_kill_at_any_instant --nocapture
+	SLUICE_MODEL_SEED=$${SEED:-1} SLUICE_MODEL_CASES=$${SOAK_CASES:-6000} cargo test --package sluice-tests --test store_model -- --nocapture
 
 fuzz: wasm-target ## feed receipts, names, times, scopes, traces 100 000 random texts each, and stores damaged files
 	PROPTEST_CASES=$${FUZZ_CASES:-100000} cargo test --package sluice-tests --test parsers

@@ -304,7 +304,8 @@ impl Run {
         assert!(id == BY_LANE || id == IN_ORDER || id == ONCE);
         let struck = self.disk.struck();
         match self.bed.lease(request.clone()).await {
-            Ok(granted) if self.disk.struck() > struck => {
+            // A read may have failed in the midst.
+            Ok(granted) if granted.more && self.disk.struck() > struck => {
                 self.receipts.extend(granted.leases.iter().map(|lease| lease.receipt));
                 self.oracles.each(|oracle| oracle.lease_in_part(&request, &granted));
             }
