@@ -22,8 +22,9 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use sluice::message::GroupId;
 use sluice::store::embedded::{Drive, EmbeddedLimits};
 use sluice_tests::store_backends::{PowerCuts, cramped};
+use sluice_tests::store_disk::Fault;
 
-use ops::Op;
+use ops::{Item, Op, Trouble};
 use run::Run;
 
 /// Groups of the model: one that takes by lane, one in order, one at most once.
@@ -85,4 +86,17 @@ fn a_cramped_store_does_what_the_oracle_does() {
 #[test]
 fn a_store_on_a_failing_disk_does_what_the_oracle_does() {
     judge(ops::op_or_trouble(), &cramped(), Drive::Callers);
+}
+
+/// Found by seed 7: overwriting an erased message synced a segment whose blocks waited for their sync. When that failed they
+/// were gone, and a later sync that succeeded let a checkpoint rest on them.
+#[test]
+fn a_sync_that_fails_while_erasing_loses_no_other_message() {
+    let item = || Item { size: 300, ..Item::default() };
+    let append = || Op::Append { items: vec![item(), item()], atomic: false, revision: 0 };
+    let mut ops: Vec<Op> = (0..12).map(|_| append()).collect();
+    ops.extend([Op::Behind, Op::Trouble(Trouble::Break(Fault::Sync, 1)), Op::Erase { pick: 0 }, Op::Crash]);
+    for seed in 0..20 {
+        simulate(&ops, cramped(), Drive::Callers, seed);
+    }
 }

@@ -38,7 +38,7 @@ pub(super) enum Trouble {
     Flip(u64),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Item {
     pub(super) partition: u16,
     pub(super) priority: u8,

@@ -97,6 +97,11 @@ impl Maintenance {
         if owners.is_empty() {
             return Ok(());
         }
+        if self.poisoned.is_none() {
+            // Overwriting syncs too: were it to fail while blocks wait for their sync, a later one would not bring them
+            // back, and the next checkpoint would rest on what is not there.
+            self.sync_segments()?;
+        }
         erase::overwrite(&self.core, &owners)?;
         self.core.state.lock().erasing.drain(..owners.len());
         if self.bodies_in_checkpoint {
