@@ -100,3 +100,14 @@ fn a_sync_that_fails_while_erasing_loses_no_other_message() {
         simulate(&ops, cramped(), Drive::Callers, seed);
     }
 }
+
+/// Found by seed 7: a segment that could not be opened for a moment was taken for one that is missing, and its partition was
+/// stopped.
+#[test]
+fn a_file_that_cannot_be_opened_for_a_moment_is_not_taken_for_a_missing_one() {
+    let append = || Op::Append { items: vec![Item::default()], atomic: false, revision: 0 };
+    for after in 0..12 {
+        let trouble = Op::Trouble(Trouble::BreakOpening(Fault::Name, after));
+        simulate(&[append(), append(), trouble, Op::Restart, append()], cramped(), Drive::Callers, 0);
+    }
+}

@@ -123,7 +123,7 @@ pub fn recover(core: &Arc<Core>) -> Result<Recovered, OpenError> {
     let mut replay = Replay { core: Arc::clone(core), report: OpenReport::default(), maintenance };
     replay.replay(&found)?;
     let Replay { mut report, maintenance, .. } = replay;
-    check_segments(core, &mut report);
+    check_segments(core, &mut report)?;
     finish(core);
     let journal = Journal::new(Arc::clone(&core.files), &core.dir, found.next_file, found.next);
     Ok(Recovered { journal, maintenance, report })
@@ -141,7 +141,7 @@ fn finish(core: &Core) {
 }
 
 /// Segments that are not as long as they were: the partition refuses their messages, the rest goes on.
-fn check_segments(core: &Core, report: &mut OpenReport) {
+fn check_segments(core: &Core, report: &mut OpenReport) -> Result<(), OpenError> {
     let mut state = core.state.lock();
     for topic in state.topics.values_mut() {
         let id = topic.spec.id;
@@ -151,7 +151,11 @@ fn check_segments(core: &Core, report: &mut OpenReport) {
                 let id = LaneId { topic: id, partition: number as u16, lane: lane as u8 };
                 for segment in &mut state.segments {
                     let path = core.segments.path(id, segment.span.first);
-                    let len = core.files.open(&path).and_then(|file| file.len()).unwrap_or(0);
+                    let len = match core.files.open(&path).and_then(|file| file.len()) {
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+                        // A file that cannot be opened now is not one that is gone.
+                        len => len.map_err(OpenError::io("looking at a segment"))?,
+                    };
                     if len >= segment.len {
                         continue;
                     }
@@ -165,6 +169,7 @@ fn check_segments(core: &Core, report: &mut OpenReport) {
             }
         }
     }
+    Ok(())
 }
 
 fn read_checkpoint(files: &dyn FileLayer, dir: &Path) -> Result<Option<Snapshot>, OpenError> {
