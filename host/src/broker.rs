@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::{Catalog, CatalogError};
+use crate::changes::Changes;
 use crate::clock::{Clock, Timestamp};
 use crate::config::Config;
 use crate::delivery::dead_letters::{DeadLetters, DeadLettersParts};
@@ -72,6 +73,8 @@ pub struct Broker {
     pub topic_metrics: TopicMetrics,
     /// When it started.
     pub started_at: Timestamp,
+    /// What is carried to its end whoever hangs up.
+    pub changes: Changes,
     /// Cancelled when the broker is to stop.
     pub stopping: CancellationToken,
 }
@@ -212,15 +215,17 @@ impl Broker {
             registry,
             topic_metrics,
             started_at,
+            changes: Changes::default(),
             stopping,
         }))
     }
 
-    /// Stops: endpoints, stages, store, catalog, in this order.
+    /// Stops: changes, endpoints, stages, store, catalog, in this order.
     ///
     /// # Errors
     /// When the store could not write what makes the next start quick; nothing acknowledged is lost by that.
     async fn close(&self) -> Result<(), ServeError> {
+        self.changes.finish(self.config.limits.shutdown_timeout).await;
         self.push.shutdown(self.config.limits.shutdown_timeout).await;
         self.pipelines.shutdown().await;
         self.store.close().await?;

@@ -28,4 +28,5 @@ pub mod topic_metrics;
 // Around it.
 pub mod api;
 pub mod broker;
+pub mod changes;
 pub mod cli;

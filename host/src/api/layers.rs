@@ -24,6 +24,7 @@ use super::extract::read_query;
 use super::http_metrics::HttpMetrics;
 use super::problem::{Code, Problem};
 use super::rate::{RateLimits, Standing};
+use crate::changes::Changes;
 use crate::message::TraceContext;
 use crate::telemetry::{self, Stopwatch};
 
@@ -41,6 +42,8 @@ pub struct Edge {
     pub rates: RateLimits,
     /// Figures.
     pub metrics: HttpMetrics,
+    /// What is carried to its end.
+    pub changes: Changes,
     /// Bytes of a request's headers at most.
     pub head_bytes_max: usize,
     /// Whether `/metrics` needs no token.
@@ -107,6 +110,8 @@ where
         let instance = request.uri().path().to_owned();
         let mut passage = Passage::default();
         let admitted = edge.admit(&mut request, &mut passage);
+        let outlives_client = admitted.is_ok() && passage.route.is_some_and(|(_, route)| route.outlives_client);
+        let carried_by = outlives_client.then(|| edge.changes.clone());
         let span = edge.span(&request, passage.route, upstream.as_ref());
         let handled = admitted.map(|()| AssertUnwindSafe(self.inner.call(request)).catch_unwind());
         let trace = upstream.unwrap_or_else(telemetry::new_trace);
@@ -127,7 +132,12 @@ where
         };
         let answer = telemetry::in_trace(trace, answer);
         // Instrumenting costs even with a disabled span, so it is left out where nothing is exported.
-        if span.is_disabled() { Box::pin(answer) } else { Box::pin(answer.instrument(span)) }
+        let answer: Self::Future =
+            if span.is_disabled() { Box::pin(answer) } else { Box::pin(answer.instrument(span)) };
+        match carried_by {
+            Some(changes) => Box::pin(async move { changes.carry(answer).await }),
+            None => answer,
+        }
     }
 }
 

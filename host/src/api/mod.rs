@@ -119,6 +119,7 @@ fn edge(broker: &Broker, takes_query: Vec<bool>) -> prometheus::Result<Edge> {
         gate: Gate::new(verifier, clock.clone()),
         rates: RateLimits::new(config.rate_limiting, clock),
         metrics: HttpMetrics::new(&broker.registry)?,
+        changes: broker.changes.clone(),
         head_bytes_max: config.limits.head_bytes_max,
         public_metrics: config.telemetry.public_metrics,
         public_docs: config.telemetry.public_docs,

@@ -2,6 +2,7 @@
 
 mod contract;
 mod flows;
+mod hang_ups;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

@@ -94,6 +94,8 @@ pub struct Route {
     pub produces: Produces,
     /// Whether asking changes nothing, so that HEAD may ask too. Consuming leases.
     pub safe: bool,
+    /// Whether it is carried to its end even if its client hangs up (`changes.rs`).
+    pub outlives_client: bool,
 }
 
 impl Route {
@@ -103,7 +105,8 @@ impl Route {
 }
 
 const fn route(method: Verb, path: &'static str, need: Need) -> Route {
-    Route { method, path, need, budget: None, produces: Produces::Json, safe: matches!(method, Verb::Get) }
+    let safe = matches!(method, Verb::Get);
+    Route { method, path, need, budget: None, produces: Produces::Json, safe, outlives_client: !safe }
 }
 
 const fn get(path: &'static str, role: Role) -> Route {
@@ -126,8 +129,13 @@ const fn within(budget: Budget, route: Route) -> Route {
     Route { budget: Some(budget), ..route }
 }
 
+/// What is one step of the store, or changes nothing: there is no half of it that would need an end.
+const fn one_step(route: Route) -> Route {
+    Route { outlives_client: false, ..route }
+}
+
 const fn open(path: &'static str, need: Need, produces: Produces) -> Route {
-    Route { method: Verb::Get, path, need, budget: None, produces, safe: true }
+    Route { produces, ..route(Verb::Get, path, need) }
 }
 
 use Budget::{Consume, Publish, Topics};
@@ -135,21 +143,17 @@ use Role::{Admin, Consumer, PluginAuthor, Producer, Viewer};
 
 /// All routes.
 pub static ROUTES: &[Route] = &[
-    within(Publish, post("/api/v1/messages/publish", Producer)),
-    within(Publish, post("/api/v1/messages/publish/batch", Producer)),
+    one_step(within(Publish, post("/api/v1/messages/publish", Producer))),
+    one_step(within(Publish, post("/api/v1/messages/publish/batch", Producer))),
     within(Consume, Route { safe: false, ..get("/api/v1/messages/consume/{topic}", Consumer) }),
-    Route {
-        method: Verb::Get,
-        path: "/api/v1/messages/stream/{topic}",
-        need: Need::Role(Consumer),
-        budget: Some(Consume),
-        produces: Produces::Events,
-        safe: false,
-    },
-    post("/api/v1/messages/{id}/ack", Consumer),
-    post("/api/v1/messages/{id}/nack", Consumer),
-    post("/api/v1/messages/{id}/extend", Consumer),
-    post("/api/v1/messages/ack/batch", Consumer),
+    within(
+        Consume,
+        Route { safe: false, produces: Produces::Events, ..get("/api/v1/messages/stream/{topic}", Consumer) },
+    ),
+    one_step(post("/api/v1/messages/{id}/ack", Consumer)),
+    one_step(post("/api/v1/messages/{id}/nack", Consumer)),
+    one_step(post("/api/v1/messages/{id}/extend", Consumer)),
+    one_step(post("/api/v1/messages/ack/batch", Consumer)),
     get("/api/v1/messages/{id}", Viewer),
     delete("/api/v1/messages/{id}", Admin),
     within(Topics, post("/api/v1/topics", Producer)),
@@ -175,7 +179,7 @@ pub static ROUTES: &[Route] = &[
     post("/api/v1/subscriptions/{id}/pause", Consumer),
     post("/api/v1/subscriptions/{id}/resume", Consumer),
     post("/api/v1/subscriptions/{id}/seek", Consumer),
-    post("/api/v1/subscriptions/{id}/test", Consumer),
+    one_step(post("/api/v1/subscriptions/{id}/test", Consumer)),
     get("/api/v1/subscriptions/{id}/attempts", Viewer),
     post("/api/v1/subscriptions/{id}/secret/rotate", Consumer),
     get("/api/v1/subscriptions/{id}/pipeline", PluginAuthor),
@@ -185,7 +189,7 @@ pub static ROUTES: &[Route] = &[
     get("/api/v1/schemas", Viewer),
     get("/api/v1/schemas/{id}", Viewer),
     get("/api/v1/schemas/{id}/versions", Viewer),
-    post("/api/v1/schemas/{id}/validate", Viewer),
+    one_step(post("/api/v1/schemas/{id}/validate", Viewer)),
     get("/api/v1/plugins", Viewer),
     get("/api/v1/plugins/{name}", Viewer),
     get("/api/v1/brokers", Viewer),
@@ -271,6 +275,17 @@ mod tests {
         for route in ROUTES.iter().filter(|route| route.method != Verb::Get) {
             let checks_only = route.path == "/api/v1/schemas/{id}/validate";
             assert_eq!(route.need == Need::Role(Viewer), checks_only, "{route:?}");
+        }
+    }
+
+    #[test]
+    fn all_but_work_on_single_messages_and_checks_outlives_its_client() {
+        for route in ROUTES {
+            let one_step = match route.path.strip_prefix("/api/v1/messages/") {
+                Some(_) => route.method != Verb::Delete,
+                None => route.path.ends_with("/validate") || route.path.ends_with("/test"),
+            };
+            assert_eq!(route.outlives_client, route.method != Verb::Get && !one_step, "{route:?}");
         }
     }
 
