@@ -19,7 +19,7 @@ use super::{Api, answer};
 use crate::broker::Broker;
 use crate::catalog::model::{PluginSource, Scope, SubscriptionId};
 use crate::message::TopicName;
-use crate::pipeline::{Binding, ComponentState, PluginProblem, PluginView, VersionView};
+use crate::pipeline::{Binding, ComponentState, Lag, PluginProblem, PluginView, VersionView};
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -33,6 +33,9 @@ struct PluginAnswer {
     name: String,
     /// The one accepted last, which `latest` means, comes first.
     versions: Vec<VersionAnswer>,
+    /// Pipelines on topics that the token reaches which do not follow `latest` yet; they are tried again.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    lagging: Vec<LagAnswer>,
     /// What last went wrong with a file of it; gone once a version is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_error: Option<PluginErrorAnswer>,
@@ -80,6 +83,20 @@ struct BindingAnswer {
     implicit: bool,
     /// Whether it is not asked for the moment, after repeated faults.
     breaker_open: bool,
+}
+
+/// A pipeline that does not run `latest` yet.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct LagAnswer {
+    #[schema(value_type = String)]
+    topic_name: TopicName,
+    /// Whose pipeline it is, if not the topic's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = Uuid)]
+    subscription_id: Option<SubscriptionId>,
+    /// What is in the way.
+    message: String,
 }
 
 /// What went wrong with a file or an upload.
@@ -167,6 +184,7 @@ fn view(broker: &Broker, caller: &Caller, plugin: PluginView) -> PluginAnswer {
     PluginAnswer {
         name: plugin.name,
         versions: plugin.versions.into_iter().map(|version| version_view(broker, caller, version)).collect(),
+        lagging: plugin.lagging.into_iter().filter_map(|lag| lag_view(broker, caller, lag)).collect(),
         last_error: plugin.last_error.map(PluginErrorAnswer::from),
         instances: plugin.instances,
     }
@@ -196,16 +214,27 @@ fn version_view(broker: &Broker, caller: &Caller, view: VersionView) -> VersionA
 }
 
 fn binding_view(broker: &Broker, caller: &Caller, binding: Binding) -> Option<BindingAnswer> {
-    let (topic, subscription_id) = match binding.scope {
-        Scope::Topic(topic) => (topic, None),
-        Scope::Subscription(topic, subscription) => (topic, Some(subscription)),
-    };
-    let topic = broker.directory.topic_by_id(topic).filter(|topic| caller.need_topic(&topic.name).is_ok())?;
+    let (topic_name, subscription_id) = owner(broker, caller, binding.scope)?;
     Some(BindingAnswer {
-        topic_name: topic.name.clone(),
+        topic_name,
         subscription_id,
         stage: binding.stage,
         implicit: binding.implicit,
         breaker_open: binding.breaker_open,
     })
+}
+
+fn lag_view(broker: &Broker, caller: &Caller, lag: Lag) -> Option<LagAnswer> {
+    let (topic_name, subscription_id) = owner(broker, caller, lag.scope)?;
+    Some(LagAnswer { topic_name, subscription_id, message: lag.why })
+}
+
+/// Whose pipeline it is, if the caller reaches the topic.
+fn owner(broker: &Broker, caller: &Caller, scope: Scope) -> Option<(TopicName, Option<SubscriptionId>)> {
+    let (topic, subscription) = match scope {
+        Scope::Topic(topic) => (topic, None),
+        Scope::Subscription(topic, subscription) => (topic, Some(subscription)),
+    };
+    let topic = broker.directory.topic_by_id(topic).filter(|topic| caller.need_topic(&topic.name).is_ok())?;
+    Some((topic.name.clone(), subscription))
 }

@@ -9,7 +9,7 @@ use crate::catalog::model::{PluginSource, PluginVersion, ResolvedStage, StageSpe
 use crate::catalog::{Actor, CatalogError, NewPlugin, NewRevision};
 
 use super::builtin::{self, BUILTINS};
-use super::change::{shown, start};
+use super::change::{POOL_FULL, refusal, shown, start};
 use super::component::{self, ComponentError, Loaded};
 use super::instance::StartError;
 use super::registry::{is_label, is_plugin_name};
@@ -26,10 +26,11 @@ struct Arriving<'a> {
 
 impl Pipelines {
     /// Takes in a component, from disk or uploaded: checks it, tries it with each config in use, and makes it `latest`
-    /// and the pipelines that bind `latest` run it.
+    /// and the pipelines that bind `latest` run it. One that can't for the moment follows as soon as it can.
     ///
     /// # Errors
-    /// [`PipelineError::Unusable`], [`PipelineError::TooLarge`]; a conflict if the label has other bytes.
+    /// [`PipelineError::Unusable`], [`PipelineError::TooLarge`]; a conflict if the label has other bytes; a passing one
+    /// ([`PipelineError::is_passing`]) if it is not the component's fault.
     pub async fn accept(&self, new: NewComponent, actor: &Actor) -> Result<PluginVersion, PipelineError> {
         let name = new.name.clone();
         let file = match (new.source, &new.version) {
@@ -131,7 +132,10 @@ impl Pipelines {
             let stages = lane.current().record.as_ref().map(|record| record.stages.clone()).unwrap_or_default();
             let reason = format!("plugin {name} changed");
             let new = NewRevision { scope: lane.scope, stages, resolved, reason, expected: None };
-            self.publish(new, built, actor).await?;
+            // The version is accepted, whatever becomes of this pipeline: the others go on, and it is tried again.
+            if let Err(error) = self.publish(new, built, actor).await {
+                self.lags(lane.scope, error.to_string());
+            }
         }
         Ok(version)
     }
@@ -167,10 +171,14 @@ impl Pipelines {
                 continue;
             }
             let (built, faults) = self.build(&resolved, Some(&before)).await;
-            if let Some((at, why)) = faults.into_iter().next() {
-                let stage = &resolved[at].spec.name;
-                let why = format!("the stage '{stage}' of {} cannot run it: {why}", shown(lane.scope));
-                return Err(PipelineError::Unusable(why));
+            match refusal(faults, |at| resolved[at].spec.name.clone()) {
+                Some(PipelineError::Invalid(faults)) => {
+                    let (stage, why) = &faults[0];
+                    let why = format!("the stage '{stage}' of {} cannot run it: {why}", shown(lane.scope));
+                    return Err(PipelineError::Unusable(why));
+                }
+                Some(passing) => return Err(passing),
+                None => {}
             }
             changes.push((lane, resolved, built));
         }
@@ -196,7 +204,7 @@ impl Pipelines {
         let stage = Stage::new(resolved, Ok(Arc::clone(arriving.loaded)), log, &self.machine);
         match start(stage).await? {
             Ok(()) | Err(StartError::Config(_)) => Ok(()),
-            Err(StartError::PoolFull) => Err(PipelineError::Internal("all places for instances are taken".to_owned())),
+            Err(StartError::PoolFull) => Err(PipelineError::NotNow(POOL_FULL.to_owned())),
             Err(StartError::Failed(failure)) => {
                 Err(PipelineError::Unusable(format!("it does not start: {}", failure.detail)))
             }
@@ -258,6 +266,6 @@ async fn hash(bytes: Bytes) -> Result<String, PipelineError> {
 fn unusable(error: ComponentError) -> PipelineError {
     match error {
         ComponentError::Unusable(why) => PipelineError::Unusable(why),
-        ComponentError::Unavailable(why) => PipelineError::Internal(why),
+        ComponentError::Unavailable(_) => PipelineError::NotNow(error.to_string()),
     }
 }

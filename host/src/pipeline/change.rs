@@ -4,14 +4,28 @@
 use std::sync::Arc;
 
 use crate::catalog::model::{PipelineRevision, ResolvedStage, Scope, StageSpec};
-use crate::catalog::{Actor, NewRevision};
+use crate::catalog::{Actor, CatalogError, NewRevision};
 
 use super::builtin;
-use super::component::Loaded;
+use super::component::{ComponentError, Loaded};
 use super::instance::StartError;
 use super::revision::Revision;
 use super::stage::Stage;
 use super::{Lane, PipelineError, Pipelines, validate};
+
+/// What is said while the pool has no room.
+pub(super) const POOL_FULL: &str = "all places for plugin instances are taken";
+
+/// Why a stage can't be made.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotBuilt {
+    /// The plugin's fault, or its config's: it stays so until one of them is another.
+    #[error("{0}")]
+    Refused(String),
+    /// Nobody's fault: later it may go.
+    #[error("{0}")]
+    NotNow(String),
+}
 
 impl Pipelines {
     /// The latest revision of a scope, as the catalog has it; none if there never was one.
@@ -53,12 +67,9 @@ impl Pipelines {
             return Err(PipelineError::Invalid(faults));
         }
         let (built, faults) = self.build(&resolved, before.as_deref()).await;
-        if !faults.is_empty() {
-            let pointed = |(at, why): (usize, String)| match at.checked_sub(first) {
-                Some(at) => (format!("/stages/{at}/config"), why),
-                None => (String::new(), why),
-            };
-            return Err(PipelineError::Invalid(faults.into_iter().map(pointed).collect()));
+        let pointer = |at: usize| at.checked_sub(first).map_or_else(String::new, |at| format!("/stages/{at}/config"));
+        if let Some(error) = refusal(faults, pointer) {
+            return Err(error);
         }
         let new = NewRevision { scope, stages, resolved, reason: "set".to_owned(), expected };
         self.publish(new, built, actor).await
@@ -94,8 +105,8 @@ impl Pipelines {
             return Ok(());
         }
         let (built, faults) = self.build(&resolved, before.as_deref()).await;
-        if !faults.is_empty() {
-            return Err(PipelineError::Invalid(faults.into_iter().map(|(_, why)| (String::new(), why)).collect()));
+        if let Some(error) = refusal(faults, |_| String::new()) {
+            return Err(error);
         }
         let new = NewRevision { scope, stages: own, resolved, reason: reason.to_owned(), expected: None };
         self.publish(new, built, actor).await?;
@@ -115,7 +126,7 @@ impl Pipelines {
     }
 
     /// Pins a stage's plugin. A stage of Sluice's own runs what came with this binary, whatever was uploaded since.
-    fn resolve(&self, spec: &StageSpec, implicit: bool) -> Result<ResolvedStage, (&'static str, String)> {
+    pub(super) fn resolve(&self, spec: &StageSpec, implicit: bool) -> Result<ResolvedStage, (&'static str, String)> {
         if !self.registry.is_known(&spec.plugin) {
             return Err(("plugin", format!("there is no plugin '{}'", spec.plugin)));
         }
@@ -134,7 +145,7 @@ impl Pipelines {
         &self,
         resolved: &[ResolvedStage],
         before: Option<&Revision>,
-    ) -> (Vec<Arc<Stage>>, Vec<(usize, String)>) {
+    ) -> (Vec<Arc<Stage>>, Vec<(usize, NotBuilt)>) {
         let (mut stages, mut faults) = (Vec::with_capacity(resolved.len()), Vec::new());
         for (at, resolved) in resolved.iter().enumerate() {
             let same = before.and_then(|before| before.stages.iter().find(|stage| stage.resolved == *resolved));
@@ -150,24 +161,33 @@ impl Pipelines {
         (stages, faults)
     }
 
-    async fn build_one(&self, resolved: &ResolvedStage) -> Result<Arc<Stage>, String> {
+    async fn build_one(&self, resolved: &ResolvedStage) -> Result<Arc<Stage>, NotBuilt> {
         let loaded = self.loaded(&resolved.digest).await?;
         let stage = Stage::new(resolved.clone(), Ok(loaded), self.registry.log(&resolved.spec.plugin), &self.machine);
-        match start(Arc::clone(&stage)).await.map_err(|error| error.to_string())? {
+        let refused = |why| Err(NotBuilt::Refused(why));
+        match start(Arc::clone(&stage)).await.map_err(|error| NotBuilt::NotNow(error.to_string()))? {
             Ok(()) => Ok(stage),
-            Err(StartError::Config(why)) => Err(format!("the plugin refuses the config: {why}")),
-            Err(StartError::Failed(failure)) => Err(format!("the plugin fails with this config: {}", failure.detail)),
-            Err(StartError::PoolFull) => Err("all places for plugin instances are taken: try again".to_owned()),
+            Err(StartError::Config(why)) => refused(format!("the plugin refuses the config: {why}")),
+            Err(StartError::Failed(failure)) => {
+                refused(format!("the plugin fails with this config: {}", failure.detail))
+            }
+            Err(StartError::PoolFull) => Err(NotBuilt::NotNow(POOL_FULL.to_owned())),
         }
     }
 
-    async fn loaded(&self, digest: &str) -> Result<Arc<Loaded>, String> {
+    async fn loaded(&self, digest: &str) -> Result<Arc<Loaded>, NotBuilt> {
         if let Some(loaded) = self.components.in_use(digest) {
             return Ok(loaded);
         }
-        let bytes = self.catalog.plugin_bytes(digest).await.map_err(|error| error.to_string())?;
-        let bytes = bytes.ok_or_else(|| format!("the catalog has no component with the digest {digest}"))?;
-        self.components.load(digest, bytes.into()).await.map_err(|error| error.to_string())
+        let bytes = self.catalog.plugin_bytes(digest).await.map_err(|error| match error {
+            CatalogError::Unavailable(_) => NotBuilt::NotNow(error.to_string()),
+            error => NotBuilt::Refused(error.to_string()),
+        })?;
+        let missing = || NotBuilt::Refused(format!("the catalog has no component with the digest {digest}"));
+        self.components.load(digest, bytes.ok_or_else(missing)?.into()).await.map_err(|error| match error {
+            ComponentError::Unusable(why) => NotBuilt::Refused(why),
+            ComponentError::Unavailable(_) => NotBuilt::NotNow(error.to_string()),
+        })
     }
 
     /// Writes the revision, then lets new batches begin on it.
@@ -202,26 +222,20 @@ impl Pipelines {
     pub(super) async fn restore(&self) -> Result<(), PipelineError> {
         let _one_at_a_time = self.changing.lock().await;
         for record in self.catalog.pipelines().await? {
-            let pinned = record.resolved.iter().map(|stage| {
-                let again = self.resolve(&stage.spec, stage.implicit).ok();
-                again.unwrap_or_else(|| stage.clone())
-            });
-            let resolved: Vec<ResolvedStage> = pinned.collect();
-            if resolved != record.resolved {
+            if let Some(resolved) = self.rebound(&record) {
                 let (built, faults) = self.build(&resolved, None).await;
-                if faults.is_empty() {
-                    let (scope, stages) = (record.scope, record.stages.clone());
-                    let reason = "the latest version of a plugin changed".to_owned();
-                    let new = NewRevision { scope, stages, resolved, reason, expected: Some(record.revision) };
-                    self.publish(new, built, &Actor::system()).await?;
-                    continue;
+                match refusal(faults, |at| resolved[at].spec.name.clone()) {
+                    None => {
+                        self.publish(Pipelines::following(&record, resolved), built, &Actor::system()).await?;
+                        continue;
+                    }
+                    Some(error) => self.lags(record.scope, error.to_string()),
                 }
-                tracing::warn!(scope = shown(record.scope), ?faults, "a pipeline stays on an older plugin version");
             }
             let mut stages = Vec::with_capacity(record.resolved.len());
             for resolved in &record.resolved {
                 let loaded = self.loaded(&resolved.digest).await.map_err(|why| {
-                    tracing::error!(scope = shown(record.scope), stage = resolved.spec.name, why, "a stage cannot run");
+                    tracing::error!(scope = shown(record.scope), stage = resolved.spec.name, %why, "a stage cannot run");
                     Arc::from(format!("the plugin can't be loaded: {why}"))
                 });
                 let log = self.registry.log(&resolved.spec.plugin);
@@ -235,6 +249,17 @@ impl Pipelines {
 
 fn implicit_of(record: &PipelineRevision) -> Vec<ResolvedStage> {
     record.resolved.iter().filter(|stage| stage.implicit).cloned().collect()
+}
+
+/// What stages that could not be made come to: those refused by their place, else that it may go later.
+pub(super) fn refusal(faults: Vec<(usize, NotBuilt)>, place: impl Fn(usize) -> String) -> Option<PipelineError> {
+    let not_now = faults.first().map(|(_, fault)| PipelineError::NotNow(fault.to_string()));
+    let refused = faults.into_iter().filter_map(|(at, fault)| match fault {
+        NotBuilt::Refused(why) => Some((place(at), why)),
+        NotBuilt::NotNow(_) => None,
+    });
+    let refused: Vec<_> = refused.collect();
+    if refused.is_empty() { not_now } else { Some(PipelineError::Invalid(refused)) }
 }
 
 /// Makes the stage's first instance, away from the reactor, and leaves it there for the first batch.

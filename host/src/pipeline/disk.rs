@@ -1,5 +1,6 @@
 //! The plugin directory: files that appear or change become versions. Invariant: a file is taken in only once it has
-//! stopped changing, and complained of only once it has stopped for longer; a deletion changes nothing. Never writes there.
+//! stopped changing, and complained of only once it has stopped for longer; what is in a good file's way for the moment is
+//! waited out; a deletion changes nothing. Never writes there.
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt as _;
@@ -7,26 +8,32 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use notify_debouncer_full::new_debouncer;
-use notify_debouncer_full::notify::RecursiveMode;
+use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 
 use crate::catalog::Actor;
 use crate::catalog::model::PluginSource;
+use crate::clock::Timestamp;
 
 use super::component;
+use super::follow::pause_after;
 use super::{NewComponent, PipelineError, Pipelines};
 
-/// How long events are gathered: a copy makes many.
-const DEBOUNCE: Duration = Duration::from_millis(50);
+/// How long events are gathered before a look: a copy makes many.
+const GATHER: Duration = Duration::from_millis(10);
 /// A file that has not changed between two looks this far apart is taken to be whole.
 const SETTLE: Duration = Duration::from_millis(80);
 /// The directory is looked at this often without an event: network and overlay file systems don't send all of them.
-const POLL: Duration = Duration::from_millis(500);
-/// A bad file is only complained of after it has stayed the same for so many looks, since a slow copy pauses.
+const POLL: Duration = Duration::from_millis(250);
+/// A bad file is only complained of after it has stayed the same for so many looks more, since a slow copy pauses.
 const BAD_LOOKS: u32 = 3;
 /// Files that are looked at.
 const FILES_MAX: usize = 4096;
+
+/// From a file's change to the look that takes it in, or to the one that names it if it is bad: a second is promised,
+/// and what is left of it is for compiling.
+const TAKEN_IN_AFTER_MS: u128 = POLL.as_millis() + GATHER.as_millis() + SETTLE.as_millis();
+const _: () = assert!(TAKEN_IN_AFTER_MS + SETTLE.as_millis() * BAD_LOOKS as u128 <= 600);
 
 /// What tells one state of a file from another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,17 +46,21 @@ struct Stamp {
 #[derive(Debug)]
 struct Seen {
     stamp: Stamp,
+    /// Whether it was there, like this, when the watch began.
+    at_start: bool,
     phase: Phase,
 }
 
 /// How far a file, as it is now, has come.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Phase {
     /// Seen once.
     New,
-    /// It was refused; seen so many times since.
-    Bad(u32),
-    /// Taken in, or refused for good.
+    /// Refused for good; named after so many looks more.
+    Bad(PipelineError, u32),
+    /// Something else was in the way, so many times; named once, and tried again from then on.
+    Later(u32, Timestamp),
+    /// Taken in, or refused and named.
     Done,
 }
 
@@ -58,7 +69,7 @@ struct Watch {
     pipelines: Weak<Pipelines>,
     dir: PathBuf,
     files: HashMap<PathBuf, Seen>,
-    /// During the first look at the directory, versions that the catalog has seen before stay what they are.
+    /// Until the directory has been looked at once.
     first: bool,
 }
 
@@ -74,24 +85,27 @@ impl Pipelines {
         std::fs::read_dir(&dir).map_err(|error| failed(error.to_string()))?;
         // One place: that something has changed is all that is said.
         let (changed, mut changes) = mpsc::channel::<()>(1);
-        let say = move |_events| {
-            // Full means that a look is due anyway.
-            let _ = changed.try_send(());
+        let say = move |event: notify::Result<notify::Event>| {
+            // Looking at the directory and reading its files are events too.
+            if event.map_or(true, |event| !event.kind.is_access()) {
+                // Full means that a look is due anyway.
+                let _ = changed.try_send(());
+            }
         };
-        let mut debouncer = new_debouncer(DEBOUNCE, None, say).map_err(|error| failed(error.to_string()))?;
-        if let Err(error) = debouncer.watch(&dir, RecursiveMode::NonRecursive) {
+        let mut events = notify::recommended_watcher(say).map_err(|error| failed(error.to_string()))?;
+        if let Err(error) = events.watch(&dir, RecursiveMode::NonRecursive) {
             tracing::warn!(dir = %dir.display(), %error, "no file events: the plugin directory is polled");
         }
         let mut watch = Watch { pipelines: Arc::downgrade(self), dir, files: HashMap::new(), first: true };
         let task = tokio::spawn(async move {
-            let _watching = debouncer;
+            let _watching = events;
             loop {
                 let Some(unsettled) = watch.look().await else { return };
                 let wait = if unsettled { SETTLE } else { POLL };
                 tokio::select! {
                     () = tokio::time::sleep(wait) => {}
-                    // A closed channel is the debouncer's end, which this task owns.
-                    Some(()) = changes.recv(), if !unsettled => {}
+                    // A closed channel is the end of the events, which this task owns.
+                    Some(()) = changes.recv(), if !unsettled => tokio::time::sleep(GATHER).await,
                 }
             }
         });
@@ -115,61 +129,73 @@ impl Watch {
         self.files.retain(|path, _| found.iter().any(|(known, _)| known == path));
         let mut unsettled = false;
         for (path, stamp) in found {
-            let phase = match self.files.get(&path) {
-                Some(seen) if seen.stamp == stamp => match seen.phase {
-                    Phase::Done => continue,
-                    phase => self.take_in(&pipelines, &path, stamp, phase).await,
-                },
-                _ => Phase::New,
+            let seen = match self.files.remove(&path) {
+                Some(seen) if seen.stamp == stamp => {
+                    let Seen { at_start, phase, .. } = seen;
+                    Seen { stamp, at_start, phase: next(&pipelines, &path, (stamp, at_start), phase).await }
+                }
+                _ => Seen { stamp, at_start: self.first, phase: Phase::New },
             };
-            unsettled |= phase == Phase::New;
-            self.files.insert(path, Seen { stamp, phase });
+            unsettled |= matches!(seen.phase, Phase::New | Phase::Bad(..));
+            self.files.insert(path, seen);
         }
-        // Once everything that was there at the start has been taken in, changes are news.
-        self.first &= unsettled;
+        self.first = false;
         Some(unsettled)
     }
+}
 
-    /// Takes in a file that was the same at the last look.
-    async fn take_in(&self, pipelines: &Pipelines, path: &Path, stamp: Stamp, phase: Phase) -> Phase {
-        let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let (name, version) = name_and_version(&file);
-        let looks = if let Phase::Bad(looks) = phase { looks } else { 0 };
-        match self.accept(pipelines, path, (stamp, looks), (&name, version)).await {
-            Ok(true) => Phase::Done,
-            // It changed while it was read.
-            Ok(false) => Phase::New,
-            Err(_) if looks + 1 < BAD_LOOKS => Phase::Bad(looks + 1),
-            Err(error) => {
+/// The next phase of a file that is the same as at the last look.
+async fn next(pipelines: &Pipelines, path: &Path, (stamp, at_start): (Stamp, bool), phase: Phase) -> Phase {
+    let now = pipelines.machine.clock.now();
+    let file = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+    let (name, version) = name_and_version(&file);
+    let tries = match phase {
+        Phase::Later(_, at) if now < at => return phase,
+        Phase::Bad(error, looks) if looks > 1 => return Phase::Bad(error, looks - 1),
+        Phase::Bad(error, _) => {
+            pipelines.not_accepted(&name, file, &error);
+            return Phase::Done;
+        }
+        Phase::Done => return Phase::Done,
+        Phase::New => 0,
+        Phase::Later(tries, _) => tries,
+    };
+    match accept(pipelines, path, (stamp, at_start), (&name, version)).await {
+        Ok(true) => Phase::Done,
+        // It changed while it was read.
+        Ok(false) => Phase::New,
+        Err(error) if error.is_passing() => {
+            if tries == 0 {
                 pipelines.not_accepted(&name, file, &error);
-                Phase::Done
             }
+            Phase::Later(tries + 1, now.plus(pause_after(tries + 1)))
         }
+        Err(error) => Phase::Bad(error, BAD_LOOKS),
     }
+}
 
-    async fn accept(
-        &self,
-        pipelines: &Pipelines,
-        path: &Path,
-        (stamp, looks): (Stamp, u32),
-        (name, version): (&str, Option<String>),
-    ) -> Result<bool, PipelineError> {
-        let max = pipelines.options.plugins.size_max;
-        if stamp.len > max {
-            return Err(PipelineError::TooLarge { size: stamp.len, max });
-        }
-        let unreadable = |error: std::io::Error| PipelineError::Unusable(format!("it can't be read: {error}"));
-        let bytes = tokio::fs::read(path).await.map_err(unreadable)?;
-        let now = tokio::fs::metadata(path).await.map_err(unreadable)?;
-        if stamp_of(&now) != stamp || bytes.len() as u64 != stamp.len {
-            return Ok(false);
-        }
-        if self.first && looks == 0 && is_history(pipelines, name, &bytes) {
-            return Ok(true);
-        }
-        let new = NewComponent { name: name.to_owned(), version, bytes: bytes.into(), source: PluginSource::Disk };
-        pipelines.take_in(new, &Actor::system()).await.map(|_| true)
+async fn accept(
+    pipelines: &Pipelines,
+    path: &Path,
+    (stamp, at_start): (Stamp, bool),
+    (name, version): (&str, Option<String>),
+) -> Result<bool, PipelineError> {
+    let max = pipelines.options.plugins.size_max;
+    if stamp.len > max {
+        return Err(PipelineError::TooLarge { size: stamp.len, max });
     }
+    // Rights are changed and network file systems come back without the file looking any different.
+    let unreadable = |error: std::io::Error| PipelineError::NotNow(format!("it can't be read: {error}"));
+    let bytes = tokio::fs::read(path).await.map_err(unreadable)?;
+    let now = tokio::fs::metadata(path).await.map_err(unreadable)?;
+    if stamp_of(&now) != stamp || bytes.len() as u64 != stamp.len {
+        return Ok(false);
+    }
+    if at_start && is_history(pipelines, name, &bytes) {
+        return Ok(true);
+    }
+    let new = NewComponent { name: name.to_owned(), version, bytes: bytes.into(), source: PluginSource::Disk };
+    pipelines.take_in(new, &Actor::system()).await.map(|_| true)
 }
 
 /// At start the catalog wins: a file whose bytes it has seen changes nothing, and a difference is reported.
@@ -225,6 +251,29 @@ fn stamp_of(metadata: &std::fs::Metadata) -> Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::tests::{Rig, tag};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_good_file_is_taken_in_at_the_second_look_and_a_bad_one_named_three_later() {
+        let rig = Rig::new().await;
+        let dir = rig.dir.path().to_owned();
+        std::fs::write(dir.join("good.wasm"), tag(1)).unwrap();
+        std::fs::write(dir.join("bad.wasm"), b"no component").unwrap();
+        let mut watch = Watch { pipelines: Arc::downgrade(&rig.pipelines), dir, files: HashMap::new(), first: true };
+        let has = |name: &str| rig.pipelines.plugin(name).is_some();
+        assert_eq!(watch.look().await, Some(true));
+        assert!(!has("good"), "it may still be growing");
+        assert_eq!(watch.look().await, Some(true));
+        assert!(has("good") && !has("bad"), "it may still be growing");
+        for _ in 1..BAD_LOOKS {
+            assert_eq!(watch.look().await, Some(true));
+            assert!(!has("bad"));
+        }
+        assert_eq!(watch.look().await, Some(false));
+        assert!(has("bad"));
+        watch.look().await;
+        assert_eq!(rig.metric("sluice_plugin_reload_errors_total", "bad"), 1.0, "it is named once");
+    }
 
     #[test]
     fn a_file_name_says_plugin_and_version() {

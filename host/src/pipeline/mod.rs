@@ -13,6 +13,7 @@ mod component;
 mod disk;
 pub mod draft;
 mod engine;
+mod follow;
 mod host_state;
 mod instance;
 mod limits;
@@ -49,6 +50,7 @@ use crate::message::TopicName;
 use self::component::Components;
 use self::draft::{Draft, Processed, Verdict};
 use self::engine::Ticker;
+use self::follow::Lagging;
 use self::metrics::Metrics;
 use self::queue::QueueLimits;
 use self::registry::PluginRegistry;
@@ -58,7 +60,7 @@ use self::worker::Pool;
 
 pub use self::component::ComponentState;
 pub use self::plugin_log::{LogLevel, LogLine};
-pub use self::registry::{Binding, PluginProblem, PluginView, VersionView};
+pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView};
 
 /// Where machine code is kept, in the data directory.
 const CACHE_DIR: &str = "plugin-cache";
@@ -116,6 +118,9 @@ pub enum PipelineError {
     /// A fault of ours.
     #[error("the pipeline failed: {0}")]
     Internal(String),
+    /// Nobody's fault: the same may go later.
+    #[error("{0}")]
+    NotNow(String),
     /// The request is wrong: JSON Pointers into it, and what is wrong there.
     #[error("the pipeline is not valid: {}", .0.iter().map(|(at, why)| format!("{at}: {why}")).collect::<Vec<_>>().join("; "))]
     Invalid(Vec<(String, String)>),
@@ -141,6 +146,19 @@ pub enum PipelineError {
         /// Why.
         why: String,
     },
+}
+
+impl PipelineError {
+    /// Whether the same may go later with nothing done about it, so that it is worth trying again.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            PipelineError::Overloaded | PipelineError::Stopping | PipelineError::Internal(_) => true,
+            PipelineError::NotNow(_) | PipelineError::Catalog(CatalogError::Unavailable(_)) => true,
+            PipelineError::Invalid(_) | PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => false,
+            PipelineError::Catalog(_) | PipelineError::Watch { .. } => false,
+        }
+    }
 }
 
 /// A scope's pipeline: the revision that new batches begin on.
@@ -180,6 +198,7 @@ pub struct Pipelines {
     pool: Pool,
     /// Changes one at a time: each reads what is resolved now, and writes what follows from it.
     changing: tokio::sync::Mutex<()>,
+    lagging: Lagging,
     tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
@@ -222,11 +241,13 @@ impl Pipelines {
             lanes: RwLock::default(),
             pool,
             changing: tokio::sync::Mutex::new(()),
+            lagging: Lagging::default(),
             tasks: Mutex::default(),
         });
         pipelines.register_builtins().await?;
         pipelines.components.prune(&pipelines.registry.digests());
         pipelines.restore().await?;
+        pipelines.start_following();
         if pipelines.options.warm_up {
             pipelines.warm_up();
         }
@@ -350,7 +371,8 @@ impl Pipelines {
             VersionView { latest: at == 0, state: self.components.state(&version.digest), bound, version }
         });
         let instances = usize::try_from(self.machine.metrics.of(&name).instances.get()).unwrap_or(0);
-        PluginView { versions: versions.collect(), last_error, instances, name }
+        let (versions, lagging) = (versions.collect(), self.lagging(&name));
+        PluginView { versions, lagging, last_error, instances, name }
     }
 
     /// Scale to zero: instances that have not run for `plugins.idleTimeout` are dropped.

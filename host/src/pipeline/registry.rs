@@ -43,6 +43,15 @@ pub struct Binding {
     pub breaker_open: bool,
 }
 
+/// A pipeline that would run another version if it could.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lag {
+    /// Whose.
+    pub scope: Scope,
+    /// Why it can't yet.
+    pub why: String,
+}
+
 /// A version, as this broker sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VersionView {
@@ -63,6 +72,8 @@ pub struct PluginView {
     pub name: String,
     /// The version accepted last comes first; none if only bad ones were seen.
     pub versions: Vec<VersionView>,
+    /// Pipelines that do not follow `latest` yet; they are tried again.
+    pub lagging: Vec<Lag>,
     /// What last went wrong; gone once a version is accepted.
     pub last_error: Option<PluginProblem>,
     /// Instances that exist on this broker.

@@ -134,9 +134,7 @@ impl Stage {
                 StartError::Config(why) => {
                     Failure { cause: FaultCause::Failed, detail: format!("it refused its config: {why}").into() }
                 }
-                StartError::PoolFull => {
-                    Failure { cause: FaultCause::Failed, detail: "all places for plugin instances are taken".into() }
-                }
+                StartError::PoolFull => Failure { cause: FaultCause::Failed, detail: super::change::POOL_FULL.into() },
             }),
         }
     }

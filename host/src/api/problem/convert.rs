@@ -80,6 +80,10 @@ impl From<PipelineError> for Problem {
             PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => {
                 Problem::new(Code::PluginInvalid, sentence(&error))
             }
+            PipelineError::NotNow(_) => {
+                Problem::new(Code::Backpressure, "A plugin can't be started for the moment; send it again.")
+                    .because(error)
+            }
             PipelineError::Catalog(error) => error.into(),
             PipelineError::Internal(_) | PipelineError::Watch { .. } => Problem::internal(error),
         }

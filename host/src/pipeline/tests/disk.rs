@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::pipeline::PluginView;
 
-use super::{Rig, draft, header, tag};
+use super::{Rig, broken, draft, header, mended, tag};
 
 /// Far above the second that is promised, for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -27,6 +27,14 @@ impl Rig {
         };
         let view = tokio::time::timeout(PATIENCE, seen).await;
         view.unwrap_or_else(|_| panic!("{plugin} is {:?}", self.pipelines.plugin(plugin)))
+    }
+
+    /// Returns after the watch has looked: it has taken in a file that is new now.
+    async fn look(&self) {
+        let n = std::fs::read_dir(self.file("")).unwrap().count();
+        let name = format!("look-{n}");
+        std::fs::write(self.file(&format!("{name}.wasm")), b"bad").unwrap();
+        self.until(&name, |view| view.last_error.is_some()).await;
     }
 
     async fn tagged(&self) -> String {
@@ -115,6 +123,27 @@ async fn a_file_that_is_written_slowly_is_taken_in_once_it_is_whole() {
     let view = rig.until("slow", |view| !view.versions.is_empty()).await;
     assert_eq!(view.versions.len(), 1);
     assert_eq!(rig.metric("sluice_plugin_reload_errors_total", "slow"), 0.0, "nothing was complained of meanwhile");
+    rig.pipelines.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_in_a_good_files_way_is_named_once_and_waited_out() {
+    let rig = Rig::new().await;
+    rig.pipelines.watch().unwrap();
+    broken(&rig, "plugin_versions", "1").await;
+    std::fs::write(rig.file("tag.wasm"), tag(1)).unwrap();
+    let view = rig.until("tag", |view| view.last_error.is_some()).await;
+    let error = view.last_error.unwrap();
+    assert!(error.message.contains("not available") && error.file == "tag.wasm", "{error:?}");
+    for _ in 0..10 {
+        rig.clock.advance(Duration::from_secs(60));
+        rig.look().await;
+    }
+    assert_eq!(rig.metric("sluice_plugin_reload_errors_total", "tag"), 1.0);
+    mended(&rig, "plugin_versions").await;
+    rig.clock.advance(Duration::from_secs(60));
+    let view = rig.until("tag", |view| !view.versions.is_empty()).await;
+    assert_eq!(view.last_error, None);
     rig.pipelines.shutdown().await;
 }
 

@@ -3,6 +3,7 @@
 
 mod changes;
 mod disk;
+mod follow;
 mod hostile;
 mod load;
 mod verdicts;
@@ -162,6 +163,26 @@ impl Rig {
         };
         family.map_or(0.0, |family| family.get_metric().iter().map(of).sum())
     }
+}
+
+/// Lets every row that `condition` describes be refused by the catalog's `table`, as by a disk that is full.
+pub(super) async fn broken(rig: &Rig, table: &str, condition: &str) {
+    let trigger = format!(
+        "CREATE TRIGGER broken_{table} BEFORE INSERT ON {table} WHEN {condition} BEGIN SELECT RAISE(ABORT, 'full'); END"
+    );
+    execute(rig, trigger).await;
+}
+
+/// Undoes [`broken`].
+pub(super) async fn mended(rig: &Rig, table: &str) {
+    execute(rig, format!("DROP TRIGGER broken_{table}")).await;
+}
+
+async fn execute(rig: &Rig, statement: String) {
+    let file = format!("sqlite://{}", rig.dir.path().join("catalog.db").display());
+    let pool = sqlx::SqlitePool::connect(&file).await.unwrap();
+    sqlx::query(sqlx::AssertSqlSafe(statement)).execute(&pool).await.unwrap();
+    pool.close().await;
 }
 
 pub(super) fn subscription_scope(topic: TopicId) -> Scope {
