@@ -13,7 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Caller;
-use super::extract::{OptionalJson, Param, Params2, Query};
+use super::extract::{NoBody, OptionalJson, Param, Params2, Query};
 use super::messages::MessageView;
 use super::page::LIMIT_MAX;
 use super::problem::{Faults, Problem};
@@ -155,6 +155,7 @@ async fn replay(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Params2(name, id): Params2<TopicName, MessageId>,
+    _: NoBody,
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
     let message_id = broker.dead_letters.replay(&topic, id).await?;

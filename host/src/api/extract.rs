@@ -3,10 +3,12 @@
 //! value means.
 
 mod body;
+mod field;
 mod json;
 mod params;
 
 pub use body::{Intake, RawBody};
-pub(crate) use json::is_media_type;
-pub use json::{Json, OptionalJson, Spare, Text, decode, expect_json};
+pub use field::{Object, not_null, nullable};
+pub use json::{Json, NoBody, OptionalJson, Spare, Text, decode, expect_json};
+pub(crate) use json::{is_media_type, pointer_of};
 pub use params::{IfMatch, Param, Params2, Parsed, Query, read_query};

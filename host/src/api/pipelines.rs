@@ -12,14 +12,15 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Caller;
-use super::extract::{IfMatch, Json, Param, Query};
+use super::extract::{IfMatch, Json, Object, Param, Query};
 use super::page::{Paging, Window};
-use super::problem::Problem;
+use super::problem::{Faults, Problem};
 use super::wire::Time;
 use super::{Api, answer, plugins, reach};
 use crate::broker::Broker;
 use crate::catalog::model::{PipelineRevision, Scope, StageSpec, SubscriptionId};
 use crate::message::TopicName;
+use crate::pipeline::PipelineError;
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -36,7 +37,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 struct PipelineBody {
     /// All of them: what is not here is taken out.
     #[schema(value_type = Vec<StageSpec>)]
-    stages: Option<Vec<StageSpec>>,
+    stages: Option<Vec<Object<StageSpec>>>,
 }
 
 /// One revision of a pipeline.
@@ -127,7 +128,7 @@ async fn topic_put(
     body: Json<PipelineBody>,
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
-    let stages = body.check(|body, faults| faults.require("/stages", body.stages))?;
+    let stages = body.check(stages)?;
     set(&broker, &caller, Scope::Topic(topic.id), stages, if_match).await
 }
 
@@ -163,7 +164,7 @@ async fn subscription_put(
     body: Json<PipelineBody>,
 ) -> Result<Response, Problem> {
     let scope = subscription_scope(&broker, &caller, id)?;
-    let stages = body.check(|body, faults| faults.require("/stages", body.stages))?;
+    let stages = body.check(stages)?;
     set(&broker, &caller, scope, stages, if_match).await
 }
 
@@ -229,6 +230,11 @@ fn shown(view: PipelineView) -> Response {
     answer::tagged(answer::ok(&view), view.revision)
 }
 
+fn stages(body: PipelineBody, faults: &mut Faults) -> Option<Vec<StageSpec>> {
+    let stages = faults.require("/stages", body.stages)?;
+    Some(stages.into_iter().map(|Object(stage)| stage).collect())
+}
+
 async fn set(
     broker: &Broker,
     caller: &Caller,
@@ -236,11 +242,21 @@ async fn set(
     stages: Vec<StageSpec>,
     if_match: IfMatch,
 ) -> Result<Response, Problem> {
+    let mut faults = Vec::new();
     for (at, stage) in stages.iter().enumerate() {
         plugins::need(broker, caller, &stage.plugin)?;
         for (index, target) in stage.emit_to.iter().enumerate() {
-            reach::topic_at(broker, caller, target, &format!("/stages/{at}/emitTo/{index}"))?;
+            // What is no name is told with all else.
+            let Ok(name) = target.parse::<TopicName>() else { continue };
+            caller.need_topic(&name)?;
+            if broker.directory.topic(&name).is_none() {
+                faults.push((format!("/stages/{at}/emitTo/{index}"), format!("there is no topic '{name}'")));
+            }
         }
+    }
+    if !faults.is_empty() {
+        faults.extend(broker.pipelines.faults(scope, &stages).await);
+        return Err(PipelineError::Invalid(faults).into());
     }
     let revision = broker.pipelines.set(scope, stages, if_match.expected()?, &caller.actor()).await?;
     Ok(shown(PipelineView::of(Some(revision))))

@@ -20,15 +20,6 @@ pub fn topic(broker: &Broker, caller: &Caller, name: &TopicName) -> Result<Arc<T
     broker.directory.topic(name).ok_or_else(|| Problem::not_found("topic", name))
 }
 
-/// The topic that a body names.
-///
-/// # Errors
-/// `VALIDATION_ERROR` at `pointer`, `FORBIDDEN`, `NOT_FOUND`.
-pub fn topic_at(broker: &Broker, caller: &Caller, name: &str, pointer: &str) -> Result<Arc<Topic>, Problem> {
-    let name: TopicName = name.parse().map_err(|message: String| Problem::invalid_at(pointer, message))?;
-    topic(broker, caller, &name)
-}
-
 /// The topic that a message was published to, by the number in its id.
 ///
 /// # Errors

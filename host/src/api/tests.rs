@@ -3,6 +3,7 @@
 mod contract;
 mod flows;
 mod hang_ups;
+mod strictness;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;

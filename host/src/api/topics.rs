@@ -13,10 +13,9 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-pub(super) use self::body::given;
 use self::body::{TopicBody, TopicView};
 use super::auth::Caller;
-use super::extract::{IfMatch, Json, Param, Query};
+use super::extract::{IfMatch, Json, NoBody, Param, Query};
 use super::page::{Paging, Window};
 use super::problem::Problem;
 use super::wire::Time;
@@ -178,6 +177,7 @@ async fn purge(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(name): Param<TopicName>,
+    _: NoBody,
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
     let purged = purge_groups(&broker, &topic).await?;

@@ -9,6 +9,7 @@ use crate::catalog::{Actor, CatalogError, NewRevision};
 use super::builtin;
 use super::component::{ComponentError, Loaded};
 use super::instance::StartError;
+use super::limits::STAGES_MAX;
 use super::revision::Revision;
 use super::stage::Stage;
 use super::{Lane, PipelineError, Pipelines, validate};
@@ -45,34 +46,57 @@ impl Pipelines {
         expected: Option<u64>,
         actor: &Actor,
     ) -> Result<PipelineRevision, PipelineError> {
-        let faults = validate::faults(scope, &stages);
-        if !faults.is_empty() {
-            return Err(PipelineError::Invalid(faults));
-        }
         let _in_use = self.preload(&stages, false).await;
         let _one_at_a_time = self.changing.lock().await;
         let before = self.lane(scope).map(|lane| lane.current());
-        let record = before.as_ref().and_then(|before| before.record.as_ref());
-        let implicit = record.map(implicit_of).unwrap_or_default();
-        let (mut resolved, mut faults) = (implicit, Vec::new());
-        let first = resolved.len();
-        for (at, spec) in stages.iter().enumerate() {
+        let (resolved, built) = self.tried(scope, &stages, before.as_deref()).await?;
+        let new = NewRevision { scope, stages, resolved, reason: "set".to_owned(), expected };
+        self.publish(new, built, actor).await
+    }
+
+    /// All that is wrong with `stages`, by JSON Pointer into `{"stages": […]}`. Changes nothing.
+    pub async fn faults(&self, scope: Scope, stages: &[StageSpec]) -> Vec<(String, String)> {
+        match self.tried(scope, stages, None).await {
+            Err(PipelineError::Invalid(faults)) => faults,
+            _ => Vec::new(),
+        }
+    }
+
+    /// What `stages` come to behind those that Sluice adds itself, ready to run.
+    async fn tried(
+        &self,
+        scope: Scope,
+        stages: &[StageSpec],
+        before: Option<&Revision>,
+    ) -> Result<(Vec<ResolvedStage>, Vec<Arc<Stage>>), PipelineError> {
+        let mut faults = validate::faults(scope, stages);
+        let mut resolved = before.and_then(|before| before.record.as_ref()).map(implicit_of).unwrap_or_default();
+        let mut pointers = vec![String::new(); resolved.len()];
+        for (at, spec) in stages.iter().enumerate().take(STAGES_MAX) {
+            let pointer = |field: &str| format!("/stages/{at}/{field}");
             let spec = self.with_schema(spec).await;
             match spec.and_then(|spec| self.resolve(&spec, false)) {
-                Ok(stage) => resolved.push(stage),
-                Err((field, why)) => faults.push((format!("/stages/{at}/{field}"), why)),
+                // One that is out of bounds is not made.
+                Ok(_) if faults.iter().any(|(place, _)| place.starts_with(&pointer(""))) => {}
+                Ok(stage) => {
+                    resolved.push(stage);
+                    pointers.push(pointer("config"));
+                }
+                // What is no name needs not be missed as well.
+                Err((field, _)) if faults.iter().any(|(place, _)| *place == pointer(field)) => {}
+                Err((field, why)) => faults.push((pointer(field), why)),
             }
+        }
+        let (built, unbuilt) = self.build(&resolved, before).await;
+        let mut not_now = None;
+        match refusal(unbuilt, |at| pointers[at].clone()) {
+            Some(PipelineError::Invalid(refused)) => faults.extend(refused),
+            other => not_now = other,
         }
         if !faults.is_empty() {
             return Err(PipelineError::Invalid(faults));
         }
-        let (built, faults) = self.build(&resolved, before.as_deref()).await;
-        let pointer = |at: usize| at.checked_sub(first).map_or_else(String::new, |at| format!("/stages/{at}/config"));
-        if let Some(error) = refusal(faults, pointer) {
-            return Err(error);
-        }
-        let new = NewRevision { scope, stages, resolved, reason: "set".to_owned(), expected };
-        self.publish(new, built, actor).await
+        not_now.map_or(Ok((resolved, built)), Err)
     }
 
     /// Sets the stages that Sluice adds itself; they run before the owner's. A new revision only if it differs.
@@ -117,7 +141,7 @@ impl Pipelines {
     /// else's change should wait for. What can't be made ready is told by the change itself.
     async fn preload(&self, stages: &[StageSpec], implicit: bool) -> Vec<Arc<Loaded>> {
         let mut loaded = Vec::with_capacity(stages.len());
-        for stage in stages {
+        for stage in stages.iter().take(STAGES_MAX) {
             if let Ok(resolved) = self.resolve(stage, implicit) {
                 loaded.extend(self.loaded(&resolved.digest).await);
             }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRef, FromRequest, Request};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -165,8 +165,18 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<RawBody, Problem> {
         let (parts, body) = request.into_parts();
+        expect_uncoded(&parts.headers)?;
         Arc::<Intake>::from_ref(state).read(&parts.headers, body).await
     }
+}
+
+/// A compressed body would be read as what it is not.
+fn expect_uncoded(headers: &HeaderMap) -> Result<(), Problem> {
+    let coded = |coding: &HeaderValue| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(coded) {
+        return Err(Problem::new(Code::UnsupportedMediaType, "Send the body as it is, without a Content-Encoding."));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -11,7 +11,6 @@ use http::{HeaderMap, header};
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
-use serde_json::error::Category;
 
 use super::body::{Intake, RawBody};
 use crate::api::problem::{Code, Faults, Problem};
@@ -87,6 +86,27 @@ where
     }
 }
 
+/// The body of an action that takes none: nothing, or an object without fields.
+#[derive(Debug, Clone, Copy)]
+pub struct NoBody;
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct NoFields {}
+
+impl<S> FromRequest<S> for NoBody
+where
+    S: Send + Sync,
+    Arc<Intake>: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<NoBody, Problem> {
+        let OptionalJson(body) = OptionalJson::<NoFields>::from_request(request, state).await?;
+        body.plain().map(|NoFields {}| NoBody)
+    }
+}
+
 /// No Content-Type, or `curl`'s for `-d`, is read as JSON too: the deployment guide's calls send it so.
 ///
 /// # Errors
@@ -125,16 +145,13 @@ pub fn decode<'a, T: Deserialize<'a>>(
         faults.push("", "takes a JSON object");
         return Ok(None);
     }
-    let error = match serde_json::from_slice::<T>(text) {
-        Ok(value) => return Ok(Some(value)),
-        Err(error) => error,
-    };
+    if let Ok(value) = serde_json::from_slice::<T>(text) {
+        return Ok(Some(value));
+    }
     if text.trim_ascii().is_empty() {
         return Err(Problem::new(Code::MalformedJson, "The body is empty; send a JSON object."));
     }
-    if error.classify() != Category::Data {
-        return Err(malformed(&error));
-    }
+    // It may be JSON all the same: of a number where a word is expected, serde_json says that it is none.
     let mut document: Value = serde_json::from_slice(text).map_err(|error| malformed(&error))?;
     let whole = std::str::from_utf8(text)
         .map_err(|error| Problem::new(Code::MalformedJson, format!("The body is not UTF-8: {error}.")))?;
@@ -229,6 +246,7 @@ fn attempt<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, Broken> {
             path.push(field.to_owned());
             return Broken { pointer: pointer_of(path), message: "is there twice".to_owned(), mend: Mend::Reread };
         }
+        let message = if message == "expected value" { "is of the wrong type" } else { message };
         let mend = if path.is_empty() { Mend::Nothing } else { Mend::Remove };
         Broken { mend, pointer: pointer_of(path), message: message.to_owned() }
     })
@@ -275,6 +293,7 @@ mod tests {
     use serde_json::value::RawValue;
 
     use super::*;
+    use crate::api::extract::{Object, not_null};
     use crate::api::problem::Fault;
 
     #[derive(Debug, Deserialize)]
@@ -285,8 +304,15 @@ mod tests {
         count: Option<u32>,
         #[serde(borrow)]
         payload: Option<&'a RawValue>,
-        inner: Option<Inner>,
-        list: Option<Vec<Inner>>,
+        inner: Option<Object<Inner>>,
+        list: Option<Vec<Object<Inner>>>,
+        #[serde(default, deserialize_with = "not_null")]
+        word: Option<Word>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    enum Word {
+        Yes,
     }
 
     #[derive(Debug, Deserialize)]
@@ -321,6 +347,26 @@ mod tests {
         assert_eq!(pointers, ["/nmae", "/name", "/count", "/inner/on", "/inner/a~1b", "/inner/on"], "{found:?}");
         assert!(found[0].1.contains("`name`"), "{found:?}");
         assert_eq!(faults(r#"{"list":[{"on":true},{"on":1}]}"#)[0].0, "/list/1/on");
+    }
+
+    #[test]
+    fn an_array_is_no_object_at_any_depth() {
+        let found = faults(r#"{"inner":[true],"list":[{"on":true},[true]]}"#);
+        assert_eq!(found[0].0, "/inner", "{found:?}");
+        assert!(found[0].1.contains("expected a JSON object"), "{found:?}");
+        assert_eq!(found[1].0, "/list/1", "{found:?}");
+    }
+
+    #[test]
+    fn null_and_the_wrong_type_are_faults_with_a_pointer() {
+        for wrong in ["null", "5", "[]"] {
+            let found = faults(&format!(r#"{{"word":{wrong},"count":-1}}"#));
+            let pointers: Vec<&str> = found.iter().map(|(pointer, _)| pointer.as_str()).collect();
+            assert_eq!(pointers, ["/word", "/count"], "{found:?}");
+        }
+        let (spare, mut faults) = (Spare::default(), Faults::default());
+        let dto: Dto<'_> = decode(br#"{"word":"Yes"}"#, &spare, &mut faults).expect("JSON").expect("right");
+        assert!(matches!(dto.word, Some(Word::Yes)));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use super::publish::{PublishAnswer, destination, reading};
 use super::publish_body::{PublishBody, Reading};
 use crate::api::answer;
 use crate::api::auth::Caller;
-use crate::api::extract::{Query, RawBody, Spare, decode, expect_json, is_media_type};
+use crate::api::extract::{Object, Query, RawBody, Spare, decode, expect_json, is_media_type};
 use crate::api::problem::{Faults, Problem, ProblemBody};
 use crate::broker::Broker;
 use crate::catalog::model::Topic;
@@ -40,8 +40,8 @@ pub(super) struct BatchQuery {
 pub(super) struct BatchBody<'a> {
     /// At most 10 000.
     #[serde(borrow)]
-    #[schema(max_items = 10_000)]
-    messages: Vec<PublishBody<'a>>,
+    #[schema(value_type = Vec<PublishBody>, max_items = 10_000)]
+    messages: Vec<Object<PublishBody<'a>>>,
 }
 
 /// The same, with each message still unread: for finding which ones are wrong.
@@ -135,9 +135,9 @@ const NDJSON: &[&str] = &["application/x-ndjson", "application/ndjson"];
 type Find<'f> = dyn Fn(&TopicName) -> Result<Arc<Topic>, Problem> + 'f;
 
 fn from_json(reading: &Reading<'_>, find: &Find<'_>) -> Result<Vec<Item>, Problem> {
-    if let Ok(body) = serde_json::from_slice::<BatchBody<'_>>(reading.bytes) {
+    if let Ok(Object(body)) = serde_json::from_slice::<Object<BatchBody<'_>>>(reading.bytes) {
         check_count(body.messages.len())?;
-        let read = |message| reading.request(Some(message), Faults::default(), find);
+        let read = |Object(message)| reading.request(Some(message), Faults::default(), find);
         return Ok(body.messages.into_iter().map(read).collect());
     }
     let (spare, mut faults) = (Spare::default(), Faults::default());

@@ -8,13 +8,14 @@ use axum::extract::State;
 use axum::response::Response;
 use http::HeaderMap;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::settle::{LeaseNamed, SettleAnswer, delay};
 use super::slots::Slots;
 use crate::api::answer;
 use crate::api::auth::Caller;
-use crate::api::extract::{Parsed, RawBody, Spare, Text, decode, expect_json};
+use crate::api::extract::{Object, Parsed, RawBody, Spare, Text, decode, expect_json};
 use crate::api::problem::{Faults, Problem, ProblemBody};
 use crate::api::wire::Seconds;
 use crate::broker::Broker;
@@ -30,10 +31,22 @@ const ITEMS_MAX: usize = 10_000;
 pub(super) struct SettleBatchBody<'a> {
     /// Done.
     #[serde(borrow, default)]
-    acks: Vec<AckItem<'a>>,
+    #[schema(value_type = Vec<AckItem>)]
+    acks: Vec<Object<AckItem<'a>>>,
     /// Failed.
     #[serde(borrow, default)]
-    nacks: Vec<NackItem<'a>>,
+    #[schema(value_type = Vec<NackItem>)]
+    nacks: Vec<Object<NackItem<'a>>>,
+}
+
+/// The same, with each item still unread: for finding which ones are wrong.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnreadBody<'a> {
+    #[serde(borrow, default)]
+    acks: Vec<&'a RawValue>,
+    #[serde(borrow, default)]
+    nacks: Vec<&'a RawValue>,
 }
 
 /// One lease that ends well: its receipt, or message and group.
@@ -123,32 +136,65 @@ struct Item {
 }
 
 fn read(broker: &Broker, caller: &Caller, body: &RawBody) -> Result<Vec<Item>, Problem> {
+    let ack = |ack: AckItem<'_>, faults| ack.named().item(broker, caller, (Word::Ack, faults));
+    let nack = |mut nack: NackItem<'_>, mut faults| {
+        let word = nack.word(&mut faults);
+        nack.named().item(broker, caller, (word, faults))
+    };
+    if let Ok(Object(body)) = serde_json::from_slice::<Object<SettleBatchBody<'_>>>(&body.bytes) {
+        check_count(body.acks.len() + body.nacks.len())?;
+        let acks = body.acks.into_iter().map(|Object(item)| ack(item, Faults::default()));
+        let nacks = body.nacks.into_iter().map(|Object(item)| nack(item, Faults::default()));
+        return Ok(acks.chain(nacks).collect());
+    }
     let (spare, mut faults) = (Spare::default(), Faults::default());
-    let body = decode::<SettleBatchBody<'_>>(&body.bytes, &spare, &mut faults)?;
-    let body = body.filter(|body| {
-        let fits = (1..=ITEMS_MAX).contains(&(body.acks.len() + body.nacks.len()));
-        if !fits {
-            faults.push("", format!("1 to {ITEMS_MAX} `acks` and `nacks` together"));
-        }
-        fits
-    });
+    let body = decode::<UnreadBody<'_>>(&body.bytes, &spare, &mut faults)?;
     let body = faults.finish(body)?;
-    let acks = body.acks.into_iter().map(|ack| {
-        let named = Named { receipt: ack.receipt, message: ack.message_id, group: ack.consumer_group };
-        named.item(broker, caller, Word::Ack)
+    check_count(body.acks.len() + body.nacks.len())?;
+    let acks = body.acks.into_iter().map(|raw| {
+        let (spare, mut faults) = (Spare::default(), Faults::default());
+        let item = decode::<AckItem<'_>>(raw.get().as_bytes(), &spare, &mut faults);
+        read_item(item, faults, ack)
     });
-    let nacks = body.nacks.into_iter().map(|nack| {
-        let mut faults = Faults::default();
-        let word = Word::Nack {
-            reason: nack.reason.map(|Text(reason)| reason.into_owned()),
-            delay: delay("/delay", nack.delay, &mut faults),
-        };
-        let named = Named { receipt: nack.receipt, message: nack.message_id, group: nack.consumer_group };
-        let item = named.item(broker, caller, word);
-        let wanted = item.wanted.and_then(|wanted| faults.finish(Some(wanted)));
-        Item { wanted, ..item }
+    let nacks = body.nacks.into_iter().map(|raw| {
+        let (spare, mut faults) = (Spare::default(), Faults::default());
+        let item = decode::<NackItem<'_>>(raw.get().as_bytes(), &spare, &mut faults);
+        read_item(item, faults, nack)
     });
     Ok(acks.chain(nacks).collect())
+}
+
+fn check_count(count: usize) -> Result<(), Problem> {
+    if (1..=ITEMS_MAX).contains(&count) {
+        return Ok(());
+    }
+    Err(Problem::invalid_at("", format!("1 to {ITEMS_MAX} `acks` and `nacks` together")))
+}
+
+/// One item, or what is wrong with it: its neighbours are no worse for it.
+fn read_item<T>(item: Result<Option<T>, Problem>, faults: Faults, read: impl FnOnce(T, Faults) -> Item) -> Item {
+    match item {
+        Ok(Some(item)) => read(item, faults),
+        Ok(None) => Item { message: None, wanted: faults.finish(None) },
+        Err(problem) => Item { message: None, wanted: Err(problem) },
+    }
+}
+
+impl<'a> AckItem<'a> {
+    fn named(self) -> Named<'a> {
+        Named { receipt: self.receipt, message: self.message_id, group: self.consumer_group }
+    }
+}
+
+impl<'a> NackItem<'a> {
+    fn word(&mut self, faults: &mut Faults) -> Word {
+        let reason = self.reason.take().map(|Text(reason)| reason.into_owned());
+        Word::Nack { reason, delay: delay("/delay", self.delay, faults) }
+    }
+
+    fn named(self) -> Named<'a> {
+        Named { receipt: self.receipt, message: self.message_id, group: self.consumer_group }
+    }
 }
 
 struct Named<'a> {
@@ -158,13 +204,14 @@ struct Named<'a> {
 }
 
 impl Named<'_> {
-    fn item(self, broker: &Broker, caller: &Caller, word: Word) -> Item {
+    fn item(self, broker: &Broker, caller: &Caller, (word, faults): (Word, Faults)) -> Item {
         fn text<'t>(text: Option<&'t Text<'_>>) -> Option<&'t str> {
             text.map(|Text(text): &Text<'_>| Cow::as_ref(text))
         }
         let message = self.message.as_ref().map(|Parsed(id)| *id);
         let lease = LeaseNamed { message, group: text(self.group.as_ref()), receipt: text(self.receipt.as_ref()) };
-        Item { message, wanted: lease.held(broker, caller).map(|held| (held, word)) }
+        let held = || lease.held(broker, caller).map(|held| (held, word));
+        Item { message, wanted: faults.finish(Some(())).and_then(|()| held()) }
     }
 }
 

@@ -9,9 +9,9 @@ use payload_query::Query as PayloadQuery;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::api::extract::{Object, not_null, nullable, pointer_of};
 use crate::api::messages::{ACK_TIMEOUT_MAX, offset};
 use crate::api::problem::{Faults, Problem};
-use crate::api::topics::given;
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::{
     Backoff, Filter, PushFormat, Secret, Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic,
@@ -38,67 +38,86 @@ const FILTER_HEADERS_MAX: usize = 64;
 const REDACTED: &str = "[redacted]";
 
 /// A subscription to be made, or a change of one.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct SubscriptionBody {
     /// On which topic. Cannot change.
-    #[schema(required)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(required, nullable = false)]
     topic_name: Option<String>,
     /// The group's name, unique on the topic. Cannot change.
-    #[schema(required)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(required, nullable = false)]
     consumer_group: Option<String>,
     /// Cannot change.
-    #[serde(rename = "type")]
-    #[schema(required)]
+    #[serde(rename = "type", default, deserialize_with = "not_null")]
+    #[schema(required, nullable = false)]
     kind: Option<SubscriptionKind>,
     /// Where to send (Push): an absolute URL.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     consumer_endpoint: Option<String>,
     /// Only messages that match are delivered.
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<Filter>)]
-    filter: Option<Option<Filter>>,
+    filter: Option<Option<Object<Filter>>>,
     /// Deliveries after the first one fails: 0 to 100 (3).
-    #[schema(minimum = 0, maximum = 100)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(minimum = 0, maximum = 100, nullable = false)]
     max_retries: Option<u32>,
     /// How long a lease lasts, and how long an endpoint may take (`PT30S`).
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     ack_timeout: Option<Iso>,
     /// How long to wait before the next attempt.
-    backoff: Option<BackoffBody>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(value_type = BackoffBody)]
+    backoff: Option<Object<BackoffBody>>,
     /// Where it begins, on a PubSub topic: `latest` (the default), `earliest`, or an RFC 3339 time. Only at creation.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     start_from: Option<String>,
     /// In order per partition key.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     ordered: Option<bool>,
     /// Leases at once at most (Push).
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u32>, minimum = 1)]
     max_in_flight: Option<Option<u32>>,
     /// Deliveries per second at most (Push).
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u32>, minimum = 1)]
     rate_limit: Option<Option<u32>>,
     /// How a webhook's body looks (`envelope`).
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     format: Option<PushFormat>,
     /// Extra headers (Push); their values are never shown again.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     headers: Option<BTreeMap<String, String>>,
 }
 
 /// How the wait between attempts grows.
 #[derive(Debug, Default, Clone, Copy, Serialize, Deserialize, ToSchema)]
-#[serde(default, deny_unknown_fields)]
+#[serde(deny_unknown_fields)]
 pub(super) struct BackoffBody {
     /// Before the second attempt (`PT2S`).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     initial: Option<Iso>,
     /// Times this for each further one (2).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 1, maximum = 100)]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 100, nullable = false)]
     multiplier: Option<f64>,
     /// At most (`PT1H`).
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schema(nullable = false)]
     max: Option<Iso>,
     /// Share by which it varies (0.2).
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(minimum = 0, maximum = 1)]
+    #[serde(default, deserialize_with = "not_null", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 0, maximum = 1, nullable = false)]
     jitter: Option<f64>,
 }
 
@@ -173,13 +192,13 @@ impl SubscriptionBody {
 
     fn over(self, base: SubscriptionSettings, push: &config::Push, faults: &mut Faults) -> SubscriptionSettings {
         let headers = match self.headers {
-            Some(headers) => merged(headers, &base.headers),
+            Some(headers) => merged(headers, &base.headers, faults),
             None => base.headers,
         };
         let settings = SubscriptionSettings {
             kind: self.kind.unwrap_or(base.kind),
             endpoint: self.consumer_endpoint.or(base.endpoint),
-            filter: self.filter.unwrap_or(base.filter),
+            filter: self.filter.map_or(base.filter, |filter| filter.map(|Object(filter)| filter)),
             max_retries: self.max_retries.unwrap_or(base.max_retries),
             ack_timeout: self.ack_timeout.map_or(base.ack_timeout, |Iso(timeout)| timeout),
             backoff: backoff(self.backoff, base.backoff),
@@ -195,17 +214,33 @@ impl SubscriptionBody {
     }
 }
 
-fn merged(headers: BTreeMap<String, String>, before: &BTreeMap<String, Secret>) -> BTreeMap<String, Secret> {
-    let secret = |(name, value): (String, String)| {
-        let known = before.iter().find(|(known, _)| known.eq_ignore_ascii_case(&name));
-        let kept = known.filter(|_| value == REDACTED).map(|(_, secret)| secret.clone());
-        (name, kept.unwrap_or_else(|| Secret::new(value)))
-    };
-    headers.into_iter().map(secret).collect()
+/// The values of headers as written; what stands for a value that is stored keeps it.
+fn merged(
+    headers: BTreeMap<String, String>,
+    before: &BTreeMap<String, Secret>,
+    faults: &mut Faults,
+) -> BTreeMap<String, Secret> {
+    let mut merged: BTreeMap<String, Secret> = BTreeMap::new();
+    for (name, value) in headers {
+        let named = |(known, _): &(&String, &Secret)| known.eq_ignore_ascii_case(&name);
+        if merged.iter().any(|known| named(&known)) {
+            faults.push(pointer_of(["headers", &name]), "is there twice: case does not tell headers apart");
+        }
+        let value = match before.iter().find(named) {
+            Some((_, kept)) if value == REDACTED => kept.clone(),
+            None if value == REDACTED => {
+                faults.push(pointer_of(["headers", &name]), "has no value yet that this could stand for; give one");
+                continue;
+            }
+            _ => Secret::new(value),
+        };
+        merged.insert(name, value);
+    }
+    merged
 }
 
-fn backoff(given: Option<BackoffBody>, base: Backoff) -> Backoff {
-    let given = given.unwrap_or_default();
+fn backoff(given: Option<Object<BackoffBody>>, base: Backoff) -> Backoff {
+    let Object(given) = given.unwrap_or_default();
     Backoff {
         initial: given.initial.map_or(base.initial, |Iso(initial)| initial),
         multiplier: given.multiplier.unwrap_or(base.multiplier),

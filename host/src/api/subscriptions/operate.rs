@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 use super::body::{SubscriptionView, seek_to};
 use super::shown;
 use crate::api::auth::Caller;
-use crate::api::extract::{IfMatch, Json, Param, Query};
+use crate::api::extract::{IfMatch, Json, NoBody, Param, Query};
 use crate::api::page::{Paging, Window};
 use crate::api::problem::{Code, Problem};
 use crate::api::{Api, answer, reach};
@@ -48,6 +48,7 @@ async fn pause(
     caller: Caller,
     Param(id): Param<SubscriptionId>,
     if_match: IfMatch,
+    _: NoBody,
 ) -> Result<Response, Problem> {
     reach::subscription(&broker, &caller, id)?;
     let actor = caller.actor();
@@ -70,6 +71,7 @@ async fn resume(
     caller: Caller,
     Param(id): Param<SubscriptionId>,
     if_match: IfMatch,
+    _: NoBody,
 ) -> Result<Response, Problem> {
     reach::subscription(&broker, &caller, id)?;
     let subscription = broker.directory.pause(id, (None, if_match.expected()?), &caller.actor()).await?;
@@ -124,6 +126,7 @@ async fn test(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
+    _: NoBody,
 ) -> Result<Response, Problem> {
     let subscription = reach::subscription(&broker, &caller, id)?;
     if subscription.settings.kind != SubscriptionKind::Push {
@@ -186,6 +189,7 @@ async fn rotate_secret(
     caller: Caller,
     Param(id): Param<SubscriptionId>,
     if_match: IfMatch,
+    _: NoBody,
 ) -> Result<Response, Problem> {
     reach::subscription(&broker, &caller, id)?;
     let subscription = broker.directory.rotate_secret(id, if_match.expected()?, &caller.actor()).await?;

@@ -4,9 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use crate::api::extract::{not_null, nullable};
 use crate::api::problem::Faults;
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::{DeadLetterPayload, Guarantee, SchemaStatus, Topic, TopicKind, TopicSettings};
@@ -25,41 +26,57 @@ const RETENTION_MIN: Duration = Duration::from_secs(1);
 const DESCRIPTION_BYTES_MAX: usize = 4096;
 
 /// A topic to be made, or a change of one.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct TopicBody {
     /// Letters, digits, `.`, `_`, `-`; not ending in `.dlq`. Cannot change.
-    #[schema(required, pattern = "^[A-Za-z0-9._-]{1,255}$", example = "deployment.events")]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(required, pattern = "^[A-Za-z0-9._-]{1,255}$", example = "deployment.events", nullable = false)]
     name: Option<String>,
     /// For people.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     description: Option<String>,
     /// One consumer, or every subscription. Cannot change.
-    #[serde(rename = "type")]
-    #[schema(required)]
+    #[serde(rename = "type", default, deserialize_with = "not_null")]
+    #[schema(required, nullable = false)]
     kind: Option<TopicKind>,
     /// The schema that payloads are held against; it may be registered later.
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<String>)]
     schema_id: Option<Option<String>>,
     /// By default as configured (`AtLeastOnce`).
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     delivery_guarantee: Option<Guarantee>,
     /// Messages are kept this long; by default as configured (`P7D`).
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     retention_period: Option<Iso>,
     /// And in at most so many bytes.
-    #[serde(deserialize_with = "given")]
+    #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u64>, minimum = 1)]
     retention_bytes: Option<Option<u64>>,
     /// 1 to 64 (1). Cannot change.
-    #[schema(minimum = 1, maximum = 64)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(minimum = 1, maximum = 64, nullable = false)]
     partition_count: Option<u16>,
     /// Bytes of a payload at most; by default, and at most, as configured (1 MiB).
-    #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(minimum = 1, nullable = false)]
     max_message_size: Option<u64>,
     /// How long idempotency keys are remembered (`PT10M`), at most `P7D`.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     dedup_window: Option<Iso>,
     /// What dead letters keep (`original`).
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
     dead_letter_payload: Option<DeadLetterPayload>,
     /// Where messages are kept. Cannot change.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    #[expect(dead_code, reason = "there is one place so far: that it is read refuses the others")]
     storage: Option<Storage>,
 }
 
@@ -69,13 +86,6 @@ pub(super) struct TopicBody {
 pub(super) enum Storage {
     /// The broker's store.
     Default,
-}
-
-/// Tells a field that is `null` from one that is left out.
-pub(in crate::api) fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
-    source: D,
-) -> Result<Option<Option<T>>, D::Error> {
-    Option::deserialize(source).map(Some)
 }
 
 impl TopicBody {
