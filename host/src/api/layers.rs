@@ -30,6 +30,8 @@ use crate::telemetry::{self, Stopwatch};
 
 /// Bytes of a request's target at most: above any that this API has, and what most proxies pass.
 const TARGET_BYTES_MAX: usize = 8 * 1024;
+/// Headers of a request at most: a browser behind three proxies sends some 40.
+const HEADERS_MAX: usize = 100;
 /// Bytes of a caller's own `X-Request-Id` that is passed back.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -148,6 +150,11 @@ impl Edge {
         if target_bytes > TARGET_BYTES_MAX {
             let detail = format!("A target has at most {TARGET_BYTES_MAX} bytes; this one has {target_bytes}.");
             return Err(Problem::new(Code::UriTooLong, detail));
+        }
+        let headers = request.headers().len();
+        if headers > HEADERS_MAX {
+            let detail = format!("A request has at most {HEADERS_MAX} headers; this one has {headers}.");
+            return Err(Problem::new(Code::HeadersTooLarge, detail));
         }
         let head_bytes: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
         if head_bytes > self.head_bytes_max {

@@ -25,9 +25,11 @@ use crate::config::Limits;
 
 /// HTTP/2 requests at once on one connection: what most clients assume, and a bound on what one connection costs.
 const STREAMS_MAX: u32 = 128;
-/// hyper's buffer of a connection at least: the edge wants to answer a head that is too large by itself, and can only
-/// where hyper still reads it.
-const READ_BUFFER_BYTES_MIN: usize = 64 * 1024;
+/// Bytes of a head that hyper reads at least: the edge wants to answer one that is too large by itself, and can only where
+/// hyper still reads it. Beyond, hyper answers, with a bare status.
+const HEAD_BYTES_READ_MIN: usize = 64 * 1024;
+/// Headers that hyper reads, for the same reason: many times what the edge lets in.
+const HEADERS_READ_MAX: usize = 1024;
 /// After a failed accept (no file handles, mostly): long enough not to spin, short enough to be back soon.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After the time for a stop is over and connections are cut.
@@ -95,12 +97,17 @@ async fn next(
 
 fn http(limits: &Limits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    // Slow heads are ended by `Activity`, at one timer a connection; hyper's own costs one a request.
-    builder.http1().header_read_timeout(None).max_buf_size(READ_BUFFER_BYTES_MIN.max(limits.head_bytes_max * 2));
+    let head_bytes_read = HEAD_BYTES_READ_MIN.max(limits.head_bytes_max * 2);
+    builder
+        .http1()
+        // Slow heads are ended by `Activity`, at one timer a connection; hyper's own costs one a request.
+        .header_read_timeout(None)
+        .max_headers(HEADERS_READ_MAX)
+        .max_buf_size(head_bytes_read);
     builder
         .http2()
         .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(u32::try_from(limits.head_bytes_max).unwrap_or(u32::MAX));
+        .max_header_list_size(u32::try_from(head_bytes_read).unwrap_or(u32::MAX));
     builder
 }
 

@@ -47,6 +47,30 @@ async fn what_is_too_large_is_refused() {
 }
 
 #[tokio::test]
+async fn a_head_that_is_too_large_is_a_problem_over_a_socket_too() {
+    let bed = Bed::open().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/api/v1/topics", listener.local_addr().unwrap());
+    let (app, stopping) = (bed.app.clone(), bed.broker.stopping.clone());
+    let limits = bed.broker.config.limits.clone();
+    let served = tokio::spawn(async move { crate::api::server::run(listener, app, &limits, stopping).await });
+    let http1 = reqwest::Client::new();
+    let http2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
+    for client in [http1, http2] {
+        let many = (0..200).fold(client.get(&url), |request, n| request.header(format!("x-{n}"), "v"));
+        let large = client.get(&url).header("x-large", "x".repeat(20 * 1024));
+        for request in [many, large] {
+            let answer = request.send().await.unwrap();
+            assert_eq!(answer.status(), 431);
+            let problem: serde_json::Value = answer.json().await.unwrap();
+            assert_eq!(problem["code"], "HEADERS_TOO_LARGE", "{problem}");
+        }
+    }
+    bed.broker.stopping.cancel();
+    served.await.unwrap();
+}
+
+#[tokio::test]
 async fn a_problem_names_every_fault_and_its_trace() {
     let bed = Bed::open().await;
     let request = admin("POST", "/api/v1/topics")
