@@ -53,6 +53,7 @@ pub struct Envelope<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub partition_key: Option<&'a str>,
     /// Where it stands.
+    #[schema(value_type = u16)]
     pub partition: Partition,
     /// Where it stands in its partition.
     pub offset: u64,

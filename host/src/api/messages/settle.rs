@@ -108,9 +108,7 @@ pub(super) async fn ack(
     body: Json<AckBody>,
 ) -> Result<Response, Problem> {
     let body = body.plain()?;
-    let lease =
-        LeaseNamed { message: Some(id), group: body.consumer_group.as_deref(), receipt: body.receipt.as_deref() };
-    settle(&broker, &slots, &caller, lease, Word::Ack).await
+    settle(&broker, &slots, &caller, (id, body.consumer_group, body.receipt), Word::Ack).await
 }
 
 /// Give a message back.
@@ -130,9 +128,8 @@ pub(super) async fn nack(
         let delay = delay("/delay", body.delay, faults);
         Some((body, delay))
     })?;
-    let lease =
-        LeaseNamed { message: Some(id), group: body.consumer_group.as_deref(), receipt: body.receipt.as_deref() };
-    settle(&broker, &slots, &caller, lease, Word::Nack { reason: body.reason.clone(), delay }).await
+    let word = Word::Nack { reason: body.reason, delay };
+    settle(&broker, &slots, &caller, (id, body.consumer_group, body.receipt), word).await
 }
 
 /// Hold a message longer.
@@ -152,9 +149,7 @@ pub(super) async fn extend(
         let duration = ack_timeout("/ackTimeout", body.ack_timeout, faults);
         Some((body, faults.require("/ackTimeout", duration)?))
     })?;
-    let lease =
-        LeaseNamed { message: Some(id), group: body.consumer_group.as_deref(), receipt: body.receipt.as_deref() };
-    settle(&broker, &slots, &caller, lease, Word::Extend(duration)).await
+    settle(&broker, &slots, &caller, (id, body.consumer_group, body.receipt), Word::Extend(duration)).await
 }
 
 /// How long a nacked message waits.
@@ -170,9 +165,10 @@ async fn settle(
     broker: &Broker,
     slots: &Slots,
     caller: &Caller,
-    lease: LeaseNamed<'_>,
+    (id, group, receipt): (MessageId, Option<String>, Option<String>),
     word: Word,
 ) -> Result<Response, Problem> {
+    let lease = LeaseNamed { message: Some(id), group: group.as_deref(), receipt: receipt.as_deref() };
     let held = lease.held(broker, caller)?;
     let results = broker.settler.settle(vec![(held.clone(), word)]).await?;
     let settled = results.into_iter().next().expect("one word gets one result")?;

@@ -19,7 +19,7 @@ use crate::api::problem::{Code, Problem};
 use crate::api::{Api, answer, reach};
 use crate::broker::Broker;
 use crate::catalog::Event;
-use crate::catalog::model::{SubscriptionId, SubscriptionKind};
+use crate::catalog::model::{Pause, SubscriptionId, SubscriptionKind};
 use crate::delivery::push::{AttemptRecord, TestResult};
 use crate::directory::paused_by;
 use crate::message::Partition;
@@ -50,11 +50,8 @@ async fn pause(
     if_match: IfMatch,
     _: NoBody,
 ) -> Result<Response, Problem> {
-    reach::subscription(&broker, &caller, id)?;
-    let actor = caller.actor();
-    let pause = paused_by(&actor, broker.clock.now());
-    let subscription = broker.directory.pause(id, (Some(pause), if_match.expected()?), &actor).await?;
-    Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
+    let pause = paused_by(&caller.actor(), broker.clock.now());
+    set_pause(&broker, &caller, (id, if_match), Some(pause)).await
 }
 
 /// Deliver again.
@@ -73,9 +70,18 @@ async fn resume(
     if_match: IfMatch,
     _: NoBody,
 ) -> Result<Response, Problem> {
-    reach::subscription(&broker, &caller, id)?;
-    let subscription = broker.directory.pause(id, (None, if_match.expected()?), &caller.actor()).await?;
-    Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
+    set_pause(&broker, &caller, (id, if_match), None).await
+}
+
+async fn set_pause(
+    broker: &Broker,
+    caller: &Caller,
+    (id, if_match): (SubscriptionId, IfMatch),
+    pause: Option<Pause>,
+) -> Result<Response, Problem> {
+    reach::subscription(broker, caller, id)?;
+    let subscription = broker.directory.pause(id, (pause, if_match.expected()?), &caller.actor()).await?;
+    Ok(answer::tagged(answer::ok(&shown(broker, &subscription)), subscription.version))
 }
 
 /// Where to move a cursor.
