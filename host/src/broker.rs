@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::catalog::{Catalog, CatalogError};
 use crate::changes::Changes;
 use crate::clock::{Clock, Timestamp};
-use crate::config::Config;
+use crate::config::{Config, Profile};
 use crate::delivery::dead_letters::{DeadLetters, DeadLettersParts};
 use crate::delivery::outbound::Outbound;
 use crate::delivery::pull::Consumers;
@@ -90,6 +91,14 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
+    /// The folder of plugins.
+    #[error("plugins.dir names the folder {path}: {why}")]
+    PluginsDir {
+        /// Which.
+        path: String,
+        /// Why it can't be used, and what to do.
+        why: String,
+    },
     /// The store's files.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -139,11 +148,16 @@ impl Broker {
             .mode(0o700)
             .create(&data_dir)
             .map_err(|source| ServeError::DataDir { path: data_dir.display().to_string(), source })?;
+        if let Some(dir) = &config.plugins.dir {
+            need_plugins_dir(dir, config.profile)?;
+        }
         if let Some(file) = config.test_clock_file.clone() {
             crate::config::follow_test_clock(file, clock.clone());
         }
         let options = EmbeddedOptions::new(&data_dir.join("store"), clock.clone());
-        let store: Arc<dyn MessageStore> = Arc::new(in_background(move || EmbeddedStore::open(options)).await?);
+        let store = in_background(move || EmbeddedStore::open(options)).await?;
+        store.register(&registry)?;
+        let store: Arc<dyn MessageStore> = Arc::new(store);
         let catalog = Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?;
         let plugin_options = PipelineOptions::new(&config.plugins, &data_dir);
         let pipelines = Pipelines::open(plugin_options, catalog.clone(), clock.clone(), &registry).await?;
@@ -307,6 +321,21 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Res
     Ok(())
 }
 
+/// A folder that is named and not there is mistyped or not mounted, which production must not start without; who tries
+/// things out is spared making it.
+fn need_plugins_dir(dir: &Path, profile: Profile) -> Result<(), ServeError> {
+    if dir.is_dir() {
+        return Ok(());
+    }
+    let unusable = |why: String| ServeError::PluginsDir { path: dir.display().to_string(), why };
+    if profile == Profile::Production {
+        return Err(unusable("it is not there; make or mount it, or correct the setting".to_owned()));
+    }
+    std::fs::create_dir_all(dir).map_err(|error| unusable(error.to_string()))?;
+    tracing::info!(dir = %dir.display(), "the folder of plugins was not there: it was made");
+    Ok(())
+}
+
 /// Recovery reads files for as long as it takes: not on a thread that others wait for.
 async fn in_background<T: Send + 'static, E: Send + 'static>(
     work: impl FnOnce() -> Result<T, E> + Send + 'static,
@@ -331,4 +360,20 @@ fn stop_on_signals(stopping: CancellationToken) -> std::io::Result<()> {
         std::process::exit(130);
     });
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plugin_folder_that_is_not_there_stops_production_and_is_made_in_development() {
+        let root = tempfile::tempdir().unwrap();
+        let missing = root.path().join("a/plugins");
+        let error = need_plugins_dir(&missing, Profile::Production).unwrap_err().to_string();
+        assert!(error.starts_with("plugins.dir") && error.contains(&missing.display().to_string()), "{error}");
+        assert!(!missing.exists());
+        need_plugins_dir(&missing, Profile::Development).unwrap();
+        need_plugins_dir(&missing, Profile::Production).unwrap();
+    }
 }

@@ -1,11 +1,14 @@
 //! Figures of topics and groups for Prometheus, read from the store when they are asked for. Invariant: at most
 //! `TOPICS_MAX` topics are shown, so labels stay bounded. Never counts by itself: the store does.
 
-use prometheus::{IntGaugeVec, Opts, Registry};
+use std::collections::{HashMap, HashSet};
+
+use parking_lot::Mutex;
+use prometheus::{IntCounterVec, IntGaugeVec, Opts, Registry};
 
 use crate::directory::Directory;
 use crate::message::GroupId;
-use crate::store::MessageStore;
+use crate::store::{GroupStats, MessageStore};
 
 /// Topics with figures of their own: more would make a scrape slow and a Prometheus unhappy.
 const TOPICS_MAX: usize = 1000;
@@ -19,6 +22,18 @@ pub struct TopicMetrics {
     leased: IntGaugeVec,
     retrying: IntGaugeVec,
     dead_letters: IntGaugeVec,
+    ended: IntCounterVec,
+    /// Topics and groups whose ends are shown. Held while they are brought up to date: two scrapes at once would add the
+    /// same ends twice.
+    shown: Mutex<HashSet<(String, String)>>,
+}
+
+/// How a group is done with a message.
+const ENDS: [&str; 3] = ["acked", "dead_lettered", "expired"];
+
+/// How often each of [`ENDS`] came.
+fn ends(group: &GroupStats) -> [u64; ENDS.len()] {
+    [group.acked_total, group.dead_lettered_total, group.expired_total]
 }
 
 impl TopicMetrics {
@@ -32,7 +47,17 @@ impl TopicMetrics {
             registry.register(Box::new(gauge.clone()))?;
             prometheus::Result::Ok(gauge)
         };
+        let ended = IntCounterVec::new(
+            Opts::new(
+                "sluice_group_ended_messages_total",
+                "Messages that the group is done with, by how: acked, dead_lettered, expired (by expiresAt or retention).",
+            ),
+            &["topic", "group", "end"],
+        )?;
+        registry.register(Box::new(ended.clone()))?;
         Ok(TopicMetrics {
+            ended,
+            shown: Mutex::default(),
             messages: gauge("sluice_topic_messages", "Messages in the topic's log.", &["topic"])?,
             bytes: gauge("sluice_topic_size_bytes", "Bytes of the topic's log on disk.", &["topic"])?,
             scheduled: gauge("sluice_topic_scheduled_messages", "Messages that wait until they are due.", &["topic"])?,
@@ -52,6 +77,7 @@ impl TopicMetrics {
         let gauges = [&self.messages, &self.bytes, &self.scheduled, &self.waiting, &self.leased, &self.retrying];
         // Topics and groups that are gone must not be shown for ever.
         gauges.into_iter().chain([&self.dead_letters]).for_each(IntGaugeVec::reset);
+        let mut groups = HashMap::new();
         for topic in directory.topics().into_iter().take(TOPICS_MAX) {
             let name = topic.name.as_str();
             let Ok(stats) = store.stats(topic.id).await else { continue };
@@ -65,6 +91,7 @@ impl TopicMetrics {
                 set(&self.waiting, &labels, group.waiting);
                 set(&self.leased, &labels, group.leased);
                 set(&self.retrying, &labels, group.retrying);
+                groups.insert((labels[0].to_owned(), labels[1].to_owned()), ends(group));
             }
             if let Some(dead_letter) = topic.dead_letter
                 && let Ok(stats) = store.stats(dead_letter).await
@@ -73,6 +100,29 @@ impl TopicMetrics {
                 set(&self.dead_letters, &[name], listed.map_or(0, |group| group.waiting));
             }
         }
+        self.count_ends(groups);
+    }
+
+    /// The store's totals as counters: raised to them, never set back in between, which a scrape would take for a restart.
+    fn count_ends(&self, groups: HashMap<(String, String), [u64; ENDS.len()]>) {
+        let mut shown = self.shown.lock();
+        for ((topic, group), totals) in &groups {
+            for (end, total) in ENDS.iter().zip(totals) {
+                let counter = self.ended.with_label_values(&[topic.as_str(), group, end]);
+                // Less than before: another group of the same name.
+                if counter.get() > *total {
+                    counter.reset();
+                }
+                counter.inc_by(total.saturating_sub(counter.get()));
+            }
+        }
+        for (topic, group) in shown.iter().filter(|known| !groups.contains_key(*known)) {
+            for end in ENDS {
+                // An error says that it is not there, which is what is wanted.
+                let _ = self.ended.remove_label_values(&[topic.as_str(), group, end]);
+            }
+        }
+        *shown = groups.into_keys().collect();
     }
 }
 

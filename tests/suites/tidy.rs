@@ -135,6 +135,23 @@ fn every_route_is_in_the_documents() {
 }
 
 #[test]
+fn the_metrics_and_their_page_name_the_same() {
+    let is_name =
+        |part: &&str| part.starts_with("sluice_") && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
+    let sources: String =
+        files(".rs").iter().filter(|path| path.starts_with("host/src")).map(|path| text(path)).collect();
+    let page = text(Path::new("docs/metrics.md"));
+    let made: BTreeSet<&str> = sources.split('"').filter(is_name).collect();
+    let told: BTreeSet<&str> = page.split('`').filter(is_name).collect();
+    assert!(made.len() > 30, "metrics are not named where they were: {made:?}");
+    none(
+        made.symmetric_difference(&told)
+            .map(|name| format!("{name} is in the code or in docs/metrics.md alone"))
+            .collect(),
+    );
+}
+
+#[test]
 fn relative_links_lead_somewhere() {
     let mut faults = Vec::new();
     for path in files(".md") {

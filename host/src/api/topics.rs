@@ -180,10 +180,12 @@ async fn purge(
     _: NoBody,
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
+    let (actor, entity_id) = (caller.actor(), name.as_str());
+    let event = |event_type, details| Event { event_type, entity_type: "topic", entity_id, details };
+    // What is meant is written down first: a crash between the two must not hide who did it.
+    broker.catalog.record(event("topic.purgeBegun", json!({})), &actor).await?;
     let purged = purge_groups(&broker, &topic).await?;
-    let details = json!({ "messages": purged });
-    let event = Event { event_type: "topic.purged", entity_type: "topic", entity_id: name.as_str(), details };
-    broker.catalog.record(event, &caller.actor()).await?;
+    broker.catalog.record(event("topic.purged", json!({ "messages": purged })), &actor).await?;
     Ok(answer::ok(&PurgeAnswer { purged }))
 }
 

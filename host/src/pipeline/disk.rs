@@ -77,11 +77,10 @@ impl Pipelines {
     /// Starts watching `plugins.dir`, if one is set, after a first look at what is in it.
     ///
     /// # Errors
-    /// [`PipelineError::Watch`] if the directory can neither be read nor made.
+    /// [`PipelineError::Watch`] if the directory can't be read.
     pub fn watch(self: &Arc<Self>) -> Result<(), PipelineError> {
         let Some(dir) = self.options.plugins.dir.clone() else { return Ok(()) };
         let failed = |why: String| PipelineError::Watch { dir: dir.clone(), why };
-        std::fs::create_dir_all(&dir).map_err(|error| failed(error.to_string()))?;
         std::fs::read_dir(&dir).map_err(|error| failed(error.to_string()))?;
         // One place: that something has changed is all that is said.
         let (changed, mut changes) = mpsc::channel::<()>(1);

@@ -202,11 +202,16 @@ pub(super) async fn erase(
     Param(id): Param<MessageId>,
 ) -> Result<Response, Problem> {
     let topic = reach::topic_of(&broker, &caller, id)?;
+    let (actor, entity_id, details) = (caller.actor(), id.to_string(), json!({ "topic": topic.name }));
+    let event = |event_type| {
+        let details = details.clone();
+        Event { event_type, entity_type: "message", entity_id: &entity_id, details }
+    };
+    // What is meant is written down first: a crash between the two must not hide who did it.
+    broker.catalog.record(event("message.eraseBegun"), &actor).await?;
     if !broker.store.erase(id).await? {
         return Err(Problem::not_found("message", id));
     }
-    let (entity_id, details) = (id.to_string(), json!({ "topic": topic.name }));
-    let event = Event { event_type: "message.erased", entity_type: "message", entity_id: &entity_id, details };
-    broker.catalog.record(event, &caller.actor()).await?;
+    broker.catalog.record(event("message.erased"), &actor).await?;
     Ok(answer::no_content())
 }

@@ -235,3 +235,21 @@ async fn a_pipeline_is_set_from_the_revision_that_was_seen() {
     let plugin = bed.ask("GET", "/api/v1/plugins/filter", "").await.expect(200);
     assert_eq!(plugin["versions"][0]["bound"][0]["topicName"], "orders", "{plugin}");
 }
+
+#[tokio::test]
+async fn a_message_that_expires_is_counted_until_its_topic_goes() {
+    let bed = Bed::open().await;
+    bed.topic("orders", "Queue").await;
+    bed.ask("POST", PUBLISH, r#"{"topicName":"orders","payload":1,"ttl":"PT1S"}"#).await.expect(202);
+    bed.broker.clock.advance(std::time::Duration::from_secs(2));
+    let consumed = bed.ask("GET", "/api/v1/messages/consume/orders?consumerGroup=g", "").await.expect(200);
+    assert_eq!(consumed["messages"], json!([]));
+    let shown = r#"sluice_group_ended_messages_total{end="expired",group="",topic="orders"} 1"#;
+    for _ in 0..2 {
+        let text = bed.ask("GET", "/metrics", "").await.expect(200);
+        assert!(text.as_str().unwrap().lines().any(|line| line == shown), "{text}");
+    }
+    bed.ask("DELETE", "/api/v1/topics/orders", "").await.expect(204);
+    let text = bed.ask("GET", "/metrics", "").await.expect(200);
+    assert!(!text.as_str().unwrap().contains("sluice_group_ended_messages_total{"), "{text}");
+}

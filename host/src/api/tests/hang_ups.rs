@@ -77,3 +77,19 @@ async fn what_is_purged_or_erased_is_gone_and_audited() {
     let events: Vec<_> = audit["auditLogs"].as_array().unwrap().iter().map(|entry| &entry["eventType"]).collect();
     assert!(events.contains(&&json!("message.erased")) && events.contains(&&json!("topic.purged")), "{audit}");
 }
+
+#[tokio::test]
+async fn what_cannot_be_audited_is_neither_erased_nor_purged() {
+    let bed = Bed::open().await;
+    bed.topic("orders", "Queue").await;
+    let id = bed.publish("1").await.expect(202)["messageId"].as_str().unwrap().to_owned();
+    let catalog = format!("sqlite://{}", bed.broker.config.data_dir.join("catalog.db").display());
+    let catalog = sqlx::SqlitePool::connect(&catalog).await.unwrap();
+    let refuse = "CREATE TRIGGER full BEFORE INSERT ON audit_logs BEGIN SELECT RAISE(ABORT, 'full'); END";
+    sqlx::query(refuse).execute(&catalog).await.unwrap();
+    bed.ask("DELETE", &format!("/api/v1/messages/{id}"), "").await.problem(503, "STORE_UNAVAILABLE");
+    bed.ask("GET", &format!("/api/v1/messages/{id}"), "").await.expect(200);
+    bed.ask("POST", "/api/v1/topics/orders/purge", "").await.problem(503, "STORE_UNAVAILABLE");
+    let figures = bed.ask("GET", "/api/v1/topics/orders/metrics", "").await.expect(200);
+    assert_eq!(figures["groups"][0]["lag"], 1, "{figures}");
+}

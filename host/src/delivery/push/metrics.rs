@@ -42,7 +42,7 @@ impl PushMetrics {
                 )
                 .buckets(DURATION_BUCKETS.to_vec()),
             )?,
-            in_flight: IntGauge::new("sluice_push_inflight", "Webhooks under way.")?,
+            in_flight: IntGauge::new("sluice_push_deliveries_in_flight", "Webhooks under way.")?,
             transitions: IntCounterVec::new(
                 Opts::new("sluice_push_breaker_transitions_total", "Changes of endpoints' breakers, by the new state."),
                 &["to"],

@@ -49,7 +49,6 @@ fn digest(bytes: &[u8]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn files_become_versions_and_restored_bytes_roll_back() {
     let rig = Rig::new().await;
-    std::fs::create_dir_all(rig.file("")).unwrap();
     std::fs::write(rig.file("tag.wasm"), tag(1)).unwrap();
     rig.pipelines.watch().unwrap();
     let is = |bytes: bytes::Bytes| {
@@ -150,7 +149,6 @@ async fn what_is_in_a_good_files_way_is_named_once_and_waited_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn at_start_the_catalog_wins_over_older_files() {
     let rig = Rig::new().await;
-    std::fs::create_dir_all(rig.file("")).unwrap();
     std::fs::write(rig.file("tag.wasm"), tag(1)).unwrap();
     rig.pipelines.watch().unwrap();
     rig.until("tag", |view| view.versions.len() == 1).await;

@@ -90,6 +90,7 @@ impl Rig {
 
     pub async fn with(change: impl FnOnce(&mut Plugins)) -> Rig {
         let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("plugins")).unwrap();
         let clock = Clock::fixed(Timestamp(1_700_000_000_000));
         let catalog = Catalog::open(&dir.path().join("catalog.db"), clock.clone()).await.unwrap();
         let metrics = prometheus::Registry::new();

@@ -8,6 +8,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
+use prometheus::Histogram;
 use tokio::sync::oneshot;
 
 use super::files::FileLayer;
@@ -171,6 +172,8 @@ pub struct Core {
     pub journal_files: Mutex<Vec<(u64, u64)>>,
     /// Journal bytes written since the last checkpoint.
     pub journal_bytes: AtomicU64,
+    /// Times of the journal's syncs.
+    pub syncs: Histogram,
     /// Why the last write failed, until one succeeds.
     pub write_fault: Mutex<Option<String>>,
     /// Why segments or checkpoints cannot be written.

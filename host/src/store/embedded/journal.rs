@@ -7,8 +7,11 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use prometheus::Histogram;
+
 use super::files::{DataFile, FileLayer};
 use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader};
+use crate::telemetry::Stopwatch;
 
 /// Room in the first file that a process makes: little, for stores that see little.
 const FILE_BYTES_MIN: u64 = 4 << 20;
@@ -39,6 +42,7 @@ pub struct Journal {
     buffer: Vec<u8>,
     made: Vec<(u64, u64)>,
     room_next: u64,
+    syncs: Histogram,
 }
 
 struct Current {
@@ -61,9 +65,13 @@ pub fn file_id(name: &str) -> Option<u64> {
 }
 
 impl Journal {
-    /// A journal that will write `next_sequence` into a new file `next_file`.
+    /// A journal in `dir` that will write `next_sequence` into a new file `next_file`.
     #[must_use]
-    pub fn new(files: Arc<dyn FileLayer>, dir: &Path, next_file: u64, next_sequence: u64) -> Journal {
+    pub fn new(
+        files: Arc<dyn FileLayer>,
+        (dir, next_file, next_sequence): (&Path, u64, u64),
+        syncs: Histogram,
+    ) -> Journal {
         Journal {
             files,
             dir: dir.to_owned(),
@@ -73,6 +81,7 @@ impl Journal {
             buffer: Vec::new(),
             made: Vec::new(),
             room_next: FILE_BYTES_MIN,
+            syncs,
         }
     }
 
@@ -117,7 +126,10 @@ impl Journal {
         if let Err(error) = current.file.write_at(buffer, current.at) {
             return Err(self.undo_write(&error));
         }
-        if let Err(error) = current.file.sync() {
+        let watch = Stopwatch::start();
+        let synced = current.file.sync();
+        self.syncs.observe(watch.elapsed().as_secs_f64());
+        if let Err(error) = synced {
             // What the page cache holds now is not to be trusted, and a later sync that succeeds proves nothing. The
             // next write opens a file that declares this frame void.
             self.current = None;

@@ -9,6 +9,7 @@
 mod core;
 mod delivery;
 mod erase;
+mod figures;
 pub mod files;
 mod frame;
 mod hands;
@@ -134,6 +135,7 @@ impl EmbeddedStore {
             jobs: Queue::new(),
             journal_files: Mutex::new(Vec::new()),
             journal_bytes: AtomicU64::new(0),
+            syncs: figures::syncs(),
             write_fault: Mutex::new(None),
             maintenance_fault: Mutex::new(None),
             closed: AtomicBool::new(false),
@@ -150,6 +152,14 @@ impl EmbeddedStore {
     #[must_use]
     pub fn report(&self) -> &OpenReport {
         &self.report
+    }
+
+    /// Adds what it measures to `registry`.
+    ///
+    /// # Errors
+    /// When that is registered already.
+    pub fn register(&self, registry: &prometheus::Registry) -> prometheus::Result<()> {
+        figures::register(&self.core, registry)
     }
 
     /// What the store does now and then by itself, where [`Drive::Callers`] has it done; else nothing.

@@ -125,7 +125,8 @@ pub fn recover(core: &Arc<Core>) -> Result<Recovered, OpenError> {
     let Replay { mut report, maintenance, .. } = replay;
     check_segments(core, &mut report)?;
     finish(core);
-    let journal = Journal::new(Arc::clone(&core.files), &core.dir, found.next_file, found.next);
+    let place = (core.dir.as_path(), found.next_file, found.next);
+    let journal = Journal::new(Arc::clone(&core.files), place, core.syncs.clone());
     Ok(Recovered { journal, maintenance, report })
 }
 

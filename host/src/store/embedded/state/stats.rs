@@ -20,6 +20,13 @@ pub struct Figures {
 }
 
 impl State {
+    /// Partitions that give out nothing more because their files are damaged.
+    #[must_use]
+    pub fn damaged_partitions(&self) -> usize {
+        let partitions = self.topics.values().flat_map(|topic| &topic.partitions);
+        partitions.filter(|partition| partition.damage.is_some()).count()
+    }
+
     /// The figures of a topic.
     ///
     /// # Errors

@@ -196,6 +196,7 @@ async fn damage_in_a_segment_stops_its_partition_alone() {
     assert_eq!(file, "topic-1/00-0-000000000000000.seg");
     assert!(offset as usize <= middle);
     assert!(seen.contains(&"elsewhere".to_owned()));
+    assert_eq!(figure(&store, "sluice_store_damaged_partitions"), 1.0);
     publish(&store, 600..601).await;
 }
 
@@ -313,4 +314,31 @@ fn copy(from: &Path, to: &Path) {
             fs::copy(path, target).unwrap();
         }
     }
+}
+
+/// What the store's metric `name` shows; of a histogram, how much it has seen.
+fn figure(store: &EmbeddedStore, name: &str) -> f64 {
+    let registry = prometheus::Registry::new();
+    store.register(&registry).unwrap();
+    let families = registry.gather();
+    let family = families.iter().find(|family| family.name() == name).unwrap();
+    let metric = &family.get_metric()[0];
+    metric.get_gauge().get_value() + metric.get_histogram().get_sample_count() as f64
+}
+
+#[tokio::test]
+async fn its_figures_tell_of_syncs_of_the_journal_and_of_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = furnished(dir.path(), &clock()).await;
+    let (syncs, bytes) =
+        (figure(&store, "sluice_journal_sync_duration_seconds"), figure(&store, "sluice_journal_size_bytes"));
+    store.append(batch(vec![item_in(0, message(500, "one"))])).await.unwrap();
+    assert_eq!(figure(&store, "sluice_journal_sync_duration_seconds"), syncs + 1.0);
+    let full = figure(&store, "sluice_journal_size_bytes");
+    assert!(full > bytes + 500.0);
+    assert_eq!(figure(&store, "sluice_store_damaged_partitions"), 0.0);
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(dir.path(), &clock());
+    assert!(figure(&store, "sluice_journal_size_bytes") < full - 500.0, "the rest is in a checkpoint");
 }
