@@ -24,6 +24,13 @@ pub const PARTITIONS_MAX: u16 = 64;
 /// Priorities are 0 to 9.
 pub const PRIORITY_MAX: u8 = 9;
 
+/// Whether a header's name or value has a character that no message may carry, from a publisher or from a stage: line
+/// ends and NUL would break whatever carries it on as an HTTP header.
+#[must_use]
+pub fn has_control(text: &str) -> bool {
+    text.chars().any(|character| character.is_control() && character != '\t')
+}
+
 /// A topic's number in the store. Given by the catalog, never used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]

@@ -166,12 +166,12 @@ impl Outbound {
         let look_up = |lease: &Lease| self.changed.get(&(subscription.id, lease.position, known));
         let remembered: Vec<Option<Arc<Draft>>> = leases.iter().map(look_up).collect();
         let fresh = leases.iter().zip(&remembered).filter(|(_, known)| known.is_none());
-        let ran = self.pipelines.run(scope, &topic.name, fresh.map(|(lease, _)| draft(lease)).collect()).await?;
+        let ran = self.pipelines.run(scope, topic, fresh.map(|(lease, _)| draft(lease)).collect()).await?;
         if ran.revision == known || remembered.iter().all(Option::is_none) {
             return Ok((ran.revision, remembered, ran.processed));
         }
         // The pipeline changed in between: what is remembered is of the one before.
-        let ran = self.pipelines.run(scope, &topic.name, leases.iter().map(draft).collect()).await?;
+        let ran = self.pipelines.run(scope, topic, leases.iter().map(draft).collect()).await?;
         Ok((ran.revision, vec![None; leases.len()], ran.processed))
     }
 

@@ -12,6 +12,7 @@ use super::builtin::{self, BUILTINS};
 use super::change::{POOL_FULL, refusal, shown, start};
 use super::component::{self, ComponentError, Loaded};
 use super::instance::StartError;
+use super::limits::{REASON_BYTES_MAX, cut};
 use super::registry::{is_label, is_plugin_name};
 use super::stage::Stage;
 use super::{Lane, NewComponent, PipelineError, Pipelines};
@@ -61,11 +62,12 @@ impl Pipelines {
     }
 
     pub(super) fn not_accepted(&self, name: &str, file: String, error: &PipelineError) {
-        tracing::warn!(plugin = name, file, %error, "a plugin was not accepted; what runs goes on");
+        let why = cut(error.to_string(), REASON_BYTES_MAX);
+        tracing::warn!(plugin = name, file, error = why, "a plugin was not accepted; what runs goes on");
         let named = is_plugin_name(name) && self.registry.has_room(name);
         self.machine.metrics.reload_error(named.then_some(name));
         if named {
-            self.registry.failed(name, file, error.to_string());
+            self.registry.failed(name, file, why);
         }
     }
 

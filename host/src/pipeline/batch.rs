@@ -14,7 +14,7 @@ use super::breaker::Admission;
 use super::call::{Call, Edit, Item, Powers};
 use super::draft::{Draft, FaultCause, Processed, Rejection, StageFault, StageWord, Verdict};
 use super::instance::{Failure, Instance};
-use super::limits::{CALL_BYTES_MAX, PRODUCED_BYTES_MAX};
+use super::limits::{CALL_BYTES_MAX, PAYLOAD_BYTES_MAX, PRODUCED_BYTES_MAX, RUN_GROWTH_BYTES_MAX};
 use super::plugin_log::LogLevel;
 use super::revision::Revision;
 use super::stage::Stage;
@@ -25,12 +25,29 @@ pub struct Batch<'a> {
     topic: &'a TopicName,
     clock: &'a Clock,
     outbound: bool,
+    payload_bytes_max: usize,
     /// Those that still go on.
     items: Vec<Item>,
     /// Those that don't, at their place.
     done: Vec<Option<Processed>>,
     trails: Vec<Vec<StageWord>>,
     producible: u64,
+    /// Bytes that the messages may still grow by, and that they have grown by.
+    growable: u64,
+    grown: u64,
+}
+
+/// Whose messages a batch has, and what may become of them.
+#[derive(Debug, Clone, Copy)]
+pub struct Of<'a> {
+    /// Whose stages.
+    pub scope: Scope,
+    /// The messages' topic.
+    pub topic: &'a TopicName,
+    /// The topic's `maxMessageSize`: a stage may not make what could not be published.
+    pub payload_bytes_max: u64,
+    /// Bytes that the messages may grow by, all together.
+    pub growable: u64,
 }
 
 /// What a stage said of one message.
@@ -39,25 +56,23 @@ enum Word {
     Fault(Failure),
 }
 
-/// Runs `drafts` through the stages of `revision`.
+/// Runs `drafts` through the stages of `revision`; also answers how many bytes they have grown by.
 #[must_use]
-pub fn run(
-    revision: &Revision,
-    (scope, topic): (Scope, &TopicName),
-    drafts: Vec<Draft>,
-    clock: &Clock,
-) -> Vec<Processed> {
+pub fn run(revision: &Revision, of: Of<'_>, drafts: Vec<Draft>, clock: &Clock) -> (Vec<Processed>, u64) {
     let len = drafts.len();
     let item = |(at, draft)| Item { at, draft, emitted: Vec::new() };
     let mut batch = Batch {
         revision,
-        topic,
+        topic: of.topic,
         clock,
-        outbound: matches!(scope, Scope::Subscription(..)),
+        outbound: matches!(of.scope, Scope::Subscription(..)),
+        payload_bytes_max: usize::try_from(of.payload_bytes_max).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX),
         items: drafts.into_iter().enumerate().map(item).collect(),
         done: (0..len).map(|_| None).collect(),
         trails: (0..len).map(|_| Vec::with_capacity(revision.stages.len())).collect(),
         producible: PRODUCED_BYTES_MAX,
+        growable: of.growable,
+        grown: 0,
     };
     for stage in &revision.stages {
         if batch.items.is_empty() {
@@ -65,7 +80,8 @@ pub fn run(
         }
         batch.stage(stage);
     }
-    batch.finish()
+    let grown = batch.grown;
+    (batch.finish(), grown)
 }
 
 impl Batch<'_> {
@@ -201,8 +217,12 @@ impl Batch<'_> {
             None => stage.instance().map_err(|failure| (failure, Blame::Stage))?,
         };
         let fresh = instance.is_fresh();
-        let powers =
-            Powers { stage: Arc::clone(&stage.name), emit_to: Arc::clone(&stage.emit_to), outbound: self.outbound };
+        let powers = Powers {
+            stage: Arc::clone(&stage.name),
+            emit_to: Arc::clone(&stage.emit_to),
+            payload_bytes_max: self.payload_bytes_max,
+            outbound: self.outbound,
+        };
         let items = std::mem::take(&mut self.items);
         let call = Call::new(self.topic.clone(), items, window.clone(), powers, self.producible);
         let (call, said) = instance.process(call, stage.timeout, &self.revision.machine.ticker);
@@ -241,7 +261,7 @@ impl Batch<'_> {
         let before = std::mem::take(&mut self.items);
         for (mut item, word) in before.into_iter().zip(words) {
             let word = word.expect("every window ends in a word for each of its messages");
-            let (said, verdict) = match word {
+            let (said, verdict) = match self.grow(&item, word) {
                 Word::Edit(edit) => edited(stage, &mut item, edit),
                 Word::Fault(failure) => faulted(stage, failure),
             };
@@ -254,6 +274,19 @@ impl Batch<'_> {
                 }
             }
         }
+    }
+
+    /// An edit that makes the message larger than the request has room for is a fault.
+    fn grow(&mut self, item: &Item, word: Word) -> Word {
+        let Word::Edit(edit) = word else { return word };
+        let growth = edit.growth(item);
+        let Some(growable) = self.growable.checked_sub(growth) else {
+            let detail =
+                format!("the stages made the messages of one request more than {RUN_GROWTH_BYTES_MAX} bytes larger");
+            return Word::Fault(Failure { cause: FaultCause::Trapped, detail: detail.into() });
+        };
+        (self.growable, self.grown) = (growable, self.grown + growth);
+        Word::Edit(edit)
     }
 
     fn finish(mut self) -> Vec<Processed> {

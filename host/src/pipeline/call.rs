@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use wasmtime::{Error, Result};
 
-use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, TopicName};
+use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, TopicName, has_control};
 
 use super::bindings::types::Column;
 use super::draft::{Draft, Emitted, PayloadFault};
@@ -51,6 +51,20 @@ impl Edit {
         self.payload.is_some() || self.content_type.is_some() || self.headers.is_some() || self.key.is_some()
     }
 
+    /// Bytes that the message, and what is emitted with it, will have more than before.
+    #[must_use]
+    pub fn growth(&self, item: &Item) -> u64 {
+        if !self.rejected.is_empty() || self.dropped.is_some() {
+            return 0; // Not carried out.
+        }
+        let more = |after: Option<usize>, before: usize| after.map_or(0, |after| after.saturating_sub(before));
+        let payload = more(self.payload.as_ref().map(Bytes::len), item.draft.payload.len());
+        let headers =
+            more(self.headers.as_ref().map(|headers| headers_bytes(headers)), headers_bytes(&item.draft.headers));
+        let emitted: usize = self.emitted.iter().map(|made| made.payload.len() + headers_bytes(&made.headers)).sum();
+        (payload + headers + emitted) as u64
+    }
+
     /// Carries it out.
     pub fn apply(self, item: &mut Item) {
         if let Some(payload) = self.payload {
@@ -76,6 +90,8 @@ pub struct Powers {
     pub stage: Arc<str>,
     /// Where it may emit to.
     pub emit_to: Arc<[TopicName]>,
+    /// Bytes of a payload that it sets; what it emits is measured by the topic that it goes to.
+    pub payload_bytes_max: usize,
     /// On the way out: no key, no emit.
     pub outbound: bool,
 }
@@ -215,7 +231,7 @@ impl Call {
             .emits_left
             .checked_sub(1)
             .ok_or_else(|| Error::msg(format!("it emitted more than {} messages in one call", limits::EMITS_MAX)))?;
-        check_payload(&payload)?;
+        check_payload(&payload, limits::PAYLOAD_BYTES_MAX)?;
         check_key(key.as_deref())?;
         check_headers(headers.iter().map(|(name, value)| (&**name, &**value)))?;
         let headers_bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
@@ -227,11 +243,15 @@ impl Call {
     }
 }
 
-pub(super) fn check_payload(payload: &[u8]) -> Result<()> {
-    if payload.len() <= limits::PAYLOAD_BYTES_MAX {
+fn headers_bytes(headers: &[(Arc<str>, Arc<str>)]) -> usize {
+    headers.iter().map(|(name, value)| name.len() + value.len()).sum()
+}
+
+pub(super) fn check_payload(payload: &[u8], bytes_max: usize) -> Result<()> {
+    if payload.len() <= bytes_max {
         return Ok(());
     }
-    Err(Error::msg(format!("a payload of {} bytes: at most {} are allowed", payload.len(), limits::PAYLOAD_BYTES_MAX)))
+    Err(Error::msg(format!("a payload of {} bytes: the topic takes at most {bytes_max}", payload.len())))
 }
 
 pub(super) fn check_key(key: Option<&str>) -> Result<()> {
@@ -246,8 +266,8 @@ pub(super) fn check_key(key: Option<&str>) -> Result<()> {
 fn check_headers<'a>(headers: impl Iterator<Item = (&'a str, &'a str)>) -> Result<()> {
     let (mut count, mut bytes) = (0, 0);
     for (name, value) in headers {
-        if name.is_empty() || name.bytes().any(|byte| byte.is_ascii_control()) {
-            return Err(Error::msg("a header's name is empty or holds a control character"));
+        if name.is_empty() || has_control(name) || has_control(value) {
+            return Err(Error::msg("a header has no name, or holds a control character other than a tab"));
         }
         (count, bytes) = (count + 1, bytes + name.len() + value.len());
     }

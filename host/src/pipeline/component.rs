@@ -179,8 +179,12 @@ impl Components {
             None => {
                 self.remember(digest, ComponentState::Compiling);
                 let code = self.compile(bytes).await?;
+                // The engine that runs it knows bounds that the one that compiles does not: memories, tables, instances.
+                let too_much =
+                    |why| ComponentError::Unusable(format!("it asks for more than a plugin may have: {why}"));
+                let component = self.deserialize(code.clone().into()).await?.map_err(too_much)?;
                 write_cache(&path, &code).await;
-                self.deserialize(code.into()).await?
+                component
             }
         };
         let fits = |error: wasmtime::Error| world::misfit(&imports, &error);
@@ -208,7 +212,8 @@ impl Components {
         compiled.await.map_err(|_| gone())?
     }
 
-    async fn deserialize(&self, code: Bytes) -> Result<Component, ComponentError> {
+    /// The inner error is about the component, or about what was kept of it.
+    async fn deserialize(&self, code: Bytes) -> Result<Result<Component, String>, ComponentError> {
         let engine = self.engine.clone();
         let loaded = tokio::task::spawn_blocking(move || {
             // SAFETY: `code` came from `precompile_component` in this process, or from a file whose checksum shows
@@ -216,8 +221,7 @@ impl Components {
             unsafe { Component::deserialize(&engine, &code) }
         });
         match loaded.await {
-            Ok(Ok(component)) => Ok(component),
-            Ok(Err(error)) => Err(ComponentError::Unavailable(format!("{error:#}"))),
+            Ok(loaded) => Ok(loaded.map_err(|error| format!("{error:#}"))),
             Err(_) => Err(ComponentError::Unavailable("the broker is stopping".to_owned())),
         }
     }
@@ -230,7 +234,7 @@ impl Components {
             (Sha256::digest(code)[..] == *checksum).then(|| kept.slice(CHECKSUM_BYTES..))
         });
         let component = match checked.await.ok()? {
-            Some(code) => self.deserialize(code).await.map_err(|error| error.to_string()),
+            Some(code) => self.deserialize(code).await.ok()?,
             None => Err("its checksum does not match".to_owned()),
         };
         match component {

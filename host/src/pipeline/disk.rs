@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::sync::mpsc;
 
 use crate::catalog::Actor;
@@ -185,7 +186,7 @@ async fn accept(
     }
     // Rights are changed and network file systems come back without the file looking any different.
     let unreadable = |error: std::io::Error| PipelineError::NotNow(format!("it can't be read: {error}"));
-    let bytes = tokio::fs::read(path).await.map_err(unreadable)?;
+    let bytes = read(path, stamp.len).await.map_err(unreadable)?;
     let now = tokio::fs::metadata(path).await.map_err(unreadable)?;
     if stamp_of(&now) != stamp || bytes.len() as u64 != stamp.len {
         return Ok(false);
@@ -195,6 +196,14 @@ async fn accept(
     }
     let new = NewComponent { name: name.to_owned(), version, bytes: bytes.into(), source: PluginSource::Disk };
     pipelines.take_in(new, &Actor::system()).await.map(|_| true)
+}
+
+/// What is in the file, and no more than a byte beyond what it had: it may grow while it is read.
+async fn read(path: &Path, len: u64) -> std::io::Result<Vec<u8>> {
+    let file = tokio::fs::File::open(path).await?;
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
+    file.take(len + 1).read_to_end(&mut bytes).await?;
+    Ok(bytes)
 }
 
 /// At start the catalog wins: a file whose bytes it has seen changes nothing, and a difference is reported.

@@ -12,7 +12,12 @@ use super::limits::{MEMORY_MB_MAX, TABLE_ELEMENTS_MAX, TICK};
 
 /// Instances of all stages together. Those that are idle are dropped when another one needs a place.
 const INSTANCES_MAX: u32 = 256;
-/// A component is several core modules: the plugin's own and the adapters around it, a dozen for a script language.
+/// A component is several core modules: the plugin's own and the adapters around it, a few dozen for a script language.
+/// Beyond this one component would take the places of its neighbours, and so it is with its memories and tables.
+const CORE_INSTANCES_OF_ONE_MAX: u32 = 64;
+const MEMORIES_OF_ONE_MAX: u32 = 4;
+const TABLES_OF_ONE_MAX: u32 = 16;
+/// Of all instances together; most are of components with a handful.
 const CORE_INSTANCES_MAX: u32 = INSTANCES_MAX * 8;
 /// Address space of one memory. Only what a guest touches takes memory.
 const MEMORY_BYTES: usize = MEMORY_MB_MAX as usize * 1024 * 1024;
@@ -29,6 +34,9 @@ pub fn running() -> Result<Engine> {
         .total_core_instances(CORE_INSTANCES_MAX)
         .total_memories(INSTANCES_MAX + INSTANCES_MAX / 4)
         .total_tables(INSTANCES_MAX * 4)
+        .max_core_instances_per_component(CORE_INSTANCES_OF_ONE_MAX)
+        .max_memories_per_component(MEMORIES_OF_ONE_MAX)
+        .max_tables_per_component(TABLES_OF_ONE_MAX)
         .table_elements(TABLE_ELEMENTS_MAX)
         .max_memory_size(MEMORY_BYTES);
     let mut config = settings();

@@ -204,8 +204,8 @@ impl types::HostBatch for HostState {
     }
 
     fn set_payload(&mut self, _: B, i: u32, payload: Vec<u8>) -> Result<()> {
-        check_payload(&payload)?;
         let call = self.call()?;
+        check_payload(&payload, call.powers.payload_bytes_max)?;
         call.produce(payload.len())?;
         call.edit(i)?.payload = Some(payload.into());
         Ok(())

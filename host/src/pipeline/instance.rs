@@ -143,7 +143,10 @@ fn begin(store: &mut Store<HostState>, timeout: Duration) {
 fn failure(store: &Store<HostState>, error: &wasmtime::Error) -> Failure {
     let state = store.data();
     let (cause, what) = if state.cpu.is_exhausted() {
-        (FaultCause::TimedOut, "it used more CPU time than its timeoutMs".to_owned())
+        (
+            FaultCause::TimedOut,
+            format!("it used more CPU time than the {} ms it may have", state.cpu.limit().as_millis()),
+        )
     } else if state.memory.is_exceeded() {
         (FaultCause::OutOfMemory, error.root_cause().to_string())
     } else {

@@ -17,6 +17,9 @@ pub const HOSTCALL_BYTES_MAX: usize = PAYLOAD_BYTES_MAX + 4 * 1024 * 1024;
 pub const COPIED_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Bytes that the stages of one batch may make: payloads, headers, emitted messages, reasons.
 pub const PRODUCED_BYTES_MAX: u64 = 32 * 1024 * 1024;
+/// Bytes that the stages may add to the messages of one request, emitted ones included: four times the largest request.
+/// Every answer that waits to be stored holds them.
+pub const RUN_GROWTH_BYTES_MAX: u64 = 64 * 1024 * 1024;
 /// Messages that one guest call may emit: two for each of a full batch.
 pub const EMITS_MAX: u32 = 256;
 /// Reasons that one message may be rejected for; later ones are not kept.
@@ -34,6 +37,9 @@ pub const CONTENT_TYPE_BYTES_MAX: usize = 255;
 pub const MEMORY_MB_MAX: u32 = 64;
 /// CPU milliseconds that a stage may ask for: what one call may keep a worker for.
 pub const TIMEOUT_MS_MAX: u32 = 5_000;
+/// CPU time that a batch can keep a worker for: 128 messages at the default of 50 ms each. Stages with longer times get
+/// smaller batches.
+pub const BATCH_CPU_MAX: Duration = Duration::from_millis(6_400);
 /// CPU time of `configure` and of the component's start: it happens once per instance, and a large schema takes long.
 pub const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Elements of a guest's table: function pointers, a few thousand in the largest plugins seen.
@@ -82,6 +88,12 @@ impl CpuBudget {
     pub fn start(&mut self, limit: Duration) {
         let limit_ns = u64::try_from(limit.as_nanos()).unwrap_or(u64::MAX);
         *self = CpuBudget { limit_ns, started_ns: None, exhausted: false };
+    }
+
+    /// What the call may use.
+    #[must_use]
+    pub fn limit(&self) -> Duration {
+        Duration::from_nanos(self.limit_ns)
     }
 
     /// Whether the last call was ended for its time.
@@ -172,7 +184,7 @@ pub fn cut(mut text: String, bytes_max: usize) -> String {
 
 const _: () = assert!(CALL_BYTES_MAX < COPIED_BYTES_MAX as usize);
 const _: () = assert!(PAYLOAD_BYTES_MAX < HOSTCALL_BYTES_MAX && (HOSTCALL_BYTES_MAX as u64) < COPIED_BYTES_MAX);
-const _: () = assert!((PAYLOAD_BYTES_MAX as u64) < PRODUCED_BYTES_MAX);
+const _: () = assert!((PAYLOAD_BYTES_MAX as u64) < PRODUCED_BYTES_MAX && PRODUCED_BYTES_MAX <= RUN_GROWTH_BYTES_MAX);
 
 #[cfg(test)]
 mod tests {

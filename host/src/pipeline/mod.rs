@@ -41,11 +41,10 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 
-use crate::catalog::model::{PluginSource, Scope};
+use crate::catalog::model::{PluginSource, Scope, Topic};
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Clock;
 use crate::config::Plugins;
-use crate::message::TopicName;
 
 use self::component::Components;
 use self::draft::{Draft, Processed, Verdict};
@@ -282,7 +281,7 @@ impl Pipelines {
     ///
     /// # Errors
     /// [`PipelineError::Overloaded`], [`PipelineError::Stopping`], or a fault of ours.
-    pub async fn run(&self, scope: Scope, topic: &TopicName, drafts: Vec<Draft>) -> Result<Run, PipelineError> {
+    pub async fn run(&self, scope: Scope, topic: &Topic, drafts: Vec<Draft>) -> Result<Run, PipelineError> {
         let lane = self.lane(scope);
         let revision = lane.as_ref().map(|lane| lane.current());
         let (Some(lane), Some(revision)) = (lane, revision) else {

@@ -103,7 +103,7 @@ impl PluginLog {
                 format!("{left_out} lines were left out: more than {LINES_PER_SECOND_MAX} a second"),
             );
         }
-        self.keep(now, level, cut(text, LINE_BYTES_MAX));
+        self.keep(now, level, one_line(cut(text, LINE_BYTES_MAX)));
     }
 
     fn keep(&self, at: Timestamp, level: LogLevel, text: String) {
@@ -120,6 +120,11 @@ impl PluginLog {
         }
         state.recent.push_back(LogLine { at, level, text: text.into() });
     }
+}
+
+/// Without what would let a plugin write lines of the broker's own log, or paint in its reader's terminal.
+fn one_line(text: String) -> String {
+    if text.contains(char::is_control) { text.replace(char::is_control, " ") } else { text }
 }
 
 /// Stdout or stderr of an instance: lines of the plugin's log. The clones of one stream share the line under way.
@@ -233,6 +238,13 @@ mod tests {
         let recent = log.recent();
         assert!(recent[recent.len() - 2].text.starts_with("9900 lines were left out"));
         assert_eq!(recent[recent.len() - 1].text.len(), LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn a_plugin_cannot_forge_lines_or_colours() {
+        let log = PluginLog::new("sly".into(), Clock::fixed(Timestamp(0)));
+        log.write(LogLevel::Info, "fine\n2026-01-01 ERROR store: \u{1b}[31mall is lost\r\0".to_owned());
+        assert_eq!(&*log.recent()[0].text, "fine 2026-01-01 ERROR store:  [31mall is lost  ");
     }
 
     #[test]

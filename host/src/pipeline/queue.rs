@@ -1,34 +1,54 @@
 //! Runs that wait for a worker, per scope. Invariant: scopes with work take turns; a scope's runs are cut into batches and
-//! merged in the order they came; what waits is bounded per scope. Never runs a stage.
+//! merged in the order they came; what waits is bounded per scope, and so is how long one batch can keep a thread; no scope
+//! ever holds all threads. Never runs a stage.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
-use crate::catalog::model::Scope;
+use crate::catalog::model::{Scope, Topic};
 use crate::message::TopicName;
 
 use super::draft::{Draft, Processed};
-use super::limits::{CALL_BYTES_MAX, CALL_MESSAGES_MAX};
+use super::limits::{CALL_BYTES_MAX, CALL_MESSAGES_MAX, RUN_GROWTH_BYTES_MAX};
 use super::revision::Revision;
 use super::{Lane, Run};
 
 /// CPU time of a batch from which on its scope counts as slow: many times what an honest batch takes, far less than a
 /// call may take.
 const SLOW_NS: u64 = 5_000_000;
+/// Quick batches in a row after which a slow scope counts as quick again: one that turns between the two at will is slow.
+const QUICK_AGAIN: u32 = 16;
+/// After a slow batch the next ones are this much smaller, so that a scope gives its thread back sooner.
+const SLOW_SHRINKS: usize = 4;
 
 /// Bounds, from the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueLimits {
-    /// Threads that run batches.
+    /// Threads that run batches, but for one more: see [`QueueLimits::threads`].
     pub workers: usize,
-    /// Batches of one scope at once.
+    /// Batches of one scope at once; not more than `workers`.
     pub running_max: usize,
     /// Batches of one scope that wait.
     pub waiting_max: usize,
+}
+
+impl QueueLimits {
+    /// One more than `workers`: a scope may use as many as there are workers, and the others still find a thread. It
+    /// costs nothing while it waits, and while it runs the system shares the processors out.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        self.workers + 1
+    }
+
+    /// Threads that all slow scopes have together.
+    fn slow_max(&self) -> usize {
+        self.workers.saturating_sub(1).max(1)
+    }
 }
 
 /// A caller's run: gathers the parts as they are done.
@@ -36,6 +56,8 @@ pub struct QueueLimits {
 pub struct Gather {
     /// All parts run on the revision that the first one began with.
     revision: OnceLock<Arc<Revision>>,
+    /// Bytes that its stages may still add to what came in.
+    growable: AtomicU64,
     state: Mutex<GatherState>,
 }
 
@@ -47,6 +69,20 @@ struct GatherState {
 }
 
 impl Gather {
+    fn new(messages: usize, reply: oneshot::Sender<Run>) -> Gather {
+        let state = GatherState { missing: messages, parts: Vec::new(), reply: Some(reply) };
+        let growable = AtomicU64::new(RUN_GROWTH_BYTES_MAX);
+        Gather { revision: OnceLock::new(), growable, state: Mutex::new(state) }
+    }
+
+    /// A batch with messages of this run has grown by so much. Its neighbours in the batch are charged the same: small
+    /// runs end with it, and a large one shares no more than its first and last batch.
+    fn grew(&self, bytes: u64) {
+        // Relaxed: parts that run at the same time may each use what was left, which the number of workers bounds.
+        let less = |growable: u64| Some(growable.saturating_sub(bytes));
+        let _ = self.growable.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
     fn is_awaited(&self) -> bool {
         self.state.lock().reply.as_ref().is_some_and(|reply| !reply.is_closed())
     }
@@ -77,6 +113,7 @@ impl Gather {
 #[derive(Debug)]
 struct Waiting {
     topic: TopicName,
+    payload_bytes_max: u64,
     gather: Arc<Gather>,
     drafts: std::vec::IntoIter<Draft>,
     next: usize,
@@ -90,6 +127,8 @@ pub struct Batch {
     pub lane: Arc<Lane>,
     /// The topic of all of them.
     pub topic: TopicName,
+    /// The topic's `maxMessageSize`.
+    pub payload_bytes_max: u64,
     /// What they run on.
     pub revision: Arc<Revision>,
     /// In order.
@@ -100,12 +139,20 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Hands the verdicts to the callers.
-    pub fn answer(parts: Parts, processed: Vec<Processed>) {
+    /// Hands the verdicts to the callers; their messages have grown by `grown` bytes.
+    pub fn answer(parts: Parts, processed: Vec<Processed>, grown: u64) {
         let mut processed = processed.into_iter();
         for (gather, start, range) in parts.0 {
+            gather.grew(grown);
             gather.done(start, processed.by_ref().take(range.len()).collect());
         }
+    }
+
+    /// Bytes that the stages may add to what came in: what is left of the run that has the least.
+    #[must_use]
+    pub fn growable(&self) -> u64 {
+        let left = self.parts.iter().map(|(gather, ..)| gather.growable.load(Ordering::Relaxed));
+        left.min().unwrap_or(RUN_GROWTH_BYTES_MAX)
     }
 
     /// Whom to answer.
@@ -125,8 +172,21 @@ struct Line {
     messages: usize,
     bytes: usize,
     running: usize,
-    slow: bool,
+    pace: Pace,
+    /// Messages of its next batch at most.
+    share: usize,
     in_turn: bool,
+}
+
+/// How a scope's batches have behaved so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// None has run yet, and a new plugin may do anything: one message at first, alone.
+    Unknown,
+    /// Each took little.
+    Quick,
+    /// One took long, and so many since did not.
+    Slow { quick: u32 },
 }
 
 /// All that waits.
@@ -150,7 +210,7 @@ impl Queue {
 
     /// Adds a run, unless too much waits in its scope already. A run that finds an empty line is always taken: the
     /// request that it came with was bounded.
-    pub fn push(&mut self, lane: &Arc<Lane>, topic: &TopicName, drafts: Vec<Draft>) -> Option<oneshot::Receiver<Run>> {
+    pub fn push(&mut self, lane: &Arc<Lane>, topic: &Topic, drafts: Vec<Draft>) -> Option<oneshot::Receiver<Run>> {
         let line = self.lines.entry(lane.scope).or_insert_with(|| Line::new(lane));
         let bytes: usize = drafts.iter().map(|draft| draft.payload.len()).sum();
         let batches = batches(line.messages + drafts.len(), line.bytes + bytes);
@@ -163,10 +223,10 @@ impl Queue {
         line.bytes += bytes;
         self.messages += drafts.len();
         let (reply, answer) = oneshot::channel();
-        let state = GatherState { missing: drafts.len(), parts: Vec::new(), reply: Some(reply) };
-        let gather = Arc::new(Gather { revision: OnceLock::new(), state: Mutex::new(state) });
+        let gather = Arc::new(Gather::new(drafts.len(), reply));
         let span = tracing::Span::current();
-        let waiting = Waiting { topic: topic.clone(), gather, drafts: drafts.into_iter(), next: 0, span };
+        let (topic, payload_bytes_max) = (topic.name.clone(), topic.settings.max_message_size);
+        let waiting = Waiting { topic, payload_bytes_max, gather, drafts: drafts.into_iter(), next: 0, span };
         line.waiting.push_back(waiting);
         if !line.in_turn {
             line.in_turn = true;
@@ -195,24 +255,25 @@ impl Queue {
             // None if nobody awaits any more what waited there.
             if let Some(batch) = batch {
                 line.running += 1;
-                self.slow_running += usize::from(line.slow);
+                self.slow_running += usize::from(line.is_slow());
                 return Some(batch);
             }
         }
         None
     }
 
-    /// A batch of `scope` took `cpu_ns`.
-    pub fn done(&mut self, scope: Scope, cpu_ns: u64) {
+    /// A batch of `scope` with so many messages took `cpu_ns`.
+    pub fn done(&mut self, scope: Scope, messages: usize, cpu_ns: u64) {
         let Some(line) = self.lines.get_mut(&scope) else { return };
         line.running -= 1;
-        self.slow_running -= usize::from(line.slow);
-        let slow = cpu_ns > SLOW_NS;
-        if slow != line.slow {
-            // Those of its batches that still run are counted as what the scope is now.
-            self.slow_running -= if line.slow { line.running } else { 0 };
-            self.slow_running += if slow { line.running } else { 0 };
-            line.slow = slow;
+        self.slow_running -= usize::from(line.is_slow());
+        let was_slow = line.is_slow();
+        line.learn(messages, cpu_ns);
+        // Those of its batches that still run are counted as what the scope is now.
+        match (was_slow, line.is_slow()) {
+            (true, false) => self.slow_running -= line.running,
+            (false, true) => self.slow_running += line.running,
+            _ => {}
         }
         if line.running == 0 && line.waiting.is_empty() && line.lane.is_forgotten() {
             self.lines.remove(&scope);
@@ -229,22 +290,53 @@ impl Queue {
 
 impl Line {
     fn new(lane: &Arc<Lane>) -> Line {
-        // Slow until it has shown that it is not: a new plugin may do anything.
-        let (messages, bytes, running) = (0, 0, 0);
-        Line { lane: Arc::clone(lane), waiting: VecDeque::new(), messages, bytes, running, slow: true, in_turn: false }
+        Line {
+            lane: Arc::clone(lane),
+            waiting: VecDeque::new(),
+            messages: 0,
+            bytes: 0,
+            running: 0,
+            pace: Pace::Unknown,
+            share: 1,
+            in_turn: false,
+        }
     }
 
-    /// All slow scopes together leave one worker to the others.
+    fn is_slow(&self) -> bool {
+        matches!(self.pace, Pace::Slow { .. })
+    }
+
+    /// All slow scopes together leave threads to the others, and so does each scope alone.
     fn may_run(&self, limits: &QueueLimits, slow_running: usize) -> bool {
-        let slow_max = limits.workers.saturating_sub(1).max(1);
-        self.running < limits.running_max && !(self.slow && slow_running >= slow_max)
+        match self.pace {
+            Pace::Unknown => self.running == 0,
+            Pace::Quick => self.running < limits.running_max,
+            Pace::Slow { .. } => self.running < limits.running_max && slow_running < limits.slow_max(),
+        }
+    }
+
+    /// What a batch of `messages` that took `cpu_ns` says of those to come.
+    fn learn(&mut self, messages: usize, cpu_ns: u64) {
+        if cpu_ns > SLOW_NS {
+            self.pace = Pace::Slow { quick: 0 };
+            self.share = (messages / SLOW_SHRINKS).max(1);
+            return;
+        }
+        self.pace = match self.pace {
+            Pace::Slow { quick } if quick + 1 < QUICK_AGAIN => Pace::Slow { quick: quick + 1 },
+            _ => Pace::Quick,
+        };
+        // Not while twice as many would be slow again.
+        if messages >= self.share && cpu_ns < SLOW_NS / 2 {
+            self.share = (self.share * 2).min(CALL_MESSAGES_MAX);
+        }
     }
 
     fn take(&mut self) -> Option<Batch> {
         let mut batch: Option<Batch> = None;
         let mut bytes = 0;
         while let Some(waiting) = self.waiting.front_mut() {
-            if waiting.next == 0 && !waiting.gather.is_awaited() {
+            if !waiting.gather.is_awaited() {
                 let gone = self.waiting.pop_front().expect("it was at the front");
                 self.messages -= gone.drafts.len();
                 self.bytes -= gone.drafts.as_slice().iter().map(|draft| draft.payload.len()).sum::<usize>();
@@ -254,6 +346,7 @@ impl Line {
             let batch = batch.get_or_insert_with(|| Batch {
                 lane: Arc::clone(&self.lane),
                 topic: waiting.topic.clone(),
+                payload_bytes_max: waiting.payload_bytes_max,
                 revision: Arc::clone(&revision),
                 drafts: Vec::new(),
                 span: waiting.span.clone(),
@@ -262,10 +355,11 @@ impl Line {
             if batch.revision.number != revision.number {
                 break;
             }
+            let messages_max = self.share.min(batch.revision.batch_messages_max());
             let (first, start) = (batch.drafts.len(), waiting.next);
             while let Some(draft) = waiting.drafts.as_slice().first() {
                 let more = draft.payload.len();
-                let full = batch.drafts.len() >= CALL_MESSAGES_MAX || bytes + more > CALL_BYTES_MAX;
+                let full = batch.drafts.len() >= messages_max || bytes + more > CALL_BYTES_MAX;
                 if full && !batch.drafts.is_empty() {
                     break;
                 }

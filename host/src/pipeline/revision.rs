@@ -2,9 +2,11 @@
 //! theirs. Never knows what runs where.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::catalog::model::PipelineRevision;
 
+use super::limits::{BATCH_CPU_MAX, CALL_MESSAGES_MAX};
 use super::stage::{Machine, Stage};
 
 /// See the module.
@@ -18,4 +20,15 @@ pub struct Revision {
     pub stages: Vec<Arc<Stage>>,
     /// What stages run with.
     pub machine: Arc<Machine>,
+}
+
+impl Revision {
+    /// Messages of one batch: if each of them took all the time that it may, one by one, the batch would still end
+    /// within [`BATCH_CPU_MAX`], or with its first message.
+    #[must_use]
+    pub fn batch_messages_max(&self) -> usize {
+        let each: Duration = self.stages.iter().map(|stage| stage.timeout).sum();
+        let fit = BATCH_CPU_MAX.as_millis() / each.as_millis().max(1);
+        usize::try_from(fit).unwrap_or(usize::MAX).clamp(1, CALL_MESSAGES_MAX)
+    }
 }

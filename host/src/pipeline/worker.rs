@@ -9,8 +9,8 @@ use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
+use crate::catalog::model::Topic;
 use crate::clock::Clock;
-use crate::message::TopicName;
 
 use super::draft::Draft;
 use super::limits::thread_cpu_ns;
@@ -41,7 +41,7 @@ struct State {
 }
 
 impl Pool {
-    /// Starts `limits.workers` threads. They borrow the runtime that this is called in, since WASI wants one.
+    /// Starts `limits.threads()` threads. They borrow the runtime that this is called in, since WASI wants one.
     ///
     /// # Errors
     /// When the system has no thread left.
@@ -49,7 +49,7 @@ impl Pool {
         let state = Mutex::new(State { queue: Queue::new(limits), stopping: false });
         let shared = Arc::new(Shared { state, work: Condvar::new(), clock, metrics });
         let pool = Pool { shared, threads: Mutex::default() };
-        for number in 0..limits.workers {
+        for number in 0..limits.threads() {
             let (shared, runtime) = (Arc::clone(&pool.shared), Handle::current());
             let thread = std::thread::Builder::new().name(format!("plugin-{number}")).spawn(move || {
                 let _entered = runtime.enter();
@@ -67,7 +67,7 @@ impl Pool {
     pub fn push(
         &self,
         lane: &Arc<Lane>,
-        topic: &TopicName,
+        topic: &Topic,
         drafts: Vec<Draft>,
     ) -> Result<oneshot::Receiver<Run>, PipelineError> {
         let mut state = self.shared.state.lock();
@@ -117,12 +117,12 @@ impl Drop for Pool {
 impl Shared {
     fn work(&self) {
         while let Some(batch) = self.next() {
-            let scope = batch.lane.scope;
+            let (scope, messages) = (batch.lane.scope, batch.drafts.len());
             let before = thread_cpu_ns();
             if catch_unwind(AssertUnwindSafe(|| self.run(batch))).is_err() {
                 tracing::error!("a plugin worker panicked: its batch is answered as failed");
             }
-            self.state.lock().queue.done(scope, thread_cpu_ns().saturating_sub(before));
+            self.state.lock().queue.done(scope, messages, thread_cpu_ns().saturating_sub(before));
             // Its place may be what another scope waits for.
             self.work.notify_one();
         }
@@ -148,10 +148,13 @@ impl Shared {
 
     fn run(&self, mut waiting: Batch) {
         // If the run panics, the parts are dropped, and with them the callers' replies: they get an error.
+        let growable = waiting.growable();
         let parts = waiting.take_parts();
         let _entered = waiting.span.enter();
         let drafts = std::mem::take(&mut waiting.drafts);
-        let processed = batch::run(&waiting.revision, (waiting.lane.scope, &waiting.topic), drafts, &self.clock);
-        Batch::answer(parts, processed);
+        let (scope, payload_bytes_max) = (waiting.lane.scope, waiting.payload_bytes_max);
+        let of = batch::Of { scope, topic: &waiting.topic, payload_bytes_max, growable };
+        let (processed, grown) = batch::run(&waiting.revision, of, drafts, &self.clock);
+        Batch::answer(parts, processed, grown);
     }
 }

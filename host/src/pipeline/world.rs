@@ -6,6 +6,7 @@ use wasmparser::{Parser, Payload, Validator, WasmFeatures};
 use wasmtime::{Engine, Error};
 
 use super::component::ComponentError;
+use super::limits::{REASON_BYTES_MAX, cut};
 
 /// The version of `sluice:plugin` that this host serves.
 pub const SERVED: Version = Version::new(1, 0, 0);
@@ -16,13 +17,23 @@ const OURS: [&str; 2] = ["sluice:plugin/types", "sluice:plugin/log"];
 const WASI: [&str; 6] = ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
 const WASI_MINOR: &str = "0.2.";
 
+/// Interfaces that a component imports: WASI 0.2 has some forty, and each is kept, shown and linked.
+const IMPORTS_MAX: usize = 256;
+/// Functions of all its modules, and ways in and out: each costs the compiler a fixed time, however short it is. Script
+/// languages have some ten thousand.
+const FUNCTIONS_MAX: usize = 200_000;
+/// Bytes of one function: the compiler takes more than twice the time for twice as long a one. The longest of a script
+/// language's interpreter has a few hundred thousand.
+const FUNCTION_BYTES_MAX: usize = 1024 * 1024;
+
 /// Magic and version of a component, from the component model's binary format.
 const COMPONENT: [u8; 8] = *b"\0asm\x0d\0\x01\0";
 /// Magic and version of a core module.
 const MODULE: [u8; 8] = *b"\0asm\x01\0\0\0";
 
 fn unusable(why: impl Into<String>) -> ComponentError {
-    ComponentError::Unusable(why.into())
+    // Names in it are the component's, and may be of any length.
+    ComponentError::Unusable(cut(why.into(), REASON_BYTES_MAX))
 }
 
 /// The interfaces that the component imports, once all of them and its exports are allowed.
@@ -34,6 +45,7 @@ pub fn check(bytes: &[u8]) -> Result<Vec<String>, ComponentError> {
     let damaged = |error: wasmparser::BinaryReaderError| unusable(format!("it is no valid component: {error}"));
     Validator::new_with_features(WasmFeatures::default()).validate_all(bytes).map_err(damaged)?;
     let world = read_world(bytes).map_err(damaged)?;
+    check_size(&world)?;
     for name in &world.imports {
         check_import(name)?;
     }
@@ -58,19 +70,46 @@ fn check_magic(bytes: &[u8]) -> Result<(), ComponentError> {
     }
 }
 
+/// What the compiler would be given, before it is.
+fn check_size(world: &World) -> Result<(), ComponentError> {
+    let World { imports, functions, function_bytes, .. } = world;
+    if imports.len() > IMPORTS_MAX {
+        return Err(unusable(format!("it imports {} interfaces: at most {IMPORTS_MAX} are allowed", imports.len())));
+    }
+    if *functions > FUNCTIONS_MAX {
+        return Err(unusable(format!("it has {functions} functions: at most {FUNCTIONS_MAX} are allowed")));
+    }
+    if *function_bytes > FUNCTION_BYTES_MAX {
+        let why = format!("a function of it has {function_bytes} bytes: at most {FUNCTION_BYTES_MAX} are allowed");
+        return Err(unusable(why));
+    }
+    Ok(())
+}
+
+#[derive(Default)]
 struct World {
     imports: Vec<String>,
     exports: Vec<String>,
+    /// Those of all parts, and what is lifted and lowered.
+    functions: usize,
+    /// Of the longest one.
+    function_bytes: usize,
 }
 
-/// The outermost component's imports and exports; those of the parts within it are its own affair.
+/// The outermost component's imports and exports (those of the parts within it are its own affair), and how much code
+/// there is in all.
 fn read_world(bytes: &[u8]) -> wasmparser::Result<World> {
-    let mut world = World { imports: Vec::new(), exports: Vec::new() };
+    let mut world = World::default();
     let mut depth = 0_u32;
     for payload in Parser::new(0).parse_all(bytes) {
         match payload? {
             Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
             Payload::End(_) => depth = depth.saturating_sub(1),
+            Payload::CodeSectionEntry(body) => {
+                world.functions += 1;
+                world.function_bytes = world.function_bytes.max(body.range().len());
+            }
+            Payload::ComponentCanonicalSection(section) => world.functions += section.count() as usize,
             Payload::ComponentImportSection(section) if depth == 0 => {
                 for import in section {
                     world.imports.push(import?.name.name.to_owned());

@@ -1,45 +1,86 @@
 //! What stages emit: further messages, each through its own topic's stages, committed with the message they came from.
 //! Invariant: an emitted message's id follows from (parent, stage, n), so that running a batch again makes the same ids;
-//! after [`HOPS_MAX`] hops nothing is emitted any more, so topics that emit to each other come to an end. Never stores.
+//! after [`HOPS_MAX`] hops nothing is emitted any more, so topics that emit to each other come to an end; what goes beyond
+//! a bound is counted. Never stores.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use prometheus::IntCounter;
 use sha2::{Digest as _, Sha256};
 
 use super::{PublishError, Publisher};
 use crate::catalog::model::{OnReject, Scope, Topic};
-use crate::message::{DeadLetterFacts, Message, MessageId, MessageMeta, Partition, TopicId};
+use crate::message::{DeadLetterFacts, Message, MessageId, MessageMeta, Partition, TopicId, TopicName};
 use crate::pipeline::draft::{Draft, Emitted, Processed, Verdict};
 
 /// From DESIGN §5: a message, and what came of it, is emitted on four times at most.
 const HOPS_MAX: u32 = 4;
 /// Messages that one publish may cause in all: four hops must not multiply into a flood.
 const EMITTED_MAX: usize = 256;
+/// Bytes of all messages that one request may cause: they are held until all of them can be stored. As many as stages may
+/// add to a request's own messages, so that what a stage emits first always fits.
+pub(super) const EMITTED_BYTES_MAX: u64 = 64 << 20;
+
+/// What came of one message, and waits to go through its topic's stages.
+struct Chain<'a> {
+    from: &'a Topic,
+    waiting: VecDeque<(MessageId, Emitted, usize, u32)>,
+    admitted: usize,
+    /// Bytes that the request may still cause.
+    room: &'a mut u64,
+    dropped: &'a IntCounter,
+}
+
+impl Chain<'_> {
+    fn admit(&mut self, parent: MessageId, emitted: Vec<Emitted>, hop: u32) {
+        for (n, emitted) in emitted.into_iter().enumerate() {
+            if hop > HOPS_MAX || self.admitted >= EMITTED_MAX || !self.take(emitted.payload.len()) {
+                self.drop(&emitted.topic, "it goes too far, or is too much");
+                continue;
+            }
+            self.admitted += 1;
+            self.waiting.push_back((parent, emitted, n, hop));
+        }
+    }
+
+    fn take(&mut self, bytes: usize) -> bool {
+        let left = self.room.checked_sub(bytes as u64);
+        *self.room = left.unwrap_or(*self.room);
+        left.is_some()
+    }
+
+    fn drop(&self, to: &TopicName, why: &str) {
+        self.dropped.inc();
+        tracing::warn!(topic = %self.from.name, %to, why, "an emitted message is dropped");
+    }
+}
 
 impl Publisher {
-    /// The messages to be stored along with the one of id `parent`.
+    /// The messages to be stored along with the one of id `parent`, as long as the request has `room` for their bytes.
     pub(super) async fn emitted(
         &self,
         from: &Topic,
         parent: MessageId,
         emitted: Vec<Emitted>,
+        room: &mut u64,
     ) -> Result<super::Emissions, PublishError> {
         let mut stored = Vec::new();
-        let mut waiting: VecDeque<(MessageId, Emitted, usize, u32)> =
-            emitted.into_iter().enumerate().map(|(n, emitted)| (parent, emitted, n, 1)).collect();
-        while let Some((parent, emitted, n, hop)) = waiting.pop_front() {
-            if hop > HOPS_MAX || stored.len() >= EMITTED_MAX {
-                tracing::warn!(topic = %from.name, to = %emitted.topic, hop, "an emitted message goes too far: dropped");
-                continue;
-            }
+        let dropped = &self.metrics.emitted_dropped;
+        let mut chain = Chain { from, waiting: VecDeque::new(), admitted: 0, room, dropped };
+        chain.admit(parent, emitted, 1);
+        while let Some((parent, emitted, n, hop)) = chain.waiting.pop_front() {
             let Some(target) = self.directory.topic(&emitted.topic) else {
-                tracing::warn!(topic = %from.name, to = %emitted.topic, "the topic that a stage emits to is gone: dropped");
+                chain.drop(&emitted.topic, "the topic is gone");
                 continue;
             };
+            let bytes = emitted.payload.len();
             let (revision, processed) = self.run_emitted(&target, parent, emitted, n).await?;
-            let id = processed.draft.id;
-            waiting.extend(processed.emitted.into_iter().enumerate().map(|(n, next)| (id, next, n, hop + 1)));
+            if !chain.take(processed.draft.payload.len().saturating_sub(bytes)) {
+                chain.drop(&target.name, "it goes too far, or is too much");
+                continue;
+            }
+            chain.admit(processed.draft.id, processed.emitted, hop + 1);
             stored.extend(place(&target, processed.draft, processed.verdict, revision));
         }
         Ok(stored)
@@ -72,7 +113,7 @@ impl Publisher {
             let processed = Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };
             return Ok((revision, processed));
         }
-        let ran = self.pipelines.run(scope, &target.name, vec![draft]).await;
+        let ran = self.pipelines.run(scope, target, vec![draft]).await;
         let mut ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
         let processed = ran.processed.pop().expect("one draft gets one answer");
         Ok((ran.revision, processed))
@@ -148,6 +189,29 @@ fn child_entropy(parent: MessageId, stage: &str, n: usize) -> u64 {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
+    use crate::publish::tests::topic;
+
+    #[test]
+    fn what_one_message_causes_is_bounded_in_number_and_bytes_and_counted() {
+        let (from, dropped) = (topic("a"), IntCounter::new("dropped", "Dropped.").unwrap());
+        let parent = MessageId::new(Timestamp(1), TopicId(1), 0, 7);
+        let emitted = |count: usize, bytes: usize| {
+            let payload = bytes::Bytes::from(vec![0; bytes]);
+            let one = Emitted { topic: "b".parse().unwrap(), key: None, payload, headers: vec![], stage: "s".into() };
+            vec![one; count]
+        };
+        let mut room = 1000;
+        let mut chain =
+            Chain { from: &from, waiting: VecDeque::new(), admitted: 0, room: &mut room, dropped: &dropped };
+        chain.admit(parent, emitted(3, 300), 1);
+        chain.admit(parent, emitted(1, 101), 2);
+        assert_eq!((chain.waiting.len(), dropped.get()), (3, 1), "101 bytes are more than the 100 that are left");
+        chain.admit(parent, emitted(EMITTED_MAX, 0), HOPS_MAX);
+        assert_eq!((chain.waiting.len(), dropped.get()), (EMITTED_MAX, 4));
+        chain.waiting.clear();
+        chain.admit(parent, emitted(1, 0), HOPS_MAX + 1);
+        assert!(chain.waiting.is_empty() && dropped.get() == 5);
+    }
 
     #[test]
     fn the_same_parent_stage_and_number_make_the_same_id() {

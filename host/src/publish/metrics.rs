@@ -1,6 +1,6 @@
 //! Figures of publishing. Invariant: labels come from a closed list. Never does I/O.
 
-use prometheus::{Histogram, IntCounterVec, Registry};
+use prometheus::{Histogram, IntCounter, IntCounterVec, Registry};
 
 use super::{PublishError, Published};
 
@@ -9,6 +9,8 @@ pub(super) struct PublishMetrics {
     messages: IntCounterVec,
     /// One observation per call.
     pub(super) duration: Histogram,
+    /// Messages that stages emitted beyond what one request may cause, or to a topic that is gone.
+    pub(super) emitted_dropped: IntCounter,
 }
 
 impl PublishMetrics {
@@ -23,8 +25,13 @@ impl PublishMetrics {
             prometheus::exponential_buckets(0.000_1, 2.5, 12)?
         ))?;
         registry.register(Box::new(messages.clone()))?;
+        let emitted_dropped = IntCounter::new(
+            "sluice_emitted_dropped_total",
+            "Messages that stages emitted beyond the bounds of one publish, or to a topic that is gone.",
+        )?;
         registry.register(Box::new(duration.clone()))?;
-        Ok(PublishMetrics { messages, duration })
+        registry.register(Box::new(emitted_dropped.clone()))?;
+        Ok(PublishMetrics { messages, duration, emitted_dropped })
     }
 
     pub(super) fn count(&self, results: &[Result<Published, PublishError>]) {

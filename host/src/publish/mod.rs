@@ -232,7 +232,7 @@ impl Publisher {
             let pass = |draft| Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };
             return Ok((revision, drafts.into_iter().map(pass).collect()));
         }
-        let ran = self.pipelines.run(scope, &topic.name, drafts).await;
+        let ran = self.pipelines.run(scope, topic, drafts).await;
         let ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
         Ok((ran.revision, ran.processed))
     }
@@ -246,9 +246,10 @@ impl Publisher {
         results: &mut [Answer],
     ) -> Vec<Built> {
         let mut all = Vec::with_capacity(work.len());
+        let mut room = emit::EMITTED_BYTES_MAX;
         for (work, processed) in work.iter().zip(processed) {
             let trail = processed.trail.clone();
-            match self.decide(topic, work, processed, revision).await {
+            match self.decide(topic, work, (revision, processed), &mut room).await {
                 Ok((published, entry, emitted)) => {
                     let dropped_without_key = matches!(entry, Entry::Dropped { .. }) && work.dedup.is_none();
                     let item = AppendItem { dedup: work.dedup.clone(), entry, emitted };
@@ -265,8 +266,8 @@ impl Publisher {
         &self,
         topic: &Arc<Topic>,
         work: &Work,
-        processed: Processed,
-        revision: u64,
+        (revision, processed): (u64, Processed),
+        room: &mut u64,
     ) -> Result<(Published, Entry, Emissions), PublishError> {
         let draft = processed.draft;
         let verdict = match processed.verdict {
@@ -283,7 +284,7 @@ impl Publisher {
                 let partition = self.final_partition(topic, work, &draft);
                 let id = work.id.in_partition(partition);
                 published.message_id = id;
-                let emitted = self.emitted(topic, id, processed.emitted).await?;
+                let emitted = self.emitted(topic, id, processed.emitted, room).await?;
                 let message = message(work, draft, (id, revision, None));
                 Ok((published, Entry::Log { partition, message, due, target: None }, emitted))
             }

@@ -20,7 +20,7 @@ use crate::api::wire::{Iso, Time};
 use crate::catalog::model::Topic;
 use crate::clock::Timestamp;
 use crate::config::format_duration;
-use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, PRIORITY_MAX, TopicName, TraceContext};
+use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, PRIORITY_MAX, TopicName, TraceContext, has_control};
 use crate::publish::PublishRequest;
 
 /// How far ahead a message may be scheduled, from API.md.
@@ -331,11 +331,6 @@ fn headers(pairs: Pairs<'_>, faults: &mut Faults) -> Vec<(Arc<str>, Arc<str>)> {
         faults.push(pointer, "has a control character; only tabs are taken");
     }
     pairs.0.into_iter().map(|(name, value)| (name.0.into(), value.0.into())).collect()
-}
-
-/// Line ends and NUL in a header's value would break whatever carries it on as an HTTP header.
-fn has_control(text: &str) -> bool {
-    text.chars().any(|character| character.is_control() && character != '\t')
 }
 
 fn priority(given: Option<u8>, faults: &mut Faults) -> u8 {

@@ -12,11 +12,11 @@ use super::{Rig, broken, draft, header, mended, tag};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Rig {
-    fn file(&self, name: &str) -> PathBuf {
+    pub(super) fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join("plugins").join(name)
     }
 
-    async fn until(&self, plugin: &str, is: impl Fn(&PluginView) -> bool) -> PluginView {
+    pub(super) async fn until(&self, plugin: &str, is: impl Fn(&PluginView) -> bool) -> PluginView {
         let seen = async {
             loop {
                 if let Some(view) = self.pipelines.plugin(plugin).filter(&is) {

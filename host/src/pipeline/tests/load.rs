@@ -26,7 +26,7 @@ async fn swaps_under_load_lose_nothing_and_a_run_is_of_one_revision() {
             while !stop.load(Ordering::Relaxed) {
                 let drafts: Vec<_> = (0..1 + number * 60).map(|n| draft(&n.to_string(), &[])).collect();
                 let sent = drafts.len();
-                let run = rig.pipelines.run(rig.scope(), &rig.topic.name, drafts).await.unwrap();
+                let run = rig.pipelines.run(rig.scope(), &rig.topic, drafts).await.unwrap();
                 assert_eq!(run.processed.len(), sent);
                 // Revision n runs version n, but for the digits that the test has.
                 let wanted = format!("tag-version-{}", (run.revision - 1) % 9 + 1);
@@ -75,11 +75,9 @@ async fn when_too_much_waits_a_run_is_refused_at_once() {
     let run = |what: &'static str| {
         let rig = Arc::clone(&rig);
         let drafts = vec![draft("{}", &[("do", what)]); 100];
-        tokio::spawn(
-            async move { rig.pipelines.run(rig.scope(), &rig.topic.name, drafts).await.map(|run| run.processed) },
-        )
+        tokio::spawn(async move { rig.pipelines.run(rig.scope(), &rig.topic, drafts).await.map(|run| run.processed) })
     };
-    let runs: Vec<_> = (0..12).map(|_| run("work")).collect();
+    let runs: Vec<_> = (0..12).map(|_| run("drip")).collect();
     let (mut done, mut refused) = (0, 0_usize);
     for run in runs {
         match run.await.unwrap() {
@@ -103,8 +101,8 @@ async fn a_looping_plugin_leaves_a_worker_to_its_neighbours() {
     let scope = Scope::Topic(quiet.id);
     rig.pipelines.set(scope, vec![stage("f", "filter", json!({}))], None, &Actor::system()).await.unwrap();
     let neighbour = |n: usize| {
-        let (rig, name) = (Arc::clone(&rig), quiet.name.clone());
-        async move { rig.pipelines.run(scope, &name, vec![draft(&n.to_string(), &[])]).await.unwrap() }
+        let (rig, quiet) = (Arc::clone(&rig), quiet.clone());
+        async move { rig.pipelines.run(scope, &quiet, vec![draft(&n.to_string(), &[])]).await.unwrap() }
     };
     neighbour(0).await; // Shows that it is quick.
     let looping: Vec<_> = (0..2)
@@ -129,10 +127,10 @@ async fn a_caller_that_went_away_costs_nothing() {
     rig.with_stage("hostile", |stage| stage.timeout_ms = 200).await;
     let busy = tokio::spawn({
         let rig = Arc::clone(&rig);
-        async move { rig.obey(&["work"; 16]).await }
+        async move { rig.obey(&["drip"; 16]).await }
     });
     while rig.metric("sluice_plugin_queued_messages", "") == 0.0 && !busy.is_finished() {
-        let run = rig.pipelines.run(rig.scope(), &rig.topic.name, vec![draft("{}", &[])]);
+        let run = rig.pipelines.run(rig.scope(), &rig.topic, vec![draft("{}", &[])]);
         let _ = tokio::time::timeout(Duration::from_millis(1), run).await;
     }
     busy.await.unwrap();

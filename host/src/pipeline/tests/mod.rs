@@ -3,6 +3,7 @@
 
 mod changes;
 mod disk;
+mod fairness;
 mod follow;
 mod hostile;
 mod load;
@@ -144,8 +145,13 @@ impl Rig {
         self.pipelines.set(self.scope(), vec![stage], None, &Actor::system()).await.unwrap();
     }
 
+    /// Messages enough for the scope to be known as quick: what comes next is run in whole batches.
+    pub async fn warmed(&self) {
+        assert!(self.obey(&["nothing"; 256]).await.iter().all(|processed| processed.verdict == Verdict::Pass));
+    }
+
     pub async fn run(&self, drafts: Vec<Draft>) -> Vec<Processed> {
-        self.pipelines.run(self.scope(), &self.topic.name, drafts).await.unwrap().processed
+        self.pipelines.run(self.scope(), &self.topic, drafts).await.unwrap().processed
     }
 
     /// Messages that tell the guest `hostile` what to do.

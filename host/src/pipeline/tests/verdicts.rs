@@ -48,6 +48,7 @@ async fn a_plugin_sees_everything_of_a_message_and_its_own_edits() {
     message.correlation_id = Some("c".into());
     (message.priority, message.attempt, message.position) = (3, 2, Some((4, Offset(5))));
     let id = message.id.to_string();
+    rig.warmed().await;
     let processed = rig.run(vec![draft("{}", &[]), message]).await;
     let facts = String::from_utf8_lossy(&processed[1].draft.payload).into_owned();
     let column = format!("[{}, 1] 2", u32::MAX);
@@ -103,7 +104,7 @@ async fn on_the_way_out_neither_key_nor_emit() {
     };
     rig.pipelines.lanes.write().insert(scope, super::super::Lane::new(scope, revision));
     let drafts = ["key", "emit-allowed", "drop"].map(|what| draft("{}", &[("do", what)]));
-    let run = rig.pipelines.run(scope, &rig.topic.name, drafts.to_vec()).await.unwrap();
+    let run = rig.pipelines.run(scope, &rig.topic, drafts.to_vec()).await.unwrap();
     assert!(fault(&run.processed[0]).1.contains("on the way out"));
     assert!(fault(&run.processed[1]).1.contains("on the way out"));
     assert!(matches!(run.processed[2].verdict, Verdict::Drop { .. }));
@@ -113,7 +114,7 @@ async fn on_the_way_out_neither_key_nor_emit() {
 async fn a_fault_may_be_passed_over_and_leaves_the_message_as_it_was() {
     let rig = Rig::new().await;
     rig.with_stage("hostile", |stage| stage.on_fault = OnFault::Pass).await;
-    let processed = rig.obey(&["edit-and-panic", "nothing"]).await;
+    let processed = rig.obey(&["edit_and_panic", "nothing"]).await;
     assert_eq!((&processed[0].verdict, processed[0].trail[0].word), (&Verdict::Pass, "fault"));
     assert_eq!((&processed[0].draft.payload[..], header(&processed[0], "edited")), (&b"{}"[..], None));
 }
@@ -122,15 +123,14 @@ async fn a_fault_may_be_passed_over_and_leaves_the_message_as_it_was() {
 async fn clocks_and_randomness_work_and_what_is_printed_is_logged() {
     let rig = Rig::new().await;
     rig.with_stage("hostile", |_| {}).await;
-    let processed = rig.obey(&["clock", "print", "env", "log"]).await;
+    let processed = rig.obey(&["clock", "say"]).await;
     assert!(
         header(&processed[0], "clock").is_some_and(|now| now.starts_with("1700000000000 ")),
         "the broker's own clock"
     );
     assert!(processed.iter().all(|processed| processed.verdict == Verdict::Pass), "{processed:?}");
     let lines = rig.pipelines.plugin_log("hostile");
-    assert_eq!(lines[0].text.as_ref(), "printed line");
-    assert_eq!(lines.len(), 100, "a flood is thinned out");
+    assert_eq!((&*lines[0].text, &*lines[1].text), ("printed line", "and another"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
