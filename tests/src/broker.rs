@@ -171,6 +171,18 @@ impl Broker {
         self.process.as_ref().expect("the broker runs").id()
     }
 
+    /// Bytes of memory that the process has in use now.
+    ///
+    /// # Panics
+    /// When the system does not say.
+    #[must_use]
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process_id())).expect("the broker runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux says VmRSS");
+        let kilobytes: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is in kB");
+        kilobytes * 1024
+    }
+
     /// `kill -9`, and waits until the process is gone.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {

@@ -16,6 +16,25 @@ pub fn filter_v2() -> &'static [u8] {
     COMPONENT.get_or_init(|| build("filter-v2"))
 }
 
+/// The component of `tests/guests/hostile`: does to the broker what the header `do` of each message says.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn hostile() -> &'static [u8] {
+    static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
+    COMPONENT.get_or_init(|| build("hostile"))
+}
+
+/// A component from the text of `tests/guests/raw.wat`, with this in its module and in its function `process`.
+///
+/// # Panics
+/// When the text is none.
+#[must_use]
+pub fn raw(module: &str, process: &str) -> Vec<u8> {
+    let text = include_str!("../guests/raw.wat").replace("(; module ;)", module).replace("(; process ;)", process);
+    wat::parse_str(text).expect("the text is a component")
+}
+
 /// A plugin that the broker brings, as it was built into it.
 ///
 /// # Panics

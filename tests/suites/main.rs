@@ -5,6 +5,7 @@ mod cli;
 mod crash;
 mod delivery;
 mod guide;
+mod hostile;
 mod http;
 mod main_job;
 mod pipelines;

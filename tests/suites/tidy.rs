@@ -124,6 +124,25 @@ fn the_sdk_carries_the_world_that_the_host_serves() {
     assert!(compared > 0, "wit/ is empty");
 }
 
+/// What a guest does is in `tests/guests/behaviours.rs`, whose rows do not compile without their tests. This is about
+/// whole guests.
+#[test]
+fn every_guest_program_is_in_a_test() {
+    let tests: String = files(".rs")
+        .iter()
+        .filter(|path| path.starts_with("host/src/pipeline/tests") || path.starts_with("tests/src"))
+        .map(|path| text(path))
+        .collect();
+    let folders: Vec<String> = files("Cargo.toml")
+        .iter()
+        .filter_map(|path| path.strip_prefix("tests/guests").ok()?.parent()?.to_str().map(str::to_owned))
+        .filter(|folder| !folder.is_empty())
+        .collect();
+    assert!(folders.len() >= 3, "the guests are not where they were: {folders:?}");
+    let unused = folders.into_iter().filter(|folder| !tests.contains(&format!("(\"{folder}\"")));
+    none(unused.map(|folder| format!("tests/guests/{folder} is in no test")).collect());
+}
+
 #[test]
 fn every_route_is_in_the_documents() {
     let documents: String = files(".md").iter().map(|path| text(path)).collect();
