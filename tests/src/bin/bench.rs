@@ -2,6 +2,9 @@
 //! same run on the same machine. Invariant: both sides get the same requests from the same client code; figures are medians
 //! of several rounds. Never compares across runs.
 
+#[path = "bench/hostile.rs"]
+mod hostile;
+
 use std::borrow::Cow;
 use std::hint::black_box;
 use std::io::{BufRead as _, BufReader};
@@ -58,6 +61,7 @@ async fn main() {
         rate(&broker, publish_batch).await;
     }
     row("consume 100 and ack 100", &broker, &bare, consume_and_ack).await;
+    hostile::rows(&Broker::start().await).await;
 }
 
 /// The bare server, in a process of its own as the broker is.
