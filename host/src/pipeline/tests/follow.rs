@@ -13,7 +13,7 @@ use super::{Rig, broken, draft, header, mended, stage, tag};
 
 impl Rig {
     async fn tag_on(&self, topic: &Topic) -> String {
-        let run = self.pipelines.run(Scope::Topic(topic.id), &topic.name, vec![draft("{}", &[])]).await.unwrap();
+        let run = self.pipelines.run(Scope::Topic(topic.id), topic, vec![draft("{}", &[])]).await.unwrap();
         header(&run.processed[0], "tag").unwrap_or_default().to_owned()
     }
 
