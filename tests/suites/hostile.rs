@@ -23,7 +23,7 @@ macro_rules! tests {
             async fn $word() {
                 let bed = Bed::start().await;
                 shown::$word(&bed).await;
-                bed.is_as_before().await;
+                bed.assert_as_before().await;
             }
         )*
     };
@@ -195,7 +195,7 @@ impl Bed {
     }
 
     /// The same process, no larger, with a log of bounded length, which ends well.
-    async fn is_as_before(mut self) {
+    async fn assert_as_before(mut self) {
         self.neighbour_is_served().await;
         assert_eq!(self.broker.process_id(), self.process);
         let (before, now) = (self.resident_bytes, self.broker.resident_bytes());
