@@ -241,6 +241,26 @@ impl Broker {
         command.output().expect("the CLI starts")
     }
 
+    /// A script of bash, as at a prompt in `folder`: `sluice` is on the path, finds this broker and shows an admin's token.
+    ///
+    /// # Panics
+    /// When the folder of the test cannot be written.
+    #[must_use]
+    pub fn bash(&self, folder: &Path, script: &str) -> Command {
+        let bin = self.folder.path().join("bin");
+        if !bin.exists() {
+            fs::create_dir(&bin).expect("the folder takes another");
+            // By its own name, whatever `SLUICE_BINARY` calls it.
+            std::os::unix::fs::symlink(binary::sluice(), bin.join("sluice")).expect("a link can be made");
+        }
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = Command::new("bash");
+        command.args(["-euo", "pipefail", "-c", script]).current_dir(folder).stdin(Stdio::null());
+        command.env("PATH", format!("{}:{path}", bin.display())).env("HOME", folder);
+        command.env("SLUICE_URL", self.url()).env("SLUICE_TOKEN", self.admin.token());
+        command
+    }
+
     async fn launch(&mut self, listen: &str) {
         // Emptied first, or the line of the start before would be taken for this one's.
         fs::write(self.stdout_file(), "").expect("a file in a folder of ours can be written");

@@ -1,26 +1,49 @@
 //! The command line against a running broker, as a person and as a script would use it. Invariant: what is checked is what
 //! goes to stdout and the exit code.
 
+use std::process::Output;
+
 use serde_json::Value;
 use sluice_tests::{Broker, Settings};
 
-struct Ran {
-    code: i32,
-    stdout: String,
-    stderr: String,
+/// How a command ended.
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
-fn run(broker: &Broker, arguments: &[&str]) -> Ran {
-    let output = broker.cli(arguments);
-    Ran {
-        code: output.status.code().expect("a command ends by itself"),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+impl From<Output> for Ran {
+    fn from(output: Output) -> Ran {
+        Ran {
+            code: output.status.code().expect("a command ends by itself"),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 }
 
+pub(crate) fn run(broker: &Broker, arguments: &[&str]) -> Ran {
+    broker.cli(arguments).into()
+}
+
+/// What a command of `--json` answers.
 #[track_caller]
-fn done(broker: &Broker, arguments: &[&str]) -> String {
+pub(crate) fn json(broker: &Broker, arguments: &[&str]) -> Value {
+    let stdout = done(broker, &[arguments, &["--json"]].concat());
+    serde_json::from_str(&stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}: {stdout}"))
+}
+
+/// A command that fails with this exit code and these words on stderr, and prints no result.
+#[track_caller]
+pub(crate) fn refused(broker: &Broker, arguments: &[&str], code: i32, words: &str) {
+    let ran = run(broker, arguments);
+    assert_eq!(ran.code, code, "{arguments:?}\n{}\n{}", ran.stdout, ran.stderr);
+    assert!(ran.stderr.contains(words) && ran.stdout.is_empty(), "{arguments:?}\n{}\n{}", ran.stdout, ran.stderr);
+}
+
+#[track_caller]
+pub(crate) fn done(broker: &Broker, arguments: &[&str]) -> String {
     let ran = run(broker, arguments);
     assert_eq!(ran.code, 0, "{arguments:?}\n{}\n{}", ran.stdout, ran.stderr);
     ran.stdout
@@ -69,4 +92,86 @@ async fn a_token_is_made_from_the_development_secret() {
     producer.publish("other", "x").answer().await.expect_problem(403, "FORBIDDEN");
     broker.clock().advance(std::time::Duration::from_secs(3601)).await;
     producer.get("/topics").await.expect_problem(401, "UNAUTHENTICATED");
+}
+
+#[tokio::test]
+async fn a_message_is_looked_at_by_its_id_and_erased() {
+    let broker = Broker::start().await;
+    broker.create_topic("orders", "PubSub").await;
+    broker.subscribe("orders", "billing").await;
+    let id = broker.publish("orders", "a secret").await.message_id;
+    let shown = done(&broker, &["message", "get", &id]);
+    assert!(["a secret", "billing", "Waiting"].iter().all(|word| shown.contains(word)), "{shown}");
+    assert_eq!(json(&broker, &["message", "get", &id])["groups"][0]["status"], "Waiting");
+
+    refused(&broker, &["message", "erase", &id], 2, "--yes");
+    assert_eq!(json(&broker, &["message", "get", &id])["payload"], "a secret", "nothing was erased");
+    assert_eq!(done(&broker, &["message", "erase", &id, "--yes"]).trim(), format!("erased {id}"));
+    refused(&broker, &["message", "get", &id], 1, "NOT_FOUND");
+    refused(&broker, &["message", "erase", &id, "--yes"], 1, "NOT_FOUND");
+    refused(&broker, &["message", "get", "17"], 1, "VALIDATION_ERROR");
+}
+
+#[tokio::test]
+async fn brokers_are_shown_with_their_figures() {
+    let broker = Broker::with(Settings::new().env("SLUICE__NODE_ID", "node-7")).await;
+    assert!(done(&broker, &["broker", "list"]).contains("node-7"));
+    assert_eq!(json(&broker, &["broker", "list"])[0]["nodeId"], "node-7");
+    assert_eq!(json(&broker, &["broker", "get", "node-7"])["status"], "Active");
+    let figures = done(&broker, &["broker", "metrics", "node-7"]);
+    assert!(figures.contains("sluice_http_requests_total"), "{figures}");
+    assert!(json(&broker, &["broker", "metrics", "node-7"])[0]["value"].is_number());
+    for action in ["get", "metrics"] {
+        refused(&broker, &["broker", action, "nobody"], 1, "NOT_FOUND");
+    }
+}
+
+#[tokio::test]
+async fn what_was_set_can_be_taken_away() {
+    let broker = Broker::start().await;
+    done(&broker, &["topic", "create", "orders", "--schema-id", "orders.v1", "--retention-bytes", "1000000"]);
+    done(&broker, &["topic", "update", "orders", "--unset", "schema-id", "--description", "all of them"]);
+    let topic = json(&broker, &["topic", "get", "orders"]);
+    assert_eq!((&topic["schemaId"], &topic["retentionBytes"]), (&Value::Null, &1_000_000.into()), "{topic}");
+    refused(
+        &broker,
+        &["topic", "update", "orders", "--schema-id", "s", "--unset", "schema-id"],
+        2,
+        "both given and unset",
+    );
+
+    let made = json(
+        &broker,
+        &["subscribe", "orders", "--group", "g", "--filter-query", "$.a == 1", "--backoff-initial", "PT5S"],
+    );
+    let id = made["subscriptionId"].as_str().expect("an id");
+    assert_eq!((&made["backoff"]["initial"], &made["backoff"]["max"]), (&"PT5S".into(), &"PT1H".into()), "{made}");
+    let changed = json(&broker, &["subscription", "update", id, "--unset", "filter", "--backoff-multiplier", "3"]);
+    assert_eq!((&changed["filter"], &changed["backoff"]["initial"]), (&Value::Null, &"PT5S".into()), "{changed}");
+    assert_eq!(changed["backoff"]["multiplier"], 3.0, "{changed}");
+}
+
+#[tokio::test]
+async fn a_file_of_messages_is_stored_whole_or_not_at_all() {
+    let broker = Broker::start().await;
+    done(&broker, &["topic", "create", "events", "--max-message-size", "10"]);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let publish = |lines: String, more: &[&str]| {
+        let file = folder.path().join("events.ndjson");
+        std::fs::write(&file, lines).expect("written");
+        let file = file.to_str().expect("a temporary folder's path is text").to_owned();
+        run(&broker, &[&["publish", "events", "--ndjson", "--file", &file], more].concat())
+    };
+    let stored = || done(&broker, &["tail", "events"]).lines().count();
+
+    let one_is_too_long = "{}\n\"longer than ten\"\n".to_owned();
+    let ran = publish(one_is_too_long.clone(), &["--atomic"]);
+    assert_eq!((ran.code, stored()), (1, 0), "{}", ran.stderr);
+    assert!(ran.stderr.contains("none is stored"), "{}", ran.stderr);
+    let ran = publish("{}\n".repeat(10_001), &["--atomic"]);
+    assert_eq!((ran.code, stored()), (2, 0), "{}", ran.stderr);
+    let ran = publish(one_is_too_long, &[]);
+    assert_eq!((ran.code, stored()), (1, 1), "{}", ran.stderr);
+    let ran = publish("{}\n{}\n".to_owned(), &["--atomic"]);
+    assert_eq!((ran.code, stored()), (0, 3), "{}", ran.stderr);
 }

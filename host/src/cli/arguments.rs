@@ -5,12 +5,15 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
+use serde_json::{Map, Value};
 
 use super::failure::Failure;
 use crate::config::{self, Flags, parse_duration};
 
 /// Bytes of an input that is read whole at most: above any body that a broker takes.
 pub(super) const INPUT_BYTES_MAX: u64 = 1 << 30;
+/// Bytes of one line at most: above any message that a broker takes.
+pub(super) const LINE_BYTES_MAX: u64 = 256 << 20;
 
 /// Where the configuration comes from.
 #[derive(Debug, Args)]
@@ -62,6 +65,16 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// Asks for settings to be taken away; each is given as its option and its field.
+pub(super) fn unset(body: &mut Map<String, Value>, options: &[String], fields: &[(&str, &str)]) -> Result<(), Failure> {
+    for (option, field) in fields.iter().filter(|(option, _)| options.iter().any(|unset| unset == option)) {
+        if body.insert((*field).to_owned(), Value::Null).is_some() {
+            return Err(Failure::Usage(format!("{option} is both given and unset")));
+        }
+    }
+    Ok(())
+}
+
 /// A file's bytes, or those of standard input for `-`.
 pub(super) fn read_input(path: &Path) -> Result<Vec<u8>, Failure> {
     let name = path.display().to_string();
@@ -94,6 +107,15 @@ mod tests {
         assert!(pair("a").is_err() && pair("=b").is_err());
         assert_eq!(iso_duration("PT30S"), Ok("PT30S".to_owned()));
         assert!(iso_duration("30s").is_err());
+    }
+
+    #[test]
+    fn what_is_unset_is_null_and_not_given_too() {
+        let fields = [("schema-id", "schemaId"), ("retention-bytes", "retentionBytes")];
+        let mut body = Map::from_iter([("schemaId".to_owned(), "s".into())]);
+        unset(&mut body, &["retention-bytes".to_owned()], &fields).expect("not given");
+        assert_eq!(Value::Object(body.clone()), serde_json::json!({"schemaId": "s", "retentionBytes": null}));
+        assert!(matches!(unset(&mut body, &["schema-id".to_owned()], &fields), Err(Failure::Usage(_))));
     }
 
     #[test]

@@ -17,8 +17,8 @@ Payloads are printed one a line; --json prints each message whole, one a line, w
 
 Examples:
   sluice consume orders --limit 100 --ack
-  sluice consume deployment.events --group email --follow --ack | jq .
-  sluice consume orders --json --wait 30 | jq -r .receipt";
+  sluice consume deployment.events --group email --follow --ack | tee -a events.ndjson
+  sluice consume orders --json --wait 30 > taken.ndjson    settled later by `sluice ack -`";
 
 /// Take messages, and settle them with --ack.
 #[derive(Debug, Args)]

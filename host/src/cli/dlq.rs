@@ -19,9 +19,15 @@ const COLUMNS: &[Column] = &[
 const AFTER_HELP: &str = "\
 Examples:
   sluice dlq list orders
-  sluice dlq replay orders 0190c0de-…          one message, to the group that it failed for
+  sluice dlq replay orders MESSAGE_ID          one message, to the group that it failed for
   sluice dlq replay orders --all --dry-run     how many it would be
-  sluice dlq discard orders 0190c0de-…";
+  sluice dlq discard orders MESSAGE_ID";
+
+const REPLAY_AFTER_HELP: &str = "\
+Examples:
+  sluice dlq replay orders MESSAGE_ID          one message, to the group that it failed for
+  sluice dlq replay orders --all --dry-run     how many it would be
+  sluice dlq replay orders --all --group billing --reason NACK";
 
 /// Dead letters.
 #[derive(Debug, Args)]
@@ -36,6 +42,7 @@ pub(super) struct DlqArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Show a topic's dead letters
+    #[command(after_help = "Example:\n  sluice dlq list orders --limit 20")]
     List {
         /// The topic
         topic: String,
@@ -44,6 +51,7 @@ enum Action {
         limit: Option<u64>,
     },
     /// Deliver dead letters again
+    #[command(after_help = REPLAY_AFTER_HELP)]
     Replay {
         /// The topic
         topic: String,
@@ -64,6 +72,7 @@ enum Action {
         dry_run: bool,
     },
     /// Discard one dead letter
+    #[command(after_help = "Example:\n  sluice dlq discard orders MESSAGE_ID")]
     Discard {
         /// The topic
         topic: String,

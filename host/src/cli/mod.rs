@@ -3,6 +3,7 @@
 
 mod arguments;
 mod audit;
+mod broker;
 mod client;
 mod completions;
 mod config;
@@ -10,12 +11,14 @@ mod consume;
 mod dlq;
 mod failure;
 mod health;
+mod message;
 mod output;
 mod pipeline;
 mod plugin;
 mod publish;
 mod schema;
 mod serve;
+mod settle;
 mod subscription;
 mod tail;
 mod token;
@@ -39,6 +42,8 @@ First steps:
 
 Client commands find the broker by --url (or SLUICE_URL) and show --token (or SLUICE_TOKEN). \
 With no token, and a broker on this machine, they make one from the secret in the development data directory.
+
+In examples, words in capitals such as MESSAGE_ID stand for what your broker answers.
 
 Exit codes:
   0  done
@@ -75,8 +80,16 @@ enum Command {
     Publish(publish::PublishArgs),
     /// Take messages, and settle them with --ack
     Consume(consume::ConsumeArgs),
+    /// Settle messages that were taken: done
+    Ack(settle::AckArgs),
+    /// Give messages back: failed
+    Nack(settle::NackArgs),
+    /// Hold a message longer
+    Extend(settle::ExtendArgs),
     /// Look at a topic's messages without taking them
     Tail(tail::TailArgs),
+    /// One stored message: get, erase
+    Message(message::MessageArgs),
     /// Plugins: list, get
     Plugin(plugin::PluginArgs),
     /// The stages of a topic or subscription: get, set, history
@@ -85,6 +98,8 @@ enum Command {
     Schema(schema::SchemaArgs),
     /// Dead letters: list, replay, discard
     Dlq(dlq::DlqArgs),
+    /// Brokers that serve together: list, get, metrics
+    Broker(broker::BrokerArgs),
     /// Who changed what
     Audit(audit::AuditArgs),
     /// Show every setting, its value, and where it comes from
@@ -124,11 +139,16 @@ async fn run_client(command: Command) -> Result<(), Failure> {
         Command::Subscription(args) => subscription::run(&args).await,
         Command::Publish(args) => publish::run(&args).await,
         Command::Consume(args) => consume::run(&args).await,
+        Command::Ack(args) => settle::ack(&args).await,
+        Command::Nack(args) => settle::nack(&args).await,
+        Command::Extend(args) => settle::extend(&args).await,
         Command::Tail(args) => tail::run(&args).await,
+        Command::Message(args) => message::run(&args).await,
         Command::Plugin(args) => plugin::run(&args).await,
         Command::Pipeline(args) => pipeline::run(&args).await,
         Command::Schema(args) => schema::run(&args).await,
         Command::Dlq(args) => dlq::run(&args).await,
+        Command::Broker(args) => broker::run(&args).await,
         Command::Audit(args) => audit::run(&args).await,
         Command::Serve(_) | Command::Token(_) | Command::Config(_) | Command::Completions(_) => {
             unreachable!("`main` runs these without a runtime of this kind")
@@ -187,6 +207,15 @@ mod tests {
             "sluice publish orders {} --header a=b --key k",
             "sluice publish orders --ndjson --file events.ndjson",
             "sluice consume orders --follow --ack",
+            "sluice ack 1 --group g",
+            "sluice ack - --group g",
+            "sluice nack --receipt a --receipt b --reason r --delay PT5M",
+            "sluice extend 1 --receipt a --ack-timeout 60",
+            "sluice message erase 1 --yes",
+            "sluice broker metrics n",
+            "sluice topic update orders --unset schema-id --unset retention-bytes",
+            "sluice subscription update 1 --backoff-initial PT1S --backoff-jitter 0 --unset filter",
+            "sluice publish orders --ndjson --atomic --file events.ndjson",
             "sluice tail orders --follow --from earliest",
             "sluice pipeline set stages.json --topic orders",
             "sluice dlq replay orders --all",
@@ -202,6 +231,15 @@ mod tests {
             "sluice pipeline get",
             "sluice pipeline get --topic a --subscription b",
             "sluice dlq replay orders",
+            "sluice ack --group g",
+            "sluice nack 1 --delay soon",
+            "sluice extend 1",
+            "sluice extend 1 --ack-timeout 0",
+            "sluice message erase 1",
+            "sluice topic update orders --unset description",
+            "sluice topic create orders --unset schema-id",
+            "sluice publish orders {} --atomic",
+            "sluice publish orders {} --ttl PT1M --expires-at 2026-01-31T12:00:00Z",
             "sluice subscribe orders --group g --ack-timeout 30",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

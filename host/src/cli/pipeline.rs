@@ -26,9 +26,17 @@ const AFTER_HELP: &str = "\
 Examples:
   sluice pipeline get --topic orders
   echo '[{\"name\": \"mask\", \"plugin\": \"redact\",
-         \"config\": {\"rules\": [{\"pointer\": \"/card\", \"action\": \"mask\"}]}}]' | sluice pipeline set - --topic orders
+         \"config\": {\"rules\": [{\"pointer\": \"/card\", \"action\": \"mask\"}]}}]' |
+      sluice pipeline set - --topic orders
   echo '[]' | sluice pipeline set - --topic orders    no stages
-  sluice pipeline history --subscription 0190…";
+  sluice pipeline history --subscription SUBSCRIPTION_ID";
+
+const SET_AFTER_HELP: &str = "\
+What `sluice pipeline get --json` prints will do, too. A change that came between is not overwritten: it fails.
+
+Examples:
+  sluice pipeline set stages.json --topic orders
+  echo '[]' | sluice pipeline set - --subscription SUBSCRIPTION_ID    no stages";
 
 /// The stages of a topic or subscription.
 #[derive(Debug, Args)]
@@ -43,11 +51,15 @@ pub(super) struct PipelineArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Show the stages
+    #[command(
+        after_help = "Examples:\n  sluice pipeline get --topic orders\n  sluice pipeline get --subscription SUBSCRIPTION_ID"
+    )]
     Get {
         #[command(flatten)]
         owner: Owner,
     },
     /// Replace the stages
+    #[command(after_help = SET_AFTER_HELP)]
     Set {
         /// A JSON file with the list of stages; - is standard input
         file: PathBuf,
@@ -55,6 +67,7 @@ enum Action {
         owner: Owner,
     },
     /// Show all revisions
+    #[command(after_help = "Example:\n  sluice pipeline history --topic orders")]
     History {
         #[command(flatten)]
         owner: Owner,

@@ -36,11 +36,13 @@ pub(super) struct PluginArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Show all plugins
+    #[command(after_help = "Example:\n  sluice plugin list")]
     List {
         #[command(flatten)]
         part: Part,
     },
     /// Show one plugin: its versions, where it is bound, its last error
+    #[command(after_help = "Example:\n  sluice plugin get redact")]
     Get {
         /// Its name
         name: String,

@@ -9,17 +9,16 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::arguments::{iso_duration, pair, read_input};
+use super::arguments::{INPUT_BYTES_MAX, LINE_BYTES_MAX, iso_duration, pair, read_input};
 use super::client::{Client, ClientArgs, Query};
 use super::failure::{Failure, Refusal};
-use super::output::Output;
 
 /// Messages of one request: a tenth of what the API takes, so that progress shows and a failure concerns few.
 const BATCH_ITEMS: u64 = 1000;
 /// Bytes of one request: well below the broker's default for a body (16 MiB).
-const BATCH_BYTES: usize = 4 << 20;
-/// Bytes of one line at most: above any message that a broker takes.
-const LINE_BYTES_MAX: u64 = 256 << 20;
+const BATCH_BYTES: u64 = 4 << 20;
+/// Messages that can be stored all or none: what the API takes in one request.
+const ATOMIC_ITEMS: u64 = 10_000;
 /// Refused lines that are told; the rest are counted.
 const REFUSALS_SHOWN: u64 = 10;
 
@@ -29,6 +28,7 @@ Examples:
   sluice publish orders --file order.json --idempotency-key order-1
   date | sluice publish clock -
   sluice publish events --ndjson --file events.ndjson    one message a line, in batches
+  sluice publish events --ndjson --atomic --file events.ndjson    all of them or none
   sluice publish reminders '{}' --delay PT10M";
 
 /// Publish one message, or a file of them.
@@ -46,6 +46,9 @@ pub(super) struct PublishArgs {
     /// Each line is a message
     #[arg(long, conflicts_with_all = ["idempotency_key", "explain"])]
     ndjson: bool,
+    /// All lines are stored or none; at most 10000, and what the broker takes in one request
+    #[arg(long, requires = "ndjson")]
+    atomic: bool,
     #[command(flatten)]
     envelope: Envelope,
     /// Makes repeats harmless: the same key stores once
@@ -71,8 +74,11 @@ struct Envelope {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(0..=9))]
     priority: Option<u8>,
     /// Not delivered after this long, ISO 8601
-    #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+    #[arg(long, value_name = "DURATION", value_parser = iso_duration, conflicts_with = "expires_at")]
     ttl: Option<String>,
+    /// Not delivered after this time, RFC 3339
+    #[arg(long, value_name = "TIME")]
+    expires_at: Option<String>,
     /// Not delivered before this long, ISO 8601
     #[arg(long, value_name = "DURATION", value_parser = iso_duration, conflicts_with = "deliver_at")]
     delay: Option<String>,
@@ -108,6 +114,7 @@ impl Envelope {
             ("headers", (!self.header.is_empty()).then(|| Value::Object(headers()))),
             ("priority", self.priority.map(|it| json!(it))),
             ("ttl", self.ttl.as_ref().map(|it| json!(it))),
+            ("expiresAt", self.expires_at.as_ref().map(|it| json!(it))),
             ("delay", self.delay.as_ref().map(|it| json!(it))),
             ("deliverAt", self.deliver_at.as_ref().map(|it| json!(it))),
             ("correlationId", self.correlation_id.as_ref().map(|it| json!(it))),
@@ -124,7 +131,7 @@ impl Envelope {
 pub(super) async fn run(args: &PublishArgs) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     if args.ndjson {
-        return publish_lines(args, &client, output).await;
+        return publish_lines(args, &client).await;
     }
     let payload = match (&args.payload, &args.file) {
         (Some(payload), _) if payload != "-" => payload.clone().into_bytes(),
@@ -146,33 +153,39 @@ struct Tally {
     refused: u64,
 }
 
-async fn publish_lines(args: &PublishArgs, client: &Client, output: Output) -> Result<(), Failure> {
+async fn publish_lines(args: &PublishArgs, client: &Client) -> Result<(), Failure> {
     let name = args.file.as_ref().map_or_else(|| "standard input".to_owned(), |file| file.display().to_string());
     let mut lines = open_lines(args)?;
     let mut tally = Tally::default();
-    let mut line = Vec::new();
-    let mut ended = false;
-    while !ended {
-        let (mut batch, mut items) = (String::new(), 0);
-        while items < BATCH_ITEMS && batch.len() < BATCH_BYTES {
-            line.clear();
-            let read = lines.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line);
-            if read.map_err(Failure::io(name.clone()))? == 0 {
-                ended = true;
-                break;
-            }
-            let payload = line.trim_ascii();
-            if !payload.is_empty() {
-                batch.push_str(&Value::Object(args.envelope.around(&args.topic, payload)).to_string());
-                batch.push('\n');
-                items += 1;
-            }
+    loop {
+        let (batch, items) = next_batch(args, &mut *lines).map_err(Failure::io(name.clone()))?;
+        if items == 0 {
+            return finish(args, &tally);
         }
-        if items > 0 {
-            send_batch(client, output, batch, items, &mut tally).await?;
+        if args.atomic && !lines.fill_buf().map_err(Failure::io(name.clone()))?.is_empty() {
+            return Err(Failure::Usage(format!("--atomic takes {ATOMIC_ITEMS} lines at most; nothing was sent")));
+        }
+        send_batch(args, client, (batch, items), &mut tally).await?;
+    }
+}
+
+/// The lines of one request, as publish requests, and how many.
+fn next_batch(args: &PublishArgs, lines: &mut dyn BufRead) -> std::io::Result<(String, u64)> {
+    let (items_max, bytes_max) = if args.atomic { (ATOMIC_ITEMS, INPUT_BYTES_MAX) } else { (BATCH_ITEMS, BATCH_BYTES) };
+    let (mut batch, mut items, mut line) = (String::new(), 0, Vec::new());
+    while items < items_max && (batch.len() as u64) < bytes_max {
+        line.clear();
+        if (&mut *lines).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        let payload = line.trim_ascii();
+        if !payload.is_empty() {
+            batch.push_str(&Value::Object(args.envelope.around(&args.topic, payload)).to_string());
+            batch.push('\n');
+            items += 1;
         }
     }
-    finish(output, &args.topic, &tally)
+    Ok((batch, items))
 }
 
 fn open_lines(args: &PublishArgs) -> Result<Box<dyn BufRead>, Failure> {
@@ -187,17 +200,17 @@ fn open_lines(args: &PublishArgs) -> Result<Box<dyn BufRead>, Failure> {
 }
 
 async fn send_batch(
+    args: &PublishArgs,
     client: &Client,
-    output: Output,
-    batch: String,
-    items: u64,
+    (batch, items): (String, u64),
     tally: &mut Tally,
 ) -> Result<(), Failure> {
-    let sent = client.post_ndjson(&["messages", "publish", "batch"], Query::default(), batch).await;
+    let query = Query::default().with("atomic", args.atomic.then_some(true));
+    let sent = client.post_ndjson(&["messages", "publish", "batch"], query, batch).await;
     let answer = match sent {
         Ok(answer) => answer,
         Err(failure) => {
-            output.note(&format!(
+            args.client.output().note(&format!(
                 "{} messages were answered ({} accepted); of the {items} after them nothing is known but what follows",
                 tally.sent, tally.accepted
             ))?;
@@ -212,7 +225,7 @@ async fn send_batch(
         };
         if tally.refused < REFUSALS_SHOWN {
             let refusal = Refusal::of_item(error);
-            output.note(&format!("message {}: {refusal}", tally.sent + index as u64 + 1))?;
+            args.client.output().note(&format!("message {}: {refusal}", tally.sent + index as u64 + 1))?;
         }
         tally.refused += 1;
     }
@@ -220,14 +233,16 @@ async fn send_batch(
     Ok(())
 }
 
-fn finish(output: Output, topic: &str, tally: &Tally) -> Result<(), Failure> {
+fn finish(args: &PublishArgs, tally: &Tally) -> Result<(), Failure> {
+    let topic = &args.topic;
     let Tally { accepted, refused, .. } = *tally;
     let document = json!({"topicName": topic, "accepted": accepted, "refused": refused});
-    output.done(&format!("{accepted} messages published to {topic}, {refused} refused"), &document)?;
+    args.client.output().done(&format!("{accepted} messages published to {topic}, {refused} refused"), &document)?;
     if refused == 0 {
         return Ok(());
     }
-    let detail = format!("{refused} of {} messages were refused; the others are stored", tally.sent);
+    let others = if args.atomic { "none is stored" } else { "the others are stored" };
+    let detail = format!("{refused} of {} messages were refused; {others}", tally.sent);
     Err(Refusal { status: None, problem: json!({ "detail": detail }) }.into())
 }
 
@@ -242,6 +257,7 @@ mod tests {
             header: vec![("a".to_owned(), "b".to_owned())],
             priority: None,
             ttl: None,
+            expires_at: None,
             delay: None,
             deliver_at: None,
             correlation_id: None,

@@ -23,6 +23,13 @@ Examples:
   sluice schema register orders.v1 --file orders.schema.json --compatibility Backward
   sluice schema validate orders.v1 --file order.json    exit code 1 when it is not valid";
 
+const VALIDATE_AFTER_HELP: &str = "\
+Exit code 1 when it is not valid.
+
+Examples:
+  sluice schema validate orders.v1 '{\"id\": 1}'
+  sluice schema validate orders.v1 --file order.json";
+
 /// Schemas.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP)]
@@ -36,6 +43,9 @@ pub(super) struct SchemaArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Register a schema, or a new version of one
+    #[command(
+        after_help = "Example:\n  sluice schema register orders.v1 --file orders.schema.json --compatibility Backward"
+    )]
     Register {
         /// Its id
         id: String,
@@ -50,11 +60,13 @@ enum Action {
         compatibility: Option<String>,
     },
     /// Show one schema
+    #[command(after_help = "Example:\n  sluice schema get orders.v1")]
     Get {
         /// Its id
         id: String,
     },
     /// Show all schemas
+    #[command(after_help = "Example:\n  sluice schema list --status Approved")]
     List {
         /// Only those of this status
         #[arg(long, value_parser = ["Draft", "PendingApproval", "Approved", "Deprecated"])]
@@ -63,6 +75,7 @@ enum Action {
         part: Part,
     },
     /// Show all versions of a schema
+    #[command(after_help = "Example:\n  sluice schema versions orders.v1")]
     Versions {
         /// Its id
         id: String,
@@ -70,6 +83,7 @@ enum Action {
         part: Part,
     },
     /// Hold a document against a schema
+    #[command(after_help = VALIDATE_AFTER_HELP)]
     Validate {
         /// Its id
         id: String,

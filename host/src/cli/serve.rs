@@ -24,7 +24,7 @@ Examples:
   sluice serve                          development: data in ./sluice-data, on 127.0.0.1:5000
   sluice serve --listen 127.0.0.1:0     a free port; it is in the line `listening on http://…`
   sluice serve --plugins-dir plugins    each name.wasm there is a plugin, whenever it changes
-  JWT_SECRET=$(openssl rand -hex 32) \\
+  JWT_SECRET=$(head -c 32 /dev/urandom | base64) \\
   sluice serve --profile production --data-dir /var/lib/sluice";
 
 /// Run a broker.

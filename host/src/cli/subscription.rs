@@ -4,7 +4,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::arguments::{iso_duration, pair};
+use super::arguments::{iso_duration, pair, unset};
 use super::client::{Client, ClientArgs, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
@@ -26,6 +26,29 @@ const ATTEMPT_COLUMNS: &[Column] = &[
     ("MS", "/latencyMs"),
     ("ERROR", "/error"),
 ];
+
+/// Options that an update can take away.
+const UNSET: [(&str, &str); 3] = [("filter", "filter"), ("max-in-flight", "maxInFlight"), ("rate-limit", "rateLimit")];
+
+const AFTER_HELP: &str = "\
+`sluice subscribe` makes one.
+
+Examples:
+  sluice subscription list --topic orders
+  sluice subscription pause SUBSCRIPTION_ID
+  sluice subscription seek SUBSCRIPTION_ID earliest    all that is there is delivered again
+  sluice subscription attempts SUBSCRIPTION_ID";
+
+const UPDATE_AFTER_HELP: &str = "\
+Examples:
+  sluice subscription update SUBSCRIPTION_ID --max-retries 10 --backoff-initial PT10S
+  sluice subscription update SUBSCRIPTION_ID --unset filter --unset rate-limit";
+
+const SEEK_AFTER_HELP: &str = "\
+Examples:
+  sluice subscription seek SUBSCRIPTION_ID earliest
+  sluice subscription seek SUBSCRIPTION_ID 2026-01-31T12:00:00Z
+  sluice subscription seek SUBSCRIPTION_ID 0 --partition 0";
 
 const SUBSCRIBE_AFTER_HELP: &str = "\
 Examples:
@@ -56,6 +79,7 @@ pub(super) struct SubscribeArgs {
 
 /// Subscriptions.
 #[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
 pub(super) struct SubscriptionArgs {
     #[command(subcommand)]
     action: Action,
@@ -66,6 +90,9 @@ pub(super) struct SubscriptionArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Show subscriptions
+    #[command(
+        after_help = "Examples:\n  sluice subscription list --topic orders\n  sluice subscription list --active false"
+    )]
     List {
         /// Only those on this topic
         #[arg(long)]
@@ -80,33 +107,42 @@ enum Action {
         part: Part,
     },
     /// Show one subscription
+    #[command(after_help = "Example:\n  sluice subscription get SUBSCRIPTION_ID")]
     Get {
         /// Its id
         id: String,
     },
     /// Change a subscription; what is not given stays
+    #[command(after_help = UPDATE_AFTER_HELP)]
     Update {
         /// Its id
         id: String,
         #[command(flatten)]
         settings: Box<Settings>,
+        /// Take this setting away; may be given again
+        #[arg(long, value_name = "SETTING", value_parser = UNSET.map(|(option, _)| option))]
+        unset: Vec<String>,
     },
     /// Stop delivering; messages wait
+    #[command(after_help = "Example:\n  sluice subscription pause SUBSCRIPTION_ID")]
     Pause {
         /// Its id
         id: String,
     },
     /// Deliver again
+    #[command(after_help = "Example:\n  sluice subscription resume SUBSCRIPTION_ID")]
     Resume {
         /// Its id
         id: String,
     },
     /// Delete a subscription with its cursor
+    #[command(after_help = "Example:\n  sluice subscription delete SUBSCRIPTION_ID")]
     Delete {
         /// Its id
         id: String,
     },
     /// Move the cursor: back delivers again, on skips
+    #[command(after_help = SEEK_AFTER_HELP)]
     Seek {
         /// Its id
         id: String,
@@ -117,16 +153,21 @@ enum Action {
         partition: Option<u16>,
     },
     /// Send one signed test delivery and show what came back
+    #[command(after_help = "Example:\n  sluice subscription test SUBSCRIPTION_ID")]
     Test {
         /// Its id
         id: String,
     },
-    /// Show recent deliveries
+    /// Show recent deliveries, newest first
+    #[command(after_help = "Example:\n  sluice subscription attempts SUBSCRIPTION_ID --limit 20")]
     Attempts {
         /// Its id
         id: String,
+        #[command(flatten)]
+        part: Part,
     },
     /// Make a new signing secret; the old one signs beside it for a while
+    #[command(after_help = "Example:\n  sluice subscription rotate SUBSCRIPTION_ID")]
     Rotate {
         /// Its id
         id: String,
@@ -148,6 +189,18 @@ struct Settings {
     /// Deliveries after the first one fails, 0 to 100 [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=100))]
     max_retries: Option<u32>,
+    /// How long to wait before the second delivery, ISO 8601 [default: PT2S]
+    #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+    backoff_initial: Option<String>,
+    /// Times this before each further one, 1 to 100 [default: 2]
+    #[arg(long, value_name = "FACTOR")]
+    backoff_multiplier: Option<f64>,
+    /// But at most so long, ISO 8601 [default: PT1H]
+    #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+    backoff_max: Option<String>,
+    /// Share by which the wait varies, 0 to 1 [default: 0.2]
+    #[arg(long, value_name = "SHARE")]
+    backoff_jitter: Option<f64>,
     /// How long a lease lasts and an endpoint may take, ISO 8601 [default: PT30S]
     #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
     ack_timeout: Option<String>,
@@ -180,10 +233,19 @@ impl Settings {
         if let Some(query) = &self.filter_query {
             filter.insert("payloadQuery".to_owned(), json!(query));
         }
+        let backoff = [
+            ("initial", self.backoff_initial.as_ref().map(|it| json!(it))),
+            ("multiplier", self.backoff_multiplier.map(|it| json!(it))),
+            ("max", self.backoff_max.as_ref().map(|it| json!(it))),
+            ("jitter", self.backoff_jitter.map(|it| json!(it))),
+        ];
+        let backoff: Map<_, _> =
+            backoff.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect();
         let given = [
             ("consumerEndpoint", self.endpoint.as_ref().map(|it| json!(it))),
             ("filter", (!filter.is_empty()).then_some(Value::Object(filter))),
             ("maxRetries", self.max_retries.map(|it| json!(it))),
+            ("backoff", (!backoff.is_empty()).then_some(Value::Object(backoff))),
             ("ackTimeout", self.ack_timeout.as_ref().map(|it| json!(it))),
             ("ordered", self.ordered.map(|it| json!(it))),
             ("maxInFlight", self.max_in_flight.map(|it| json!(it))),
@@ -233,7 +295,12 @@ pub(super) async fn run(args: &SubscriptionArgs) -> Result<(), Failure> {
             output.list(&found, COLUMNS, "no subscriptions; `sluice subscribe TOPIC --group NAME` makes one")
         }
         Action::Get { id } => output.thing(&client.get(&["subscriptions", id], Query::default()).await?.body),
-        Action::Update { id, settings } => update(&client, output, id, settings).await,
+        Action::Update { id, settings, unset: away } => {
+            let mut body = Map::new();
+            settings.write(&mut body);
+            unset(&mut body, away, &UNSET)?;
+            update(&client, output, id, body).await
+        }
         Action::Pause { id } => act(&client, output, id, &["pause"], "paused").await,
         Action::Resume { id } => act(&client, output, id, &["resume"], "resumed").await,
         Action::Delete { id } => {
@@ -249,9 +316,8 @@ pub(super) async fn run(args: &SubscriptionArgs) -> Result<(), Failure> {
             output.done(&format!("moved {id} to {to}"), &answer)
         }
         Action::Test { id } => output.thing(&client.act(&["subscriptions", id, "test"], Query::default()).await?),
-        Action::Attempts { id } => {
-            let answer = client.get(&["subscriptions", id, "attempts"], Query::default()).await?.body;
-            let attempts = answer["attempts"].as_array().cloned().unwrap_or_default();
+        Action::Attempts { id, part } => {
+            let attempts = client.list(&["subscriptions", id, "attempts"], "attempts", *part, &[]).await?;
             output.list(&attempts, ATTEMPT_COLUMNS, "no deliveries yet")
         }
         Action::Rotate { id } => {
@@ -266,9 +332,7 @@ async fn act(client: &Client, output: Output, id: &str, action: &[&str], done: &
     output.done(&format!("{done} {id}"), &answer)
 }
 
-async fn update(client: &Client, output: Output, id: &str, settings: &Settings) -> Result<(), Failure> {
-    let mut body = Map::new();
-    settings.write(&mut body);
+async fn update(client: &Client, output: Output, id: &str, body: Map<String, Value>) -> Result<(), Failure> {
     if body.is_empty() {
         return Err(Failure::Usage(
             "nothing to change; `sluice subscription update --help` lists the settings".to_owned(),

@@ -4,7 +4,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::arguments::iso_duration;
+use super::arguments::{iso_duration, unset};
 use super::client::{Client, ClientArgs, Part, Query};
 use super::failure::Failure;
 use super::output::Column;
@@ -18,12 +18,25 @@ const COLUMNS: &[Column] = &[
     ("SCHEMA", "/schemaId"),
 ];
 
+/// Options that an update can take away.
+const UNSET: [(&str, &str); 2] = [("schema-id", "schemaId"), ("retention-bytes", "retentionBytes")];
+
 const AFTER_HELP: &str = "\
 Examples:
   sluice topic create orders                   a Queue: each message to one consumer
   sluice topic create deployment.events --type PubSub --partitions 8 --retention P30D
   sluice topic update orders --schema-id orders.v1
   sluice topic metrics orders";
+
+const CREATE_AFTER_HELP: &str = "\
+Examples:
+  sluice topic create orders                   a Queue: each message to one consumer
+  sluice topic create deployment.events --type PubSub --partitions 8 --retention P30D";
+
+const UPDATE_AFTER_HELP: &str = "\
+Examples:
+  sluice topic update orders --schema-id orders.v1 --retention P30D
+  sluice topic update orders --unset schema-id    payloads are held against nothing";
 
 /// Topics.
 #[derive(Debug, Args)]
@@ -38,6 +51,7 @@ pub(super) struct TopicArgs {
 #[derive(Debug, Subcommand)]
 enum Action {
     /// Make a topic
+    #[command(after_help = CREATE_AFTER_HELP)]
     Create {
         /// Its name: letters, digits, dots, underscores, hyphens
         name: String,
@@ -51,6 +65,7 @@ enum Action {
         settings: Settings,
     },
     /// Show all topics
+    #[command(after_help = "Examples:\n  sluice topic list\n  sluice topic list --type PubSub --json")]
     List {
         /// Only this type
         #[arg(long = "type", value_name = "TYPE", value_parser = ["Queue", "PubSub"])]
@@ -59,18 +74,24 @@ enum Action {
         part: Part,
     },
     /// Show one topic
+    #[command(after_help = "Example:\n  sluice topic get orders")]
     Get {
         /// Its name
         name: String,
     },
     /// Change a topic; what is not given stays
+    #[command(after_help = UPDATE_AFTER_HELP)]
     Update {
         /// Its name
         name: String,
         #[command(flatten)]
         settings: Settings,
+        /// Take this setting away; may be given again
+        #[arg(long, value_name = "SETTING", value_parser = UNSET.map(|(option, _)| option))]
+        unset: Vec<String>,
     },
     /// Delete a topic with its messages and dead letters
+    #[command(after_help = "Example:\n  sluice topic delete orders --force")]
     Delete {
         /// Its name
         name: String,
@@ -79,11 +100,13 @@ enum Action {
         force: bool,
     },
     /// Show a topic's figures: what it holds, and how far each group is
+    #[command(after_help = "Example:\n  sluice topic metrics orders")]
     Metrics {
         /// Its name
         name: String,
     },
     /// Discard all messages of a topic
+    #[command(after_help = "Example:\n  sluice topic purge orders")]
     Purge {
         /// Its name
         name: String,
@@ -151,9 +174,10 @@ pub(super) async fn run(args: &TopicArgs) -> Result<(), Failure> {
             output.list(&topics, COLUMNS, "no topics; `sluice topic create NAME` makes one")
         }
         Action::Get { name } => output.thing(&client.get(&["topics", name], Query::default()).await?.body),
-        Action::Update { name, settings } => {
+        Action::Update { name, settings, unset: away } => {
             let mut body = Map::new();
             settings.write(&mut body);
+            unset(&mut body, away, &UNSET)?;
             if body.is_empty() {
                 return Err(Failure::Usage(
                     "nothing to change; `sluice topic update --help` lists the settings".to_owned(),

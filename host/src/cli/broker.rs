@@ -1,0 +1,69 @@
+//! `sluice broker`: the brokers that serve together. Invariant: only reads.
+
+use clap::{Args, Subcommand};
+
+use super::client::{Client, ClientArgs, Part, Query};
+use super::failure::Failure;
+use super::output::Column;
+
+const COLUMNS: &[Column] = &[
+    ("NODE", "/nodeId"),
+    ("STATUS", "/status"),
+    ("VERSION", "/version"),
+    ("DURABILITY", "/durability"),
+    ("UP FOR", "/uptime"),
+];
+const METRIC_COLUMNS: &[Column] = &[("NAME", "/name"), ("LABELS", "/labels"), ("VALUE", "/value")];
+
+const AFTER_HELP: &str = "\
+Examples:
+  sluice broker list
+  sluice broker metrics NODE_ID | grep http_requests";
+
+/// Brokers.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct BrokerArgs {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show all brokers
+    #[command(after_help = "Example:\n  sluice broker list")]
+    List {
+        #[command(flatten)]
+        part: Part,
+    },
+    /// Show one broker
+    #[command(after_help = "Example:\n  sluice broker get NODE_ID")]
+    Get {
+        /// Its name
+        node_id: String,
+    },
+    /// Show a broker's figures as of now: those of /metrics, of histograms sum and count
+    #[command(after_help = "Example:\n  sluice broker metrics NODE_ID | grep http_requests")]
+    Metrics {
+        /// Its name
+        node_id: String,
+    },
+}
+
+/// Runs one of the actions.
+pub(super) async fn run(args: &BrokerArgs) -> Result<(), Failure> {
+    let (client, output) = (Client::new(&args.client)?, args.client.output());
+    match &args.action {
+        Action::List { part } => {
+            let brokers = client.list(&["brokers"], "brokers", *part, &[]).await?;
+            output.list(&brokers, COLUMNS, "no brokers")
+        }
+        Action::Get { node_id } => output.thing(&client.get(&["brokers", node_id], Query::default()).await?.body),
+        Action::Metrics { node_id } => {
+            let answer = client.get(&["brokers", node_id, "metrics"], Query::default()).await?.body;
+            output.list(client.items(&answer, "metrics")?, METRIC_COLUMNS, "no figures")
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! `sluice message`: one stored message, by its id. Invariant: it is erased only when that is said twice, by the command and
+//! by --yes, since nothing brings it back. Never takes a message: that is `consume`.
+
+use clap::{Args, Subcommand};
+use serde_json::Value;
+
+use super::client::{Client, ClientArgs, Query};
+use super::failure::Failure;
+use super::output::{Column, Output};
+
+const GROUP_COLUMNS: &[Column] = &[
+    ("GROUP", "/consumerGroup"),
+    ("STATUS", "/status"),
+    ("ATTEMPTS", "/attempts"),
+    ("HELD UNTIL", "/ackDeadline"),
+    ("AGAIN AT", "/retryAt"),
+    ("LAST FAILURE", "/lastFailure/reason"),
+    ("DETAIL", "/lastFailure/detail"),
+];
+
+const AFTER_HELP: &str = "\
+`sluice tail` looks at a topic's messages, `sluice dlq` at its dead letters.
+
+Examples:
+  sluice message get MESSAGE_ID
+  sluice message erase MESSAGE_ID --yes";
+
+/// Stored messages.
+#[derive(Debug, Args)]
+#[command(after_help = AFTER_HELP)]
+pub(super) struct MessageArgs {
+    #[command(subcommand)]
+    action: Action,
+    #[command(flatten)]
+    client: ClientArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show a message as it is stored, and how far each group is with it
+    #[command(after_help = "Examples:\n  sluice message get MESSAGE_ID\n  sluice message get MESSAGE_ID --json")]
+    Get {
+        /// The message
+        message_id: String,
+    },
+    /// Erase a message: unreadable at once, its bytes gone from the disk within an hour
+    #[command(after_help = "Example:\n  sluice message erase MESSAGE_ID --yes")]
+    Erase {
+        /// The message
+        message_id: String,
+        /// Yes, for good: nothing brings it back
+        #[arg(long, required = true)]
+        yes: bool,
+    },
+}
+
+/// Runs one of the actions.
+pub(super) async fn run(args: &MessageArgs) -> Result<(), Failure> {
+    let (client, output) = (Client::new(&args.client)?, args.client.output());
+    match &args.action {
+        Action::Get { message_id } => show(output, client.get(&["messages", message_id], Query::default()).await?.body),
+        Action::Erase { message_id, .. } => {
+            let answer = client.delete(&["messages", message_id], Query::default()).await?;
+            output.done(&format!("erased {message_id}"), &answer)
+        }
+    }
+}
+
+/// For people: the message, and below it a row per group.
+fn show(output: Output, mut message: Value) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.document(&message);
+    }
+    let groups = message["groups"].take();
+    output.thing(&message)?;
+    output.line("")?;
+    output.list(groups.as_array().map_or(&[][..], Vec::as_slice), GROUP_COLUMNS, "no group is to get it")
+}
