@@ -2,6 +2,7 @@
 
 mod batches;
 mod cli;
+mod cli_examples;
 mod cli_settle;
 mod crash;
 mod delivery;
