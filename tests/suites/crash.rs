@@ -88,6 +88,7 @@ async fn set_up(broker: &Broker, receiver: &Receiver) -> Arc<[Line]> {
         line("crash.ordered", Promise::Ordered),
         line("crash.brief", Promise::Brief),
     ]);
+    broker.create_topic(operator::CLOCK_TOPIC, "Queue").await;
     for line in lines.iter() {
         let promise = line.history.promise();
         let guarantee = match promise {
@@ -184,6 +185,7 @@ async fn drain(broker: &Broker, line: &Line) {
         }
         line.history.leases_end();
         broker.clock().advance(operator::PAST_EVERY_LEASE).await;
+        operator::until_seen(broker, broker.clock(), || true).await;
         line.history.leases_end();
     }
 }

@@ -9,13 +9,18 @@ use http::Method;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use sluice_tests::broker::signal;
-use sluice_tests::{Broker, TestClock};
+use sluice_tests::{Broker, Client, TestClock};
 use tokio::task::JoinHandle;
 
 use super::{GROUP, Round, clients, leases_end, passing_topic};
 
 /// Longer than the consumers' leases.
 pub(super) const PAST_EVERY_LEASE: Duration = Duration::from_secs(clients::LEASE_SECONDS as u64 + 1);
+
+/// Its answers tell the broker's time; nobody consumes from it.
+pub(super) const CLOCK_TOPIC: &str = "crash.clock";
+/// Less than any step of the clock.
+const SEEN_WITHIN_MS: i64 = 30_000;
 
 /// A running operator.
 pub(super) struct Operator(JoinHandle<Seen>);
@@ -58,8 +63,23 @@ async fn stop_beyond_leases(round: &Round, clock: &TestClock, pid: u32) {
     let _ = signal(pid, "STOP");
     clock.advance(PAST_EVERY_LEASE).await;
     let _ = signal(pid, "CONT");
-    clock.advance(Duration::ZERO).await;
+    until_seen(&round.client, clock, || round.running()).await;
     leases_end(&round.lines);
+}
+
+/// Until the broker's clock is where ours is, which may take a starved process a while; or until it is gone.
+pub(super) async fn until_seen(client: &Client, clock: &TestClock, running: impl Fn() -> bool) {
+    let wanted = clock.now_ms() - SEEN_WITHIN_MS;
+    while running() {
+        let Ok(answer) = client.publish(CLOCK_TOPIC, "what time is it?").try_answer().await else { return };
+        if answer.status != 202 {
+            continue;
+        }
+        let at: jiff::Timestamp = answer.json()["publishedAt"].as_str().expect("a time").parse().expect("RFC 3339");
+        if at.as_millisecond() >= wanted {
+            return;
+        }
+    }
 }
 
 async fn pause_and_resume(round: &Round, random: &mut StdRng) {
