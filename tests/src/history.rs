@@ -43,7 +43,8 @@ enum Entry {
     AckAsked { tag: String },
     AckConfirmed { tag: String },
     NackAsked { tag: String },
-    LeasesEnd,
+    LeasesMayEnd,
+    LeasesEnded { since: Moment },
 }
 
 impl History {
@@ -127,10 +128,16 @@ impl History {
         self.push(Entry::NackAsked { tag: tag.to_owned() });
     }
 
-    /// From here on no lease that was granted before may be live: the broker was killed, or its clock moved past every
-    /// deadline. Said before and after, since what happens between may fall on either side.
-    pub fn leases_end(&self) {
-        self.push(Entry::LeasesEnd);
+    /// From here on leases may end by themselves, at any instant: the broker is about to be killed, or its clock to move past
+    /// every deadline.
+    #[must_use]
+    pub fn leases_may_end(&self) -> Moment {
+        self.push(Entry::LeasesMayEnd)
+    }
+
+    /// They have, at some instant since.
+    pub fn leases_ended(&self, since: Moment) {
+        self.push(Entry::LeasesEnded { since });
     }
 
     /// The tags of all messages that were accepted.

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::{Value, json};
-use sluice_tests::history::{History, Promise};
+use sluice_tests::history::{History, Moment, Promise};
 use sluice_tests::{Broker, Client, Delivery, Receiver, wait};
 use tokio::task::JoinSet;
 
@@ -141,7 +141,7 @@ async fn one_round(broker: &mut Broker, number: u64, lines: &Arc<[Line]>) -> Vec
     let enough = operations() + StdRng::seed_from_u64(number).random_range(30..600_usize);
     wait::until("enough operations to kill the broker in their midst", async || (operations() >= enough).then_some(()))
         .await;
-    leases_end(lines);
+    let ending = leases_may_end(lines);
     broker.kill();
     round.stop.store(true, Ordering::SeqCst);
     while let Some(ended) = clients.join_next().await {
@@ -149,15 +149,19 @@ async fn one_round(broker: &mut Broker, number: u64, lines: &Arc<[Line]>) -> Vec
     }
     let seen = operator.stop().await;
     broker.restart().await;
-    leases_end(lines);
+    leases_ended(lines, &ending);
     clients::repeat_keyed(&round).await;
     seen.assert_kept(broker).await;
     std::mem::take(&mut *round.held.lock())
 }
 
-fn leases_end(lines: &[Line]) {
-    for line in lines {
-        line.history.leases_end();
+fn leases_may_end(lines: &[Line]) -> Vec<Moment> {
+    lines.iter().map(|line| line.history.leases_may_end()).collect()
+}
+
+fn leases_ended(lines: &[Line], since: &[Moment]) {
+    for (line, since) in lines.iter().zip(since) {
+        line.history.leases_ended(*since);
     }
 }
 
@@ -183,10 +187,10 @@ async fn drain(broker: &Broker, line: &Line) {
         for delivery in deliveries {
             clients::ack(&line.history, &delivery).await;
         }
-        line.history.leases_end();
+        let ending = line.history.leases_may_end();
         broker.clock().advance(operator::PAST_EVERY_LEASE).await;
         operator::until_seen(broker, broker.clock(), || true).await;
-        line.history.leases_end();
+        line.history.leases_ended(ending);
     }
 }
 

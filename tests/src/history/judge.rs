@@ -56,7 +56,8 @@ struct Facts {
     lives: BTreeMap<String, Life>,
     /// Key → its tags in the order they were published.
     keys: BTreeMap<String, Vec<String>>,
-    leases_end: Vec<Moment>,
+    /// Spans in which all leases ended.
+    leases_ended: Vec<Range<Moment>>,
     room_lost: usize,
 }
 
@@ -96,7 +97,8 @@ impl Facts {
                 self.life(tag).ack_confirmed.get_or_insert(at);
             }
             Entry::NackAsked { tag } => self.life(tag).nacks.push(at),
-            Entry::LeasesEnd => self.leases_end.push(at),
+            Entry::LeasesMayEnd => {}
+            Entry::LeasesEnded { since } => self.leases_ended.push(*since..at),
         }
     }
 
@@ -165,8 +167,9 @@ impl Facts {
         for (tag, life) in &self.lives {
             for pair in life.handed.windows(2) {
                 let between = pair[0].began.min(pair[1].began)..pair[1].at;
-                let ended = any_within(&self.leases_end, &between) || any_within(&life.nacks, &between);
-                if !ended {
+                let nacked = life.nacks.iter().any(|moment| between.contains(moment));
+                let ended = self.leases_ended.iter().any(|span| span.start < between.end && between.start < span.end);
+                if !(ended || nacked) {
                     found.push(format!(
                         "{tag} was leased twice at {:?} and {:?}, nothing ended the first",
                         pair[0], pair[1]
@@ -192,10 +195,6 @@ impl Facts {
             }
         }
     }
-}
-
-fn any_within(moments: &[Moment], range: &Range<Moment>) -> bool {
-    moments.iter().any(|moment| range.contains(moment))
 }
 
 #[cfg(test)]
@@ -231,7 +230,7 @@ mod tests {
             deliver(history, "a");
             history.nack_asked("a");
             deliver(history, "a");
-            history.leases_end();
+            history.leases_ended(history.leases_may_end());
             deliver(history, "a");
             ack(history, "a");
             deliver(history, "b");
@@ -251,7 +250,7 @@ mod tests {
                 accept(history, "a");
                 deliver(history, "a");
                 ack(history, "a");
-                history.leases_end();
+                history.leases_ended(history.leases_may_end());
                 deliver(history, "a");
             }),
             (Promise::AtLeastOnce, "leased twice", |history| {
@@ -262,7 +261,7 @@ mod tests {
             (Promise::ExactlyOnce, "stored more than once", |history| {
                 accept(history, "a");
                 deliver(history, "a");
-                history.leases_end();
+                history.leases_ended(history.leases_may_end());
                 let began = history.consume_began();
                 history.delivered("a", "another", began);
             }),
@@ -279,7 +278,7 @@ mod tests {
             (Promise::AtMostOnce, "2 times", |history| {
                 accept(history, "a");
                 deliver(history, "a");
-                history.leases_end();
+                history.leases_ended(history.leases_may_end());
                 deliver(history, "a");
             }),
             (Promise::AtMostOnce, "2 messages never came", |history| {
@@ -299,7 +298,7 @@ mod tests {
                 deliver(history, "a");
                 history.ack_asked("a");
                 deliver(history, "b");
-                history.leases_end();
+                history.leases_ended(history.leases_may_end());
                 deliver(history, "a");
             }),
         ];

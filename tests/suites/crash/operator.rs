@@ -12,7 +12,7 @@ use sluice_tests::broker::signal;
 use sluice_tests::{Broker, Client, TestClock};
 use tokio::task::JoinHandle;
 
-use super::{GROUP, Round, clients, leases_end, passing_topic};
+use super::{GROUP, Round, clients, leases_ended, leases_may_end, passing_topic};
 
 /// Longer than the consumers' leases.
 pub(super) const PAST_EVERY_LEASE: Duration = Duration::from_secs(clients::LEASE_SECONDS as u64 + 1);
@@ -58,13 +58,13 @@ async fn operate(round: &Round, clock: &TestClock, process: u32, mut random: Std
 
 /// The process sleeps, and when it wakes all its leases are over: what it hands out now must not be held by another.
 async fn stop_beyond_leases(round: &Round, clock: &TestClock, pid: u32) {
-    leases_end(&round.lines);
+    let ending = leases_may_end(&round.lines);
     // Either may find the process gone: it is killed at any instant.
     let _ = signal(pid, "STOP");
     clock.advance(PAST_EVERY_LEASE).await;
     let _ = signal(pid, "CONT");
     until_seen(&round.client, clock, || round.running()).await;
-    leases_end(&round.lines);
+    leases_ended(&round.lines, &ending);
 }
 
 /// Until the broker's clock is where ours is, which may take a starved process a while; or until it is gone.
