@@ -423,9 +423,12 @@ impl Oracle {
         let (mut sure, mut possible) = (0, 0);
         for (position, state) in &mut cursor.states {
             if matches!(state, Delivery::Waiting { .. }) {
-                *state = Delivery::Settled;
                 possible += 1;
-                sure += u64::from(!past.contains(position));
+                // What is past may have been counted as expired before, by a note that a power cut forgets.
+                if !past.contains(position) {
+                    *state = Delivery::Settled;
+                    sure += 1;
+                }
             }
         }
         cursor.expired_known &= past.is_empty();

@@ -242,6 +242,10 @@ struct Running(Child);
 
 impl Drop for Running {
     fn drop(&mut self) {
+        // Once it was waited for, its number may be another's.
+        if !matches!(self.0.try_wait(), Ok(None)) {
+            return;
+        }
         let kill = format!("kill -KILL -- -{}", self.0.id());
         // Gone already is as good.
         let _ = Command::new("bash").args(["-c", &kill]).output();
