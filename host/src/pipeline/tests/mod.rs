@@ -196,8 +196,9 @@ pub(super) fn subscription_scope(topic: TopicId) -> Scope {
     Scope::Subscription(topic, SubscriptionId(uuid::Uuid::from_u128(7)))
 }
 
+/// Its time is ample: what time allows is set by those tests that are about it, and no slow machine decides the others.
 pub(super) fn stage(name: &str, plugin: &str, config: Value) -> StageSpec {
-    serde_json::from_value(json!({ "name": name, "plugin": plugin, "config": config })).unwrap()
+    serde_json::from_value(json!({ "name": name, "plugin": plugin, "config": config, "timeoutMs": 5000 })).unwrap()
 }
 
 pub(super) fn draft(payload: &str, headers: &[(&str, &str)]) -> Draft {
