@@ -87,7 +87,7 @@ async fn shown(word: &str, outcome: &Outcome) {
     for on_fault in [OnFault::Reject, OnFault::DeadLetter, OnFault::Pass] {
         let mut stage = stage("hostile", "hostile", json!({}));
         // Time enough for its own bound to come first, however slow the machine, where that is what stops it.
-        let timeout_ms = if matches!(outcome, Outcome::Fault("TIMED_OUT", _)) { 100 } else { 5000 };
+        let timeout_ms = if matches!(outcome, Outcome::Fault("TIMED_OUT", _)) { 100 } else { 1000 };
         (stage.on_fault, stage.timeout_ms, stage.memory_mb) = (on_fault, timeout_ms, 64);
         stage.emit_to = vec!["allowed".to_owned()];
         rig.pipelines.set(rig.scope(), vec![stage], None, &Actor::system()).await.unwrap();
