@@ -94,9 +94,6 @@ impl PowerCuts {
     pub fn driven(seed: u64, limits: EmbeddedLimits, drive: Drive) -> PowerCuts {
         let root = tempfile::tempdir().expect("the system gives a temporary folder");
         let disk = Mutex::new(Disk::new(root.path()));
-        if drive == Drive::Callers {
-            disk.lock().read_short();
-        }
         let (opening, store) = (Mutex::default(), Mutex::default());
         PowerCuts { disk, root, seed: AtomicU64::new(seed), limits, drive, opening, store }
     }

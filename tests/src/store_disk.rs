@@ -1,4 +1,4 @@
-//! A disk in memory that loses power, and fails when it is told to. Invariant: after [`Disk::without_power`] there is what
+//! A disk in memory that loses power, reads less at once than it is asked for, and fails when it is told to. Invariant: after [`Disk::without_power`] there is what
 //! was synced, and of what was not, some part that a real disk might have kept: writes in any selection, the last one
 //! torn, names of files (created, renamed, removed) as far as any moment since their directory was synced. Never writes
 //! to the real disk.
@@ -107,7 +107,7 @@ impl Disk {
         for file in state.files.values_mut() {
             file.lose_power(&mut chance);
         }
-        state.faults = state.faults.after_a_power_cut(seed);
+        state.faults = Faults::none(seed);
         Disk(Arc::new(Mutex::new(state)))
     }
 
@@ -153,11 +153,6 @@ impl Disk {
     #[must_use]
     pub fn struck(&self) -> u32 {
         self.0.lock().faults.struck
-    }
-
-    /// From now on reads give less than was asked for, as they may.
-    pub fn read_short(&self) {
-        self.0.lock().faults.short_reads = true;
     }
 }
 

@@ -203,6 +203,23 @@ impl Oracle {
         self.lease_up_to(request, granted, false);
     }
 
+    /// Takes over what was granted by a store with another past: a message that is settled in this one stays so.
+    pub fn lease_unseen(&mut self, request: &LeaseRequest, granted: &Leased) {
+        let Some(cursor) = self.log(request.topic).groups.get_mut(&request.group) else { return };
+        let count = granted.leases.len() as u64;
+        cursor.delivered = (cursor.delivered.0 + count, cursor.delivered.1 + count);
+        for lease in &granted.leases {
+            let state = cursor.states.get_mut(&lease.position);
+            if let Some(state) = state
+                && let Delivery::Waiting { tries: Tries { durable, .. }, .. } = *state
+            {
+                let tries = Tries { low: lease.attempt, high: lease.attempt, durable };
+                *state = Delivery::Leased { receipt: lease.receipt, deadline: lease.deadline, tries };
+            }
+        }
+        self.epoch = granted.leases.last().map_or(self.epoch, |lease| lease.receipt.epoch);
+    }
+
     fn lease_up_to(&mut self, request: &LeaseRequest, granted: &Leased, whole: bool) {
         let now = self.now;
         let log = self.topics.get_mut(&request.topic).expect("the model knows its topics");

@@ -1,7 +1,8 @@
 //! The model test: random operations on a store and on [`Oracle`], which must tell the same, also where the disk fails,
 //! fills up, loses power and forgets bits. Invariant: a run is decided by its seed and the operations alone (time is the
 //! bed's, power cuts and faults are the seed's, the work behind the calls is the callers'), so a failure shrinks and comes
-//! again.
+//! again. One test alone leaves that work to the store's threads, as a broker does: there the seed tells all but when they
+//! ran.
 //!
 //! [`Oracle`]: sluice_tests::store_oracle::Oracle
 

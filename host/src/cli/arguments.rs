@@ -4,9 +4,10 @@
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Map, Value};
 
+use super::client::ClientArgs;
 use super::failure::Failure;
 use crate::config::{self, Flags, parse_duration};
 
@@ -14,6 +15,15 @@ use crate::config::{self, Flags, parse_duration};
 pub(super) const INPUT_BYTES_MAX: u64 = 1 << 30;
 /// Bytes of one line at most: above any message that a broker takes.
 pub(super) const LINE_BYTES_MAX: u64 = 256 << 20;
+
+/// The actions of a noun, and the broker that they ask.
+#[derive(Debug, Args)]
+pub(super) struct Noun<A: Subcommand> {
+    #[command(subcommand)]
+    pub(super) action: A,
+    #[command(flatten)]
+    pub(super) client: ClientArgs,
+}
 
 /// Where the configuration comes from.
 #[derive(Debug, Args)]

@@ -1,8 +1,9 @@
 //! `sluice broker`: the brokers that serve together. Invariant: only reads.
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 
-use super::client::{Client, ClientArgs, Part, Query};
+use super::arguments::Noun;
+use super::client::{Client, Part, Query};
 use super::failure::Failure;
 use super::output::Column;
 
@@ -15,23 +16,14 @@ const COLUMNS: &[Column] = &[
 ];
 const METRIC_COLUMNS: &[Column] = &[("NAME", "/name"), ("LABELS", "/labels"), ("VALUE", "/value")];
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 Examples:
   sluice broker list
   sluice broker metrics NODE_ID | grep http_requests";
 
 /// Brokers.
-#[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct BrokerArgs {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Show all brokers
     #[command(after_help = "Example:\n  sluice broker list")]
     List {
@@ -53,7 +45,7 @@ enum Action {
 }
 
 /// Runs one of the actions.
-pub(super) async fn run(args: &BrokerArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
         Action::List { part } => {

@@ -1,9 +1,10 @@
 //! `sluice dlq`: dead letters. Invariant: all of them are replayed only when that is said.
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::client::{Client, ClientArgs, LIST_ITEMS_MAX, Query};
+use super::arguments::Noun;
+use super::client::{Client, LIST_ITEMS_MAX, Query};
 use super::failure::Failure;
 use super::output::Column;
 
@@ -16,7 +17,7 @@ const COLUMNS: &[Column] = &[
     ("DETAIL", "/deadLetter/detail"),
 ];
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 Examples:
   sluice dlq list orders
   sluice dlq replay orders MESSAGE_ID          one message, to the group that it failed for
@@ -30,17 +31,8 @@ Examples:
   sluice dlq replay orders --all --group billing --reason NACK";
 
 /// Dead letters.
-#[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct DlqArgs {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Show a topic's dead letters
     #[command(after_help = "Example:\n  sluice dlq list orders --limit 20")]
     List {
@@ -82,7 +74,7 @@ enum Action {
 }
 
 /// Runs one of the actions.
-pub(super) async fn run(args: &DlqArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
         Action::List { topic, limit } => {

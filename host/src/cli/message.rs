@@ -1,10 +1,11 @@
 //! `sluice message`: one stored message, by its id. Invariant: it is erased only when that is said twice, by the command and
 //! by --yes, since nothing brings it back. Never takes a message: that is `consume`.
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use serde_json::Value;
 
-use super::client::{Client, ClientArgs, Query};
+use super::arguments::Noun;
+use super::client::{Client, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
 
@@ -18,7 +19,7 @@ const GROUP_COLUMNS: &[Column] = &[
     ("DETAIL", "/lastFailure/detail"),
 ];
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 `sluice tail` looks at a topic's messages, `sluice dlq` at its dead letters.
 
 Examples:
@@ -26,17 +27,8 @@ Examples:
   sluice message erase MESSAGE_ID --yes";
 
 /// Stored messages.
-#[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct MessageArgs {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Show a message as it is stored, and how far each group is with it
     #[command(after_help = "Examples:\n  sluice message get MESSAGE_ID\n  sluice message get MESSAGE_ID --json")]
     Get {
@@ -55,7 +47,7 @@ enum Action {
 }
 
 /// Runs one of the actions.
-pub(super) async fn run(args: &MessageArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
         Action::Get { message_id } => show(output, client.get(&["messages", message_id], Query::default()).await?.body),

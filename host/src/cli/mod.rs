@@ -28,6 +28,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use arguments::Noun;
 use failure::Failure;
 
 const ABOUT: &str = "A message broker whose topics run your own WebAssembly logic";
@@ -71,11 +72,13 @@ enum Command {
     /// Ask a broker how it is
     Health(health::HealthArgs),
     /// Topics: create, list, get, update, delete, metrics, purge
-    Topic(topic::TopicArgs),
+    #[command(after_help = topic::AFTER_HELP)]
+    Topic(Noun<topic::Action>),
     /// Create a subscription: a consumer group, or a webhook
     Subscribe(subscription::SubscribeArgs),
     /// Subscriptions: list, get, update, pause, resume, delete, seek, test, attempts, rotate
-    Subscription(subscription::SubscriptionArgs),
+    #[command(after_help = subscription::AFTER_HELP)]
+    Subscription(Noun<subscription::Action>),
     /// Publish one message, or a file of them
     Publish(publish::PublishArgs),
     /// Take messages, and settle them with --ack
@@ -89,17 +92,23 @@ enum Command {
     /// Look at a topic's messages without taking them
     Tail(tail::TailArgs),
     /// One stored message: get, erase
-    Message(message::MessageArgs),
+    #[command(after_help = message::AFTER_HELP)]
+    Message(Noun<message::Action>),
     /// Plugins: list, get
-    Plugin(plugin::PluginArgs),
+    #[command(after_help = plugin::AFTER_HELP)]
+    Plugin(Noun<plugin::Action>),
     /// The stages of a topic or subscription: get, set, history
-    Pipeline(pipeline::PipelineArgs),
+    #[command(after_help = pipeline::AFTER_HELP)]
+    Pipeline(Noun<pipeline::Action>),
     /// Schemas: register, get, list, versions, validate
-    Schema(schema::SchemaArgs),
+    #[command(after_help = schema::AFTER_HELP)]
+    Schema(Noun<schema::Action>),
     /// Dead letters: list, replay, discard
-    Dlq(dlq::DlqArgs),
+    #[command(after_help = dlq::AFTER_HELP)]
+    Dlq(Noun<dlq::Action>),
     /// Brokers that serve together: list, get, metrics
-    Broker(broker::BrokerArgs),
+    #[command(after_help = broker::AFTER_HELP)]
+    Broker(Noun<broker::Action>),
     /// Who changed what
     Audit(audit::AuditArgs),
     /// Show every setting, its value, and where it comes from

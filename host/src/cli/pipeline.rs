@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::arguments::read_text;
-use super::client::{Client, ClientArgs, Part, Query};
+use super::arguments::{Noun, read_text};
+use super::client::{Client, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
 
@@ -22,7 +22,7 @@ const STAGE_COLUMNS: &[Column] = &[
 const HISTORY_COLUMNS: &[Column] =
     &[("REVISION", "/revision"), ("WHEN", "/createdAt"), ("BY", "/createdBy"), ("REASON", "/reason")];
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 Examples:
   sluice pipeline get --topic orders
   echo '[{\"name\": \"mask\", \"plugin\": \"redact\",
@@ -39,17 +39,8 @@ Examples:
   echo '[]' | sluice pipeline set - --subscription SUBSCRIPTION_ID    no stages";
 
 /// The stages of a topic or subscription.
-#[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct PipelineArgs {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Show the stages
     #[command(
         after_help = "Examples:\n  sluice pipeline get --topic orders\n  sluice pipeline get --subscription SUBSCRIPTION_ID"
@@ -79,7 +70,7 @@ enum Action {
 /// Whose pipeline.
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-struct Owner {
+pub(super) struct Owner {
     /// The stages before messages are stored in this topic
     #[arg(long, value_name = "NAME")]
     topic: Option<String>,
@@ -98,7 +89,7 @@ impl Owner {
 }
 
 /// Runs one of the actions.
-pub(super) async fn run(args: &PipelineArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
         Action::Get { owner } => show(output, &client.get(&owner.path(), Query::default()).await?.body),

@@ -1,9 +1,10 @@
 //! `sluice plugin`: what code there is for topics. Invariant: only reads; plugins come from `plugins.dir`.
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::client::{Client, ClientArgs, Part, Query};
+use super::arguments::Noun;
+use super::client::{Client, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
 
@@ -16,7 +17,7 @@ const COLUMNS: &[Column] = &[
     ("BOUND TO", "/bound"),
 ];
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 A plugin comes from the directory of `sluice serve --plugins-dir`: put name.wasm or name@1.2.0.wasm there.
 
 Examples:
@@ -24,17 +25,8 @@ Examples:
   sluice plugin get redact";
 
 /// Plugins.
-#[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct PluginArgs {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Show all plugins
     #[command(after_help = "Example:\n  sluice plugin list")]
     List {
@@ -50,7 +42,7 @@ enum Action {
 }
 
 /// Runs one of the actions.
-pub(super) async fn run(args: &PluginArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
         Action::List { part } => {

@@ -2,11 +2,11 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::arguments::read_text;
-use super::client::{Client, ClientArgs, Part, Query};
+use super::arguments::{Noun, read_text};
+use super::client::{Client, Part, Query};
 use super::failure::{Failure, Refusal};
 use super::output::Column;
 
@@ -18,7 +18,7 @@ const COLUMNS: &[Column] = &[
     ("CREATED", "/createdAt"),
 ];
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 Examples:
   sluice schema register orders.v1 --file orders.schema.json --compatibility Backward
   sluice schema validate orders.v1 --file order.json    exit code 1 when it is not valid";
@@ -31,17 +31,8 @@ Examples:
   sluice schema validate orders.v1 --file order.json";
 
 /// Schemas.
-#[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct SchemaArgs {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Register a schema, or a new version of one
     #[command(
         after_help = "Example:\n  sluice schema register orders.v1 --file orders.schema.json --compatibility Backward"
@@ -97,7 +88,7 @@ enum Action {
 }
 
 /// Runs one of the actions.
-pub(super) async fn run(args: &SchemaArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
         Action::Register { id, file, version, compatibility } => {

@@ -4,7 +4,7 @@
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::arguments::{iso_duration, pair, unset};
+use super::arguments::{Noun, iso_duration, pair, unset};
 use super::client::{Client, ClientArgs, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
@@ -30,7 +30,7 @@ const ATTEMPT_COLUMNS: &[Column] = &[
 /// Options that an update can take away.
 const UNSET: [(&str, &str); 3] = [("filter", "filter"), ("max-in-flight", "maxInFlight"), ("rate-limit", "rateLimit")];
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 `sluice subscribe` makes one.
 
 Examples:
@@ -78,17 +78,8 @@ pub(super) struct SubscribeArgs {
 }
 
 /// Subscriptions.
-#[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct SubscriptionArgs {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Show subscriptions
     #[command(
         after_help = "Examples:\n  sluice subscription list --topic orders\n  sluice subscription list --active false"
@@ -176,7 +167,7 @@ enum Action {
 
 /// What an owner chooses.
 #[derive(Debug, Args)]
-struct Settings {
+pub(super) struct Settings {
     /// Send to this URL (a Push subscription); without it consumers fetch (Pull)
     #[arg(long, value_name = "URL")]
     endpoint: Option<String>,
@@ -282,7 +273,7 @@ fn show_secret(output: Output, sentence: &str, subscription: &Value) -> Result<(
 }
 
 /// Runs one of the actions of `sluice subscription`.
-pub(super) async fn run(args: &SubscriptionArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
         Action::List { topic, group, active, part } => {

@@ -4,8 +4,8 @@
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::arguments::{iso_duration, unset};
-use super::client::{Client, ClientArgs, Part, Query};
+use super::arguments::{Noun, iso_duration, unset};
+use super::client::{Client, Part, Query};
 use super::failure::Failure;
 use super::output::Column;
 
@@ -21,7 +21,7 @@ const COLUMNS: &[Column] = &[
 /// Options that an update can take away.
 const UNSET: [(&str, &str); 2] = [("schema-id", "schemaId"), ("retention-bytes", "retentionBytes")];
 
-const AFTER_HELP: &str = "\
+pub(super) const AFTER_HELP: &str = "\
 Examples:
   sluice topic create orders                   a Queue: each message to one consumer
   sluice topic create deployment.events --type PubSub --partitions 8 --retention P30D
@@ -39,17 +39,8 @@ Examples:
   sluice topic update orders --unset schema-id    payloads are held against nothing";
 
 /// Topics.
-#[derive(Debug, Args)]
-#[command(after_help = AFTER_HELP)]
-pub(super) struct TopicArgs {
-    #[command(subcommand)]
-    action: Action,
-    #[command(flatten)]
-    client: ClientArgs,
-}
-
 #[derive(Debug, Subcommand)]
-enum Action {
+pub(super) enum Action {
     /// Make a topic
     #[command(after_help = CREATE_AFTER_HELP)]
     Create {
@@ -115,7 +106,7 @@ enum Action {
 
 /// What an owner chooses.
 #[derive(Debug, Args)]
-struct Settings {
+pub(super) struct Settings {
     /// For people
     #[arg(long, value_name = "TEXT")]
     description: Option<String>,
@@ -159,7 +150,7 @@ impl Settings {
 }
 
 /// Runs one of the actions.
-pub(super) async fn run(args: &TopicArgs) -> Result<(), Failure> {
+pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
         Action::Create { name, kind, partitions, settings } => {

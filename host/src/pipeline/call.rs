@@ -2,7 +2,7 @@
 //! not changed before its stage has ended well (edits are kept beside it); what a guest makes is bounded and checked here.
 //! Never trusts an index, a length or a name from the guest.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -234,8 +234,7 @@ impl Call {
         check_payload(&payload, limits::PAYLOAD_BYTES_MAX)?;
         check_key(key.as_deref())?;
         check_headers(headers.iter().map(|(name, value)| (&**name, &**value)))?;
-        let headers_bytes: usize = headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        self.produce(payload.len() + headers_bytes + key.as_ref().map_or(0, String::len))?;
+        self.produce(payload.len() + headers_bytes(&headers) + key.as_ref().map_or(0, String::len))?;
         let headers = headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let stage = Arc::clone(&self.powers.stage);
         self.edit(i)?.emitted.push(Emitted { topic, key: key.map(Arc::from), payload: payload.into(), headers, stage });
@@ -243,7 +242,7 @@ impl Call {
     }
 }
 
-fn headers_bytes(headers: &[(Arc<str>, Arc<str>)]) -> usize {
+fn headers_bytes<T: Deref<Target = str>>(headers: &[(T, T)]) -> usize {
     headers.iter().map(|(name, value)| name.len() + value.len()).sum()
 }
 

@@ -58,6 +58,7 @@ use self::stage::{Machine, Stage};
 use self::worker::Pool;
 
 pub use self::component::ComponentState;
+pub use self::limits::RUN_GROWTH_BYTES_MAX;
 pub use self::plugin_log::{LogLevel, LogLine};
 pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView};
 

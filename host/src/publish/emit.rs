@@ -12,6 +12,7 @@ use sha2::{Digest as _, Sha256};
 use super::{PublishError, Publisher};
 use crate::catalog::model::{OnReject, Scope, Topic};
 use crate::message::{DeadLetterFacts, Message, MessageId, MessageMeta, Partition, TopicId, TopicName};
+use crate::pipeline::RUN_GROWTH_BYTES_MAX;
 use crate::pipeline::draft::{Draft, Emitted, Processed, Verdict};
 
 /// From DESIGN §5: a message, and what came of it, is emitted on four times at most.
@@ -20,7 +21,7 @@ const HOPS_MAX: u32 = 4;
 const EMITTED_MAX: usize = 256;
 /// Bytes of all messages that one request may cause: they are held until all of them can be stored. As many as stages may
 /// add to a request's own messages, so that what a stage emits first always fits.
-pub(super) const EMITTED_BYTES_MAX: u64 = 64 << 20;
+pub(super) const EMITTED_BYTES_MAX: u64 = RUN_GROWTH_BYTES_MAX;
 
 /// What came of one message, and waits to go through its topic's stages.
 struct Chain<'a> {

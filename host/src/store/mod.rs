@@ -104,7 +104,8 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn seek(&self, topic: TopicId, group: GroupId, to: SeekTo) -> Result<(), StoreError>;
     /// Settles for the group all that waits for it now; returns how many.
     async fn purge(&self, topic: TopicId, group: GroupId) -> Result<u64, StoreError>;
-    /// Makes a message unreadable at once and its bytes gone from the files; false if it is not there.
+    /// Makes a message unreadable at once and its bytes gone from the files; false if it is not there. `OutcomeUnknown` also
+    /// where it is unreadable and its bytes are still to go: they do, without being asked again.
     async fn erase(&self, id: MessageId) -> Result<bool, StoreError>;
 
     /// Does what is due by the store's clock: scheduled messages enter the log, leases past their deadline end, dedup

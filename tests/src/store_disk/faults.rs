@@ -1,5 +1,5 @@
 //! What a disk does wrong when it is told to. Invariant: each fault strikes once, at the operation it is armed for; a full
-//! disk stays full, and short reads stay short, until they are told to end. Never decides when.
+//! disk stays full until it is told otherwise. Never decides when.
 
 use std::io;
 
@@ -30,20 +30,13 @@ pub(super) struct Faults {
     pub(super) struck: u32,
     /// No file grows, none is made.
     pub(super) full: bool,
-    /// Reads give less than was asked for.
-    pub(super) short_reads: bool,
     /// Decides how much of a write gets there, and how short a read is: each time the next number's sequence.
     seed: u64,
 }
 
 impl Faults {
     pub(super) fn none(seed: u64) -> Faults {
-        Faults { armed: Vec::new(), struck: 0, full: false, short_reads: false, seed }
-    }
-
-    /// Nothing is armed, and reads are as short as before.
-    pub(super) fn after_a_power_cut(&self, seed: u64) -> Faults {
-        Faults { short_reads: self.short_reads, ..Faults::none(seed) }
+        Faults { armed: Vec::new(), struck: 0, full: false, seed }
     }
 
     pub(super) fn chance(&mut self) -> StdRng {
@@ -93,6 +86,6 @@ impl Faults {
 
     /// How much of a read of `len` bytes is answered.
     pub(super) fn read_len(&mut self, len: usize) -> usize {
-        if self.short_reads && len > 1 { self.chance().random_range(1..=len) } else { len }
+        if len > 1 { self.chance().random_range(1..=len) } else { len }
     }
 }

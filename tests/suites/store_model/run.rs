@@ -304,14 +304,15 @@ impl Run {
         assert!(id == BY_LANE || id == IN_ORDER || id == ONCE);
         let struck = self.disk.struck();
         match self.bed.lease(request.clone()).await {
-            // A read may have failed in the midst.
-            Ok(granted) if granted.more && self.disk.struck() > struck => {
-                self.receipts.extend(granted.leases.iter().map(|lease| lease.receipt));
-                self.oracles.each(|oracle| oracle.lease_in_part(&request, &granted));
-            }
             Ok(granted) => {
                 self.receipts.extend(granted.leases.iter().map(|lease| lease.receipt));
-                self.oracles.each(|oracle| oracle.lease(&request, &granted));
+                // A read may have failed in the midst.
+                let in_part = granted.more && self.disk.struck() > struck;
+                self.oracles.each(|oracle| match in_part {
+                    true => oracle.lease_in_part(&request, &granted),
+                    false => oracle.lease(&request, &granted),
+                });
+                self.oracles.granted(&request, &granted);
             }
             Err(error) if self.excused(&error) => {
                 // What a crash might find settled is not known: the group begins anew.

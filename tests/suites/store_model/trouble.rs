@@ -8,7 +8,7 @@ use std::sync::Once;
 use sluice::clock::Timestamp;
 use sluice::message::TopicId;
 use sluice::store::embedded::{OpenError, Torn};
-use sluice::store::{Page, StoreError};
+use sluice::store::{LeaseRequest, Leased, Page, StoreError};
 use sluice_tests::store_backends::Peek;
 use sluice_tests::store_oracle::Oracle;
 
@@ -72,9 +72,16 @@ impl Oracles {
         self.unless_lost.iter_mut().for_each(done);
     }
 
+    /// What was granted is not written, so it does not rule out what may be there after a crash.
+    pub(super) fn granted(&mut self, request: &LeaseRequest, granted: &Leased) {
+        self.unless_lost.iter_mut().for_each(|oracle| oracle.lease_unseen(request, granted));
+    }
+
     pub(super) fn reopen(&mut self, crashed: bool) {
-        self.possible.append(&mut self.unless_lost);
         self.possible.iter_mut().for_each(|oracle| oracle.reopen(crashed));
+        // Its own notes were never written, however the store was closed.
+        self.unless_lost.iter_mut().for_each(|oracle| oracle.reopen(true));
+        self.possible.append(&mut self.unless_lost);
         assert!(self.possible.len() <= ORACLES_MAX, "the store's answers decide nothing");
     }
 }

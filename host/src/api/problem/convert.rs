@@ -34,11 +34,11 @@ impl From<StoreError> for Problem {
             ),
             StoreError::OutcomeUnknown(_) => Problem::new(
                 Code::OutcomeUnknown,
-                "It may or may not be stored; send it again with the same `Idempotency-Key` to find out.",
+                "It may or may not be done; a publish sent again with the same `Idempotency-Key` finds out.",
             ),
             StoreError::Damaged { .. } => Problem::new(
                 Code::StoreUnavailable,
-                "Part of what is stored is damaged; the operator finds the place in the log, and `sluice verify` shows it.",
+                "Part of what is stored is damaged; the operator finds file and byte in the log.",
             ),
             StoreError::Unsupported(what) => {
                 Problem::new(Code::Conflict, format!("This topic's store cannot do that: {what}."))

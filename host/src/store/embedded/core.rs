@@ -121,7 +121,7 @@ impl<T> Queue<T> {
 
     /// Whether there is something to take.
     #[must_use]
-    pub fn is_waited_for(&self) -> bool {
+    pub fn has_work(&self) -> bool {
         let inner = self.inner.lock();
         inner.nudged || !inner.items.is_empty()
     }

@@ -35,7 +35,7 @@ struct Figures {
 pub fn register(core: &Arc<Core>, registry: &Registry) -> prometheus::Result<()> {
     let journal_bytes = IntGauge::new(
         "sluice_journal_size_bytes",
-        "Bytes written to the journal since the last checkpoint or the start.",
+        "Bytes in the journal that no checkpoint has replaced since this process started.",
     )?;
     let damaged_partitions =
         IntGauge::new("sluice_store_damaged_partitions", "Partitions that stopped at damage in their files.")?;

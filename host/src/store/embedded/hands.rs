@@ -22,13 +22,13 @@ impl Hands {
 
     /// Does all that waits.
     pub fn turn(&mut self, core: &Core) {
-        while core.commands.is_waited_for() || self.writer.holds() {
+        while core.commands.has_work() || self.writer.holds() {
             self.writer.turn(Duration::ZERO);
             if self.writer.holds() {
                 self.maintenance.turn(Duration::ZERO);
             }
         }
-        if core.jobs.is_waited_for() {
+        if core.jobs.has_work() {
             self.work_behind();
         }
     }
