@@ -47,6 +47,8 @@ bench: wasm-target ## measure against a bare HTTP server in the same run (releas
 	cargo build --release --workspace --bins
 	@"$(CARGO_TARGET_DIR)/release/sluice-bench"
 
+# Here the running takes longer than the building.
+soak: export CARGO_PROFILE_DEV_OPT_LEVEL = 1
 soak: build ## 300 kills and a million simulated steps (SOAK_ROUNDS, SOAK_CASES; SEED=n brings a run again)
 	SLUICE_CRASH_SEED=$${SEED:-0} SLUICE_CRASH_ROUNDS=$${SOAK_ROUNDS:-300} cargo test --package sluice-tests --test suites -- a_kill_at_any_instant --nocapture
 	SLUICE_MODEL_SEED=$${SEED:-1} SLUICE_MODEL_CASES=$${SOAK_CASES:-6000} cargo test --package sluice-tests --test store_model -- --nocapture

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use futures_util::poll;
 use serde_json::json;
 use tokio::sync::oneshot::Receiver;
 
@@ -165,20 +166,27 @@ async fn a_scope_that_is_slow_now_and_then_counts_as_slow() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stage_that_was_quick_and_loops_on_every_worker_does_not_keep_a_neighbour_waiting() {
-    let rig = Arc::new(Rig::new().await);
+    let rig = Rig::new().await;
     rig.with_stage("hostile", |stage| stage.timeout_ms = 2000).await;
     rig.warmed().await;
     let neighbour = super::hostile::Neighbour::of(&rig).await;
-    // As many as the pool has workers; the second is taken up while the first one runs.
-    let looping: [_; 2] = std::array::from_fn(|_| {
-        let rig = Arc::clone(&rig);
-        tokio::spawn(async move { rig.obey(&["spin"]).await })
-    });
+    // As many as the pool has workers. Each is taken up before the next one comes: two that wait make one batch.
+    let mut looping = Vec::new();
+    for _ in 0..2 {
+        let mut run = Box::pin(rig.obey(&["spin"]));
+        assert!(poll!(&mut run).is_pending());
+        while rig.metric("sluice_plugin_queued_messages", "") > 0.0 {
+            tokio::task::yield_now().await;
+        }
+        looping.push(run);
+    }
     for _ in 0..10 {
         neighbour.is_served().await;
     }
-    assert!(looping.iter().all(|task| !task.is_finished()), "two hundred neighbours' runs waited for none of them");
-    for task in looping {
-        assert_eq!(fault(&task.await.unwrap()[0]).0, "TIMED_OUT");
+    for run in &mut looping {
+        assert!(poll!(run).is_pending(), "two hundred neighbours' runs waited for none of them");
+    }
+    for run in looping {
+        assert_eq!(fault(&run.await[0]).0, "TIMED_OUT");
     }
 }
