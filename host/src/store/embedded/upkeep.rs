@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::core::{Command, Core, Job};
 use super::delivery::{blocking, received};
 use super::ops::{LaneId, LaneStart};
+use super::segment::Span;
 use super::state::control::{Answer, Control, Cut};
 use super::state::offset;
 use crate::clock::Timestamp;
@@ -255,10 +256,23 @@ impl Core {
         cuts
     }
 
+    /// What the segment holds that begins with this message, if one does.
+    fn segment_from(&self, id: LaneId, sequence: u64) -> Option<Span> {
+        let state = self.state.lock();
+        let span = state.lane(id)?.segment_of(sequence)?.span;
+        (span.first == sequence).then_some(span)
+    }
+
     /// Goes from `from` towards `limit` until `need` bytes are passed; where it got, and what lies between.
     fn walk(&self, id: LaneId, from: u64, limit: u64, need: u64) -> Result<(u64, u64), StoreError> {
         let (mut at, mut bytes) = (from, 0);
         while at < limit && bytes < need {
+            // Whole segments count by what is known of them, so that one that cannot be read does not stay for ever.
+            if let Some(span) = self.segment_from(id, at).filter(|span| span.end <= limit && bytes + span.bytes <= need)
+            {
+                (at, bytes) = (span.end, bytes + span.bytes);
+                continue;
+            }
             // Whole blocks count by their index, so that a long backlog is not read to be removed.
             match self.block_span(id, at)? {
                 Some(span) if span.first == at && span.end <= limit && bytes + span.bytes <= need => {

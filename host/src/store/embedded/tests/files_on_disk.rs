@@ -263,6 +263,24 @@ async fn retention_unlinks_segments_and_deletion_the_topic() {
 }
 
 #[tokio::test]
+async fn retention_goes_on_past_a_segment_that_cannot_be_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let store = furnished(dir.path(), &clock).await;
+    publish_large(&store, 0..100).await;
+    store.close().await.unwrap();
+    drop(store);
+    fs::remove_file(dir.path().join("topic-1").join("00-0-000000000000000.seg")).unwrap();
+    let store = open(dir.path(), &clock);
+    assert_eq!(store.report().damaged_segments.len(), 1);
+    clock.advance(Duration::from_secs(3600));
+    publish(&store, 200..201).await;
+    assert!(matches!(store.lease(request(10)).await, Err(StoreError::Damaged { .. })));
+    assert_eq!(store.retain().await.unwrap().removed, 100);
+    assert_eq!(payloads(&lease(&store, 10).await), ["payload 200"], "the damage went with its segment");
+}
+
+#[tokio::test]
 async fn an_opening_that_is_refused_changes_no_file() {
     let source = tempfile::tempdir().unwrap();
     let clock = clock();
