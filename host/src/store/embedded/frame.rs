@@ -70,7 +70,8 @@ impl FileHeader {
         bytes
     }
 
-    /// Reads a header. The version is looked at before the checksum: a later format may have another header.
+    /// Reads a header. The version is looked at before the checksum: a later format may have another header. But if the
+    /// checksum holds with our version in its place, the version is what is damaged.
     ///
     /// # Errors
     /// See [`HeaderFault`].
@@ -80,7 +81,11 @@ impl FileHeader {
         }
         let version = u32_at(bytes, 8);
         if version > FORMAT_VERSION {
-            return Err(HeaderFault::Newer(version));
+            let mut ours = [0; 36];
+            ours.copy_from_slice(&bytes[..36]);
+            ours[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
+            let flipped = u32_at(bytes, 36) == crc32c::crc32c(&ours);
+            return Err(if flipped { HeaderFault::Bad } else { HeaderFault::Newer(version) });
         }
         if u32_at(bytes, 36) != crc32c::crc32c(&bytes[..36]) {
             return Err(HeaderFault::Bad);
@@ -239,8 +244,12 @@ mod tests {
         let bytes = header.encode(FileKind::Journal);
         assert_eq!(FileHeader::decode(FileKind::Journal, &bytes), Ok(header));
         assert_eq!(FileHeader::decode(FileKind::Segment, &bytes), Err(HeaderFault::Bad));
+        let mut flipped = bytes;
+        flipped[8] ^= 2;
+        assert_eq!(FileHeader::decode(FileKind::Journal, &flipped), Err(HeaderFault::Bad));
         let mut newer = bytes;
         newer[8] = 2;
+        newer[12] = 1;
         assert_eq!(FileHeader::decode(FileKind::Journal, &newer), Err(HeaderFault::Newer(2)));
         let mut bad = bytes;
         bad[20] ^= 1;
