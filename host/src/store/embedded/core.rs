@@ -11,6 +11,7 @@ use parking_lot::{Condvar, Mutex};
 use prometheus::Histogram;
 use tokio::sync::oneshot;
 
+use super::figures;
 use super::files::FileLayer;
 use super::hands::Hands;
 use super::segment::SegmentFiles;
@@ -185,6 +186,28 @@ pub struct Core {
 }
 
 impl Core {
+    /// Over an empty state.
+    #[must_use]
+    pub fn new(files: Arc<dyn FileLayer>, dir: PathBuf, clock: Clock, limits: EmbeddedLimits) -> Core {
+        Core {
+            segments: SegmentFiles::new(Arc::clone(&files), dir.clone()),
+            files,
+            dir,
+            clock,
+            state: Mutex::new(State::new(limits.clone())),
+            limits,
+            commands: Queue::new(),
+            jobs: Queue::new(),
+            journal_files: Mutex::new(Vec::new()),
+            journal_bytes: AtomicU64::new(0),
+            syncs: figures::syncs(),
+            write_fault: Mutex::new(None),
+            maintenance_fault: Mutex::new(None),
+            closed: AtomicBool::new(false),
+            hands: OnceLock::new(),
+        }
+    }
+
     /// Puts a command in the writer's queue.
     ///
     /// # Errors

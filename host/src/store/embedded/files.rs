@@ -114,6 +114,49 @@ impl FileLayer for Disk {
     }
 }
 
+/// The operating system's files, for reading alone: what would change anything is refused.
+#[derive(Debug, Clone, Copy)]
+pub struct ReadOnlyDisk;
+
+impl FileLayer for ReadOnlyDisk {
+    fn create_dir_all(&self, _path: &Path) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<String>> {
+        Disk.list(dir)
+    }
+
+    fn create(&self, _path: &Path) -> io::Result<Arc<dyn DataFile>> {
+        Err(read_only())
+    }
+
+    /// Opens an existing file for reading; writing to it fails.
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn DataFile>> {
+        Ok(Arc::new(DiskFile(File::open(path)?)))
+    }
+
+    fn rename(&self, _from: &Path, _to: &Path) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn remove(&self, _path: &Path) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn remove_dir_all(&self, _path: &Path) -> io::Result<()> {
+        Err(read_only())
+    }
+
+    fn sync_dir(&self, _path: &Path) -> io::Result<()> {
+        Err(read_only())
+    }
+}
+
+fn read_only() -> io::Error {
+    io::Error::from(io::ErrorKind::ReadOnlyFilesystem)
+}
+
 fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -347,7 +347,7 @@ fn cost(lane: &Lane, from: u64, end: u64) -> u64 {
 }
 
 /// What is written in place of an erased message.
-fn blank(entry: &Entry) -> Entry {
+pub(super) fn blank(entry: &Entry) -> Entry {
     let fill = |len: usize| bytes::Bytes::from(vec![super::frame::ERASED_BYTE; len]);
     let (meta, payload) = (fill(entry.body.meta.len()), fill(entry.body.payload.len()));
     Entry { body: Body { head: entry.body.head, meta, payload }, ..entry.clone() }

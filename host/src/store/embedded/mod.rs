@@ -12,7 +12,9 @@ mod erase;
 mod figures;
 pub mod files;
 mod frame;
+mod frames;
 mod hands;
+mod inspect;
 mod journal;
 mod lock;
 mod maintenance;
@@ -30,21 +32,20 @@ mod walk;
 mod writer;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 
-use self::core::{Command, Core, Queue};
+use self::core::{Command, Core};
 use self::delivery::{blocking, received};
 use self::files::{Disk, FileLayer};
 use self::hands::Hands;
 use self::lock::DirLock;
 use self::maintenance::Maintenance;
-use self::segment::SegmentFiles;
 use self::state::control::{Answer, Control};
 use self::writer::Writer;
 use super::{
@@ -55,6 +56,9 @@ use super::{
 use crate::clock::{Clock, Timestamp};
 use crate::message::{GroupId, MessageId, Position, TopicId};
 
+pub use self::inspect::finding::{Finding, Kind, Lost, LostMessages};
+pub use self::inspect::salvage::Known;
+pub use self::inspect::{ClosedStore, Inspection, Progress, TopicSeen};
 pub use self::recovery::{OpenError, OpenReport, Torn};
 pub use self::state::EmbeddedLimits;
 
@@ -124,23 +128,7 @@ impl EmbeddedStore {
         std::fs::create_dir_all(&dir).map_err(OpenError::io("making the data directory"))?;
         files.create_dir_all(&dir).map_err(OpenError::io("making the data directory"))?;
         let lock = DirLock::take(&dir)?;
-        let core = Arc::new(Core {
-            segments: SegmentFiles::new(Arc::clone(&files), dir.clone()),
-            files,
-            dir,
-            clock,
-            state: Mutex::new(recovery::empty(&limits)),
-            limits,
-            commands: Queue::new(),
-            jobs: Queue::new(),
-            journal_files: Mutex::new(Vec::new()),
-            journal_bytes: AtomicU64::new(0),
-            syncs: figures::syncs(),
-            write_fault: Mutex::new(None),
-            maintenance_fault: Mutex::new(None),
-            closed: AtomicBool::new(false),
-            hands: OnceLock::new(),
-        });
+        let core = Arc::new(Core::new(files, dir, clock, limits));
         let recovery::Recovered { journal, maintenance, report } = recovery::recover(&core)?;
         let mut writer = Writer::new(Arc::clone(&core), journal);
         writer.begin_epoch()?;

@@ -15,8 +15,7 @@ use super::ops::LaneId;
 use super::replay::Replay;
 use super::segment::SegmentFiles;
 use super::state::snapshot::Snapshot;
-use super::state::{EmbeddedLimits, State};
-use super::walk;
+use super::walk::{self, Seen, Strict, Suspect};
 use crate::store::StoreError;
 
 /// Why a data directory could not be opened.
@@ -112,7 +111,11 @@ pub struct Recovered {
 pub fn recover(core: &Arc<Core>) -> Result<Recovered, OpenError> {
     // Nothing is changed before all that was written is known to be there.
     let snapshot = read_checkpoint(&*core.files, &core.dir)?;
-    let found = walk::walk(core, snapshot.as_ref().map(|snapshot| snapshot.applied))?;
+    let seen = snapshot.as_ref().map_or(Seen::Absent, |snapshot| Seen::Applied(snapshot.applied));
+    let found = walk::walk(&*core.files, &core.dir, seen, &mut Strict)?;
+    if let Some(Suspect { file, offset, .. }) = found.suspects.first() {
+        return Err(OpenError::damaged(file, *offset, "a message does not match its checksum"));
+    }
     let unfinished = core.files.remove(&core.dir.join(CHECKPOINT_TMP));
     unfinished.map_err(OpenError::io("removing an unfinished checkpoint"))?;
     cut_segments(core, snapshot.as_ref())?;
@@ -173,7 +176,11 @@ fn check_segments(core: &Core, report: &mut OpenReport) -> Result<(), OpenError>
     Ok(())
 }
 
-fn read_checkpoint(files: &dyn FileLayer, dir: &Path) -> Result<Option<Snapshot>, OpenError> {
+/// The checkpoint; `None` if there is none.
+///
+/// # Errors
+/// See [`OpenError`].
+pub(super) fn read_checkpoint(files: &dyn FileLayer, dir: &Path) -> Result<Option<Snapshot>, OpenError> {
     let file = match files.open(&dir.join(CHECKPOINT)) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         file => file.map_err(OpenError::io("opening the checkpoint"))?,
@@ -222,10 +229,4 @@ fn cut_segments(core: &Core, snapshot: Option<&Snapshot>) -> Result<(), OpenErro
         }
     }
     Ok(())
-}
-
-/// An empty state for `core`.
-#[must_use]
-pub fn empty(limits: &EmbeddedLimits) -> State {
-    State::new(limits.clone())
 }

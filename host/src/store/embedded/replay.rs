@@ -7,12 +7,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::core::Core;
-use super::frame::{self, FILE_HEADER_BYTES};
+use super::frames::{each_frame, read_whole};
 use super::maintenance::Maintenance;
 use super::ops::{Body, Op};
 use super::recovery::{OpenError, OpenReport, Torn};
 use super::state::Applying;
-use super::walk::{Found, Source, decode, read_whole};
+use super::walk::{Found, Source};
 use crate::store::StoreError;
 
 /// A replay under way.
@@ -48,27 +48,11 @@ impl Replay {
     }
 
     fn file(&mut self, source: &Source, bytes: &Bytes) -> Result<(), OpenError> {
-        let mut at = FILE_HEADER_BYTES;
-        while at < source.used {
-            let Some((header, head, bodies)) = bytes.get(at..).and_then(|rest| frame::split(source.id, rest)) else {
-                return Err(OpenError::damaged(&source.name, at, "the file changed while it was read"));
-            };
-            at += header.frame_len();
-            if header.sequence <= self.core.state.lock().applied {
-                continue;
-            }
-            let (ops, all, mut offset) = (decode(source, head)?, bytes.slice_ref(bodies), 0);
-            let mut parts = Vec::new();
-            for (_, head) in ops.iter().flat_map(Op::bodies) {
-                // A copy, so that a message does not keep the whole file in memory.
-                let body = Bytes::copy_from_slice(&all[offset..offset + head.body_len as usize]);
-                parts.extend(Body::from_parts(*head, &body));
-                offset += head.body_len as usize;
-            }
-            self.apply(ops, parts, header.sequence)?;
+        let applied = self.core.state.lock().applied;
+        each_frame(source, bytes, applied, &mut |frame| {
             self.report.frames += 1;
-        }
-        Ok(())
+            self.apply(frame.ops, frame.bodies, frame.sequence)
+        })
     }
 
     fn apply(&mut self, ops: Vec<Op>, bodies: Vec<Body>, sequence: u64) -> Result<(), OpenError> {

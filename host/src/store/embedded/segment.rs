@@ -11,6 +11,7 @@ use super::files::{DataFile, FileLayer, read_full};
 use super::frame::{self, FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader};
 use super::ops::{Body, Entry, Head, LaneId};
 use crate::clock::Timestamp;
+use crate::message::TopicId;
 use crate::store::StoreError;
 
 /// Bodies in one block: what one read from disk brings in, and what damage can spoil at most.
@@ -65,7 +66,8 @@ pub struct Span {
 }
 
 impl Span {
-    fn of<'a>(first: u64, entries: impl Iterator<Item = (&'a Head, Timestamp)>) -> Span {
+    /// Over messages that follow one another from `first`.
+    pub(super) fn of<'a>(first: u64, entries: impl Iterator<Item = (&'a Head, Timestamp)>) -> Span {
         let mut span = Span {
             first,
             end: first,
@@ -86,7 +88,8 @@ impl Span {
         span
     }
 
-    fn join(self, next: Span) -> Span {
+    /// Over these and what follows them.
+    pub(super) fn join(self, next: Span) -> Span {
         Span {
             first: self.first,
             end: next.end,
@@ -160,6 +163,16 @@ impl SegmentFiles {
     #[must_use]
     pub fn file_name(lane: LaneId, first: u64) -> String {
         format!("{:02}-{}-{first:015}.seg", lane.partition, lane.lane)
+    }
+
+    /// What a segment's file name says: its lane, and its first message.
+    #[must_use]
+    pub fn parse_name(topic: TopicId, name: &str) -> Option<(LaneId, u64)> {
+        let mut parts = name.strip_suffix(".seg")?.split('-');
+        let (partition, lane, first) = (parts.next()?, parts.next()?, parts.next()?);
+        let id = LaneId { topic, partition: partition.parse().ok()?, lane: lane.parse().ok()? };
+        let first = first.parse().ok()?;
+        (Self::file_name(id, first) == name).then_some((id, first))
     }
 
     /// A segment's name relative to the data directory, as errors give it.
@@ -275,25 +288,10 @@ impl SegmentFiles {
         let bytes = Bytes::from(bytes);
         let (header, head, bodies) = frame::split(lane_number(lane), &bytes)
             .ok_or_else(|| damaged(lane, segment, block.offset, "a block does not match its checksum"))?;
-        let heads = decode_head(&header, head)
-            .ok_or_else(|| damaged(lane, segment, block.offset, "a block's head cannot be read"))?;
         let bodies = bytes.slice_ref(bodies);
-        let mut entries = Vec::with_capacity(heads.len());
-        let mut at = 0;
-        for (sequence, entry) in (block.span.first..).zip(heads) {
-            let end = at + entry.head.body_len as usize;
-            let place = || block.offset + (block.len as usize - bodies.len() + at) as u64;
-            let body = (end <= bodies.len())
-                .then(|| bodies.slice(at..end))
-                .ok_or_else(|| damaged(lane, segment, place(), "a block is shorter than its head says"))?;
-            if crc32c::crc32c(&body) != entry.head.crc && !frame::is_erased(&body) && !erased(sequence) {
-                return Err(damaged(lane, segment, place(), "a message does not match its checksum"));
-            }
-            let body = Body::from_parts(entry.head, &body)
-                .ok_or_else(|| damaged(lane, segment, place(), "a message's length is not what its head says"))?;
-            entries.push(Entry { at: entry.at, stamp: entry.stamp, body });
-            at = end;
-        }
+        let entries =
+            take_apart(&header, head, &bodies, &mut |sequence, _, body| frame::is_erased(body) || erased(sequence));
+        let entries = entries.map_err(|(at, detail)| damaged(lane, segment, block.offset + at as u64, detail))?;
         Ok(Block { first: block.span.first, entries })
     }
 
@@ -344,12 +342,42 @@ impl SegmentFiles {
     }
 }
 
+/// Takes a whole block apart. `accepts` is asked about each body that does not match its checksum: its sequence, its place
+/// in the block, itself.
+///
+/// # Errors
+/// Where in the block something is wrong, and what.
+pub(super) fn take_apart(
+    header: &FrameHeader,
+    head: &[u8],
+    bodies: &Bytes,
+    accepts: &mut dyn FnMut(u64, usize, &Bytes) -> bool,
+) -> Result<Vec<Entry>, (usize, &'static str)> {
+    let heads = decode_head(header, head).ok_or((0, "a block's head cannot be read"))?;
+    let mut entries = Vec::with_capacity(heads.len());
+    let mut at = 0;
+    for (sequence, entry) in (header.sequence..).zip(heads) {
+        let (place, end) = (FRAME_HEADER_BYTES + head.len() + at, at + entry.head.body_len as usize);
+        let body = (end <= bodies.len()).then(|| bodies.slice(at..end));
+        let body = body.ok_or((place, "a block is shorter than its head says"))?;
+        if crc32c::crc32c(&body) != entry.head.crc && !accepts(sequence, place, &body) {
+            return Err((place, "a message does not match its checksum"));
+        }
+        let body =
+            Body::from_parts(entry.head, &body).ok_or((place, "a message's length is not what its head says"))?;
+        entries.push(Entry { at: entry.at, stamp: entry.stamp, body });
+        at = end;
+    }
+    Ok(entries)
+}
+
 fn damaged(lane: LaneId, segment: &Segment, offset: u64, detail: &str) -> StoreError {
     StoreError::Damaged { file: SegmentFiles::relative(lane, segment.span.first), offset, detail: detail.to_owned() }
 }
 
 /// A lane as a number, for the headers of its files.
-fn lane_number(lane: LaneId) -> u64 {
+#[must_use]
+pub(super) fn lane_number(lane: LaneId) -> u64 {
     u64::from(lane.topic.0) << 24 | u64::from(lane.partition) << 8 | u64::from(lane.lane)
 }
 

@@ -4,6 +4,7 @@ mod contract;
 mod crash;
 mod faults;
 mod files_on_disk;
+mod inspection;
 
 use std::path::Path;
 use std::sync::Arc;

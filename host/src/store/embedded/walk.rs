@@ -3,15 +3,18 @@
 //!
 //! How a torn end is told from damage: one frame is written at a time and the next only after its sync. So a frame that is
 //! not whole and has a whole one behind it, or a further file that counts it as written, was whole once.
+//!
+//! An opening ends at the first damage. An inspection is told of it too ([`Judge`]) and goes on with the next whole frame.
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
-use super::core::Core;
-use super::files::{DataFile, read_all, read_full};
+use super::files::{DataFile, FileLayer, read_full};
 use super::frame::{self, FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader, HeaderFault};
+use super::frames::read_whole;
+use super::inspect::finding::Kind;
 use super::journal::{file_id, file_name};
 use super::maintenance::CHECKPOINT;
 use super::ops::{Op, Owner};
@@ -31,6 +34,8 @@ pub(super) struct Source {
     pub used: usize,
     /// What follows was begun and never finished.
     pub torn: bool,
+    /// Damaged parts before `used`, in order; an opening knows none.
+    pub holes: Vec<Range<usize>>,
 }
 
 /// What the journal was found to be.
@@ -41,69 +46,153 @@ pub(super) struct Found {
     pub next: u64,
     /// The number of the next file.
     pub next_file: u64,
+    /// Bodies that do not match their checksums and that nothing accounts for, in order.
+    pub suspects: Vec<Suspect>,
 }
 
 /// A body that does not match its checksum: fine if it turns out to have been erased.
-struct Suspect {
-    file: String,
-    offset: usize,
+pub(super) struct Suspect {
+    /// What it belongs to.
+    pub owner: Owner,
+    /// The file.
+    pub file: String,
+    /// Where it stands.
+    pub offset: usize,
+    /// The frame it is in.
+    pub frame: u64,
 }
 
-struct Walk {
+/// Damage in the journal.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// What kind.
+    pub kind: Kind,
+    /// The file.
+    pub file: String,
+    /// Where.
+    pub offset: usize,
+    /// The frames that cannot be read because of it.
+    pub frames: Range<u64>,
+    /// In words.
+    pub detail: String,
+}
+
+/// Hears of damage.
+pub(super) trait Judge {
+    /// Whether to go on.
+    fn damaged(&mut self, fault: Fault) -> Result<(), OpenError>;
+    /// Whether bodies are looked at that the checkpoint makes needless.
+    fn thorough(&self) -> bool;
+}
+
+/// An opening's judge.
+pub(super) struct Strict;
+
+impl Judge for Strict {
+    fn damaged(&mut self, fault: Fault) -> Result<(), OpenError> {
+        Err(OpenError::damaged(&fault.file, fault.offset, fault.detail))
+    }
+
+    fn thorough(&self) -> bool {
+        false
+    }
+}
+
+/// What is known of the checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// There is none.
+    Absent,
+    /// It is damaged, which has been told.
+    Unreadable,
+    /// It contains the frames up to this one.
+    Applied(u64),
+}
+
+struct Walk<'a> {
     applied: u64,
+    judge: &'a mut dyn Judge,
     suspects: HashMap<Owner, Suspect>,
 }
 
 /// Looks through the journal that follows a checkpoint, or is all there is.
 ///
 /// # Errors
-/// See [`OpenError`].
-pub(super) fn walk(core: &Core, applied: Option<u64>) -> Result<Found, OpenError> {
-    let names = core.files.list(&core.dir).map_err(OpenError::io("listing the data directory"))?;
-    let (mut sources, next_file) = sources(core, &names)?;
-    match (applied, sources.first()) {
-        (None, Some(first)) if first.first != 1 => {
-            let detail = format!("the checkpoint that frames 1 to {} went into is missing", first.first - 1);
-            return Err(OpenError::damaged(CHECKPOINT, 0, detail));
-        }
-        (None, None) if names.iter().any(|name| name.starts_with("topic-")) => {
-            return Err(OpenError::damaged(CHECKPOINT, 0, "there are segments, but neither checkpoint nor journal"));
-        }
-        (Some(_), None) => {
-            return Err(OpenError::damaged(
-                CHECKPOINT,
-                0,
-                "the checkpoint needs a journal behind it, and there is none",
-            ));
-        }
-        _ => {}
-    }
-    let mut walk = Walk { applied: applied.unwrap_or(0), suspects: HashMap::new() };
-    let firsts: Vec<u64> = sources.iter().map(|source| source.first).collect();
-    let mut next = walk.applied + 1;
+/// See [`OpenError`]; damage as far as the judge says so.
+pub(super) fn walk(
+    files: &dyn FileLayer,
+    dir: &Path,
+    checkpoint: Seen,
+    judge: &mut dyn Judge,
+) -> Result<Found, OpenError> {
+    let names = files.list(dir).map_err(OpenError::io("listing the data directory"))?;
+    let (mut sources, next_file) = sources(files, dir, &names, judge)?;
+    let (applied, mut next) = beginning(checkpoint, &sources, &names, judge)?;
+    let mut walk = Walk { applied, judge, suspects: HashMap::new() };
+    let nexts: Vec<Next> = sources.iter().map(|source| Next { id: source.id, first: source.first }).collect();
     for (nth, source) in sources.iter_mut().enumerate() {
         if source.first > next {
+            // Files are numbered one after the other, so a number that lacks is a file that is missing.
+            let before = nth.checked_sub(1).map(|before| nexts[before].id);
+            let file = before.filter(|id| id + 1 < source.id).map_or(source.name.clone(), |id| file_name(id + 1));
             let detail = format!("the journal lacks frames {next} to {}", source.first - 1);
-            return Err(OpenError::damaged(&source.name, 0, detail));
+            let (kind, frames) = (Kind::MissingFrames, next..source.first);
+            walk.judge.damaged(Fault { kind, file, offset: 0, frames, detail })?;
         }
-        let end = walk.file(source, firsts.get(nth + 1).copied())?;
-        if nth + 1 == firsts.len() && end <= walk.applied {
+        let end = walk.file(source, nexts.get(nth + 1).copied())?;
+        if nth + 1 == nexts.len() && end <= walk.applied {
             let detail = format!("the journal ends with frame {}, the checkpoint with frame {}", end - 1, walk.applied);
-            return Err(OpenError::damaged(&source.name, source.used, detail));
+            let (kind, offset, frames) = (Kind::MissingFrames, source.used, end..walk.applied + 1);
+            walk.judge.damaged(Fault { kind, file: source.name.clone(), offset, frames, detail })?;
         }
         next = next.max(end);
     }
-    match walk.suspects.into_values().min_by_key(|suspect| (suspect.file.clone(), suspect.offset)) {
-        Some(Suspect { file, offset }) => {
-            Err(OpenError::damaged(&file, offset, "a message does not match its checksum"))
+    let mut suspects: Vec<Suspect> = walk.suspects.into_values().collect();
+    suspects.sort_by(|left, right| (&left.file, left.offset).cmp(&(&right.file, right.offset)));
+    Ok(Found { sources, next, next_file, suspects })
+}
+
+/// The last frame that need not be applied, and the first that the journal has to have.
+fn beginning(
+    checkpoint: Seen,
+    sources: &[Source],
+    names: &[String],
+    judge: &mut dyn Judge,
+) -> Result<(u64, u64), OpenError> {
+    let first = sources.first().map(|source| source.first);
+    let mut missing = |kind, frames, detail: String| {
+        judge.damaged(Fault { kind, file: CHECKPOINT.to_owned(), offset: 0, frames, detail })
+    };
+    match (checkpoint, first) {
+        (Seen::Absent, Some(first)) if first != 1 => {
+            let detail = format!("the checkpoint that frames 1 to {} went into is missing", first - 1);
+            missing(Kind::MissingCheckpoint, 1..first, detail)?;
         }
-        None => Ok(Found { sources, next, next_file }),
+        (Seen::Absent, None) if names.iter().any(|name| name.starts_with("topic-")) => {
+            let detail = "there are segments, but neither checkpoint nor journal".to_owned();
+            missing(Kind::MissingCheckpoint, 0..0, detail)?;
+        }
+        (Seen::Applied(applied), None) => {
+            let detail = "the checkpoint needs a journal behind it, and there is none".to_owned();
+            missing(Kind::MissingFrames, applied + 1..applied + 2, detail)?;
+        }
+        _ => {}
     }
+    Ok(match checkpoint {
+        Seen::Applied(applied) => (applied, applied + 1),
+        // Without a checkpoint the journal begins where it begins: that has been judged.
+        Seen::Absent | Seen::Unreadable => (0, first.unwrap_or(1)),
+    })
 }
 
 /// The journal's files in order, and the number of the next. A last one without a header never held a frame: it is
 /// overwritten by the next.
-fn sources(core: &Core, names: &[String]) -> Result<(Vec<Source>, u64), OpenError> {
+fn sources(
+    files: &dyn FileLayer,
+    dir: &Path,
+    names: &[String],
+    judge: &mut dyn Judge,
+) -> Result<(Vec<Source>, u64), OpenError> {
     let mut ids: Vec<u64> = names.iter().filter_map(|name| file_id(name)).collect();
     ids.sort_unstable();
     let mut next_file = ids.last().map_or(1, |last| last + 1);
@@ -111,85 +200,175 @@ fn sources(core: &Core, names: &[String]) -> Result<(Vec<Source>, u64), OpenErro
     for (nth, id) in ids.iter().enumerate() {
         let name = file_name(*id);
         let reading = || format!("reading {name}");
-        let file = core.files.open(&core.dir.join(&name)).map_err(OpenError::io(reading()))?;
+        let file = files.open(&dir.join(&name)).map_err(OpenError::io(reading()))?;
         let mut header = [0; FILE_HEADER_BYTES];
-        read_full(&*file, &mut header, 0).map_err(OpenError::io(reading()))?;
-        match FileHeader::decode(FileKind::Journal, &header) {
-            Ok(header) if header.id == *id => {
-                sources.push(Source { id: *id, name, file, first: header.first, used: 0, torn: false });
-            }
+        let got = read_full(&*file, &mut header, 0).map_err(OpenError::io(reading()))?;
+        let first = match FileHeader::decode(FileKind::Journal, &header[..got]) {
+            Ok(header) if header.id == *id => header.first,
             Err(HeaderFault::Newer(found)) => {
                 return Err(OpenError::NewerFormat { file: name, found, known: frame::FORMAT_VERSION });
             }
-            _ if nth + 1 == ids.len() && frame::find_later(*id, &read_whole(&*file, &name)?, 0, 0).is_none() => {
-                next_file = *id;
+            _ => {
+                let bytes = read_whole(&*file, &name)?;
+                let first = frame::find_later(*id, &bytes, 0, 0).and_then(|at| FrameHeader::decode(*id, &bytes[at..]));
+                if first.is_none() && nth + 1 == ids.len() {
+                    next_file = *id;
+                    continue;
+                }
+                let detail = "the file's header is not what was written".to_owned();
+                judge.damaged(Fault { kind: Kind::BadHeader, file: name.clone(), offset: 0, frames: 0..0, detail })?;
+                let Some(first) = first else { continue };
+                first.sequence
             }
-            _ => return Err(OpenError::damaged(&name, 0, "the file's header is not what was written")),
-        }
+        };
+        sources.push(Source { id: *id, name, file, first, used: 0, torn: false, holes: Vec::new() });
     }
     Ok((sources, next_file))
 }
 
-impl Walk {
-    /// Goes through a file's frames below `void_from`, which the next file declares its own; returns the next sequence.
-    fn file(&mut self, source: &mut Source, void_from: Option<u64>) -> Result<u64, OpenError> {
+/// The file that follows in the journal.
+#[derive(Debug, Clone, Copy)]
+struct Next {
+    id: u64,
+    /// From here on, frames of the file before failed to sync and were never acknowledged.
+    first: u64,
+}
+
+/// What a place without a whole frame means.
+enum Broken {
+    /// Nothing was written there.
+    Unused,
+    /// A frame that was never finished.
+    Torn,
+    /// Damage, and no frame behind it; the next frame is this one.
+    Ends(u64),
+    /// Damage, and a whole frame behind it: where, and its number.
+    Resumes(usize, u64),
+}
+
+impl Walk<'_> {
+    /// Goes through a file's frames below the first that the next file declares its own; returns the next sequence.
+    fn file(&mut self, source: &mut Source, next_file: Option<Next>) -> Result<u64, OpenError> {
         let bytes = read_whole(&*source.file, &source.name)?;
         let mut sequence = source.first;
         source.used = FILE_HEADER_BYTES.min(bytes.len());
-        // From where the next file begins on, frames failed to sync and were never acknowledged.
-        while void_from != Some(sequence) {
+        while next_file.is_none_or(|next| sequence < next.first) {
             let rest = &bytes[source.used..];
             let whole = frame::split(source.id, rest).filter(|(header, ..)| header.sequence == sequence);
             let Some((header, head, bodies)) = whole else {
-                source.torn = end_of(source, &bytes, sequence, void_from)?;
-                return Ok(sequence);
+                match self.broken(source, &bytes, sequence, next_file)? {
+                    Broken::Unused => return Ok(sequence),
+                    Broken::Torn => {
+                        source.torn = true;
+                        return Ok(sequence);
+                    }
+                    Broken::Ends(next) => return Ok(next),
+                    Broken::Resumes(at, next) => {
+                        source.holes.push(source.used..at);
+                        (source.used, sequence) = (at, next);
+                        continue;
+                    }
+                }
             };
-            let len = header.frame_len();
-            if sequence > self.applied {
-                let last = void_from.is_none() && !has_later(source, &bytes, source.used + len, sequence);
-                if !self.frame(source, header, head, bodies, last)? {
-                    source.torn = true;
-                    return Ok(sequence);
+            if sequence > self.applied || self.judge.thorough() {
+                let behind = source.used + header.frame_len();
+                let may_be_last = sequence > self.applied && next_file.is_none();
+                let last = || may_be_last && frame::find_later(source.id, &bytes, behind, sequence).is_none();
+                match self.frame(source, header, head, bodies, &last)? {
+                    Bodies::Torn => {
+                        source.torn = true;
+                        return Ok(sequence);
+                    }
+                    Bodies::Unreadable => source.holes.push(source.used..behind),
+                    Bodies::Read => {}
                 }
             }
-            source.used += len;
+            source.used += header.frame_len();
             sequence += 1;
         }
         Ok(sequence)
     }
 
-    /// Checks one frame's bodies; false if they are torn, which only the last frame's can be.
+    fn broken(
+        &mut self,
+        source: &Source,
+        bytes: &[u8],
+        sequence: u64,
+        next_file: Option<Next>,
+    ) -> Result<Broken, OpenError> {
+        let (at, rest) = (source.used, &bytes[source.used..]);
+        let is_next = next_file.is_some_and(|next| next.id == source.id + 1);
+        if !is_next && rest.iter().all(|byte| *byte == 0) {
+            // Reserved room that nothing was written to; if frames lack, they were in a file that is missing.
+            return Ok(Broken::Unused);
+        }
+        let void_from = next_file.map(|next| next.first);
+        // If the frame's own header is whole, what its bodies look like says nothing about frames behind it.
+        let own = FrameHeader::decode(source.id, rest).filter(|header| header.sequence == sequence);
+        let after = own.map_or(at, |header| at + header.frame_len());
+        let later = frame::find_later(source.id, bytes, after, sequence)
+            .and_then(|later| Some((later, FrameHeader::decode(source.id, &bytes[later..])?.sequence)))
+            .filter(|(_, number)| void_from.is_none_or(|void| *number < void));
+        let mut damaged = |frames: Range<u64>, detail| {
+            self.judge.damaged(Fault { kind: Kind::BadFrame, file: source.name.clone(), offset: at, frames, detail })
+        };
+        match (later, void_from) {
+            (Some((later, number)), _) => {
+                let detail = format!("frame {sequence} is not whole, and a later one at byte {later} is");
+                damaged(sequence..number, detail)?;
+                Ok(Broken::Resumes(later, number))
+            }
+            (None, Some(void)) => {
+                let detail = format!("frame {sequence} is not whole, and frames up to {} were written", void - 1);
+                damaged(sequence..void, detail)?;
+                Ok(Broken::Ends(void))
+            }
+            (None, None) => Ok(Broken::Torn),
+        }
+    }
+
+    /// Checks one frame's bodies. They are torn if they do not match and the frame is the last one.
     fn frame(
         &mut self,
         source: &Source,
         header: FrameHeader,
         head: &[u8],
         bodies: &[u8],
-        last: bool,
-    ) -> Result<bool, OpenError> {
-        let ops = decode(source, head)?;
-        let (mut offset, mut suspects) = (0, Vec::new());
-        for op in &ops {
-            for (owner, head) in op.bodies() {
-                let place = source.used + FRAME_HEADER_BYTES + header.head_len as usize + offset;
-                let end = offset + head.body_len as usize;
-                let Some(body) = bodies.get(offset..end).filter(|_| head.meta_len <= head.body_len) else {
-                    return Err(OpenError::damaged(&source.name, place, "a body is shorter than its head says"));
-                };
-                if crc32c::crc32c(body) != head.crc && !frame::is_erased(body) {
-                    suspects.push((owner, Suspect { file: source.name.clone(), offset: place }));
-                }
-                offset = end;
+        last: &dyn Fn() -> bool,
+    ) -> Result<Bodies, OpenError> {
+        let sequence = header.sequence;
+        let mut unreadable = |offset, detail| {
+            let (kind, frames) = (Kind::BadFrame, sequence..sequence + 1);
+            self.judge.damaged(Fault { kind, file: source.name.clone(), offset, frames, detail })
+        };
+        let ops: Vec<Op> = match postcard::from_bytes(head) {
+            Ok(ops) => ops,
+            Err(error) => {
+                unreadable(source.used, format!("a frame's head cannot be read: {error}"))?;
+                return Ok(Bodies::Unreadable);
             }
+        };
+        let (mut offset, mut suspects) = (0, Vec::new());
+        for (owner, head) in ops.iter().flat_map(Op::bodies) {
+            let place = source.used + FRAME_HEADER_BYTES + header.head_len as usize + offset;
+            let end = offset + head.body_len as usize;
+            let Some(body) = bodies.get(offset..end).filter(|_| head.meta_len <= head.body_len) else {
+                unreadable(place, "a body is shorter than its head says".to_owned())?;
+                return Ok(Bodies::Unreadable);
+            };
+            if crc32c::crc32c(body) != head.crc && !frame::is_erased(body) {
+                suspects.push(Suspect { owner, file: source.name.clone(), offset: place, frame: sequence });
+            }
+            offset = end;
         }
-        if last && !suspects.is_empty() {
-            return Ok(false);
+        if !suspects.is_empty() && last() {
+            return Ok(Bodies::Torn);
         }
-        self.suspects.extend(suspects);
+        self.suspects.extend(suspects.into_iter().map(|suspect| (suspect.owner, suspect)));
         if !self.suspects.is_empty() {
             ops.iter().for_each(|op| self.excuse(op));
         }
-        Ok(true)
+        Ok(Bodies::Read)
     }
 
     /// What an op says of bodies before it that do not match: erased, or gone with their topic or by retention.
@@ -199,7 +378,8 @@ impl Walk {
             Op::Unscheduled { topic, number } => drop(self.suspects.remove(&Owner::Scheduled(*topic, *number))),
             Op::Due { topic, number, lane, sequence, .. } => {
                 if let Some(suspect) = self.suspects.remove(&Owner::Scheduled(*topic, *number)) {
-                    self.suspects.insert(Owner::Log(*lane, *sequence), suspect);
+                    let owner = Owner::Log(*lane, *sequence);
+                    self.suspects.insert(owner, Suspect { owner, ..suspect });
                 }
             }
             Op::Trim { lane, start, .. } => {
@@ -214,40 +394,9 @@ impl Walk {
     }
 }
 
-fn has_later(source: &Source, bytes: &[u8], at: usize, sequence: u64) -> bool {
-    let rest = bytes.get(at..).unwrap_or_default();
-    // The next frame begins right here, almost always.
-    frame::split(source.id, rest).is_some() || frame::find_later(source.id, bytes, at, sequence).is_some()
-}
-
-/// What a place without a whole frame means: whether it is a torn end, rather than the end.
-fn end_of(source: &Source, bytes: &[u8], sequence: u64, void_from: Option<u64>) -> Result<bool, OpenError> {
-    let (at, rest) = (source.used, &bytes[source.used..]);
-    if let Some(void_from) = void_from {
-        let detail = format!("frame {sequence} is not whole, and frames up to {} were written", void_from - 1);
-        return Err(OpenError::damaged(&source.name, at, detail));
-    }
-    if rest.iter().all(|byte| *byte == 0) {
-        // Reserved room that nothing was written to.
-        return Ok(false);
-    }
-    // If the frame's own header is whole, what its bodies look like says nothing about frames behind it.
-    let after = FrameHeader::decode(source.id, rest).map_or(at + 1, |header| at + header.frame_len());
-    if let Some(later) = frame::find_later(source.id, bytes, after, sequence) {
-        let detail = format!("frame {sequence} is not whole, and a later one at byte {later} is");
-        return Err(OpenError::damaged(&source.name, at, detail));
-    }
-    Ok(true)
-}
-
-/// The ops of a frame.
-pub(super) fn decode(source: &Source, head: &[u8]) -> Result<Vec<Op>, OpenError> {
-    postcard::from_bytes(head).map_err(|error| {
-        OpenError::damaged(&source.name, source.used, format!("a frame's head cannot be read: {error}"))
-    })
-}
-
-/// A whole file.
-pub(super) fn read_whole(file: &dyn DataFile, name: &str) -> Result<Bytes, OpenError> {
-    Ok(Bytes::from(read_all(file).map_err(OpenError::io(format!("reading {name}")))?))
+/// What became of looking at a frame's bodies.
+enum Bodies {
+    Read,
+    Torn,
+    Unreadable,
 }

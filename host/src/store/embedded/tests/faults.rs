@@ -1,7 +1,7 @@
 //! A disk without room and a disk that fails, over a file layer that obeys the test.
 
 use std::io;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use super::super::files::DataFile;
 use super::*;

@@ -5,7 +5,7 @@ use std::fs;
 use super::super::files::read_all as read_file;
 use super::*;
 
-fn journals(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn journals(dir: &Path) -> Vec<PathBuf> {
     let mut names: Vec<PathBuf> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
     names.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
     names.sort();
@@ -108,7 +108,7 @@ async fn a_directory_in_use_and_a_newer_format_are_refused() {
 }
 
 /// Limits under which a few messages fill blocks, memory and the journal.
-fn tight(dir: &Path, clock: &Clock) -> EmbeddedOptions {
+pub(super) fn tight(dir: &Path, clock: &Clock) -> EmbeddedOptions {
     let mut options = EmbeddedOptions::new(dir, clock.clone());
     options.limits.tail_bytes = 256 << 10;
     options.limits.unflushed_bytes_max = 512 << 10;
@@ -117,14 +117,14 @@ fn tight(dir: &Path, clock: &Clock) -> EmbeddedOptions {
     options
 }
 
-async fn publish_large(store: &EmbeddedStore, numbers: std::ops::Range<u64>) {
+pub(super) async fn publish_large(store: &EmbeddedStore, numbers: std::ops::Range<u64>) {
     for from in numbers.step_by(20) {
         let items = (from..from + 20).map(|n| item(message(n, &format!("{n:0>5000}")))).collect();
         store.append(batch(items)).await.unwrap();
     }
 }
 
-async fn drain(store: &EmbeddedStore) -> Vec<u64> {
+pub(super) async fn drain(store: &EmbeddedStore) -> Vec<u64> {
     let mut numbers = Vec::new();
     loop {
         let leases = lease(store, 50).await;
@@ -323,7 +323,7 @@ async fn an_opening_that_is_refused_changes_no_file() {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+pub(super) fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
         let (path, target) = (entry.path(), to.join(entry.file_name()));
