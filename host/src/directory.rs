@@ -3,6 +3,8 @@
 //! the catalog last, delete the other way round, so that a crash leaves nothing listed that is not there. Never touches
 //! messages.
 
+mod specs;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +23,11 @@ use crate::entropy::Entropy;
 use crate::message::{GroupId, TopicId, TopicName};
 use crate::pipeline::{PipelineError, Pipelines};
 use crate::schemas::{SchemaError, Schemas};
-use crate::store::{GroupSpec, MessageStore, SeekTo, StoreError, TopicSpec};
+use crate::store::{MessageStore, SeekTo, StoreError};
 
-/// Attempts of a Queue that no subscription has given settings: the API's default of 3 retries.
-const ATTEMPTS_DEFAULT: u32 = 4;
+use self::specs::{group_spec, needs_shared_group, shared_group};
+pub use self::specs::{group_specs, topic_spec};
+
 /// How long the secret before a rotation still signs.
 const ROTATION_OVERLAP: Duration = Duration::from_secs(24 * 3600);
 
@@ -295,7 +298,7 @@ impl Directory {
             }
         };
         self.reload().await?;
-        self.store.put_topic(self.spec(&topic)).await?;
+        self.store.put_topic(topic_spec(&topic)).await?;
         Ok(Arc::new(topic))
     }
 
@@ -576,27 +579,11 @@ impl Directory {
     }
 
     async fn put_into_store(&self, topic: &Topic) -> Result<(), DirectoryError> {
-        self.store.put_topic(self.spec(topic)).await?;
-        let has_subscription = !self.subscriptions_of(topic.id).is_empty();
-        let queue = topic.settings.kind == TopicKind::Queue;
-        if topic.name.is_dead_letter() || (queue && !has_subscription) {
+        self.store.put_topic(topic_spec(topic)).await?;
+        if needs_shared_group(topic, !self.subscriptions_of(topic.id).is_empty()) {
             self.store.put_group(shared_group(topic.id)).await?;
         }
         Ok(())
-    }
-
-    fn spec(&self, topic: &Topic) -> TopicSpec {
-        let settings = &topic.settings;
-        TopicSpec {
-            id: topic.id,
-            partitions: settings.partition_count,
-            retention: settings.retention,
-            retention_bytes: settings.retention_bytes,
-            dedup_window: settings.dedup_window,
-            dedup_keys_max: settings.dedup_keys_max,
-            dead_letter: topic.dead_letter,
-            dead_letter_payload: settings.dead_letter_payload == DeadLetterPayload::Original,
-        }
     }
 
     async fn refresh_topic_stages(&self, topic: &Topic, reason: &str, actor: &Actor) -> Result<(), DirectoryError> {
@@ -657,26 +644,6 @@ fn implicit_stage(name: &str, plugin: &str, config: serde_json::Value) -> StageS
         timeout_ms: 250,
         memory_mb: 64,
         emit_to: Vec::new(),
-    }
-}
-
-fn group_spec(subscription: &Subscription, start: SeekTo) -> GroupSpec {
-    GroupSpec {
-        topic: subscription.topic,
-        group: subscription.group,
-        name: Arc::clone(&subscription.consumer_group),
-        start,
-        attempts_max: subscription.settings.max_retries.saturating_add(1),
-    }
-}
-
-fn shared_group(topic: TopicId) -> GroupSpec {
-    GroupSpec {
-        topic,
-        group: GroupId::SHARED,
-        name: "".into(),
-        start: SeekTo::Earliest,
-        attempts_max: ATTEMPTS_DEFAULT,
     }
 }
 

@@ -30,3 +30,4 @@ pub mod api;
 pub mod broker;
 pub mod changes;
 pub mod cli;
+pub mod offline;

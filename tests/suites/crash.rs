@@ -114,6 +114,13 @@ async fn set_up(broker: &Broker, receiver: &Receiver) -> Arc<[Line]> {
     lines
 }
 
+/// What a killed broker leaves is no damage.
+fn assert_sound(broker: &Broker) {
+    let data_dir = broker.data_dir();
+    let checked = broker.cli(&["verify", "--data-dir", data_dir.to_str().expect("a temporary folder's path is text")]);
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
+}
+
 async fn one_round(broker: &mut Broker, number: u64, lines: &Arc<[Line]>) -> Vec<Delivery> {
     let round = Arc::new(Round {
         number,
@@ -148,6 +155,7 @@ async fn one_round(broker: &mut Broker, number: u64, lines: &Arc<[Line]>) -> Vec
         ended.expect("a client does not panic");
     }
     let seen = operator.stop().await;
+    assert_sound(broker);
     broker.restart().await;
     leases_ended(lines, &ending);
     clients::repeat_keyed(&round).await;

@@ -10,6 +10,7 @@ mod guide;
 mod hostile;
 mod http;
 mod main_job;
+mod offline;
 mod pipelines;
 mod reload;
 mod streams;

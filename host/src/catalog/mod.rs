@@ -11,6 +11,7 @@ mod columns;
 pub mod model;
 mod pipelines;
 mod plugins;
+mod salvage;
 mod schemas;
 mod subscriptions;
 mod topics;
@@ -29,6 +30,7 @@ pub use audit::{AuditFilter, Event};
 pub use model::*;
 pub use pipelines::NewRevision;
 pub use plugins::{Accepted, NewPlugin};
+pub use salvage::{PageFault, Salvaged};
 pub use schemas::{NewSchema, Registered};
 
 /// All of `migrations/sqlite`, in order. Listed by hand: `sqlx::migrate!` would compile SQLite a second time, for the

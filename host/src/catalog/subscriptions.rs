@@ -236,7 +236,7 @@ fn bind_changeable<'q>(statement: Statement<'q>, of: &Subscription) -> Statement
         .bind(integer(of.version))
 }
 
-fn subscription(row: &SqliteRow) -> Result<Subscription, CatalogError> {
+pub(super) fn subscription(row: &SqliteRow) -> Result<Subscription, CatalogError> {
     let columns = Columns(row);
     let previous = columns.text_opt("previous_secret")?.zip(columns.time_opt("previous_secret_until")?);
     let pause = columns.text_opt("pause_reason")?.zip(columns.time_opt("paused_since")?);

@@ -119,7 +119,7 @@ pub(super) async fn stored(writing: &mut Writing, id: TopicId) -> Result<Topic, 
     row.as_ref().map(topic).transpose()?.ok_or_else(|| CatalogError::NotFound("there is no such topic".to_owned()))
 }
 
-async fn insert(writing: &mut Writing, topic: &Topic) -> Result<(), CatalogError> {
+pub(super) async fn insert(writing: &mut Writing, topic: &Topic) -> Result<(), CatalogError> {
     let settings = &topic.settings;
     sqlx::query(
         "INSERT INTO topics (topic_id, name, dead_letter_topic_id, description, type, schema_id, delivery_guarantee,
@@ -189,7 +189,7 @@ async fn delete(writing: &mut Writing, id: TopicId) -> Result<Vec<String>, Catal
     Ok(subscriptions)
 }
 
-fn topic(row: &SqliteRow) -> Result<Topic, CatalogError> {
+pub(super) fn topic(row: &SqliteRow) -> Result<Topic, CatalogError> {
     let columns = Columns(row);
     Ok(Topic {
         id: TopicId(columns.number("topic_id")?),

@@ -1,6 +1,6 @@
-//! How a command fails: what it says, and the exit code that scripts see. Invariant: 0 done · 1 the broker refused · 2
-//! wrong usage or configuration · 3 no broker reached, or the connection broke · 4 refused for now (429, 503) · 5 this
-//! machine refused. Never prints.
+//! How a command fails: what it says, and the exit code that scripts see. Invariant: 0 done · 1 the broker refused, or the
+//! answer is no (not valid, damaged, lost) · 2 wrong usage or configuration · 3 no broker reached, or the connection broke ·
+//! 4 refused for now (429, 503) · 5 this machine refused. Never prints.
 
 use std::fmt;
 use std::io;
@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::broker::ServeError;
 use crate::config::{ConfigError, SecretError};
+use crate::offline::OfflineError;
 use crate::telemetry::TelemetryError;
 
 /// Why a command failed.
@@ -53,9 +54,21 @@ pub(super) enum Failure {
     /// No logs.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
+    /// A data directory could not be looked at, or not be written.
+    #[error(transparent)]
+    Offline(OfflineError),
     /// The broker could not start, or not stop well.
     #[error(transparent)]
     Serve(#[from] ServeError),
+}
+
+impl From<OfflineError> for Failure {
+    fn from(error: OfflineError) -> Failure {
+        match error {
+            OfflineError::Target(why) => Failure::Usage(why),
+            other => Failure::Offline(other),
+        }
+    }
 }
 
 impl Failure {
@@ -72,7 +85,11 @@ impl Failure {
             Failure::Refused(_) => 1,
             Failure::Usage(_) | Failure::Config(_) => 2,
             Failure::Unreachable { .. } | Failure::Foreign { .. } => 3,
-            Failure::Io { .. } | Failure::Secret(_) | Failure::Telemetry(_) | Failure::Serve(_) => 5,
+            Failure::Io { .. }
+            | Failure::Secret(_)
+            | Failure::Telemetry(_)
+            | Failure::Offline(_)
+            | Failure::Serve(_) => 5,
         }
     }
 
@@ -151,6 +168,7 @@ mod tests {
             (Failure::Foreign { url: url(), reason: String::new() }, 3),
             (Failure::io("f")(io::ErrorKind::NotFound.into()), 5),
             (SecretError::NotSet.into(), 5),
+            (OfflineError::Target("d is not empty".to_owned()).into(), 2),
         ] {
             assert_eq!(failure.exit_code(), code, "{failure}");
         }

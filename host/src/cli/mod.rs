@@ -1,5 +1,6 @@
-//! The command line. Invariant: client commands speak the HTTP API and nothing else, and every command ends with an exit
-//! code that `failure` documents. Never holds logic of the broker.
+//! The command line. Invariant: client commands speak the HTTP API and nothing else (`verify` and `repair` read a data
+//! directory that no broker runs on), and every command ends with an exit code that `failure` documents. Never holds logic
+//! of the broker.
 
 mod arguments;
 mod audit;
@@ -16,6 +17,7 @@ mod output;
 mod pipeline;
 mod plugin;
 mod publish;
+mod repair;
 mod schema;
 mod serve;
 mod settle;
@@ -23,6 +25,8 @@ mod subscription;
 mod tail;
 mod token;
 mod topic;
+mod verify;
+mod work_bar;
 
 use std::process::ExitCode;
 
@@ -48,7 +52,7 @@ In examples, words in capitals such as MESSAGE_ID stand for what your broker ans
 
 Exit codes:
   0  done
-  1  the broker refused the request
+  1  the broker refused the request, or the answer is no: not valid, damaged, lost
   2  wrong usage or configuration
   3  no broker was reached, or the connection broke
   4  refused for now, try again later (429, 503)
@@ -111,6 +115,10 @@ enum Command {
     Broker(Noun<broker::Action>),
     /// Who changed what
     Audit(audit::AuditArgs),
+    /// Check a data directory that no broker runs on
+    Verify(verify::VerifyArgs),
+    /// Write what is left of a damaged data directory to a new one
+    Repair(repair::RepairArgs),
     /// Show every setting, its value, and where it comes from
     Config(config::ConfigArgs),
     /// Write a completion script for a shell
@@ -159,6 +167,8 @@ async fn run_client(command: Command) -> Result<(), Failure> {
         Command::Dlq(args) => dlq::run(&args).await,
         Command::Broker(args) => broker::run(&args).await,
         Command::Audit(args) => audit::run(&args).await,
+        Command::Verify(args) => verify::run(&args).await,
+        Command::Repair(args) => repair::run(&args).await,
         Command::Serve(_) | Command::Token(_) | Command::Config(_) | Command::Completions(_) => {
             unreachable!("`main` runs these without a runtime of this kind")
         }
@@ -229,6 +239,8 @@ mod tests {
             "sluice pipeline set stages.json --topic orders",
             "sluice dlq replay orders --all",
             "sluice completions bash",
+            "sluice verify --data-dir d --json",
+            "sluice repair --data-dir d --to e",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
@@ -249,6 +261,7 @@ mod tests {
             "sluice topic create orders --unset schema-id",
             "sluice publish orders {} --atomic",
             "sluice publish orders {} --ttl PT1M --expires-at 2026-01-31T12:00:00Z",
+            "sluice repair --data-dir d",
             "sluice subscribe orders --group g --ack-timeout 30",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");
