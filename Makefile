@@ -43,9 +43,9 @@ check: wasm-target ## what must hold before a commit: format, lints, docs, tidy
 	cd plugin-sdk && RUSTDOCFLAGS="-D warnings" cargo doc --no-deps
 	cargo test --package sluice-tests --test tidy
 
-bench: wasm-target ## measure against a bare HTTP server in the same run (release build)
+bench: wasm-target ## measure each path beside a baseline in the same run, into docs/benchmarks.md (release build)
 	cargo build --release --workspace --bins
-	@"$(CARGO_TARGET_DIR)/release/sluice-bench"
+	@SLUICE_BENCHMARKS="$(CURDIR)/docs/benchmarks.md" "$(CARGO_TARGET_DIR)/release/sluice-bench"
 
 # Here the running takes longer than the building.
 soak: export CARGO_PROFILE_DEV_OPT_LEVEL = 1

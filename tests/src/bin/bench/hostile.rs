@@ -10,6 +10,9 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use sluice_tests::{Broker, Client, guest, wait};
 
+use super::load::median;
+use super::report::{Budget, Report, Row};
+
 const HEALTHY: &str = "healthy";
 const HOSTILE: &str = "hostile";
 /// Share of the healthy topic's most that is sent: DESIGN §10.
@@ -22,13 +25,11 @@ const HAMMERS: usize = 8;
 /// One that never ends, one that just never fails, one that floods the log.
 const MISDEEDS: [&str; 3] = ["spin", "drip", "print"];
 
-/// Prints a row for each misdeed.
-pub async fn rows(broker: &Broker) {
+/// A row for each misdeed.
+pub async fn rows(report: &mut Report) {
+    let broker = &Broker::start().await;
     set_up(broker).await;
     let per_second = most(broker).await * LOAD;
-    println!();
-    println!("{CONNECTIONS} connections at {per_second:.0} msg/s, medians of {PAIRS} pairs of {ROUND:?}");
-    println!("{:<34} {:>12} {:>12} {:>7}", "a neighbour's stage", "p99 without", "p99 with", "ratio");
     for misdeed in MISDEEDS {
         let (mut without, mut with) = (Vec::new(), Vec::new());
         for _ in 0..PAIRS {
@@ -37,8 +38,16 @@ pub async fn rows(broker: &Broker) {
             with.push(p99_ms(broker, per_second).await);
             hammers.stop().await;
         }
-        let (without, with) = (super::median(without), super::median(with));
-        println!("{misdeed:<34} {without:>9.2} ms {with:>9.2} ms {:>7.2}", with / without);
+        report.add(Row {
+            work: format!(
+                "p99 of a publish at {LOAD} load beside a stage that does `{misdeed}`, {per_second:.0} msg/s"
+            ),
+            ours: format!("{:.2} ms", median(with.clone())),
+            baseline: format!("without it: {:.2} ms", median(without.clone())),
+            figures: with.iter().zip(&without).map(|(with, without)| with / without).collect(),
+            unit: "×",
+            budget: Budget::AtMost(1.5),
+        });
     }
 }
 

@@ -1,0 +1,97 @@
+//! What a stage costs per message: the time that the broker itself counts for its calls, over batches of sixteen from one
+//! connection, so that a call is one batch. Invariant: a header is read by column, a payload is parsed as in the native
+//! loop beside it, which evaluates the same query on the same text on one thread.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use payload_query::Query;
+use serde_json::{Value, json};
+use sluice_tests::{Broker, Client};
+
+use super::load::{self, Target, Work, median};
+use super::report::{Budget, Report, Row};
+use super::{PAIRS, ROUND};
+
+const BATCH: usize = 16;
+const QUERY: &str = "$.amount > 100";
+const NATIVE_ROUNDS: usize = 50_000;
+
+/// A payload of about 1 KiB, of some fields.
+fn payload() -> String {
+    let items: Vec<Value> = (0..8)
+        .map(|n| json!({"sku": format!("article-{n:04}"), "count": n, "price": 12.5, "note": "as it was ordered last time"}))
+        .collect();
+    json!({"orderId": "018bcfe5-68fa-7000-8000-000000000000", "amount": 250, "currency": "EUR", "customer":
+        {"name": "A Customer", "city": "Some Town"}, "items": items, "comment": "x".repeat(120)})
+    .to_string()
+}
+
+/// The two rows.
+pub async fn rows(report: &mut Report) {
+    let broker = Broker::start().await;
+    let header = json!({"name": "f", "plugin": "filter", "version": "latest", "config": {"headerMatches": {"a": "1"}}});
+    let query = json!({"name": "f", "plugin": "filter", "version": "latest", "config": {"payloadQuery": QUERY}});
+    for (topic, stage) in [("by-column", header), ("by-query", query)] {
+        broker.create_topic(topic, "Queue").await;
+        broker.put_pipeline(topic, json!([stage])).await;
+    }
+    let (mut column, mut wasm, mut native) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..PAIRS {
+        column.push(microseconds(&broker, "by-column").await);
+        wasm.push(microseconds(&broker, "by-query").await);
+        native.push(native_microseconds());
+    }
+    let bytes = payload().len();
+    report.add(Row {
+        work: format!("a stage that reads one header by column, {bytes} B, batches of {BATCH}"),
+        ours: format!("{:.2} µs a message", median(column.clone())),
+        baseline: "its own time alone".to_owned(),
+        figures: column,
+        unit: "µs",
+        budget: Budget::AtMost(0.15),
+    });
+    report.add(Row {
+        work: format!("a stage that asks `{QUERY}` of JSON, {bytes} B, batches of {BATCH}"),
+        ours: format!("{:.2} µs a message", median(wasm.clone())),
+        baseline: format!("native, one thread: {:.2} µs", median(native.clone())),
+        figures: wasm.iter().zip(&native).map(|(wasm, native)| wasm / native).collect(),
+        unit: "×",
+        budget: Budget::AtMost(2.0),
+    });
+}
+
+/// Of the stages' time, over one round.
+async fn microseconds(broker: &Broker, topic: &str) -> f64 {
+    let message = json!({"topicName": topic, "payload": payload(), "headers": {"a": "1"}});
+    let body = json!({"messages": vec![message; BATCH]}).to_string();
+    let target = Target::of(broker);
+    let request = target.request("POST", "/messages/publish/batch", body.as_bytes());
+    let before = spent(broker).await;
+    load::run(&target, &Work::Publish { request, status: 200, messages: BATCH }, 1, ROUND).await;
+    let after = spent(broker).await;
+    assert!(after.1 > before.1, "the stage has run");
+    (after.0 - before.0) * 1e6 / (after.1 - before.1)
+}
+
+/// Seconds that the filter's calls took so far, and its messages.
+async fn spent(client: &Client) -> (f64, f64) {
+    let answer = client.get("//metrics").await;
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    let sum = |name: &str| -> f64 {
+        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains("plugin=\"filter\""));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    };
+    (sum("sluice_plugin_run_duration_seconds_sum"), sum("sluice_plugin_messages_total"))
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
+fn native_microseconds() -> f64 {
+    let (query, payload) = (Query::parse(QUERY).expect("a query"), payload());
+    let begun = Instant::now();
+    for _ in 0..NATIVE_ROUNDS {
+        let value: Value = serde_json::from_slice(black_box(payload.as_bytes())).expect("JSON");
+        assert!(query.matches(black_box(&value)), "the amount is above");
+    }
+    begun.elapsed().as_secs_f64() * 1e6 / NATIVE_ROUNDS as f64
+}
