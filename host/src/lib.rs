@@ -31,3 +31,4 @@ pub mod broker;
 pub mod changes;
 pub mod cli;
 pub mod offline;
+pub mod process;

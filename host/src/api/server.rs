@@ -22,6 +22,7 @@ use tower::Service as _;
 use self::activity::{Activity, Pulse, Watched};
 use crate::broker::Broker;
 use crate::config::Limits;
+use crate::process;
 
 /// HTTP/2 requests at once on one connection: what most clients assume, and a bound on what one connection costs.
 const STREAMS_MAX: u32 = 128;
@@ -37,9 +38,24 @@ const CUT_WAIT: Duration = Duration::from_secs(1);
 
 /// Serves the API on `listener` until the broker is told to stop, then finishes what is in flight.
 pub async fn serve(broker: Arc<Broker>, listener: TcpListener) {
-    let (limits, stopping) = (broker.config.limits.clone(), broker.stopping.clone());
+    let (limits, stopping) = (bounded_by_handles(broker.config.limits.clone()), broker.stopping.clone());
     let app = super::app(&broker).expect("a broker has one API, so its metrics are not registered yet");
     run(listener, app, &limits, stopping).await;
+}
+
+/// Connections take no handle that a file of the store may need: without them, nothing could be stored or read.
+fn bounded_by_handles(mut limits: Limits) -> Limits {
+    let open_files_max = process::open_files_max();
+    let room = process::connections_within(open_files_max);
+    if limits.connections_max > room {
+        tracing::warn!(
+            open_files_max,
+            wanted = limits.connections_max,
+            "at most {room} connections: the system allows no more open files (ulimit -n), and half are for files"
+        );
+        limits.connections_max = room;
+    }
+    limits
 }
 
 /// Serves `app` on `listener` until `stopping`.

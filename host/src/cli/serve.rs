@@ -11,7 +11,7 @@ use super::arguments::ConfigFlags;
 use super::failure::Failure;
 use crate::config::{Config, Flags};
 use crate::entropy::Entropy;
-use crate::{broker, telemetry};
+use crate::{broker, process, telemetry};
 
 /// How long threads that are still busy after the stop may take: the broker has finished what counts by then.
 const LINGER: Duration = Duration::from_secs(2);
@@ -43,6 +43,7 @@ pub(super) struct ServeArgs {
 
 /// Runs until SIGTERM or SIGINT.
 pub(super) fn run(args: ServeArgs) -> Result<(), Failure> {
+    process::survive_file_size_limit();
     let flags = Flags { listen: args.listen, plugins_dir: args.plugins_dir, ..args.config.flags() };
     let loaded = Config::load(&flags)?;
     let mut config = loaded.config;
