@@ -210,6 +210,7 @@ impl Broker {
             &registry,
         )?;
         let topic_metrics = TopicMetrics::new(&registry)?;
+        registry.register(Box::new(crate::telemetry::left_out()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let started_at = clock.now();
         Ok(Arc::new(Broker {
@@ -251,6 +252,8 @@ impl Broker {
         let (mut next_retain, mut next_trim) = (self.clock.now(), self.clock.now());
         let (mut due, mut retention, mut audit) =
             (Trouble::with("what is due"), Trouble::with("retention"), Trouble::with("trimming the audit log"));
+        let left_out = crate::telemetry::left_out();
+        let mut told = left_out.get();
         while !self.stopping.is_cancelled() {
             let ticked = self.store.tick().await;
             due.heard(ticked.as_ref().err());
@@ -258,6 +261,10 @@ impl Broker {
             if self.clock.now() >= next_retain {
                 retention.heard(self.store.retain().await.as_ref().err());
                 next_retain = self.clock.now().plus(RETAIN_EVERY);
+                if left_out.get() > told {
+                    tracing::warn!(lines = left_out.get() - told, "the log left lines out: it had said the same often");
+                    told = left_out.get();
+                }
             }
             if self.clock.now() >= next_trim {
                 let trimmed = self.catalog.trim_audit(self.clock.now().minus(AUDIT_KEPT)).await;

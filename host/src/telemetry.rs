@@ -1,8 +1,9 @@
 //! Logs and traces: how they are set up, and the trace that a request or a delivery belongs to. Invariant: telemetry
-//! never blocks, never grows without bound and never fails a request; what the collector can't take is dropped. Metrics
-//! live with what they measure; `/metrics` is the API's.
+//! never blocks, never grows without bound and never fails a request; what the collector can't take is dropped, and what
+//! the log has been told often enough is counted. Metrics live with what they measure; `/metrics` is the API's.
 
 mod export;
+mod flood;
 mod trace;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use crate::config::Telemetry;
 
 pub use export::ExportError;
+pub use flood::left_out;
 pub use trace::{
     Traced, current_trace_context, in_trace, link_to, new_trace, parse_traceparent, parse_tracestate, set_parent,
     trace_id,
@@ -106,6 +108,7 @@ pub fn init(settings: &Telemetry, node_id: &str) -> Result<Guard, TelemetryError
     } else {
         logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed()
     };
+    let logs = logs.with_filter(flood::Flood::default());
     tracing_subscriber::registry().with(level(&settings.log_level)?).with(logs).with(traces).try_init()?;
     Ok(Guard { provider })
 }
