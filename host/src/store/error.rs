@@ -21,6 +21,9 @@ pub enum StoreError {
     /// Nothing was stored, and it may work later: no room, stopping, a failed write.
     #[error("the store takes no writes now: {0}")]
     Unavailable(String),
+    /// Nothing was stored: more waits to be written than the store holds.
+    #[error("the store is busy: {0}")]
+    Busy(String),
     /// It may or may not be stored.
     #[error("it is not known whether the batch was stored: {0}")]
     OutcomeUnknown(String),
@@ -46,7 +49,10 @@ impl StoreError {
     /// Whether the same call may succeed later.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_) | StoreError::KvConflict)
+        matches!(
+            self,
+            StoreError::Unavailable(_) | StoreError::Busy(_) | StoreError::OutcomeUnknown(_) | StoreError::KvConflict
+        )
     }
 }
 

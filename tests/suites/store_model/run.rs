@@ -94,7 +94,7 @@ impl Run {
     fn excused(&self, error: &StoreError) -> bool {
         assert!(self.disk.struck() > 0, "the disk did nothing wrong: {error}");
         match error {
-            StoreError::Unavailable(_) => false,
+            StoreError::Unavailable(_) | StoreError::Busy(_) => false,
             StoreError::OutcomeUnknown(_) => true,
             other => panic!("no fault of a disk: {other}"),
         }
@@ -247,7 +247,7 @@ impl Run {
     async fn send(&mut self, batch: AppendBatch) {
         self.revision = self.revision.max(batch.revision);
         match self.bed.append(batch.clone()).await {
-            Err(error @ (StoreError::Unavailable(_) | StoreError::OutcomeUnknown(_))) => {
+            Err(error @ (StoreError::Unavailable(_) | StoreError::Busy(_) | StoreError::OutcomeUnknown(_))) => {
                 if self.excused(&error) {
                     self.oracles.unless_lost(|oracle| oracle.append_unseen(&batch));
                 }

@@ -32,6 +32,9 @@ impl From<StoreError> for Problem {
                 Code::StoreUnavailable,
                 "The store takes no writes now; nothing was stored, send it again.",
             ),
+            StoreError::Busy(_) => {
+                Problem::new(Code::Backpressure, "More waits to be stored than the broker holds; send it later.")
+            }
             StoreError::OutcomeUnknown(_) => Problem::new(
                 Code::OutcomeUnknown,
                 "It may or may not be done; a publish sent again with the same `Idempotency-Key` finds out.",

@@ -82,14 +82,14 @@ impl<T> Queue<T> {
     /// Adds an item unless that takes the queue over `bytes_max`.
     ///
     /// # Errors
-    /// `Unavailable`, when it is full or closed.
+    /// `Busy` when it is full, `Unavailable` when it is closed.
     pub fn push(&self, item: T, bytes: u64, bytes_max: u64) -> Result<(), StoreError> {
         let mut inner = self.inner.lock();
         if inner.closed {
             return Err(StoreError::Unavailable("the store is closed".to_owned()));
         }
         if inner.bytes + bytes > bytes_max && !inner.items.is_empty() {
-            return Err(StoreError::Unavailable("more waits to be written than the store holds".to_owned()));
+            return Err(StoreError::Busy("more waits to be written than it holds".to_owned()));
         }
         inner.bytes += bytes;
         inner.items.push_back((item, bytes));
@@ -175,6 +175,8 @@ pub struct Core {
     pub journal_bytes: AtomicU64,
     /// Times of the journal's syncs.
     pub syncs: Histogram,
+    /// The journal found no room for a new file: a checkpoint, whether due or not, would give some back.
+    pub room_wanted: AtomicBool,
     /// Why the last write failed, until one succeeds.
     pub write_fault: Mutex<Option<String>>,
     /// Why segments or checkpoints cannot be written.
@@ -201,6 +203,7 @@ impl Core {
             journal_files: Mutex::new(Vec::new()),
             journal_bytes: AtomicU64::new(0),
             syncs: figures::syncs(),
+            room_wanted: AtomicBool::new(false),
             write_fault: Mutex::new(None),
             maintenance_fault: Mutex::new(None),
             closed: AtomicBool::new(false),

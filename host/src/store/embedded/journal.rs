@@ -3,6 +3,8 @@
 //!
 //! A file's header names the sequence of its first frame. A frame in an earlier file with that sequence or a higher one
 //! is void: its sync failed, and the writer moved on to the new file without it.
+//!
+//! When room runs out, what takes room stops before what gives it back: see [`Purpose`].
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -18,6 +20,31 @@ const FILE_BYTES_MIN: u64 = 4 << 20;
 /// Room in later files, doubled from file to file up to this, unless one frame is larger. A checkpoint frees whole files,
 /// so this is also the grain in which the journal's space comes back.
 const FILE_BYTES_MAX: u64 = 64 << 20;
+
+/// Room at the end of each file that messages leave for [`Purpose::Upkeep`]: some ten thousand settlements, and a file
+/// system of which the journal has the rest can be emptied by retention, purges and deletions.
+const SPARE_BYTES: u64 = 256 << 10;
+/// Room in a file that is made when there is none for more: for upkeep alone.
+const FILE_BYTES_LAST: u64 = 64 << 10;
+
+/// What a frame is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Messages: refused as soon as no file of the usual size can be made.
+    Messages,
+    /// Settlements, and what removes messages: written while there is room for it alone.
+    Upkeep,
+}
+
+impl Purpose {
+    /// What a frame of this purpose leaves free behind it.
+    fn spare(self) -> u64 {
+        match self {
+            Purpose::Messages => SPARE_BYTES,
+            Purpose::Upkeep => 0,
+        }
+    }
+}
 
 /// Why a frame was not written.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +69,8 @@ pub struct Journal {
     buffer: Vec<u8>,
     made: Vec<(u64, u64)>,
     room_next: u64,
+    /// No file of the usual size could be made, the last time that it was tried.
+    full: bool,
     syncs: Histogram,
 }
 
@@ -81,6 +110,7 @@ impl Journal {
             buffer: Vec::new(),
             made: Vec::new(),
             room_next: FILE_BYTES_MIN,
+            full: false,
             syncs,
         }
     }
@@ -90,18 +120,37 @@ impl Journal {
         std::mem::take(&mut self.made)
     }
 
+    /// Whether no file of the usual size could be made, the last time that it was tried.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// Where it is full, tries again to make a file of the usual size.
+    ///
+    /// # Errors
+    /// `NotWritten`: there is still no room.
+    pub fn make_room(&mut self) -> Result<(), JournalError> {
+        if self.full { self.rotate(0, Purpose::Messages) } else { Ok(()) }
+    }
+
     /// Writes one frame and syncs it; returns its sequence.
     ///
     /// # Errors
     /// See [`JournalError`]; the journal can be used again after either.
-    pub fn write<'a>(&mut self, head: &[u8], bodies: impl Iterator<Item = &'a [u8]>) -> Result<u64, JournalError> {
+    pub fn write<'a>(
+        &mut self,
+        purpose: Purpose,
+        head: &[u8],
+        bodies: impl Iterator<Item = &'a [u8]>,
+    ) -> Result<u64, JournalError> {
         let sequence = self.next_sequence;
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.clear();
         buffer.resize(FRAME_HEADER_BYTES, 0);
         buffer.extend_from_slice(head);
         bodies.for_each(|body| buffer.extend_from_slice(body));
-        let result = self.write_buffer(sequence, head, &mut buffer);
+        let result = self.write_buffer((purpose, sequence), head, &mut buffer);
         // One huge frame must not pin its memory for ever.
         if buffer.capacity() <= 16 << 20 {
             self.buffer = buffer;
@@ -109,12 +158,18 @@ impl Journal {
         result
     }
 
-    fn write_buffer(&mut self, sequence: u64, head: &[u8], buffer: &mut [u8]) -> Result<u64, JournalError> {
+    fn write_buffer(
+        &mut self,
+        (purpose, sequence): (Purpose, u64),
+        head: &[u8],
+        buffer: &mut [u8],
+    ) -> Result<u64, JournalError> {
         let len = buffer.len() as u64;
+        let needed = len + purpose.spare();
         let body_len = u32::try_from(buffer.len() - FRAME_HEADER_BYTES - head.len())
             .map_err(|_| JournalError::NotWritten("a batch of more than 4 GiB".to_owned()))?;
-        if self.current.as_ref().is_none_or(|current| current.at + len > current.room) {
-            self.rotate(len)?;
+        if self.current.as_ref().is_none_or(|current| current.at + needed > current.room) {
+            self.rotate(len, purpose)?;
         }
         let Some(current) = &mut self.current else {
             return Err(JournalError::NotWritten("the journal has no file to write to".to_owned()));
@@ -155,20 +210,21 @@ impl Journal {
         }
     }
 
-    /// Starts a new file with room for a frame of `frame_bytes`.
-    fn rotate(&mut self, frame_bytes: u64) -> Result<(), JournalError> {
+    /// Starts a new file with room for a frame of `frame_bytes`: of the size that is next, or a smaller one where there is
+    /// no room for that.
+    fn rotate(&mut self, frame_bytes: u64, purpose: Purpose) -> Result<(), JournalError> {
         let id = self.next_file;
         let path = self.dir.join(file_name(id));
-        let room = self.room_next.max(FILE_HEADER_BYTES as u64 + frame_bytes);
-        let header = FileHeader { id, first: self.next_sequence }.encode(FileKind::Journal);
-        let reserved = self.files.create(&path).and_then(|file| file.preallocate(room).map(|()| file));
-        let file = match reserved {
-            Ok(file) => file,
+        let needed = FILE_HEADER_BYTES as u64 + frame_bytes + purpose.spare();
+        let (file, room) = match self.reserve(&path, needed, purpose) {
+            Ok(reserved) => reserved,
             Err(error) => {
                 // It has no header yet, so it says nothing; the current file goes on taking what still fits.
+                self.full = true;
                 return Err(self.give_up(&path, &error));
             }
         };
+        let header = FileHeader { id, first: self.next_sequence }.encode(FileKind::Journal);
         let made = file.write_at(&header, 0).and_then(|()| file.sync()).and_then(|()| self.files.sync_dir(&self.dir));
         if let Err(error) = made {
             // The header may be durable, and it voids this sequence in all earlier files: they take no more frames.
@@ -178,8 +234,28 @@ impl Journal {
         self.current = Some(Current { id, file, at: FILE_HEADER_BYTES as u64, room });
         self.next_file = id + 1;
         self.made.push((id, self.next_sequence));
-        self.room_next = (self.room_next * 2).min(FILE_BYTES_MAX);
+        self.full = room < FILE_BYTES_MIN;
+        if room >= self.room_next {
+            self.room_next = (self.room_next * 2).min(FILE_BYTES_MAX);
+        }
         Ok(())
+    }
+
+    /// A file at `path` with room for at least `needed` bytes, and the room it has.
+    fn reserve(&self, path: &Path, needed: u64, purpose: Purpose) -> std::io::Result<(Arc<dyn DataFile>, u64)> {
+        let last = match purpose {
+            Purpose::Messages => FILE_BYTES_MIN,
+            Purpose::Upkeep => FILE_BYTES_LAST,
+        };
+        let mut room = self.room_next.max(needed);
+        loop {
+            // Created anew each time: a reservation that failed may have taken some of the room.
+            match self.files.create(path).and_then(|file| file.preallocate(room).map(|()| file)) {
+                Ok(file) => return Ok((file, room)),
+                Err(_) if room > last.max(needed) => room = next_smaller(room, last).max(needed),
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     fn give_up(&self, path: &Path, error: &std::io::Error) -> JournalError {
@@ -188,4 +264,9 @@ impl Journal {
         }
         JournalError::NotWritten(format!("no room for a new journal file: {error}"))
     }
+}
+
+/// The size to try after `room`: the least that messages go into, then the least of all.
+fn next_smaller(room: u64, last: u64) -> u64 {
+    if room > FILE_BYTES_MIN { FILE_BYTES_MIN } else { last }
 }

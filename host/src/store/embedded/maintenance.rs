@@ -74,14 +74,20 @@ impl Maintenance {
     /// # Errors
     /// What the file layer says; the same step can be tried again.
     pub fn step(&mut self) -> Result<(), StoreError> {
+        // First what gives room back: on a full disk, nothing else succeeds before.
+        let removed = self.remove_dead();
         self.flush_full()?;
         self.erase()?;
-        if self.core.journal_bytes.load(Ordering::Relaxed) >= self.core.limits.checkpoint_bytes
-            && self.poisoned.is_none()
-        {
+        let due = self.core.journal_bytes.load(Ordering::Relaxed) >= self.core.limits.checkpoint_bytes;
+        if self.poisoned.is_none() && (due | self.can_make_room()) {
             self.checkpoint()?;
         }
-        self.remove_dead()
+        removed.and_then(|()| self.remove_dead())
+    }
+
+    /// Whether the journal wants room, and has files that a checkpoint replaces.
+    fn can_make_room(&self) -> bool {
+        self.core.room_wanted.swap(false, Ordering::Relaxed) && self.core.journal_files.lock().len() > 1
     }
 
     fn job(&mut self, job: Job) {

@@ -1,5 +1,6 @@
 //! Tests of the whole store over real files: what an abrupt end, damage, and a full or failing disk leave behind.
 
+mod bounds;
 mod contract;
 mod crash;
 mod faults;

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::core::{Command, Core, Reply};
-use super::journal::{Journal, JournalError};
+use super::journal::{Journal, JournalError, Purpose};
 use super::ops::{Body, Op};
 use super::recovery::OpenError;
 use super::state::State;
@@ -37,7 +37,7 @@ enum Room {
     /// Once segments are written.
     Later,
     /// Not until something is mended.
-    Never(String),
+    Never(StoreError),
 }
 
 /// See the module.
@@ -65,11 +65,13 @@ impl Writer {
     pub fn begin_epoch(&mut self) -> Result<(), OpenError> {
         let epoch = self.core.state.lock().epoch + 1;
         let ops = vec![Op::Epoch(epoch)];
-        let sequence = self.write(&ops, &[]).map_err(|error| OpenError::Io {
+        let sequence = self.write(Purpose::Upkeep, &ops, &[]).map_err(|error| OpenError::Io {
             what: "beginning a new epoch in the journal".to_owned(),
             source: std::io::Error::other(error),
         })?;
         apply(&mut self.core.state.lock(), ops, Vec::new(), self.core.clock.now(), sequence);
+        // Opened on a full disk, it serves what is stored; whether it takes messages, the next look says.
+        drop(self.make_room());
         Ok(())
     }
 
@@ -123,10 +125,14 @@ impl Writer {
         };
         if notes >= NOTES_MAX {
             self.commit(Vec::new());
+        } else if self.journal.is_full() {
+            if self.make_room().is_err() {
+                self.want_room();
+            }
         } else if self.core.write_fault.lock().is_some() {
             // An epoch that was begun before: a frame that changes nothing.
             let ops = vec![Op::Epoch(epoch)];
-            if let Ok(sequence) = self.write(&ops, &[]) {
+            if let Ok(sequence) = self.write(Purpose::Upkeep, &ops, &[]) {
                 apply(&mut self.core.state.lock(), ops, Vec::new(), self.core.clock.now(), sequence);
                 self.note_health(None);
             }
@@ -150,7 +156,7 @@ impl Writer {
             }
             Room::Never(fault) => Some(fault),
             Room::Later if self.waits >= FLUSH_WAITS || self.held.len() + commands.len() > HELD_MAX => {
-                Some("segments are not written as fast as messages come".to_owned())
+                Some(StoreError::Busy("segments are not written as fast as messages come".to_owned()))
             }
             Room::Later => None,
         };
@@ -160,31 +166,55 @@ impl Writer {
         if let Some(fault) = fault {
             for command in self.held.drain(..) {
                 if let Command::Append(_, reply) = command {
-                    answer(reply, Err(StoreError::Unavailable(fault.clone())));
+                    answer(reply, Err(fault.clone()));
                 }
             }
         }
         pass
     }
 
-    fn room(&self) -> Room {
+    fn room(&mut self) -> Room {
+        if let Err(fault) = self.make_room() {
+            return Room::Never(fault);
+        }
         if self.core.journal_bytes.load(Ordering::Relaxed) > self.core.limits.journal_bytes_max {
-            return Room::Never("the journal has no room left, because checkpoints fail".to_owned());
+            let fault = "the journal has no room left, because checkpoints fail";
+            return Room::Never(StoreError::Unavailable(fault.to_owned()));
         }
         if self.core.state.lock().unflushed_bytes <= self.core.limits.unflushed_bytes_max {
             return Room::Some;
         }
         if let Some(fault) = self.core.maintenance_fault.lock().clone() {
-            return Room::Never(fault);
+            return Room::Never(StoreError::Unavailable(fault));
         }
         self.core.jobs.nudge();
         Room::Later
+    }
+
+    /// Where no journal file could be made, tries again: messages are refused while that fails, before they cost anything.
+    fn make_room(&mut self) -> Result<(), StoreError> {
+        let was_full = self.journal.is_full();
+        let made = self.journal.make_room();
+        self.core.journal_files.lock().extend(self.journal.take_made());
+        let made = made.map_err(|error| StoreError::Unavailable(error.to_string()));
+        if was_full {
+            self.note_health(made.as_ref().err());
+        }
+        made
+    }
+
+    /// A checkpoint gives back what the journal takes itself.
+    fn want_room(&self) {
+        self.core.room_wanted.store(true, Ordering::Relaxed);
+        self.core.jobs.nudge();
     }
 
     /// Carries out commands as one frame, and writes what was granted since the last.
     pub fn commit(&mut self, commands: Vec<Command>) {
         let core = Arc::clone(&self.core);
         let now = core.clock.now();
+        let messages = commands.iter().any(|command| matches!(command, Command::Append(..)));
+        let purpose = if messages { Purpose::Messages } else { Purpose::Upkeep };
         let wants_notes = commands.is_empty() || commands.iter().any(|command| matches!(command, Command::Tick(..)));
         let mut plan = Plan::default();
         let mut answers = Vec::with_capacity(commands.len());
@@ -202,7 +232,7 @@ impl Writer {
         let Plan { appends, bodies, settles, side, marked, .. } = plan;
         let noted = notes.len();
         let ops: Vec<Op> = notes.into_iter().chain(appends).chain(settles).chain(side).collect();
-        let written = self.write(&ops, &bodies);
+        let written = self.write(purpose, &ops, &bodies);
         let mut state = core.state.lock();
         let outcome = match written {
             Ok(sequence) => {
@@ -219,14 +249,18 @@ impl Writer {
         answers.into_iter().for_each(|answer| answer(outcome.clone()));
     }
 
-    fn write(&mut self, ops: &[Op], bodies: &[Body]) -> Result<u64, StoreError> {
+    fn write(&mut self, purpose: Purpose, ops: &[Op], bodies: &[Body]) -> Result<u64, StoreError> {
         let mut head = std::mem::take(&mut self.head);
         head.clear();
         head = postcard::to_extend(ops, head).expect("ops have no type that postcard refuses");
         let parts = bodies.iter().flat_map(|body| [&body.meta[..], &body.payload[..]]);
         let bytes = head.len() as u64 + bodies.iter().map(|body| u64::from(body.head.body_len)).sum::<u64>();
-        let result = self.journal.write(&head, parts);
+        let was_full = self.journal.is_full();
+        let result = self.journal.write(purpose, &head, parts);
         self.core.journal_files.lock().extend(self.journal.take_made());
+        if self.journal.is_full() && !was_full {
+            self.want_room();
+        }
         if head.capacity() <= 4 << 20 {
             self.head = head;
         }
@@ -241,12 +275,19 @@ impl Writer {
         Ok(sequence)
     }
 
+    /// Logs a fault when it comes, and that it is over, not each time that it is met.
     fn note_health(&self, error: Option<&StoreError>) {
+        let now = error.map(ToString::to_string);
         let mut fault = self.core.write_fault.lock();
-        if let Some(error) = error {
-            tracing::error!(%error, "the journal could not be written");
+        if *fault == now || (now.is_none() && self.journal.is_full()) {
+            // Full it is, though a settlement has found room.
+            return;
         }
-        *fault = error.map(ToString::to_string);
+        match error {
+            Some(error) => tracing::error!(%error, "the journal could not be written"),
+            None => tracing::info!("the journal can be written again"),
+        }
+        *fault = now;
     }
 }
 

@@ -76,7 +76,8 @@ impl State {
     /// Grants what waits, adding to `out`.
     ///
     /// # Errors
-    /// `NoTopic`, `NoGroup`, or the damage of the partitions that are left when nothing else could be granted.
+    /// `NoTopic`, `NoGroup`, `Unavailable` when no more grants can be noted, or the damage of the partitions that are left
+    /// when nothing else could be granted.
     pub fn grant(
         &mut self,
         request: &LeaseRequest,
@@ -84,6 +85,9 @@ impl State {
         pins: &[Pin],
         out: &mut Vec<Granted>,
     ) -> Result<Stop, StoreError> {
+        if self.notes.len() >= self.limits.notes_max {
+            return Err(StoreError::Unavailable("more grants wait to be written than the store holds".to_owned()));
+        }
         let topic = self.topics.get_mut(&request.topic).ok_or(StoreError::NoTopic)?;
         let cutoff = topic.cutoff(now);
         let group = topic.groups.get_mut(&request.group).ok_or(StoreError::NoGroup)?;

@@ -155,6 +155,8 @@ pub struct EmbeddedLimits {
     pub cache_bytes: u64,
     /// Leased, retried and parked messages of one group; beyond, it gets no new ones until some are settled.
     pub exceptions_max: usize,
+    /// Calls that granted what no frame holds yet, because none can be written; beyond, `Unavailable`.
+    pub notes_max: usize,
     /// Messages parked behind others of their key, per group and partition; beyond, the partition waits.
     pub parked_max: usize,
     /// Scheduled messages in all topics; beyond, `TopicFull`.
@@ -183,6 +185,7 @@ impl Default for EmbeddedLimits {
             unflushed_bytes_max: 48 << 20,
             cache_bytes: 32 << 20,
             exceptions_max: 100_000,
+            notes_max: 50_000,
             parked_max: 4096,
             scheduled_max: 1_000_000,
             scheduled_bytes_max: 256 << 20,

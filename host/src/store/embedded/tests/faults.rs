@@ -12,12 +12,22 @@ struct Switches {
     writes: AtomicBool,
     syncs: AtomicBool,
     room: AtomicBool,
+    /// Writes to segments alone.
+    segments: AtomicBool,
     synced: AtomicU32,
 }
 
 struct Faulty(Arc<Switches>);
 
-struct FaultyFile(Arc<dyn DataFile>, Arc<Switches>);
+/// A file, whether it is a segment, and the switches.
+struct FaultyFile(Arc<dyn DataFile>, bool, Arc<Switches>);
+
+impl Faulty {
+    fn file(&self, path: &Path, file: Arc<dyn DataFile>) -> Arc<dyn DataFile> {
+        let is_segment = path.extension().is_some_and(|extension| extension == "seg");
+        Arc::new(FaultyFile(file, is_segment, Arc::clone(&self.0)))
+    }
+}
 
 fn fails(switch: &AtomicBool, kind: io::ErrorKind) -> io::Result<()> {
     if switch.load(Ordering::SeqCst) { Err(io::Error::from(kind)) } else { Ok(()) }
@@ -31,10 +41,10 @@ impl FileLayer for Faulty {
         Disk.list(dir)
     }
     fn create(&self, path: &Path) -> io::Result<Arc<dyn DataFile>> {
-        Ok(Arc::new(FaultyFile(Disk.create(path)?, Arc::clone(&self.0))))
+        Ok(self.file(path, Disk.create(path)?))
     }
     fn open(&self, path: &Path) -> io::Result<Arc<dyn DataFile>> {
-        Ok(Arc::new(FaultyFile(Disk.open(path)?, Arc::clone(&self.0))))
+        Ok(self.file(path, Disk.open(path)?))
     }
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         Disk.rename(from, to)
@@ -55,16 +65,19 @@ impl DataFile for FaultyFile {
         self.0.read_at(buf, offset)
     }
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        if self.1.writes.load(Ordering::SeqCst) {
+        if self.2.writes.load(Ordering::SeqCst) {
             // Half of it gets there, as on a disk that fills up.
             self.0.write_at(&bytes[..bytes.len() / 2], offset)?;
         }
-        fails(&self.1.writes, io::ErrorKind::StorageFull)?;
+        fails(&self.2.writes, io::ErrorKind::StorageFull)?;
+        if self.1 {
+            fails(&self.2.segments, io::ErrorKind::StorageFull)?;
+        }
         self.0.write_at(bytes, offset)
     }
     fn sync(&self) -> io::Result<()> {
-        fails(&self.1.syncs, io::ErrorKind::Other)?;
-        self.1.synced.fetch_add(1, Ordering::SeqCst);
+        fails(&self.2.syncs, io::ErrorKind::Other)?;
+        self.2.synced.fetch_add(1, Ordering::SeqCst);
         self.0.sync()
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -74,7 +87,7 @@ impl DataFile for FaultyFile {
         self.0.len()
     }
     fn preallocate(&self, len: u64) -> io::Result<()> {
-        fails(&self.1.room, io::ErrorKind::StorageFull)?;
+        fails(&self.2.room, io::ErrorKind::StorageFull)?;
         self.0.preallocate(len)
     }
 }
@@ -112,6 +125,144 @@ async fn without_room_nothing_is_stored_and_service_returns_with_room() {
     let store = open(dir.path(), &clock);
     assert_eq!(read_all(&store, TOPIC).await, ["payload 0", "stored"]);
     assert_eq!(store.stats(TOPIC).await.unwrap().groups[0].acked_total, 1);
+}
+
+/// Fills the journal's file while no other can be made; answers how many messages it took.
+async fn fill(store: &EmbeddedStore) -> u64 {
+    let large = "x".repeat(64 << 10);
+    for number in 1..1000 {
+        match store.append(batch(vec![item(message(number, &large))])).await {
+            Ok(_) => {}
+            Err(StoreError::Unavailable(_)) => return number - 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    panic!("the journal was never full");
+}
+
+#[tokio::test]
+async fn without_room_for_messages_settlements_and_purges_still_find_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let (store, switches) = faulty(dir.path(), &clock).await;
+    publish(&store, 0..1).await;
+    switches.room.store(true, Ordering::SeqCst);
+    let accepted = fill(&store).await;
+    // Not one that would fit either, or small messages would take what the others need.
+    let small = store.append(batch(vec![item(message(2000, "small"))])).await;
+    assert!(matches!(small, Err(StoreError::Unavailable(_))), "{small:?}");
+    for _ in 0..accepted {
+        ack(&store, &lease(&store, 1).await).await;
+    }
+    assert_eq!(store.purge(TOPIC, GROUP).await.unwrap(), 1);
+    assert!(store.health().is_err(), "full it is all the same");
+    switches.room.store(false, Ordering::SeqCst);
+    publish(&store, 2001..2002).await;
+    assert!(store.health().is_ok());
+    drop(store);
+    let store = open(dir.path(), &clock);
+    assert_eq!(payloads(&lease(&store, 10).await), ["payload 2001"]);
+}
+
+#[tokio::test]
+async fn a_journal_that_is_full_is_replaced_by_a_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let (store, switches) = faulty(dir.path(), &clock).await;
+    // Into a second file.
+    let large = "x".repeat(64 << 10);
+    for number in 0..80 {
+        store.append(batch(vec![item(message(number, &large))])).await.unwrap();
+    }
+    let files = || {
+        let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.to_string_lossy().starts_with("journal-")).count()
+    };
+    assert!(files() > 1);
+    switches.room.store(true, Ordering::SeqCst);
+    fill(&store).await;
+    // The store's own thread does it, at its next turn.
+    for _ in 0..100 {
+        if files() == 1 {
+            return;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(50))).await.unwrap();
+    }
+    panic!("{} files of the journal", files());
+}
+
+#[tokio::test]
+async fn what_was_purged_is_removed_though_nothing_can_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let (store, switches) = faulty(dir.path(), &clock).await;
+    let large = "x".repeat(64 << 10);
+    for number in 0..40 {
+        store.append(batch(vec![item(message(number, &large))])).await.unwrap();
+    }
+    let segments = || {
+        let names = std::fs::read_dir(dir.path().join("topic-1")).into_iter().flatten();
+        names.flatten().filter(|entry| entry.file_name().to_string_lossy().ends_with(".seg")).count()
+    };
+    let until = async |what: &str, holds: &dyn Fn() -> bool| {
+        for _ in 0..100 {
+            if holds() {
+                return;
+            }
+            tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(50))).await.unwrap();
+        }
+        panic!("{what}");
+    };
+    until("segments are written", &|| segments() > 0).await;
+    switches.room.store(true, Ordering::SeqCst);
+    switches.segments.store(true, Ordering::SeqCst);
+    fill(&store).await;
+    store.delete_topic(TOPIC).await.unwrap();
+    until("they are removed", &|| segments() == 0).await;
+}
+
+#[tokio::test]
+async fn what_no_segment_takes_is_refused_and_taken_when_one_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    drop(furnished(dir.path(), &clock).await);
+    let switches = Arc::new(Switches::default());
+    let mut options = EmbeddedOptions::new(dir.path(), clock.clone());
+    options.limits.unflushed_bytes_max = 256 << 10;
+    let store = EmbeddedStore::open_on(options, Arc::new(Faulty(Arc::clone(&switches)))).unwrap();
+    switches.segments.store(true, Ordering::SeqCst);
+    let accepted = fill(&store).await;
+    assert!((4..8).contains(&accepted), "{accepted}");
+    assert!(store.health().is_err());
+    switches.segments.store(false, Ordering::SeqCst);
+    for _ in 0..100 {
+        if store.append(batch(vec![item(message(2000, "small"))])).await.is_ok() {
+            return;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(50))).await.unwrap();
+    }
+    panic!("still refused: {:?}", store.health());
+}
+
+#[tokio::test]
+async fn consumers_that_only_lease_are_bounded_while_nothing_can_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    drop(furnished(dir.path(), &clock).await);
+    let switches = Arc::new(Switches::default());
+    let mut options = EmbeddedOptions::new(dir.path(), clock.clone());
+    options.limits.notes_max = 3;
+    let store = EmbeddedStore::open_on(options, Arc::new(Faulty(Arc::clone(&switches)))).unwrap();
+    publish(&store, 0..10).await;
+    switches.writes.store(true, Ordering::SeqCst);
+    for _ in 0..3 {
+        assert_eq!(lease(&store, 1).await.len(), 1);
+    }
+    let refused = store.lease(request(1)).await;
+    assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
+    switches.writes.store(false, Ordering::SeqCst);
+    store.tick().await.unwrap();
+    assert_eq!(lease(&store, 1).await.len(), 1);
 }
 
 #[tokio::test]
