@@ -73,7 +73,7 @@ impl Outbound {
     /// From `store` through `pipelines`.
     #[must_use]
     pub fn new(store: Arc<dyn MessageStore>, pipelines: Arc<Pipelines>, clock: Clock, entropy: Entropy) -> Outbound {
-        let weigh = |_: &_, draft: &Arc<Draft>| u32::try_from(draft.payload.len() + 512).unwrap_or(u32::MAX);
+        let weigh = |_: &_, draft: &Arc<Draft>| weight(draft);
         let changed = Cache::builder().max_capacity(REMEMBERED_BYTES_MAX).weigher(weigh).build();
         Outbound { store, pipelines, clock, entropy, changed }
     }
@@ -216,6 +216,13 @@ impl Outbound {
     }
 }
 
+/// What a remembered message takes, at the least: its payload may be the stored one's, its headers never are.
+fn weight(draft: &Draft) -> u32 {
+    const BESIDE: usize = 512;
+    let headers: usize = draft.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    u32::try_from(draft.payload.len() + headers + BESIDE).unwrap_or(u32::MAX)
+}
+
 fn failure(reason: &str, stage: &Arc<str>, detail: Arc<str>) -> Failure {
     Failure { reason: reason.into(), detail, stage: Some(Arc::clone(stage)), last_status: None }
 }
@@ -253,4 +260,32 @@ fn with_draft(mut lease: Lease, draft: &Draft) -> Lease {
     lease.message.meta.headers.clone_from(&draft.headers);
     lease.message.meta.content_type = Arc::clone(&draft.content_type);
     lease
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::MessageId;
+
+    fn remembered(payload: usize, header: usize) -> Draft {
+        Draft {
+            id: MessageId::new(Timestamp(0), crate::message::TopicId(1), 0, 0),
+            published_at: Timestamp(0),
+            payload: vec![0; payload].into(),
+            content_type: "text/plain".into(),
+            schema_version: None,
+            headers: vec![("h".into(), "v".repeat(header).into())],
+            key: None,
+            correlation_id: None,
+            priority: 0,
+            attempt: 1,
+            position: None,
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_weighs_its_payload_and_its_headers() {
+        assert!(weight(&remembered(1 << 20, 0)) > 1 << 20);
+        assert!(weight(&remembered(0, 16 << 10)) > 16 << 10);
+    }
 }

@@ -258,6 +258,8 @@ async fn write_cache(path: &Path, code: &[u8]) {
         Err(error) => Err(error),
     };
     if let Err(error) = written {
+        // Half a file on a full disk takes the room that others need.
+        let _ = tokio::fs::remove_file(&beside).await;
         tracing::warn!(file = %path.display(), %error, "machine code of a plugin can't be kept");
     }
 }
