@@ -56,6 +56,8 @@ pub struct Broker {
     settings: Settings,
     folder: TempDir,
     clock: TestClock,
+    file_size_max: Option<u64>,
+    open_files_max: Option<u64>,
     process: Option<Child>,
 }
 
@@ -78,7 +80,8 @@ impl Broker {
         fs::create_dir(folder.path().join("plugins")).expect("an empty folder takes another");
         let clock = TestClock::in_file(&folder.path().join("clock"));
         let admin = Client::new("http://127.0.0.1:0", "");
-        let mut broker = Broker { admin, settings, folder, clock, process: None };
+        let mut broker =
+            Broker { admin, settings, folder, clock, file_size_max: None, open_files_max: None, process: None };
         warm::seed(&broker.data_dir());
         broker.launch("127.0.0.1:0").await;
         broker
@@ -183,6 +186,23 @@ impl Broker {
         kilobytes * 1024
     }
 
+    /// No file of the broker grows beyond so many bytes, as on a disk without more room: from now on and after restarts,
+    /// until it is lifted by `None`. Without privileges, unlike a file system of its own.
+    ///
+    /// # Panics
+    /// When the system does not let us.
+    pub fn limit_file_size(&mut self, bytes: Option<u64>) {
+        self.file_size_max = bytes;
+        let process_id = self.process_id().to_string();
+        let set = Command::new("prlimit").arg(file_size_limit(bytes)).args(["--pid", &process_id]).status();
+        assert!(set.expect("prlimit(1) starts").success(), "the limit could not be set");
+    }
+
+    /// From its next start on, the broker may have so many files and connections open; it can't raise that.
+    pub fn limit_open_files(&mut self, files: Option<u64>) {
+        self.open_files_max = files;
+    }
+
     /// `kill -9`, and waits until the process is gone.
     pub fn kill(&mut self) {
         if let Some(mut process) = self.process.take() {
@@ -278,7 +298,7 @@ impl Broker {
 
     fn command(&self, listen: &str) -> Command {
         let append = |path| OpenOptions::new().create(true).append(true).open(path).expect("a file can be opened");
-        let mut command = Command::new(binary::sluice());
+        let mut command = self.program();
         command
             .args(["serve", "--profile", "development", "--listen", listen, "--data-dir"])
             .arg(self.data_dir())
@@ -294,6 +314,20 @@ impl Broker {
             command.env("JWT__Secret", SECRET);
         }
         command
+    }
+
+    /// The binary, under the limits that the test has set.
+    fn program(&self) -> Command {
+        let file_size = self.file_size_max.map(|_| file_size_limit(self.file_size_max));
+        let open_files = self.open_files_max.map(|files| format!("--nofile={files}:{files}"));
+        let limits: Vec<String> = file_size.into_iter().chain(open_files).collect();
+        if limits.is_empty() {
+            return Command::new(binary::sluice());
+        }
+        // It becomes the broker, so the process is the same.
+        let mut limited = Command::new("prlimit");
+        limited.args(limits).arg(binary::sluice());
+        limited
     }
 
     fn signal(&self, name: &str) {
@@ -319,6 +353,11 @@ impl Drop for Broker {
             eprintln!("--- the broker's log ---\n{}\n--- end of the log ---", &log[from..]);
         }
     }
+}
+
+/// The soft limit alone, so that it can be raised again.
+fn file_size_limit(bytes: Option<u64>) -> String {
+    format!("--fsize={}:", bytes.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string()))
 }
 
 /// Sends a signal (`TERM`, `STOP`, `CONT`) to a process; answers whether it was there to take it.

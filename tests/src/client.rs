@@ -63,11 +63,23 @@ impl Client {
     /// # Panics
     /// When it is refused.
     pub async fn stream(&self, topic: &str, group: &str, in_flight: u32) -> Stream {
+        self.try_stream(topic, group, in_flight)
+            .await
+            .unwrap_or_else(|status| panic!("the stream is refused: {status}"))
+    }
+
+    /// Opens a stream of deliveries, where being refused with a status is an outcome too.
+    ///
+    /// # Errors
+    /// The status.
+    pub async fn try_stream(&self, topic: &str, group: &str, in_flight: u32) -> Result<Stream, u16> {
         let query = format!("consumerGroup={group}&maxInFlight={in_flight}");
         let url = format!("{}/api/v1/messages/stream/{topic}?{query}", self.url);
         let response = self.http.get(url).bearer_auth(&self.token).send().await.expect("the broker answers");
-        assert_eq!(response.status().as_u16(), 200, "{response:?}");
-        Stream::new(response, self.clone(), group)
+        match response.status().as_u16() {
+            200 => Ok(Stream::new(response, self.clone(), group)),
+            refused => Err(refused),
+        }
     }
 
     /// Creates a topic of this name and type (`Queue` or `PubSub`), else as by default.

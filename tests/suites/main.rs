@@ -6,6 +6,7 @@ mod cli_examples;
 mod cli_settle;
 mod crash;
 mod delivery;
+mod full_disk;
 mod guide;
 mod hostile;
 mod http;
