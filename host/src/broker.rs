@@ -35,6 +35,8 @@ use crate::topic_metrics::TopicMetrics;
 const TICK_MAX: Duration = Duration::from_millis(100);
 /// How long audit entries are kept: a year and what an auditor takes to ask for it.
 const AUDIT_KEPT: Duration = Duration::from_secs(400 * 86_400);
+/// How many are kept at most: a change every half minute for as long.
+const AUDIT_ENTRIES_MAX: u64 = 1_000_000;
 /// How often older ones are looked for.
 const TRIM_AUDIT_EVERY: Duration = Duration::from_secs(3600);
 /// How often retention is enforced.
@@ -161,7 +163,7 @@ impl Broker {
         let catalog = Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?;
         let plugin_options = PipelineOptions::new(&config.plugins, &data_dir);
         let pipelines = Pipelines::open(plugin_options, catalog.clone(), clock.clone(), &registry).await?;
-        let schemas = Schemas::new(catalog.clone());
+        let schemas = Schemas::new(catalog.clone(), config.schemas.versions_max);
         let directory = Directory::open(DirectoryParts {
             catalog: catalog.clone(),
             store: Arc::clone(&store),
@@ -170,6 +172,7 @@ impl Broker {
             clock: clock.clone(),
             entropy: entropy.clone(),
             dead_letter_retention: config.messaging.dead_letter_retention,
+            at_most: (config.limits.topics_max, config.limits.subscriptions_max),
         })
         .await?;
         let outbound =
@@ -267,7 +270,7 @@ impl Broker {
                 }
             }
             if self.clock.now() >= next_trim {
-                let trimmed = self.catalog.trim_audit(self.clock.now().minus(AUDIT_KEPT)).await;
+                let trimmed = self.catalog.trim_audit(self.clock.now().minus(AUDIT_KEPT), AUDIT_ENTRIES_MAX).await;
                 audit.heard(trimmed.as_ref().err());
                 next_trim = self.clock.now().plus(TRIM_AUDIT_EVERY);
             }

@@ -199,6 +199,8 @@ pub struct Plugins {
     pub queue_batches_max: usize,
     /// Bytes of a component at most (50 MiB).
     pub size_max: u64,
+    /// Versions of one plugin at most (1000).
+    pub versions_max: usize,
 }
 
 /// Schemas.
@@ -206,6 +208,8 @@ pub struct Plugins {
 pub struct Schemas {
     /// Whether a topic may only name a schema that is registered.
     pub require_registered: bool,
+    /// Versions of all schemas at most (10 000).
+    pub versions_max: usize,
 }
 
 /// Requests per minute and token subject; off unless set.
@@ -230,6 +234,14 @@ pub struct Limits {
     pub request_timeout: Duration,
     /// Connections at once (10 000).
     pub connections_max: usize,
+    /// Requests under way at once (10 000).
+    pub requests_max: usize,
+    /// Event streams at once (10 000).
+    pub streams_max: usize,
+    /// Topics (10 000).
+    pub topics_max: usize,
+    /// Subscriptions of all topics (10 000).
+    pub subscriptions_max: usize,
     /// How long a stop waits for what is in flight (25 s).
     pub shutdown_timeout: Duration,
 }

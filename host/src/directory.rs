@@ -39,6 +39,8 @@ pub struct Directory {
     schemas: Schemas,
     clock: Clock,
     dead_letter_retention: Duration,
+    /// Topics, and subscriptions.
+    at_most: (usize, usize),
     entropy: Entropy,
     current: ArcSwap<Snapshot>,
     changes: watch::Sender<u64>,
@@ -70,6 +72,8 @@ pub struct DirectoryParts {
     pub entropy: Entropy,
     /// How long dead letters are kept.
     pub dead_letter_retention: Duration,
+    /// Topics, and subscriptions, at most.
+    pub at_most: (usize, usize),
 }
 
 /// Why a change was not made.
@@ -81,6 +85,9 @@ pub enum DirectoryError {
     /// It exists, or may not be changed so.
     #[error("{0}")]
     Conflict(String),
+    /// There are as many as the settings allow.
+    #[error("{0}")]
+    Full(String),
     /// The catalog's word.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -122,6 +129,7 @@ impl Directory {
             clock: parts.clock,
             entropy: parts.entropy,
             dead_letter_retention: parts.dead_letter_retention,
+            at_most: parts.at_most,
             current: ArcSwap::default(),
             changes: watch::channel(0).0,
             editing: Mutex::new(()),
@@ -211,6 +219,8 @@ impl Directory {
         if self.topic(&name).is_some() {
             return Err(DirectoryError::Conflict(format!("the topic '{name}' exists")));
         }
+        // Each has one for its dead letters.
+        within(self.current.load().topics.len() / 2, self.at_most.0, ("topics", "limits.topics_max"))?;
         let (id, dead_letter_id) = (self.catalog.reserve_topic_id().await?, self.catalog.reserve_topic_id().await?);
         let now = self.clock.now();
         let dead_letter = Topic {
@@ -359,6 +369,8 @@ impl Directory {
                 new.consumer_group, new.topic.name
             )));
         }
+        let there = self.current.load().subscriptions.len();
+        within(there, self.at_most.1, ("subscriptions", "limits.subscriptions_max"))?;
         let now = self.clock.now();
         let push = new.settings.kind == SubscriptionKind::Push;
         let group = if queue { GroupId::SHARED } else { self.catalog.reserve_group_id().await? };
@@ -623,6 +635,15 @@ fn stages_stay(whose: &str, refreshed: Result<(), DirectoryError>) {
     if let Err(error) = refreshed {
         tracing::error!(whose, %error, "its stages could not be brought up to date; those of before stay");
     }
+}
+
+fn within(there: usize, at_most: usize, (what, setting): (&str, &str)) -> Result<(), DirectoryError> {
+    if there < at_most {
+        return Ok(());
+    }
+    Err(DirectoryError::Full(format!(
+        "there are {there} {what}, as many as {setting} allows: delete some, or raise it"
+    )))
 }
 
 fn check_version(current: u64, expected: Option<u64>) -> Result<(), CatalogError> {

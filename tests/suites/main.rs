@@ -10,6 +10,7 @@ mod full_disk;
 mod guide;
 mod hostile;
 mod http;
+mod limits;
 mod main_job;
 mod offline;
 mod pipelines;

@@ -170,6 +170,40 @@ fn the_metrics_and_their_page_name_the_same() {
     );
 }
 
+/// Each row of a table in docs/limits.md ends with the tests that reach the limit; `log` and `oversized` are rows of
+/// `tests/guests/behaviours.rs`, which become tests of that name.
+#[test]
+fn every_limit_names_a_test_that_reaches_it() {
+    let sources: String = files(".rs").iter().map(|path| text(path)).collect();
+    let page = text(Path::new("docs/limits.md"));
+    let rows = page.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| what |"));
+    let (mut faults, mut seen) = (Vec::new(), 0);
+    for row in rows {
+        let last = row.trim_end_matches(" |").rsplit(" | ").next().unwrap_or_default();
+        let tests: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
+        if tests.is_empty() {
+            faults.push(format!("no test: {row}"));
+        }
+        let missing = tests.iter().filter(|test| !sources.contains(&format!("fn {test}(")));
+        faults.extend(missing.map(|test| format!("{test} is in no source")));
+        seen += 1;
+    }
+    assert!(seen > 30, "the tables are not where they were");
+    none(faults);
+}
+
+/// What `sluice config` shows under `limits.` is on the page of limits.
+#[test]
+fn every_setting_of_a_limit_is_on_the_page_of_limits() {
+    let keys = text(Path::new("host/src/config/keys.rs"));
+    let page = text(Path::new("docs/limits.md"));
+    let paths = keys.lines().filter_map(|line| line.trim().strip_prefix("path: \"")?.strip_suffix("\","));
+    let settings: Vec<&str> = paths.filter(|path| path.starts_with("limits.") || path.ends_with("_max")).collect();
+    assert!(settings.len() > 8, "settings are not where they were: {settings:?}");
+    let missing = settings.into_iter().filter(|setting| !page.contains(&format!("`{setting}`")));
+    none(missing.map(|setting| format!("{setting} is not in docs/limits.md")).collect());
+}
+
 #[test]
 fn relative_links_lead_somewhere() {
     let mut faults = Vec::new();

@@ -64,6 +64,12 @@ impl HttpMetrics {
         InFlight(self.in_flight.clone())
     }
 
+    /// How many requests wait for their answer.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        usize::try_from(self.in_flight.get()).unwrap_or(0)
+    }
+
     /// Notes an answer; `route` is its place in the table.
     pub fn observe(&self, route: Option<usize>, status: u16, seconds: f64) {
         let metrics = route.and_then(|index| self.routes.get(index)).unwrap_or(&self.unmatched);

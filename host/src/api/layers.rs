@@ -48,6 +48,9 @@ pub struct Edge {
     pub changes: Changes,
     /// Bytes of a request's headers at most.
     pub head_bytes_max: usize,
+    /// Requests under way at most: what each may hold is bounded, and this makes their sum so, however many streams of
+    /// HTTP/2 they come by.
+    pub requests_max: usize,
     /// Whether `/metrics` needs no token.
     pub public_metrics: bool,
     /// Whether the documentation needs no token.
@@ -180,6 +183,10 @@ impl Edge {
             read_query::<NoParameters>(query).plain()?;
         }
         let Some(role) = self.role(route.need) else { return Ok(()) };
+        if self.metrics.in_flight() > self.requests_max {
+            let detail = format!("More than {} requests are under way; send it later.", self.requests_max);
+            return Err(Problem::new(Code::Backpressure, detail));
+        }
         let caller = self.gate.admit(request.headers())?;
         caller.need(role)?;
         if let Some(budget) = route.budget {

@@ -87,7 +87,7 @@ pub fn app(broker: &Arc<Broker>) -> prometheus::Result<Router> {
     let api = Api {
         broker: Arc::clone(broker),
         intake: Arc::new(Intake::new(&broker.config.limits)),
-        slots: Arc::default(),
+        slots: Arc::new(Slots::new(broker.config.limits.streams_max)),
         document: Document::of(&document),
     };
     Ok(router.merge(openapi::routes()).with_state(api).layer(EdgeLayer(edge)))
@@ -121,6 +121,7 @@ fn edge(broker: &Broker, takes_query: Vec<bool>) -> prometheus::Result<Edge> {
         metrics: HttpMetrics::new(&broker.registry)?,
         changes: broker.changes.clone(),
         head_bytes_max: config.limits.head_bytes_max,
+        requests_max: config.limits.requests_max,
         public_metrics: config.telemetry.public_metrics,
         public_docs: config.telemetry.public_docs,
         takes_query,

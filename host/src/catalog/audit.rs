@@ -81,16 +81,15 @@ impl Catalog {
         Ok((rows.iter().map(entry).collect::<Result<_, _>>()?, total.unsigned_abs()))
     }
 
-    /// Removes entries from before `keep_from`, so that the log does not grow for ever; returns how many.
+    /// Removes entries from before `keep_from`, and the oldest beyond `entries_max`, so that the log does not grow for ever;
+    /// returns how many.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn trim_audit(&self, keep_from: Timestamp) -> Result<u64, CatalogError> {
+    pub async fn trim_audit(&self, keep_from: Timestamp, entries_max: u64) -> Result<u64, CatalogError> {
         let mut writing = self.write().await?;
-        let done = sqlx::query("DELETE FROM audit_logs WHERE created_at < $1")
-            .bind(keep_from.0)
-            .execute(&mut *writing)
-            .await?;
+        let delete = "DELETE FROM audit_logs WHERE created_at < $1 OR id <= (SELECT max(id) FROM audit_logs) - $2";
+        let done = sqlx::query(delete).bind(keep_from.0).bind(integer(entries_max)).execute(&mut *writing).await?;
         writing.commit().await?;
         Ok(done.rows_affected())
     }

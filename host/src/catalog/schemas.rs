@@ -111,6 +111,15 @@ impl Catalog {
         Ok((rows.iter().map(schema).collect::<Result<_, _>>()?, total.unsigned_abs()))
     }
 
+    /// How many versions of all schemas there are.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn schema_versions_count(&self) -> Result<u64, CatalogError> {
+        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM schema_versions").fetch_one(&self.pool).await?;
+        Ok(count.unsigned_abs())
+    }
+
     /// All versions of a schema, latest first; none if there is no such schema.
     ///
     /// # Errors

@@ -467,8 +467,45 @@ async fn every_change_is_told_without_secrets() {
     assert_eq!(page, entries[..1]);
     let from = Some(fixture.clock.now());
     assert_eq!(find(AuditFilter { from, ..AuditFilter::default() }).await.1, 1);
-    assert_eq!(fixture.catalog.trim_audit(fixture.clock.now()).await.unwrap(), 10);
+    assert_eq!(fixture.catalog.trim_audit(fixture.clock.now(), 1000).await.unwrap(), 10);
     assert_eq!(fixture.audit().await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_audit_log_keeps_so_many_entries_however_young() {
+    let fixture = Fixture::new().await;
+    for number in 0..5 {
+        let id = number.to_string();
+        let event = Event { event_type: "x", entity_type: "x", entity_id: &id, details: serde_json::json!({}) };
+        fixture.catalog.record(event, &Actor::system()).await.unwrap();
+    }
+    assert_eq!(fixture.catalog.trim_audit(Timestamp(0), 3).await.unwrap(), 2);
+    let kept: Vec<String> = fixture.audit().await.into_iter().map(|entry| entry.entity_id).collect();
+    assert_eq!(kept.len(), 3);
+    assert!(!kept.contains(&"1".to_owned()) && kept.contains(&"4".to_owned()), "{kept:?}");
+}
+
+#[tokio::test]
+async fn details_of_an_audit_entry_are_left_out_where_they_are_long() {
+    let fixture = Fixture::new().await;
+    let details = serde_json::json!({ "long": "x".repeat(65 * 1024) });
+    let event = Event { event_type: "x", entity_type: "x", entity_id: "x", details };
+    fixture.catalog.record(event, &Actor::system()).await.unwrap();
+    assert!(fixture.audit().await[0].details["omittedBytes"].as_u64().is_some_and(|bytes| bytes > 64 * 1024));
+}
+
+#[tokio::test]
+async fn a_history_keeps_its_latest_revisions() {
+    let fixture = Fixture::new().await;
+    let scope = Scope::Topic(fixture.topic("orders", TopicKind::Queue).await.id);
+    for _ in 0..3 {
+        fixture.revise(scope, None).await.unwrap();
+    }
+    // As if there had been many more.
+    sqlx::query("UPDATE pipeline_counters SET last_revision = 1001").execute(&fixture.catalog.pool).await.unwrap();
+    assert_eq!(fixture.revise(scope, None).await.unwrap().revision, 1002);
+    let (kept, total) = fixture.catalog.pipeline_history(scope, 10, 0).await.unwrap();
+    assert_eq!((kept.iter().map(|revision| revision.revision).collect::<Vec<_>>(), total), (vec![1002, 3], 2));
 }
 
 #[tokio::test]

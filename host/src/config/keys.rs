@@ -158,6 +158,18 @@ pub static KEYS: &[Key] = &[
         show: |c| c.plugins.size_max.to_string(),
     },
     Key {
+        path: "plugins.versions_max",
+        kind: Kind::Integer(1, 100_000),
+        doc: "Versions of one plugin that are kept at most; beyond it new ones are refused until some are deleted (1000)",
+        show: |c| c.plugins.versions_max.to_string(),
+    },
+    Key {
+        path: "schemas.versions_max",
+        kind: Kind::Integer(1, 1_000_000),
+        doc: "Versions of all schemas at most; beyond it registrations get 429 (10000)",
+        show: |c| c.schemas.versions_max.to_string(),
+    },
+    Key {
         path: "schemas.require_registered",
         kind: Kind::Flag,
         doc: "Whether a topic may only name a schema that is registered (false)",
@@ -204,6 +216,30 @@ pub static KEYS: &[Key] = &[
         kind: Kind::Integer(1, 1_000_000),
         doc: "Connections at once at most (10000)",
         show: |c| c.limits.connections_max.to_string(),
+    },
+    Key {
+        path: "limits.requests_max",
+        kind: Kind::Integer(1, 1_000_000),
+        doc: "Requests under way at most, long polls included; beyond it they get 429 (10000)",
+        show: |c| c.limits.requests_max.to_string(),
+    },
+    Key {
+        path: "limits.streams_max",
+        kind: Kind::Integer(1, 1_000_000),
+        doc: "Event streams open at most; beyond it they get 429 (10000)",
+        show: |c| c.limits.streams_max.to_string(),
+    },
+    Key {
+        path: "limits.topics_max",
+        kind: Kind::Integer(1, 1_000_000),
+        doc: "Topics at most, not counting those of dead letters; beyond it new ones get 429 (10000)",
+        show: |c| c.limits.topics_max.to_string(),
+    },
+    Key {
+        path: "limits.subscriptions_max",
+        kind: Kind::Integer(1, 1_000_000),
+        doc: "Subscriptions of all topics at most; beyond it new ones get 429 (10000)",
+        show: |c| c.limits.subscriptions_max.to_string(),
     },
     Key {
         path: "limits.shutdown_timeout",

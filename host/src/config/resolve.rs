@@ -59,7 +59,10 @@ pub(super) fn resolve(merged: &Figment, host: &Host) -> Result<Config, Vec<Strin
         },
         push: push(&values, development),
         plugins: plugins(&values, host.cores),
-        schemas: Schemas { require_registered: values.get("schemas.require_registered").unwrap_or(false) },
+        schemas: Schemas {
+            require_registered: values.get("schemas.require_registered").unwrap_or(false),
+            versions_max: values.get("schemas.versions_max").unwrap_or(10_000),
+        },
         rate_limiting: RateLimiting {
             publish: values.get("rate_limiting.publish"),
             consume: values.get("rate_limiting.consume"),
@@ -131,6 +134,7 @@ fn plugins(values: &Values<'_>, cores: usize) -> Plugins {
         idle_timeout: values.duration("plugins.idle_timeout", Duration::from_secs(60)),
         queue_batches_max: values.get("plugins.queue_batches_max").unwrap_or(256),
         size_max: values.get("plugins.size_max").unwrap_or(50 * MIB),
+        versions_max: values.get("plugins.versions_max").unwrap_or(1000),
     }
 }
 
@@ -142,6 +146,10 @@ fn limits(values: &Values<'_>, max_message_size: u64) -> Limits {
         head_bytes_max: values.get("limits.head_bytes_max").unwrap_or(32 << 10),
         request_timeout: values.duration("limits.request_timeout", Duration::from_secs(30)),
         connections_max: values.get("limits.connections_max").unwrap_or(10_000),
+        requests_max: values.get("limits.requests_max").unwrap_or(10_000),
+        streams_max: values.get("limits.streams_max").unwrap_or(10_000),
+        topics_max: values.get("limits.topics_max").unwrap_or(10_000),
+        subscriptions_max: values.get("limits.subscriptions_max").unwrap_or(10_000),
         shutdown_timeout: values.duration("limits.shutdown_timeout", Duration::from_secs(25)),
     }
 }

@@ -114,6 +114,7 @@ impl Pipelines {
             );
             return Err(CatalogError::Conflict(why).into());
         }
+        self.check_room(&name, &label_now)?;
         let arriving = Arriving { name: &name, label: &label_now, digest: &digest, loaded: &loaded };
         let changes = self.rebind(&arriving).await?;
         if changes.is_empty() {
@@ -152,10 +153,22 @@ impl Pipelines {
         }
         if !self.registry.has_room(name) {
             let why = format!("there are {} plugins already, the most that are kept", super::registry::PLUGINS_MAX);
-            return Err(PipelineError::Unusable(why));
+            return Err(PipelineError::Full(why));
         }
         let (size, max) = (bytes.len() as u64, self.options.plugins.size_max);
         if size > max { Err(PipelineError::TooLarge { size, max }) } else { Ok(()) }
+    }
+
+    /// Versions are kept for rollbacks until somebody deletes them: not without end.
+    fn check_room(&self, name: &str, label: &str) -> Result<(), PipelineError> {
+        let (there, at_most) = (self.registry.versions_of(name), self.options.plugins.versions_max);
+        if there < at_most || self.registry.resolve(name, label).is_some() {
+            return Ok(());
+        }
+        let why = format!(
+            "there are {there} versions of '{name}', as many as plugins.versions_max allows: delete some, or raise it"
+        );
+        Err(PipelineError::Full(why))
     }
 
     /// For each pipeline that binds `latest` of the plugin: what it would run, tried with each config in use.

@@ -127,6 +127,9 @@ pub enum PipelineError {
     /// The component is not usable: what to do about it.
     #[error("{0}")]
     Unusable(String),
+    /// There are as many as are kept: what to do about it.
+    #[error("{0}")]
+    Full(String),
     /// The component is larger than allowed.
     #[error("the component has {size} bytes: at most {max} are allowed")]
     TooLarge {
@@ -156,6 +159,7 @@ impl PipelineError {
             PipelineError::Overloaded | PipelineError::Stopping | PipelineError::Internal(_) => true,
             PipelineError::NotNow(_) | PipelineError::Catalog(CatalogError::Unavailable(_)) => true,
             PipelineError::Invalid(_) | PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => false,
+            PipelineError::Full(_) => false,
             PipelineError::Catalog(_) | PipelineError::Watch { .. } => false,
         }
     }

@@ -142,6 +142,12 @@ impl PluginRegistry {
         plugins.contains_key(plugin) || plugins.len() < PLUGINS_MAX
     }
 
+    /// How many versions of it there are.
+    #[must_use]
+    pub fn versions_of(&self, plugin: &str) -> usize {
+        self.plugins.lock().get(plugin).map_or(0, |entry| entry.versions.len())
+    }
+
     /// The version that `label` means; `latest` is the one accepted last.
     #[must_use]
     pub fn resolve(&self, plugin: &str, label: &str) -> Option<PluginVersion> {
@@ -211,6 +217,16 @@ pub fn is_label(label: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn so_many_names_are_kept_and_known_ones_have_room() {
+        let registry = PluginRegistry::new(Vec::new(), Clock::fixed(Timestamp(0)));
+        for number in 0..PLUGINS_MAX + 10 {
+            registry.failed(&number.to_string(), "f".to_owned(), "bad".to_owned());
+        }
+        assert_eq!(registry.all().len(), PLUGINS_MAX);
+        assert!(registry.has_room("0") && !registry.has_room("one more"));
+    }
 
     #[test]
     fn names_are_checked() {

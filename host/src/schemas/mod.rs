@@ -64,6 +64,9 @@ pub enum SchemaError {
     /// The catalog did not do it; a version's name that is used for other content is a conflict.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// There are as many versions as the settings allow.
+    #[error("there are {0} versions of schemas, as many as schemas.versions_max allows: raise it")]
+    Full(u64),
     /// The broker is stopping.
     #[error("the broker is stopping")]
     Stopping,
@@ -75,13 +78,14 @@ pub struct Schemas {
     catalog: Catalog,
     /// By id and version. A version's text never changes, so an entry is never wrong.
     compiled: Cache<(Arc<str>, String), Arc<Validator>>,
+    versions_max: u64,
 }
 
 impl Schemas {
-    /// The registry over the catalog.
+    /// The registry over the catalog, with so many versions of all schemas at most.
     #[must_use]
-    pub fn new(catalog: Catalog) -> Schemas {
-        Schemas { catalog, compiled: Cache::new(COMPILED_MAX) }
+    pub fn new(catalog: Catalog, versions_max: usize) -> Schemas {
+        Schemas { catalog, compiled: Cache::new(COMPILED_MAX), versions_max: versions_max as u64 }
     }
 
     /// Registers a version, approved at once. The same version with the same definition again changes nothing. Where the
@@ -98,6 +102,11 @@ impl Schemas {
             Ok((new, definition, validator))
         })
         .await?;
+        let there = self.catalog.schema_versions_count().await?;
+        // Known versions pass: registering one again adds none.
+        if there >= self.versions_max && !self.is_known(&new).await? {
+            return Err(SchemaError::Full(there));
+        }
         let declared = new.compatibility;
         // JSON that is written differently is the same definition.
         let same = |known: &str, _: &str| serde_json::from_str::<Value>(known).is_ok_and(|known| known == definition);
@@ -105,6 +114,11 @@ impl Schemas {
         let (schema, registered) = self.catalog.register_schema(new, same, judge, actor).await?;
         self.compiled.insert((Arc::clone(&schema.id), schema.version.clone()), Arc::new(validator));
         Ok((schema, registered))
+    }
+
+    async fn is_known(&self, new: &NewSchema) -> Result<bool, SchemaError> {
+        let versions = self.catalog.schema_versions(&new.id).await?;
+        Ok(versions.iter().any(|known| known.version == new.version))
     }
 
     /// A schema with the version that validates now.

@@ -8,7 +8,7 @@ use crate::clock::{Clock, Timestamp};
 async fn registry() -> (tempfile::TempDir, Schemas) {
     let dir = tempfile::tempdir().unwrap();
     let catalog = Catalog::open(&dir.path().join("catalog.db"), Clock::fixed(Timestamp(0))).await.unwrap();
-    (dir, Schemas::new(catalog))
+    (dir, Schemas::new(catalog, 100))
 }
 
 fn version(version: &str, definition: &str, compatibility: Compatibility) -> NewSchema {
@@ -141,7 +141,7 @@ async fn a_new_version_validates_at_once_also_in_another_process() {
     let (dir, registry) = registry().await;
     registry.register(version("1", "true", Compatibility::None), &Actor::system()).await.unwrap();
     let catalog = Catalog::open(&dir.path().join("catalog.db"), Clock::fixed(Timestamp(0))).await.unwrap();
-    let other = Schemas::new(catalog);
+    let other = Schemas::new(catalog, 100);
     assert_eq!(other.validate("orders", json!(1)).await.unwrap(), []);
     registry.register(version("2", "false", Compatibility::None), &Actor::system()).await.unwrap();
     assert_eq!(other.validate("orders", json!(1)).await.unwrap().len(), 1);

@@ -191,6 +191,10 @@ mod tests {
             head_bytes_max: 32 * 1024,
             request_timeout: Duration::from_millis(50),
             connections_max: 10,
+            requests_max: 10,
+            streams_max: 10,
+            topics_max: 100,
+            subscriptions_max: 100,
             shutdown_timeout: Duration::from_secs(1),
         })
     }

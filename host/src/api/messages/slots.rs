@@ -1,13 +1,13 @@
 //! Which leases were handed to event streams and are still held. Invariant: a stream holds at most its `maxInFlight`; a
-//! slot is free again when its lease is settled through this broker, or at its deadline. Bounded by the streams' own
-//! bounds, as each entry ends with its lease.
+//! slot is free again when its lease is settled through this broker, or at its deadline. Bounded by the number of streams
+//! and their own bounds, as each entry ends with its lease.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::Timestamp;
 use crate::message::{GroupId, MessageId, Position};
@@ -15,9 +15,11 @@ use crate::settle::Held;
 use crate::store::{Lease, Receipt, Settled};
 
 /// All streams' slots.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Slots {
     held: Mutex<Entries>,
+    /// Streams that may still begin.
+    streams: Arc<Semaphore>,
     /// How many entries there are, so that settling costs nothing while nobody streams.
     count: AtomicUsize,
 }
@@ -74,6 +76,18 @@ impl StreamSlots {
 }
 
 impl Slots {
+    /// For so many streams at once.
+    #[must_use]
+    pub fn new(streams_max: usize) -> Slots {
+        let streams = Arc::new(Semaphore::new(streams_max.min(Semaphore::MAX_PERMITS)));
+        Slots { held: Mutex::default(), streams, count: AtomicUsize::new(0) }
+    }
+
+    /// A stream's place, until it is dropped; none if there are too many.
+    pub(super) fn begin(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.streams).try_acquire_owned().ok()
+    }
+
     /// Takes a slot for a lease that is about to be sent.
     pub(super) fn take(&self, stream: &Arc<StreamSlots>, lease: &Lease) {
         let group = lease.receipt.group;
@@ -206,7 +220,7 @@ mod tests {
 
     #[test]
     fn a_settlement_frees_its_slot_however_it_names_the_lease() {
-        let (slots, stream) = (Slots::default(), StreamSlots::new("ann".into()));
+        let (slots, stream) = (Slots::new(1), StreamSlots::new("ann".into()));
         let (first, second) = (lease(1), lease(2));
         slots.take(&stream, &first);
         slots.take(&stream, &second);
@@ -224,7 +238,7 @@ mod tests {
 
     #[test]
     fn a_lease_that_ends_by_itself_frees_its_slot() {
-        let (slots, stream) = (Slots::default(), StreamSlots::new("ann".into()));
+        let (slots, stream) = (Slots::new(1), StreamSlots::new("ann".into()));
         slots.take(&stream, &lease(1));
         assert_eq!(slots.expire(&stream, Timestamp(999)), Some(Timestamp(1000)));
         assert_eq!(slots.expire(&stream, Timestamp(0).plus(Duration::from_secs(1))), None);
@@ -233,7 +247,7 @@ mod tests {
 
     #[test]
     fn only_what_a_broken_stream_of_the_same_holder_was_granted_later_is_lost() {
-        let (slots, stream) = (Slots::default(), StreamSlots::new("ann".into()));
+        let (slots, stream) = (Slots::new(1), StreamSlots::new("ann".into()));
         (1..=3).for_each(|grant| slots.take(&stream, &lease(grant)));
         let last = lease(1).receipt;
         assert!(slots.unreceived("ann", &last).is_empty());

@@ -13,13 +13,14 @@ use futures_util::stream::{self, Stream};
 use http::HeaderMap;
 use http::header::{self, HeaderValue};
 use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
 
 use super::consume::{ack_timeout, consumer_group};
 use super::slots::{Slots, StreamSlots};
 use crate::api::auth::Caller;
 use crate::api::extract::{Param, Query};
-use crate::api::problem::{Faults, Problem};
+use crate::api::problem::{Code, Faults, Problem};
 use crate::api::reach;
 use crate::api::wire::Seconds;
 use crate::broker::Broker;
@@ -72,11 +73,14 @@ pub(super) async fn stream(
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
     let (request, max) = query.check(|query, faults| request(topic, &caller, query, faults))?;
+    let place = slots.begin().ok_or_else(|| {
+        Problem::new(Code::Backpressure, "As many streams are open as the broker serves; come again later.")
+    })?;
     give_back_lost(&broker, &slots, &caller, &headers).await?;
     let own = StreamSlots::new(Arc::clone(caller.subject()));
     // Also what earlier streams left is looked through here, so that it does not outlive its leases by much.
     slots.expire(&own, broker.clock.now());
-    let feed = Feed { slots, own, broker, request, max, caller };
+    let feed = Feed { slots, own, broker, request, max, caller, _place: place };
     // The first look is made before the answer, so that a wrong group is a problem and not an empty stream.
     let first = feed.look(Duration::ZERO).await?;
     let mut response = Response::new(Body::from_stream(feed.events(first)));
@@ -125,6 +129,8 @@ struct Feed {
     request: ConsumeRequest,
     max: usize,
     caller: Caller,
+    /// Among all streams.
+    _place: OwnedSemaphorePermit,
 }
 
 impl Drop for Feed {

@@ -17,6 +17,8 @@ use crate::store::{SettleRefused, StoreError};
 
 /// A full topic empties as fast as its consumers are: asking again at once would not help.
 const FULL_WAIT: Duration = Duration::from_secs(5);
+/// Before somebody has deleted what is not needed, asking again is in vain.
+const NO_MORE_WAIT: Duration = Duration::from_secs(60);
 /// The stage that holds payloads against a topic's schema.
 const SCHEMA_PLUGIN: &str = "json-schema";
 
@@ -83,6 +85,7 @@ impl From<PipelineError> for Problem {
             PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => {
                 Problem::new(Code::PluginInvalid, sentence(&error))
             }
+            PipelineError::Full(_) => no_more(&error),
             PipelineError::NotNow(_) => {
                 Problem::new(Code::Backpressure, "A plugin can't be started for the moment; send it again.")
                     .because(error)
@@ -105,6 +108,7 @@ impl From<SchemaError> for Problem {
                 Problem::new(Code::Conflict, detail).with_faults(faults)
             }
             SchemaError::NotFound(_) => Problem::new(Code::NotFound, sentence(&error)),
+            SchemaError::Full(_) => no_more(&error),
             SchemaError::NotApproved { .. } => Problem::new(Code::Conflict, sentence(&error)),
             SchemaError::Catalog(error) => error.into(),
             SchemaError::Stopping => stopping(),
@@ -117,6 +121,7 @@ impl From<DirectoryError> for Problem {
         match error {
             DirectoryError::NotFound(_) => Problem::new(Code::NotFound, sentence(&error)),
             DirectoryError::Conflict(_) => Problem::new(Code::Conflict, sentence(&error)),
+            DirectoryError::Full(_) => no_more(&error),
             DirectoryError::Catalog(error) => error.into(),
             DirectoryError::Store(error) => error.into(),
             DirectoryError::Pipeline(error) => error.into(),
@@ -224,6 +229,11 @@ fn failed(fault: StageFault) -> Problem {
 
 fn from_schema(fault: crate::schemas::Fault) -> Fault {
     Fault { pointer: fault.path, message: fault.message }
+}
+
+/// As many as the settings allow: only an operator's act makes room.
+fn no_more(error: &impl std::fmt::Display) -> Problem {
+    Problem::new(Code::Backpressure, sentence(error)).retry_after(NO_MORE_WAIT)
 }
 
 fn stopping() -> Problem {

@@ -94,6 +94,22 @@ async fn when_too_much_waits_a_run_is_refused_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_stage_has_so_many_instances_however_many_runs_wait_for_one() {
+    let rig = Arc::new(Rig::with(|plugins| (plugins.workers, plugins.instances_per_stage_max) = (3, 1)).await);
+    rig.with_stage("tag", |_| {}).await;
+    let run = |_| {
+        let rig = Arc::clone(&rig);
+        let drafts = vec![draft("{}", &[]); 1000];
+        tokio::spawn(async move { rig.run(drafts).await.len() })
+    };
+    let runs: Vec<_> = (0..6).map(run).collect();
+    for run in runs {
+        assert_eq!(run.await.unwrap(), 1000);
+    }
+    assert_eq!(rig.metric("sluice_plugin_instances", "tag"), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_looping_plugin_leaves_a_worker_to_its_neighbours() {
     let rig = Arc::new(Rig::new().await);
     rig.with_stage("hostile", |stage| stage.timeout_ms = 1000).await;

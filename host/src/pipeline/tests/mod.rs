@@ -81,6 +81,7 @@ pub(super) fn plugins(dir: &Path) -> Plugins {
         idle_timeout: Duration::from_secs(60),
         queue_batches_max: 64,
         size_max: 50 << 20,
+        versions_max: 100,
     }
 }
 
