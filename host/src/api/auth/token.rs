@@ -114,6 +114,9 @@ pub enum TokenError {
     /// Its head names another algorithm.
     #[error("the token is not signed with HS256")]
     Algorithm,
+    /// Its head names extensions that whoever reads it must understand (RFC 7515 §4.1.11).
+    #[error("the token's head demands extensions (crit), and Sluice knows none")]
+    Critical,
     /// Signed with another secret, or changed since.
     #[error("the token's signature is wrong: it was made with another secret or changed since")]
     Signature,
@@ -183,8 +186,8 @@ pub fn verify(token: &str, verifier: &Verifier) -> Result<Claims, TokenError> {
     if token.len() > TOKEN_BYTES_MAX {
         return Err(TokenError::TooLong);
     }
-    let claims = jsonwebtoken::decode::<Claims>(token, &verifier.key, &verifier.rules)
-        .map_err(|error| match error.kind() {
+    let token =
+        jsonwebtoken::decode::<Claims>(token, &verifier.key, &verifier.rules).map_err(|error| match error.kind() {
             ErrorKind::InvalidSignature => TokenError::Signature,
             ErrorKind::InvalidAlgorithm | ErrorKind::InvalidAlgorithmName | ErrorKind::UnsupportedAlgorithm => {
                 TokenError::Algorithm
@@ -194,10 +197,12 @@ pub fn verify(token: &str, verifier: &Verifier) -> Result<Claims, TokenError> {
             ErrorKind::MissingRequiredClaim(name) if name == "iss" => TokenError::Issuer,
             ErrorKind::MissingRequiredClaim(name) if name == "aud" => TokenError::Audience,
             _ => TokenError::Malformed,
-        })?
-        .claims;
-    check_times(&claims, verifier.clock.now().0.div_euclid(1000))?;
-    Ok(claims)
+        })?;
+    if token.header.crit.is_some() {
+        return Err(TokenError::Critical);
+    }
+    check_times(&token.claims, verifier.clock.now().0.div_euclid(1000))?;
+    Ok(token.claims)
 }
 
 /// RFC 7519 §4.1.4: refused on or after `exp`.
@@ -333,6 +338,8 @@ mod tests {
         for head in [r#"{"alg":"HS512"}"#, r#"{"alg":"RS256"}"#] {
             assert_eq!(verify(&forged(head, body), &verifier), Err(TokenError::Algorithm), "{head}");
         }
+        let critical = forged(r#"{"alg":"HS256","crit":["x"],"x":true}"#, body);
+        assert_eq!(verify(&critical, &verifier), Err(TokenError::Critical));
         let unsigned = format!("{}.{}.", URL_SAFE_NO_PAD.encode(r#"{"alg":"none"}"#), URL_SAFE_NO_PAD.encode(body));
         assert!(verify(&unsigned, &verifier).is_err());
         let other = Secret::new("another secret of thirty-two bytes".to_owned());
