@@ -58,7 +58,8 @@ impl Intake {
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<RawBody, Problem> {
         let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > self.body_bytes_max as u64) {
-            if announced.is_some_and(|length| length <= DRAIN_BYTES_MAX) {
+            // Reading what a client waits to be asked for (`Expect: 100-continue`) would be to ask for it.
+            if announced.is_some_and(|length| length <= DRAIN_BYTES_MAX) && !headers.contains_key(header::EXPECT) {
                 drain(body).await;
             }
             return Err(self.too_large());
@@ -223,6 +224,18 @@ mod tests {
         let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
         let error = intake(6).read(&HeaderMap::new(), never).await.unwrap_err();
         assert_eq!(error.code(), Code::RequestTimeout);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_waits_to_be_asked_is_not_asked_for_too_much() {
+        let asked = Body::from_stream(stream::poll_fn(|_| -> Poll<Option<Result<Bytes, std::io::Error>>> {
+            unreachable!("reading is asking")
+        }));
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_LENGTH, "7".parse().unwrap());
+        headers.insert(header::EXPECT, "100-continue".parse().unwrap());
+        let error = intake(6).read(&headers, asked).await.unwrap_err();
+        assert_eq!(error.code(), Code::MessageTooLarge);
     }
 
     #[tokio::test]
