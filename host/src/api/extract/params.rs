@@ -9,6 +9,7 @@ use std::str::FromStr;
 use axum::extract::{FromRequestParts, RawPathParams};
 use http::header;
 use http::request::Parts;
+use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde::de::value::MapDeserializer;
@@ -67,8 +68,14 @@ pub fn read_query<T: DeserializeOwned + Default>(query: &str) -> Query<T> {
     }
     let mut seen = HashSet::new();
     let mut pairs = Vec::new();
-    for (name, value) in form_urlencoded::parse(query.as_bytes()).take(PARAMETERS_MAX + 1) {
-        if pairs.len() == PARAMETERS_MAX {
+    // Empty pieces are none for `parse` either, so the two go in step.
+    let written = query.split('&').filter(|piece| !piece.is_empty());
+    let parsed = form_urlencoded::parse(query.as_bytes());
+    for (written, (name, value)) in written.zip(parsed).take(PARAMETERS_MAX + 1) {
+        if percent_decode_str(written).decode_utf8().is_err() {
+            // What was read instead would be another value than the one that was sent.
+            faults.push(format!("/{name}"), "holds a percent-encoding that is not UTF-8");
+        } else if pairs.len() == PARAMETERS_MAX {
             faults.push("", format!("at most {PARAMETERS_MAX} query parameters"));
         } else if !seen.insert(name.clone()) {
             faults.push(format!("/{name}"), "the query parameter is there twice");
@@ -298,6 +305,14 @@ mod tests {
         let pointers: Vec<_> = errors.iter().map(|fault| fault.pointer.as_str()).collect();
         assert_eq!(pointers, ["/limit", "/force", "/limt", "/kind", "/limit"], "{errors:?}");
         assert!(errors[2].message.contains("`limit`"), "{errors:?}");
+    }
+
+    #[test]
+    fn what_is_not_utf8_is_not_read_as_something_else() {
+        let problem = read_query::<Params>("&consumerGroup=a%FF&limit=5").plain().unwrap_err();
+        assert_eq!(problem.item_body().errors[0].pointer, "/consumerGroup");
+        let query = read_query::<Params>("consumerGroup=%C3%A9&&limit=5").plain().unwrap();
+        assert_eq!((query.consumer_group.as_deref(), query.limit), (Some("é"), Some(5)));
     }
 
     #[tokio::test]
