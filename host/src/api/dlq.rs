@@ -247,5 +247,7 @@ fn decode(token: &str) -> Option<Position> {
     if token.len() > TOKEN_CHARS_MAX {
         return None;
     }
-    postcard::from_bytes(&URL_SAFE_NO_PAD.decode(token).ok()?).ok()
+    let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+    let (position, rest) = postcard::take_from_bytes(&bytes).ok()?;
+    rest.is_empty().then_some(position)
 }

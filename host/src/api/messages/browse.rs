@@ -183,8 +183,10 @@ fn decode(token: &str) -> Option<ReadFrom> {
     if token.len() > TOKEN_CHARS_MAX {
         return None;
     }
-    let cursor = postcard::from_bytes::<ReadCursor>(&URL_SAFE_NO_PAD.decode(token).ok()?).ok()?;
-    let sound = cursor.0.iter().all(|(_, offset)| offset.lane() <= crate::message::PRIORITY_MAX && offset.0 < 1 << 52);
+    let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
+    let (cursor, rest) = postcard::take_from_bytes::<ReadCursor>(&bytes).ok()?;
+    let sound = rest.is_empty()
+        && cursor.0.iter().all(|(_, offset)| offset.lane() <= crate::message::PRIORITY_MAX && offset.0 < 1 << 52);
     sound.then_some(ReadFrom::Cursor(cursor))
 }
 
@@ -208,7 +210,8 @@ mod tests {
     fn a_token_reads_back_and_nothing_else_does() {
         let cursor = ReadCursor(vec![(0, Offset::new(0, 5)), (1, Offset::new(9, 7))]);
         assert_eq!(decode(&encode(&cursor)), Some(ReadFrom::Cursor(cursor)));
-        for bad in ["%", "AAAAAAAA////", &"A".repeat(TOKEN_CHARS_MAX + 1)] {
+        let longer = format!("{}AAAA", encode(&ReadCursor(vec![(0, Offset::new(0, 5))])));
+        for bad in ["%", "AAAAAAAA////", &"A".repeat(TOKEN_CHARS_MAX + 1), &longer] {
             assert_eq!(decode(bad), None, "{bad}");
         }
     }
