@@ -187,6 +187,9 @@ pub struct Fault {
     pub message: String,
 }
 
+/// Said of a text for people: line ends are its own business, but what follows a NUL is lost to many who read it.
+pub const NUL_REFUSED: &str = "holds the character NUL; leave it out";
+
 /// All that is wrong with a request, gathered before it is answered.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Faults(Vec<Fault>);

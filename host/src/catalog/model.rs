@@ -7,7 +7,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::de::{MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
@@ -205,12 +206,38 @@ pub struct SubscriptionSettings {
 
 impl Eq for SubscriptionSettings {}
 
+/// Texts by name, as someone writes them; a name that is there twice is an error, since one of the two values would
+/// silently count for nothing.
+///
+/// # Errors
+/// The source's, and that.
+pub fn each_name_once<'de, D: Deserializer<'de>>(source: D) -> Result<BTreeMap<String, String>, D::Error> {
+    struct TextsVisitor;
+    impl<'de> Visitor<'de> for TextsVisitor {
+        type Value = BTreeMap<String, String>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a JSON object of strings")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut texts = BTreeMap::new();
+            while let Some((name, value)) = map.next_entry::<String, String>()? {
+                if texts.contains_key(&name) {
+                    return Err(serde::de::Error::custom(format_args!("the name '{name}' is there twice")));
+                }
+                texts.insert(name, value);
+            }
+            Ok(texts)
+        }
+    }
+    source.deserialize_map(TextsVisitor)
+}
+
 /// Which messages a subscription wants.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Filter {
     /// Headers that must have exactly these values.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[serde(default, deserialize_with = "each_name_once", skip_serializing_if = "BTreeMap::is_empty")]
     pub header_matches: BTreeMap<String, String>,
     /// RFC 9535's logical expression over `$`, the payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -347,6 +347,10 @@ fn label(pointer: &str, text: Option<Text<'_>>, faults: &mut Faults) -> Option<A
         faults.push(pointer, format!("has at most {LABEL_BYTES_MAX} bytes"));
         return None;
     }
+    if has_control(&text) {
+        faults.push(pointer, "has a control character; only tabs are taken");
+        return None;
+    }
     Some(text.into())
 }
 

@@ -13,7 +13,7 @@ use super::consume::ack_timeout;
 use super::slots::Slots;
 use crate::api::auth::Caller;
 use crate::api::extract::{Json, Param};
-use crate::api::problem::{Faults, Problem};
+use crate::api::problem::{Faults, NUL_REFUSED, Problem};
 use crate::api::wire::{Seconds, Time};
 use crate::api::{answer, reach};
 use crate::broker::Broker;
@@ -126,6 +126,7 @@ pub(super) async fn nack(
 ) -> Result<Response, Problem> {
     let (body, delay) = body.check(|body, faults| {
         let delay = delay("/delay", body.delay, faults);
+        check_reason("/reason", body.reason.as_deref(), faults);
         Some((body, delay))
     })?;
     let word = Word::Nack { reason: body.reason, delay };
@@ -159,6 +160,13 @@ pub(super) fn delay(pointer: &str, given: Option<Seconds>, faults: &mut Faults) 
         faults.push(pointer, "is at most 366 days");
     }
     Some(delay)
+}
+
+/// A reason may have as many lines as it likes; what is too long is cut where it is kept.
+pub(super) fn check_reason(pointer: &str, given: Option<&str>, faults: &mut Faults) {
+    if given.is_some_and(|reason| reason.contains('\0')) {
+        faults.push(pointer, NUL_REFUSED);
+    }
 }
 
 async fn settle(

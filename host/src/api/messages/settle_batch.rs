@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::settle::{LeaseNamed, SettleAnswer, delay};
+use super::settle::{LeaseNamed, SettleAnswer, check_reason, delay};
 use super::slots::Slots;
 use crate::api::answer;
 use crate::api::auth::Caller;
@@ -189,6 +189,7 @@ impl<'a> AckItem<'a> {
 impl<'a> NackItem<'a> {
     fn word(&mut self, faults: &mut Faults) -> Word {
         let reason = self.reason.take().map(|Text(reason)| reason.into_owned());
+        check_reason("/reason", reason.as_deref(), faults);
         Word::Nack { reason, delay: delay("/delay", self.delay, faults) }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use payload_query::Query as PayloadQuery;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::extract::{Object, not_null, nullable, pointer_of};
@@ -15,12 +15,12 @@ use crate::api::problem::{Faults, Problem};
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::{
     Backoff, Filter, PushFormat, Secret, Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic,
-    TopicKind,
+    TopicKind, each_name_once,
 };
 use crate::clock::Timestamp;
 use crate::config;
 use crate::delivery::push::{EndpointStatus, validate_endpoint, validate_headers};
-use crate::message::{Offset, Partition, TopicName};
+use crate::message::{HEADERS_BYTES_MAX, Offset, Partition, TopicName, has_control};
 use crate::store::SeekTo;
 
 /// Bytes of a group's name.
@@ -94,9 +94,13 @@ pub(super) struct SubscriptionBody {
     #[schema(nullable = false)]
     format: Option<PushFormat>,
     /// Extra headers (Push); their values are never shown again.
-    #[serde(default, deserialize_with = "not_null")]
+    #[serde(default, deserialize_with = "headers_once")]
     #[schema(nullable = false)]
     headers: Option<BTreeMap<String, String>>,
+}
+
+fn headers_once<'de, D: Deserializer<'de>>(source: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    each_name_once(source).map(Some)
 }
 
 /// How the wait between attempts grows.
@@ -275,8 +279,23 @@ fn check(settings: &SubscriptionSettings, faults: &mut Faults) {
         if filter.header_matches.len() > FILTER_HEADERS_MAX {
             faults.push("/filter/headerMatches", format!("are at most {FILTER_HEADERS_MAX}"));
         }
+        check_header_matches(&filter.header_matches, faults);
         let query = filter.payload_query.as_deref().map(PayloadQuery::parse).transpose();
         faults.keep("/filter/payloadQuery", query);
+    }
+}
+
+/// What no message's headers can be would match none, ever.
+fn check_header_matches(wanted: &BTreeMap<String, String>, faults: &mut Faults) {
+    let bytes: usize = wanted.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > HEADERS_BYTES_MAX {
+        let message =
+            format!("have at most {HEADERS_BYTES_MAX} bytes in all, as a message's headers; these have {bytes}");
+        faults.push("/filter/headerMatches", message);
+    }
+    if let Some((name, _)) = wanted.iter().find(|(name, value)| has_control(name) || has_control(value)) {
+        let message = "has a control character, which no message's header has; only tabs are taken";
+        faults.push(pointer_of(["filter", "headerMatches", name]), message);
     }
 }
 

@@ -163,3 +163,44 @@ async fn a_header_is_named_once_and_never_stands_for_a_secret_that_is_not_there(
     assert_eq!(pointers(&bed.refused("PUT", &subscription, other).await), ["/headers/x-other"]);
     bed.ask("PUT", &subscription, r#"{"headers":{"x-key":"[redacted]"}}"#).await.expect(200);
 }
+
+#[tokio::test]
+async fn no_text_holds_what_it_would_lose_on_its_way() {
+    let bed = Bed::open().await;
+    let subscription = bed.subscribed().await;
+    for label in ["schemaVersion", "correlationId", "replyTo", "partitionKey", "idempotencyKey"] {
+        for text in ["a\0b", "a\r\nb", "a\u{7f}"] {
+            let body = json!({"topicName": "news", "payload": "\0", label: text}).to_string();
+            assert_eq!(pointers(&bed.refused("POST", PUBLISH, &body).await), [format!("/{label}")], "{body}");
+        }
+    }
+    let nack = "/api/v1/messages/018f0000-0000-7000-8000-000000000000/nack";
+    let filter = |name: &str, value: &str| json!({"filter": {"headerMatches": {name: value}}}).to_string();
+    let endpoint = |url: &str| json!({"consumerEndpoint": url}).to_string();
+    for (method, path, body, pointer) in [
+        ("PUT", "/api/v1/topics/news", r#"{"description":"a\u0000b"}"#.to_owned(), "/description"),
+        ("POST", nack, r#"{"reason":"a\u0000b"}"#.to_owned(), "/reason"),
+        ("PUT", &subscription, filter("k\n", "v"), "/filter/headerMatches/k\n"),
+        ("PUT", &subscription, filter("k", "\0"), "/filter/headerMatches/k"),
+        ("PUT", &subscription, filter("k", &"v".repeat(16 * 1024)), "/filter/headerMatches"),
+        ("PUT", &subscription, endpoint("http://127.0.0.1:9/a\0"), "/consumerEndpoint"),
+        ("PUT", &subscription, endpoint(" http://127.0.0.1:9/a b"), "/consumerEndpoint"),
+    ] {
+        assert_eq!(pointers(&bed.refused(method, path, &body).await), [pointer], "{body}");
+    }
+    bed.ask("PUT", "/api/v1/topics/news", r#"{"description":"two\nlines"}"#).await.expect(200);
+}
+
+#[tokio::test]
+async fn a_name_is_there_once() {
+    let bed = Bed::open().await;
+    let subscription = bed.subscribed().await;
+    let twice = r#"{"k":"v","k":"w"}"#;
+    for (body, within) in [
+        (format!(r#"{{"headers":{twice}}}"#), "/headers"),
+        (format!(r#"{{"filter":{{"headerMatches":{twice}}}}}"#), "/filter/headerMatches"),
+    ] {
+        let problem = bed.refused("PUT", &subscription, &body).await;
+        assert!(pointers(&problem).iter().all(|pointer| pointer.starts_with(within)), "{problem}");
+    }
+}

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::api::extract::{not_null, nullable};
-use crate::api::problem::Faults;
+use crate::api::problem::{Faults, NUL_REFUSED};
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::{DeadLetterPayload, Guarantee, SchemaStatus, Topic, TopicKind, TopicSettings};
 use crate::config::Config;
@@ -141,6 +141,9 @@ impl TopicBody {
 fn check(settings: &TopicSettings, config: &Config, faults: &mut Faults) {
     if settings.description.len() > DESCRIPTION_BYTES_MAX {
         faults.push("/description", format!("has at most {DESCRIPTION_BYTES_MAX} bytes"));
+    }
+    if settings.description.contains('\0') {
+        faults.push("/description", NUL_REFUSED);
     }
     if let Some(id) = settings.schema_id.as_deref() {
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-');

@@ -205,6 +205,10 @@ pub fn validate_endpoint(url: &str, settings: &config::Push) -> Result<Url, Stri
     if url.len() > ENDPOINT_BYTES_MAX {
         return Err(format!("consumerEndpoint is longer than {ENDPOINT_BYTES_MAX} bytes"));
     }
+    // The parser would leave some of them out: what is shown would not be what is asked.
+    if url.chars().any(|character| character.is_control() || character.is_whitespace()) {
+        return Err("consumerEndpoint holds a space or a control character; percent-encode it".to_owned());
+    }
     let parsed = Url::parse(url).map_err(|error| format!("consumerEndpoint is not an absolute URL: {error}"))?;
     match parsed.scheme() {
         "https" => {}
