@@ -67,19 +67,39 @@ impl Answer {
     /// When it is anything else.
     #[track_caller]
     pub fn expect_problem(&self, status: u16, code: &str) -> Value {
-        assert_eq!(self.status, status, "{self}");
-        assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self}");
-        let problem = self.json();
-        assert_eq!(problem["code"], code, "{self}");
-        assert_eq!(problem["status"], status, "{self}");
-        for member in ["type", "title", "detail", "instance", "traceId"] {
-            assert!(problem[member].is_string(), "no {member}: {self}");
-        }
-        assert!(self.header("x-request-id").is_some(), "no X-Request-Id: {self}");
-        if status == 429 || status == 503 && code != "OUTCOME_UNKNOWN" {
-            assert!(self.header("retry-after").is_some(), "no Retry-After: {self}");
-        }
+        let problem = self.problem().unwrap_or_else(|fault| panic!("{fault}: {self}"));
+        assert_eq!((self.status, problem["code"].as_str()), (status, Some(code)), "{self}");
         problem
+    }
+
+    /// The problem document, whichever it is.
+    ///
+    /// # Errors
+    /// What it lacks of what all of them have in common.
+    pub fn problem(&self) -> Result<Value, String> {
+        if self.header("content-type") != Some("application/problem+json") {
+            return Err("no problem document".to_owned());
+        }
+        let problem: Value = serde_json::from_slice(&self.body).map_err(|error| format!("no JSON ({error})"))?;
+        if problem["status"] != self.status {
+            return Err("the document's status is another one".to_owned());
+        }
+        let is_empty = |member: &&&str| problem[**member].as_str().is_none_or(str::is_empty);
+        if let Some(member) = ["code", "type", "title", "detail", "traceId"].iter().find(is_empty) {
+            return Err(format!("no {member}"));
+        }
+        // The path that was asked; of a CONNECT there is none.
+        if !problem["instance"].is_string() {
+            return Err("no instance".to_owned());
+        }
+        if self.header("x-request-id").is_none() {
+            return Err("no X-Request-Id".to_owned());
+        }
+        let retries = self.status == 429 || self.status == 503 && problem["code"] != "OUTCOME_UNKNOWN";
+        if retries && self.header("retry-after").is_none() {
+            return Err("no Retry-After".to_owned());
+        }
+        Ok(problem)
     }
 }
 

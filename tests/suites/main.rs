@@ -1,5 +1,6 @@
 //! The suites that talk to the real binary, one module a concern. Invariant: each test has a broker of its own.
 
+mod bad_input;
 mod batches;
 mod cli;
 mod cli_examples;
