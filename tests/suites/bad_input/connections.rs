@@ -350,6 +350,20 @@ async fn connections_that_say_nothing_do_not_stay_and_keep_nobody_out() {
 }
 
 #[tokio::test]
+async fn who_asks_and_does_not_read_the_answers_is_cut() {
+    let bed = Bed::start().await;
+    // Many times what the sockets between hold.
+    let questions = bed.get("/openapi.json").repeat(200);
+    let mut deaf = Vec::new();
+    for _ in 0..20 {
+        deaf.push(bed.sent(&questions).await);
+    }
+    // Descriptors come back though these connections are still held here.
+    bed.expect_as_before().await;
+    drop(deaf);
+}
+
+#[tokio::test]
 async fn who_waits_for_room_is_served_once_silent_connections_have_ended() {
     let settings = Settings::new().env("SLUICE__LIMITS__REQUEST_TIMEOUT", "PT1S");
     let bed = Bed::with(settings.env("SLUICE__LIMITS__CONNECTIONS_MAX", "50")).await;
