@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use moka::sync::Cache;
 
 use crate::catalog::model::{Backoff, Guarantee, OnFault, OnReject, Scope, Subscription, SubscriptionId, Topic};
@@ -205,10 +206,12 @@ impl Outbound {
         self.clock.now().plus(policy.wait(attempt, &self.entropy))
     }
 
-    fn remember(&self, subscription: &Subscription, lease: Lease, draft: Draft, revision: u64) -> Lease {
+    fn remember(&self, subscription: &Subscription, lease: Lease, mut draft: Draft, revision: u64) -> Lease {
         if unchanged(&lease.message, &draft) {
             return lease;
         }
+        // A payload that the stages left alone may be a part of what was read of the log, all of which would be kept.
+        draft.payload = Bytes::copy_from_slice(&draft.payload);
         let draft = Arc::new(draft);
         let changed = with_draft(lease, &draft);
         self.changed.insert((subscription.id, changed.position, revision), draft);

@@ -38,7 +38,8 @@ impl Head {
     }
 }
 
-/// A message as it is kept: head, encoded meta, payload. Cheap to clone.
+/// A message as it is kept: head, encoded meta, payload. Cheap to clone. Its bytes are its own: what is kept in memory is
+/// counted by them, so none may hold on to the request that it came in.
 #[derive(Debug, Clone)]
 pub struct Body {
     /// What is known without decoding.
@@ -53,18 +54,21 @@ impl Body {
     /// Encodes a message; `expires` is false for dead letters.
     #[must_use]
     pub fn new(message: &Message, target: Option<GroupId>, expires: bool) -> Body {
-        let meta = postcard::to_stdvec(&message.meta).expect("a message's meta has no type that postcard refuses");
-        let crc = crc32c::crc32c_append(crc32c::crc32c(&meta), &message.payload);
+        let mut body = postcard::to_stdvec(&message.meta).expect("a message's meta has no type that postcard refuses");
+        let meta_len = body.len();
+        body.reserve_exact(message.payload.len());
+        body.extend_from_slice(&message.payload);
+        let body = Bytes::from(body.into_boxed_slice());
         let head = Head {
             id: message.id,
             target,
             expires_at: message.meta.expires_at.filter(|_| expires),
             key: message.meta.key.as_ref().map(|key| key_hash(key.as_bytes())),
-            meta_len: u32::try_from(meta.len()).unwrap_or(u32::MAX),
-            body_len: u32::try_from(meta.len() + message.payload.len()).unwrap_or(u32::MAX),
-            crc,
+            meta_len: u32::try_from(meta_len).unwrap_or(u32::MAX),
+            body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
+            crc: crc32c::crc32c(&body),
         };
-        Body { head, meta: meta.into(), payload: message.payload.clone() }
+        Body { head, meta: body.slice(..meta_len), payload: body.slice(meta_len..) }
     }
 
     /// Takes a stored body apart; `None` if the head does not fit it.

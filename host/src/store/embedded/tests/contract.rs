@@ -382,3 +382,17 @@ async fn an_expiry_behind_a_rewound_frontier_hides_nothing() {
     store.tick().await.unwrap();
     assert_eq!(payloads(&lease(&store, 10).await), ["payload 0", "payload 1"]);
 }
+
+#[tokio::test]
+async fn what_is_kept_in_memory_holds_no_part_of_its_request() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = furnished(dir.path(), &clock()).await;
+    let request = Bytes::from(vec![b'x'; 64 * 1024]);
+    let log = Message { payload: request.slice(..1), ..message(1, "") };
+    let scheduled = Message { payload: request.slice(1..2), ..message(2, "") };
+    let due = Some(START.plus(Duration::from_secs(60)));
+    let scheduled = Entry::Log { partition: 0, message: scheduled, due, target: None };
+    let items = vec![item(log), AppendItem { dedup: None, entry: scheduled, emitted: Vec::new() }];
+    store.append(batch(items)).await.unwrap();
+    assert!(request.is_unique(), "a byte of it keeps 64 KiB, and is counted as one");
+}
