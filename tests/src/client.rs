@@ -114,6 +114,12 @@ impl Client {
         self.send(Method::GET, path, &[], Vec::new()).await
     }
 
+    /// The value of a series of `/metrics`, by its name and labels as they are written there; none if it is not there.
+    pub async fn metric(&self, series: &str) -> Option<f64> {
+        let metrics = self.get("//metrics").await.text();
+        metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
     /// `DELETE /api/v1{path}`.
     pub async fn delete(&self, path: &str) -> Answer {
         self.send(Method::DELETE, path, &[], Vec::new()).await

@@ -25,6 +25,24 @@ pub fn hostile() -> &'static [u8] {
     COMPONENT.get_or_init(|| build("hostile"))
 }
 
+/// The component of `tests/guests/tag` that says `tag-version-` and `digit`: one build a digit.
+///
+/// # Panics
+/// When it cannot be built, or `digit` is none.
+#[must_use]
+pub fn tag(digit: u8) -> Vec<u8> {
+    static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
+    const BUILT: &[u8] = b"tag-version-1";
+    assert!(digit < 10, "{digit} is no digit");
+    let mut component = COMPONENT.get_or_init(|| build("tag")).clone();
+    let places: Vec<usize> = (0..component.len()).filter(|at| component[*at..].starts_with(BUILT)).collect();
+    assert!(!places.is_empty(), "the guest holds its version");
+    for place in places {
+        component[place + BUILT.len() - 1] = b'0' + digit;
+    }
+    component
+}
+
 /// A component from the text of `tests/guests/raw.wat`, with this in its module and in its function `process`.
 ///
 /// # Panics

@@ -22,7 +22,9 @@ pub mod store_bed;
 pub mod store_disk;
 pub mod store_oracle;
 pub mod stream;
+pub mod swap_record;
 pub mod token;
+pub mod usage;
 pub mod wait;
 pub mod warm;
 
@@ -34,3 +36,4 @@ pub use collector::Collector;
 pub use consume::Delivery;
 pub use publish::Published;
 pub use receiver::Receiver;
+pub use usage::Usage;

@@ -47,6 +47,11 @@ pub async fn timed(what: &str, look: impl AsyncFnMut() -> Option<()>) -> Duratio
     began.elapsed()
 }
 
+/// Lets so much time pass, for load that is to last or to leave room for others. What a test asserts waits for a condition.
+pub async fn pause(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
 /// Returns when a broker that polls a file every 5 ms has certainly read it, were it starved for twenty of its turns.
 pub async fn taken_up() {
     tokio::time::sleep(Duration::from_millis(100)).await;

@@ -17,5 +17,6 @@ mod offline;
 mod pipelines;
 mod reload;
 mod streams;
+mod swaps;
 mod telemetry;
 mod webhooks;
