@@ -1,5 +1,5 @@
 //! A webhook receiver. Invariant: it records every request before it answers, in the order of arrival, and answers what
-//! the test has scripted, then 200. Bounded by the test: nothing is thrown away while it runs.
+//! the test has scripted, then 200. Bounded by the test: nothing is thrown away while it runs, unless the test takes it.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -108,6 +108,12 @@ impl Receiver {
     #[must_use]
     pub fn requests(&self) -> Vec<Request> {
         self.recorder.requests.lock().clone()
+    }
+
+    /// What has come in since this was last asked, so that a long run does not pile it up.
+    #[must_use]
+    pub fn take(&self) -> Vec<Request> {
+        std::mem::take(&mut *self.recorder.requests.lock())
     }
 
     /// Waits until at least `count` requests have come in, and answers all.

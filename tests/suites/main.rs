@@ -16,6 +16,7 @@ mod main_job;
 mod offline;
 mod pipelines;
 mod reload;
+mod soak;
 mod streams;
 mod swaps;
 mod telemetry;
