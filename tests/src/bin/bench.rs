@@ -18,6 +18,8 @@ mod push;
 mod report;
 #[path = "bench/stages.rs"]
 mod stages;
+#[path = "bench/swaps.rs"]
+mod swaps;
 
 use std::path::Path;
 use std::time::Duration;
@@ -35,7 +37,7 @@ const TOPIC: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The groups of rows, by the names that choose them.
-const GROUPS: [&str; 6] = ["http", "stages", "push", "telemetry", "footprint", "hostile"];
+const GROUPS: [&str; 7] = ["http", "stages", "push", "telemetry", "footprint", "hostile", "swaps"];
 
 #[tokio::main]
 async fn main() {
@@ -58,7 +60,8 @@ async fn main() {
             "push" => push::rows(&mut report).await,
             "telemetry" => footprint::telemetry(&mut report).await,
             "footprint" => footprint::rows(&mut report).await,
-            _ => hostile::rows(&mut report).await,
+            "hostile" => hostile::rows(&mut report).await,
+            _ => swaps::rows(&mut report).await,
         }
     }
     // Only a whole run becomes the page.
