@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{SqlSafeStr as _, SqlitePool};
+use sqlx::{Connection as _, SqlSafeStr as _, SqlitePool};
 
 use crate::clock::Clock;
 
@@ -146,7 +146,16 @@ impl Catalog {
             .foreign_keys(true)
             .busy_timeout(BUSY_TIMEOUT)
             .pragma("journal_size_limit", WAL_BYTES_KEPT.to_string());
-        let pool = SqlitePoolOptions::new().max_connections(CONNECTIONS_MAX).connect_with(options).await?;
+        // On a full disk SQLite ends a transaction by itself, and the connection goes on believing that it is in one: it
+        // would refuse to begin another for ever.
+        let pool = SqlitePoolOptions::new()
+            .max_connections(CONNECTIONS_MAX)
+            .before_acquire(|connection, _| {
+                let usable = !connection.is_in_transaction();
+                Box::pin(async move { Ok(usable) })
+            })
+            .connect_with(options)
+            .await?;
         if let Err(error) = migrate(&pool).await {
             pool.close().await;
             return Err(error);
