@@ -43,6 +43,15 @@ pub fn tag(digit: u8) -> Vec<u8> {
     component
 }
 
+/// The component of `tests/guests/edits`: calls the host as the first message's payload says.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn edits() -> &'static [u8] {
+    static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
+    COMPONENT.get_or_init(|| build("edits"))
+}
+
 /// A component from the text of `tests/guests/raw.wat`, with this in its module and in its function `process`.
 ///
 /// # Panics
@@ -69,7 +78,12 @@ fn build(name: &str) -> Vec<u8> {
     // A folder of its own, for two reasons: cargo's lock on the broker's is not waited for, and the profile is another.
     let target: PathBuf = binary::target_dir().join("guests");
     let manifest = binary::repository().join("tests/guests").join(name).join("Cargo.toml");
-    let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What is meant for the program that asks (the fuzzer's instrumentation) is not for its guests.
+    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
+        cargo.env_remove(name);
+    }
+    let status = cargo
         .args(["build", "--quiet", "--release", "--target", "wasm32-wasip2", "--manifest-path"])
         .arg(&manifest)
         .arg("--target-dir")

@@ -2,6 +2,9 @@
 //! journals with bytes changed. Invariant: nothing panics, and what is accepted is what was written. `make fuzz` runs many
 //! more cases.
 
+#[path = "parsers/corpus.rs"]
+mod corpus;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
