@@ -4,6 +4,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use hmac::{Hmac, KeyInit as _, Mac as _};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use sha2::Sha256;
 
@@ -66,7 +67,7 @@ pub fn seal(head: impl AsRef<[u8]>, claims: impl AsRef<[u8]>, secret: &[u8]) -> 
 
 /// What one of a token's first two parts says. Bytes that are no text may stand where nobody reads them.
 #[must_use]
-pub fn part(part: &str) -> Option<Value> {
+pub fn part<T: DeserializeOwned>(part: &str) -> Option<T> {
     let bytes = URL_SAFE_NO_PAD.decode(part).ok()?;
     serde_json::from_str(&String::from_utf8_lossy(&bytes)).ok()
 }
