@@ -193,6 +193,7 @@ async fn pipelines(dir: &Path, clock: &Clock) -> (Arc<Pipelines>, Topic) {
         idle_timeout: Duration::from_secs(3600),
         queue_batches_max: 64,
         size_max: 50 << 20,
+        versions_max: 1000,
     };
     let options = PipelineOptions { plugins, data_dir: dir.to_owned(), warm_up: false };
     let opened = Pipelines::open(options, catalog, clock.clone(), &prometheus::Registry::new()).await;

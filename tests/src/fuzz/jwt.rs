@@ -11,7 +11,7 @@ use sluice::catalog::model::Secret;
 use sluice::clock::{Clock, Timestamp};
 
 use super::{Seed, split_at};
-use crate::token::{Claims, is_signed, sign_text};
+use crate::token::{Claims, is_signed, seal};
 
 const SECRET: &str = "0123456789abcdef0123456789abcdef";
 const NOW_SECONDS: i64 = 1_800_000_000;
@@ -24,7 +24,7 @@ const AUDIENCE: &str = "sluice";
 /// When a token is let in that must not be.
 pub fn run(input: &[u8]) {
     let token = match split_at(input, b'\n') {
-        Some((head, claims)) => sign_text(head, claims, SECRET.as_bytes()),
+        Some((head, claims)) => seal(head, claims, SECRET.as_bytes()),
         None => match std::str::from_utf8(input) {
             Ok(token) => token.to_owned(),
             Err(_) => return,
