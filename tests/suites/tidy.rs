@@ -101,7 +101,9 @@ fn no_path_of_a_machine_is_in_the_tree() {
     let root = format!("{}/", repository().display());
     let home = std::env::var("HOME").map(|home| format!("{home}/")).unwrap_or_default();
     let mut faults = Vec::new();
-    for path in ["rs", "toml", "md", "wit", "sql", "yml", "yaml", "sh", "Makefile", "run", "snap"].map(files).concat() {
+    for path in
+        [".rs", ".toml", ".md", ".wit", ".sql", ".yml", ".yaml", ".sh", "Makefile", "/run", ".snap"].map(files).concat()
+    {
         let text = text(&path);
         for wanted in [&root, &home].into_iter().filter(|wanted| wanted.len() > 2) {
             if text.contains(wanted.as_str()) {

@@ -220,6 +220,7 @@ impl Pipelines {
         match start(stage).await? {
             Ok(()) | Err(StartError::Config(_)) => Ok(()),
             Err(StartError::PoolFull) => Err(PipelineError::NotNow(POOL_FULL.to_owned())),
+            Err(StartError::System(why)) => Err(PipelineError::NotNow(why)),
             Err(StartError::Failed(failure)) => {
                 Err(PipelineError::Unusable(format!("it does not start: {}", failure.detail)))
             }

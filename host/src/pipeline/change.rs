@@ -196,6 +196,7 @@ impl Pipelines {
                 refused(format!("the plugin fails with this config: {}", failure.detail))
             }
             Err(StartError::PoolFull) => Err(NotBuilt::NotNow(POOL_FULL.to_owned())),
+            Err(StartError::System(why)) => Err(NotBuilt::NotNow(why)),
         }
     }
 

@@ -32,6 +32,8 @@ pub struct Failure {
 pub enum StartError {
     /// All of the pool's places are taken.
     PoolFull,
+    /// The system refused something that an instance needs: memory, a descriptor.
+    System(String),
     /// The plugin says that its config is not usable.
     Config(String),
     /// The plugin failed.
@@ -88,6 +90,9 @@ impl Instance {
         let plugin = match recipe.loaded.pre.instantiate(&mut store) {
             Ok(plugin) => plugin,
             Err(error) if error.is::<PoolConcurrencyLimitError>() => return Err(StartError::PoolFull),
+            Err(error) if error.chain().any(|cause| cause.is::<std::io::Error>()) => {
+                return Err(StartError::System(format!("an instance could not be made: {error:#}")));
+            }
             Err(error) => return Err(StartError::Failed(failure(&store, &error))),
         };
         match plugin.sluice_plugin_stage().call_configure(&mut store, &recipe.config) {

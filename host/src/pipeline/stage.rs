@@ -135,6 +135,7 @@ impl Stage {
                     Failure { cause: FaultCause::Failed, detail: format!("it refused its config: {why}").into() }
                 }
                 StartError::PoolFull => Failure { cause: FaultCause::Failed, detail: super::change::POOL_FULL.into() },
+                StartError::System(why) => Failure { cause: FaultCause::Failed, detail: why.into() },
             }),
         }
     }

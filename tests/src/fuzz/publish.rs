@@ -116,7 +116,7 @@ impl Server {
 
     async fn ask(&self, request: Request<Body>) -> (StatusCode, Value) {
         let asked = self.asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        if asked % REQUESTS_BETWEEN_UPKEEP == 0 {
+        if asked.is_multiple_of(REQUESTS_BETWEEN_UPKEEP) {
             self.broker.store.retain().await.expect("the store does it");
         }
         let response = self.app.clone().oneshot(request).await.expect("the edge never fails");

@@ -34,12 +34,10 @@ pub async fn rows(report: &mut Report) {
         let (with, ()) = tokio::join!(round(&broker, &errors), operator.swap_for_a_round());
         pairs.push([without, with]);
     }
-    let each = |of: fn(&Measured) -> f64| -> [f64; 2] {
-        [0, 1].map(|which: usize| median(pairs.iter().map(|pair| of(&pair[which])).collect()))
-    };
-    let ratios = |of: fn(&Measured) -> f64| pairs.iter().map(|[without, with]| of(with) / of(without)).collect();
-    let (per_second, p99): (fn(&Measured) -> f64, fn(&Measured) -> f64) =
-        (|measured| measured.per_second, |measured| measured.p99_ms);
+    let each =
+        |of: Of| -> [f64; 2] { [0, 1].map(|which: usize| median(pairs.iter().map(|pair| of(&pair[which])).collect())) };
+    let ratios = |of: Of| pairs.iter().map(|[without, with]| of(with) / of(without)).collect();
+    let (per_second, p99): (Of, Of) = (|measured| measured.per_second, |measured| measured.p99_ms);
     let [without, with] = each(per_second);
     report.add(Row {
         work: format!("publish, one a call, while its stage is swapped {SWAPS_A_ROUND} times in {} s", ROUND.as_secs()),
@@ -74,6 +72,9 @@ struct Measured {
     per_second: f64,
     p99_ms: f64,
 }
+
+/// One of its figures.
+type Of = fn(&Measured) -> f64;
 
 /// Publishes for a round, each connection again as soon as it is answered.
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
