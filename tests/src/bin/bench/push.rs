@@ -33,7 +33,7 @@ pub async fn rows(report: &mut Report) {
     let endpoint = format!("{}/hook", bare.client.url());
     broker.create_topic(TOPIC, "PubSub").await;
     let subscription = broker.subscribe_push(TOPIC, "g", &endpoint, json!({"maxInFlight": POSTERS})).await;
-    let id = subscription["id"].as_str().expect("an id").to_owned();
+    let id = subscription["subscriptionId"].as_str().expect("an id").to_owned();
     let (mut pushed, mut posted) = (Vec::new(), Vec::new());
     for _ in 0..PAIRS {
         pushed.push(push(&broker, &bare, &id).await);
