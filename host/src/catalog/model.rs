@@ -206,6 +206,26 @@ pub struct SubscriptionSettings {
 
 impl Eq for SubscriptionSettings {}
 
+impl SubscriptionSettings {
+    /// What holds unless its owner says something else.
+    #[must_use]
+    pub fn new(kind: SubscriptionKind) -> SubscriptionSettings {
+        SubscriptionSettings {
+            kind,
+            endpoint: None,
+            filter: None,
+            max_retries: 3,
+            ack_timeout: Duration::from_secs(30),
+            backoff: Backoff::default(),
+            ordered: false,
+            max_in_flight: None,
+            rate_limit: None,
+            format: PushFormat::Envelope,
+            headers: BTreeMap::new(),
+        }
+    }
+}
+
 /// Texts by name, as someone writes them; a name that is there twice is an error, since one of the two values would
 /// silently count for nothing.
 ///

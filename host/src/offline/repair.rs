@@ -5,13 +5,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::catalog::{self, Found};
 use super::{CATALOG, OfflineError, Report, STORE, Scratch, report, verify};
 use crate::catalog::{
-    Actor, Backoff, Catalog, CatalogError, DeadLetterPayload, Guarantee, PushFormat, Subscription, SubscriptionId,
-    SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
+    Actor, Catalog, CatalogError, DeadLetterPayload, Guarantee, Subscription, SubscriptionId, SubscriptionKind,
+    SubscriptionSettings, Topic, TopicKind, TopicSettings,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::message::{GroupId, MessageId, TopicId, TopicName};
@@ -239,17 +238,8 @@ fn found_subscription(topic: &Topic, group: &GroupSpec, now: Timestamp) -> Subsc
         topic_name: topic.name.clone(),
         consumer_group: Arc::clone(&group.name),
         settings: SubscriptionSettings {
-            kind: SubscriptionKind::Pull,
-            endpoint: None,
-            filter: None,
             max_retries: group.attempts_max.saturating_sub(1),
-            ack_timeout: Duration::from_secs(30),
-            backoff: Backoff::default(),
-            ordered: false,
-            max_in_flight: None,
-            rate_limit: None,
-            format: PushFormat::Envelope,
-            headers: BTreeMap::new(),
+            ..SubscriptionSettings::new(SubscriptionKind::Pull)
         },
         secret: None,
         previous_secret: None,

@@ -2,15 +2,14 @@
 //! panics and answers every message; what it lets through is within the bounds of `docs/api.md`, and what it does not let
 //! through is as it came. What one guest did hurts none that comes after.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use sluice::catalog::model::{
-    Backoff, DeadLetterPayload, Guarantee, PluginSource, PushFormat, Scope, Subscription, SubscriptionKind,
-    SubscriptionSettings, Topic, TopicKind, TopicSettings,
+    DeadLetterPayload, Guarantee, PluginSource, Scope, Subscription, SubscriptionKind, SubscriptionSettings, Topic,
+    TopicKind, TopicSettings,
 };
 use sluice::catalog::{Actor, Catalog};
 use sluice::clock::{Clock, Timestamp};
@@ -212,19 +211,7 @@ async fn pipelines(dir: &Path, clock: &Clock) -> (Arc<Pipelines>, Topic) {
 }
 
 fn subscription(topic: &Topic) -> Subscription {
-    let settings = SubscriptionSettings {
-        kind: SubscriptionKind::Pull,
-        endpoint: None,
-        filter: None,
-        max_retries: 3,
-        ack_timeout: Duration::from_secs(30),
-        backoff: Backoff::default(),
-        ordered: false,
-        max_in_flight: None,
-        rate_limit: None,
-        format: PushFormat::Envelope,
-        headers: BTreeMap::new(),
-    };
+    let settings = SubscriptionSettings::new(SubscriptionKind::Pull);
     Subscription {
         id: serde_json::from_str(r#""018f0000-0000-7000-8000-000000000007""#).expect("this is an id"),
         group: GroupId(1),

@@ -27,8 +27,6 @@ use crate::store::SeekTo;
 const GROUP_BYTES_MAX: usize = 255;
 /// From API.md.
 const RETRIES_MAX: u32 = 100;
-const RETRIES_DEFAULT: u32 = 3;
-const ACK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// A webhook's lease must end while somebody still remembers the request.
 const BACKOFF_MAX: Duration = Duration::from_secs(7 * 86_400);
 const BACKOFF_MULTIPLIER_MAX: f64 = 100.0;
@@ -158,20 +156,7 @@ impl SubscriptionBody {
         let kind = faults.require("/type", self.kind);
         let start = self.start_from.as_deref().map(start_from).transpose();
         let start = faults.keep("/startFrom", start);
-        let base = SubscriptionSettings {
-            kind: kind?,
-            endpoint: None,
-            filter: None,
-            max_retries: RETRIES_DEFAULT,
-            ack_timeout: ACK_TIMEOUT_DEFAULT,
-            backoff: Backoff::default(),
-            ordered: false,
-            max_in_flight: None,
-            rate_limit: None,
-            format: PushFormat::Envelope,
-            headers: BTreeMap::new(),
-        };
-        let settings = self.over(base, push, faults);
+        let settings = self.over(SubscriptionSettings::new(kind?), push, faults);
         Some(Wanted { topic: topic?, consumer_group: group?, settings, start: start? })
     }
 

@@ -11,8 +11,8 @@ use uuid::Uuid;
 
 use super::signature::new_secret;
 use crate::catalog::model::{
-    Backoff, DeadLetterPayload, Guarantee, PushFormat, Subscription, SubscriptionId, SubscriptionKind,
-    SubscriptionSettings, Topic, TopicKind, TopicSettings,
+    DeadLetterPayload, Guarantee, Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic,
+    TopicKind, TopicSettings,
 };
 use crate::clock::Timestamp;
 use crate::config;
@@ -52,17 +52,8 @@ pub(super) fn subscription(endpoint: &str) -> Subscription {
         topic_name: "orders".parse().unwrap(),
         consumer_group: "billing".into(),
         settings: SubscriptionSettings {
-            kind: SubscriptionKind::Push,
             endpoint: Some(endpoint.to_owned()),
-            filter: None,
-            max_retries: 3,
-            ack_timeout: Duration::from_secs(30),
-            backoff: Backoff::default(),
-            ordered: false,
-            max_in_flight: None,
-            rate_limit: None,
-            format: PushFormat::Envelope,
-            headers: Default::default(),
+            ..SubscriptionSettings::new(SubscriptionKind::Push)
         },
         secret: Some(new_secret(&Entropy::seeded(1))),
         previous_secret: None,
