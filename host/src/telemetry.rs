@@ -104,7 +104,7 @@ pub fn init(settings: &Telemetry, node_id: &str) -> Result<Guard, TelemetryError
     });
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let logs = if settings.log_json {
-        logs.json().flatten_event(true).with_current_span(true).with_span_list(false).with_ansi(false).boxed()
+        logs.json().flatten_event(true).with_current_span(false).with_span_list(false).with_ansi(false).boxed()
     } else {
         logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).boxed()
     };

@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use prometheus::IntCounter;
 use tracing::callsite::Identifier;
 use tracing::level_filters::LevelFilter;
+use tracing::subscriber::Interest;
 use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::layer::{Context, Filter};
 
@@ -76,8 +77,14 @@ impl Flood {
 }
 
 impl<S: Subscriber> Filter<S> for Flood {
-    fn enabled(&self, _meta: &Metadata<'_>, _context: &Context<'_, S>) -> bool {
-        true
+    fn enabled(&self, meta: &Metadata<'_>, _context: &Context<'_, S>) -> bool {
+        meta.is_event()
+    }
+
+    /// Spans are the collector's: a log that writes down their fields costs every request, and without a collector nobody
+    /// else wants them, so they are not even made.
+    fn callsite_enabled(&self, meta: &'static Metadata<'static>) -> Interest {
+        if meta.is_event() { Interest::sometimes() } else { Interest::never() }
     }
 
     fn event_enabled(&self, event: &Event<'_>, _context: &Context<'_, S>) -> bool {
@@ -92,6 +99,15 @@ impl<S: Subscriber> Filter<S> for Flood {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_alone_makes_no_spans() {
+        use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+        let log = tracing_subscriber::fmt::layer().with_writer(std::io::sink).with_filter(Flood::default());
+        let _default = tracing::subscriber::set_default(tracing_subscriber::registry().with(log));
+        assert!(tracing::error_span!("of nobody").is_disabled());
+        assert!(tracing::enabled!(Level::INFO));
+    }
 
     #[test]
     fn a_place_says_the_same_so_often_and_again_when_the_span_is_over() {
