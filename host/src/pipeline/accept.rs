@@ -236,7 +236,7 @@ impl Pipelines {
             for builtin in builtins {
                 let Some(pipelines) = pipelines.upgrade() else { return };
                 let digest = builtin::digest_of(builtin.name).expect("it is one of them");
-                if let Err(error) = pipelines.components.load(digest, Bytes::from_static(builtin.bytes)).await {
+                if let Err(error) = pipelines.components.warm(digest, Bytes::from_static(builtin.bytes)).await {
                     tracing::error!(plugin = builtin.name, %error, "a built-in plugin can't be made ready");
                 }
             }

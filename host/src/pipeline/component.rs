@@ -3,6 +3,8 @@
 //! compiles on a thread that messages wait for.
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -11,7 +13,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, oneshot};
 use utoipa::ToSchema;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
@@ -24,14 +26,14 @@ use super::metrics::Metrics;
 use super::world;
 use super::{engine, sandbox};
 
-/// Components that wait to be compiled: each holds its bytes, up to the size limit.
-const WAITING_MAX: usize = 16;
-/// Two, so that a small plugin does not wait for a large one; each compiles on one thread.
-const COMPILERS: usize = 2;
+/// At once. Two, so that a small plugin does not wait for a large one; each is compiled on one thread.
+const COMPILING_MAX: usize = 2;
 /// Digests whose state is remembered: all versions of all plugins that anyone looks at.
 const STATES_MAX: usize = 4096;
-/// Bytes of the checksum in front of the machine code.
-const CHECKSUM_BYTES: usize = 32;
+/// Bytes of the checksum behind the machine code.
+const CHECKSUM_BYTES: u64 = 32;
+/// Of machine code in memory at once while it is checked.
+const CHUNK_BYTES: usize = 64 * 1024;
 
 /// Why a component can't be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -74,18 +76,15 @@ pub enum ComponentState {
     Failed(String),
 }
 
-struct Job {
-    bytes: Bytes,
-    reply: oneshot::Sender<Result<Vec<u8>, ComponentError>>,
-}
-
 /// Compiles and keeps components.
 pub struct Components {
     engine: Engine,
     linker: Linker<HostState>,
     dir: PathBuf,
     fingerprint: String,
-    compile: mpsc::Sender<Job>,
+    compiler: Engine,
+    compiling: Arc<Semaphore>,
+    metrics: Metrics,
     /// Those in use. Weak: what no stage uses is let go of.
     loaded: Mutex<HashMap<String, Weak<Loaded>>>,
     states: Mutex<HashMap<String, ComponentState>>,
@@ -97,15 +96,16 @@ impl Components {
     /// With machine code in `dir`, which is created.
     ///
     /// # Errors
-    /// When the directory, the compiler's thread or the linker can't be made.
+    /// When the directory, the compiler or the linker can't be made.
     pub fn open(engine: Engine, dir: PathBuf, metrics: Metrics) -> Result<Components, String> {
         std::fs::create_dir_all(&dir).map_err(|error| format!("{} can't be created: {error}", dir.display()))?;
         let linker = sandbox::linker(&engine).map_err(|error| format!("{error:#}"))?;
-        let compile = start_compiler(metrics)?;
+        let compiler = engine::compiling().map_err(|error| format!("{error:#}"))?;
+        let compiling = Arc::new(Semaphore::new(COMPILING_MAX));
         let fingerprint = engine::fingerprint(&engine);
         let (loaded, states) = (Mutex::default(), Mutex::default());
         let loading = Mutex::default();
-        Ok(Components { engine, linker, dir, fingerprint, compile, loaded, states, loading })
+        Ok(Components { engine, linker, dir, fingerprint, compiler, compiling, metrics, loaded, states, loading })
     }
 
     /// What this broker has made of the component with `digest`.
@@ -137,6 +137,20 @@ impl Components {
         };
         self.remember(digest, state);
         loaded
+    }
+
+    /// Sees to it that `bytes`, whose SHA-256 is `digest`, need not be compiled once a stage wants them.
+    ///
+    /// # Errors
+    /// As [`Components::load`].
+    pub async fn warm(&self, digest: &str, bytes: Bytes) -> Result<(), ComponentError> {
+        let path = self.code_path(digest);
+        let kept = tokio::task::spawn_blocking(move || is_whole(&path)).await;
+        if matches!(kept, Ok(Ok(true))) {
+            self.remember(digest, ComponentState::Ready);
+            return Ok(());
+        }
+        self.load(digest, bytes).await.map(drop)
     }
 
     /// Removes the machine code that no version of any plugin has, or that another engine made.
@@ -179,12 +193,7 @@ impl Components {
             None => {
                 self.remember(digest, ComponentState::Compiling);
                 let code = self.compile(bytes).await?;
-                // The engine that runs it knows bounds that the one that compiles does not: memories, tables, instances.
-                let too_much =
-                    |why| ComponentError::Unusable(format!("it asks for more than a plugin may have: {why}"));
-                let component = self.deserialize(code.clone().into()).await?.map_err(too_much)?;
-                write_cache(&path, &code).await;
-                component
+                self.keep(path, code).await?
             }
         };
         let fits = |error: wasmtime::Error| world::misfit(&imports, &error);
@@ -205,95 +214,107 @@ impl Components {
         states.insert(digest.to_owned(), state);
     }
 
+    /// On a thread of the lowest priority: compiling takes seconds, and traffic must not feel it. The thread ends with it,
+    /// and gives back what it took, which is a hundred times what comes out.
     async fn compile(&self, bytes: Bytes) -> Result<Vec<u8>, ComponentError> {
-        let gone = || ComponentError::Unavailable("the compiler has stopped".to_owned());
+        let gone = || ComponentError::Unavailable("the broker is stopping".to_owned());
+        let turn = Arc::clone(&self.compiling).acquire_owned().await.map_err(|_| gone())?;
         let (reply, compiled) = oneshot::channel();
-        self.compile.send(Job { bytes, reply }).await.map_err(|_| gone())?;
+        let (engine, metrics) = (self.compiler.clone(), self.metrics.clone());
+        let compiling = move || {
+            // SAFETY: it takes no pointers; on Linux `PRIO_PROCESS` with 0 means this thread. Where it fails, compiling
+            // runs at the usual priority.
+            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+            let watch = Stopwatch::start();
+            let unusable = |error: wasmtime::Error| ComponentError::Unusable(format!("it does not compile: {error:#}"));
+            let compiled = engine.precompile_component(&bytes).map_err(unusable);
+            metrics.compiled(watch.elapsed());
+            // Whoever asked may have gone.
+            let _ = reply.send(compiled);
+            drop(turn);
+        };
+        let started = thread::Builder::new().name("plugin-compiler".to_owned()).spawn(compiling);
+        started.map_err(|error| ComponentError::Unavailable(format!("a thread can't be started: {error}")))?;
         compiled.await.map_err(|_| gone())?
     }
 
-    /// The inner error is about the component, or about what was kept of it.
-    async fn deserialize(&self, code: Bytes) -> Result<Result<Component, String>, ComponentError> {
+    /// Keeps machine code that was just made, and loads it. What can't be kept costs the next start a compilation and
+    /// nothing else.
+    async fn keep(&self, path: PathBuf, code: Vec<u8>) -> Result<Component, ComponentError> {
         let engine = self.engine.clone();
         let loaded = tokio::task::spawn_blocking(move || {
-            // SAFETY: `code` came from `precompile_component` in this process, or from a file whose checksum shows
-            // that it is what this program wrote; wasmtime itself refuses code of another version or other settings.
-            unsafe { Component::deserialize(&engine, &code) }
+            let written = write_code(&path, &code);
+            if let Err(error) = &written {
+                tracing::warn!(file = %path.display(), %error, "machine code of a plugin can't be kept");
+            }
+            // SAFETY: `code` came from `precompile_component` in this process, and the file from `code`.
+            let loaded = match written {
+                Ok(()) => unsafe { Component::deserialize_file(&engine, &path) },
+                Err(_) => unsafe { Component::deserialize(&engine, &code) },
+            };
+            // The engine that runs it knows bounds that the one that compiles does not: memories, tables, instances.
+            loaded.map_err(|error| {
+                // It may never have been written.
+                let _ = std::fs::remove_file(&path);
+                ComponentError::Unusable(format!("it asks for more than a plugin may have: {error:#}"))
+            })
         });
-        match loaded.await {
-            Ok(loaded) => Ok(loaded.map_err(|error| format!("{error:#}"))),
-            Err(_) => Err(ComponentError::Unavailable("the broker is stopping".to_owned())),
-        }
+        loaded.await.unwrap_or_else(|_| Err(ComponentError::Unavailable("the broker is stopping".to_owned())))
     }
 
     /// What was kept for this engine; damage means compiling again, never an error.
     async fn kept_code(&self, path: &Path) -> Option<Component> {
-        let kept = Bytes::from(tokio::fs::read(path).await.ok()?);
-        let checked = tokio::task::spawn_blocking(move || {
-            let (checksum, code) = kept.split_at_checked(CHECKSUM_BYTES)?;
-            (Sha256::digest(code)[..] == *checksum).then(|| kept.slice(CHECKSUM_BYTES..))
-        });
-        let component = match checked.await.ok()? {
-            Some(code) => self.deserialize(code).await.ok()?,
-            None => Err("its checksum does not match".to_owned()),
-        };
-        match component {
-            Ok(component) => Some(component),
-            Err(why) => {
+        let (engine, path) = (self.engine.clone(), path.to_owned());
+        let load = move || {
+            let loaded = match is_whole(&path) {
+                Ok(false) => Err("its checksum does not match".to_owned()),
+                // SAFETY: the checksum shows that the file is what this program wrote; wasmtime itself refuses code of
+                // another version or other settings. It is mapped, so that only what runs takes memory; nobody writes
+                // into it: a file is made beside and renamed.
+                Ok(true) => {
+                    unsafe { Component::deserialize_file(&engine, &path) }.map_err(|error| format!("{error:#}"))
+                }
+                Err(error) if error.kind() == ErrorKind::NotFound => return None,
+                Err(error) => Err(error.to_string()),
+            };
+            let refused = |why: &String| {
                 tracing::warn!(file = %path.display(), why, "machine code of a plugin can't be used: compiling again");
-                None
-            }
-        }
+            };
+            loaded.inspect_err(refused).ok()
+        };
+        tokio::task::spawn_blocking(load).await.ok()?
     }
 }
 
-/// Written beside and renamed, so that a crash leaves the old file or none. Failing to keep it costs the next start a
-/// compilation and nothing else.
-async fn write_cache(path: &Path, code: &[u8]) {
-    let mut kept = Sha256::digest(code).to_vec();
-    kept.extend_from_slice(code);
+/// Whether a file of machine code is as it was written.
+fn is_whole(path: &Path) -> std::io::Result<bool> {
+    let mut file = File::open(path)?;
+    let Some(code_bytes) = file.metadata()?.len().checked_sub(CHECKSUM_BYTES) else { return Ok(false) };
+    let (mut hash, mut chunk, mut left) = (Sha256::new(), vec![0; CHUNK_BYTES], code_bytes);
+    while left > 0 {
+        let wanted = usize::try_from(left).unwrap_or(CHUNK_BYTES).min(CHUNK_BYTES);
+        file.read_exact(&mut chunk[..wanted])?;
+        hash.update(&chunk[..wanted]);
+        left -= wanted as u64;
+    }
+    let mut checksum = [0; CHECKSUM_BYTES as usize];
+    file.read_exact(&mut checksum)?;
+    Ok(hash.finalize()[..] == checksum)
+}
+
+/// Written beside and renamed, so that a crash leaves the old file or none.
+fn write_code(path: &Path, code: &[u8]) -> std::io::Result<()> {
     let beside = path.with_extension("tmp");
-    let written = match tokio::fs::write(&beside, kept).await {
-        Ok(()) => tokio::fs::rename(&beside, path).await,
-        Err(error) => Err(error),
+    let write = || {
+        let mut file = File::create(&beside)?;
+        file.write_all(code)?;
+        file.write_all(&Sha256::digest(code))?;
+        std::fs::rename(&beside, path)
     };
-    if let Err(error) = written {
+    write().inspect_err(|_| {
         // Half a file on a full disk takes the room that others need.
-        let _ = tokio::fs::remove_file(&beside).await;
-        tracing::warn!(file = %path.display(), %error, "machine code of a plugin can't be kept");
-    }
-}
-
-/// Threads of the lowest priority: compiling takes seconds, and traffic must not feel it.
-fn start_compiler(metrics: Metrics) -> Result<mpsc::Sender<Job>, String> {
-    let engine = engine::compiling().map_err(|error| format!("{error:#}"))?;
-    let (sender, jobs) = mpsc::channel::<Job>(WAITING_MAX);
-    let jobs = Arc::new(Mutex::new(jobs));
-    for number in 0..COMPILERS {
-        let (engine, jobs, metrics) = (engine.clone(), Arc::clone(&jobs), metrics.clone());
-        thread::Builder::new()
-            .name(format!("plugin-compiler-{number}"))
-            .spawn(move || compile_all(&engine, &jobs, &metrics))
-            .map_err(|error| format!("the compiler's thread can't be started: {error}"))?;
-    }
-    Ok(sender)
-}
-
-fn compile_all(engine: &Engine, jobs: &Mutex<mpsc::Receiver<Job>>, metrics: &Metrics) {
-    // SAFETY: it takes no pointers; on Linux `PRIO_PROCESS` with 0 means this thread. Where it fails, compiling runs at
-    // the usual priority.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
-    loop {
-        // The one that waits holds the lock; the other one is compiling or next.
-        let job = jobs.lock().blocking_recv();
-        let Some(job) = job else { return };
-        let watch = Stopwatch::start();
-        let unusable = |error: wasmtime::Error| ComponentError::Unusable(format!("it does not compile: {error:#}"));
-        let compiled = engine.precompile_component(&job.bytes).map_err(unusable);
-        metrics.compiled(watch.elapsed());
-        // Whoever asked may have gone.
-        let _ = job.reply.send(compiled);
-    }
+        let _ = std::fs::remove_file(&beside);
+    })
 }
 
 /// Whether `bytes` are a component that fits the plugin world, and what it imports.

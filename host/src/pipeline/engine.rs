@@ -66,10 +66,14 @@ fn settings() -> Config {
     config
 }
 
+/// How a file of machine code is laid out: changes when that does.
+const CODE_LAYOUT: u8 = 2;
+
 /// Names artefacts that `engine` can load: it changes with wasmtime's version, the settings and the processor.
 #[must_use]
 pub fn fingerprint(engine: &Engine) -> String {
     let mut hasher = DefaultHasher::new();
+    CODE_LAYOUT.hash(&mut hasher);
     engine.precompile_compatibility_hash().hash(&mut hasher);
     format!("{:016x}", hasher.finish())
 }
