@@ -37,7 +37,8 @@ const TOPIC: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The groups of rows, by the names that choose them.
-const GROUPS: [&str; 7] = ["http", "stages", "push", "telemetry", "footprint", "hostile", "swaps"];
+const GROUPS: [&str; 9] =
+    ["publish", "batch", "consume", "stages", "push", "telemetry", "footprint", "hostile", "swaps"];
 
 #[tokio::main]
 async fn main() {
@@ -55,7 +56,9 @@ async fn main() {
     let mut report = Report::default();
     for group in GROUPS.into_iter().filter(|group| chosen.is_empty() || chosen.iter().any(|name| name == group)) {
         match group {
-            "http" => http_rows::rows(&mut report).await,
+            "publish" => http_rows::publish(&mut report).await,
+            "batch" => http_rows::batch(&mut report).await,
+            "consume" => http_rows::consume(&mut report).await,
             "stages" => stages::rows(&mut report).await,
             "push" => push::rows(&mut report).await,
             "telemetry" => footprint::telemetry(&mut report).await,

@@ -37,36 +37,59 @@ fn consume_and_ack(target: &Target) -> Work {
     Work::ConsumeAndAck { consume: target.request("GET", &path, b""), target: target.clone() }
 }
 
-/// The three rows.
-pub async fn rows(report: &mut Report) {
-    let broker = Broker::start().await;
-    broker.create_topic(TOPIC, "Queue").await;
-    let bare = Bare::beside(&broker);
-    let targets = [Target::of(&broker), Target::of(&bare.client)];
-    let row = |work: String, pairs: Vec<[Done; 2]>, baseline: &str, least: f64| {
-        let per_second = |which: usize| short(median(pairs.iter().map(|pair| pair[which].per_second()).collect()));
-        Row {
-            work,
-            ours: format!("{} msg/s", per_second(0)),
-            baseline: format!("{baseline}: {} msg/s", per_second(1)),
-            figures: pairs.iter().map(|pair| pair[0].per_second() / pair[1].per_second()).collect(),
-            unit: "×",
-            budget: Budget::AtLeast(least),
-        }
-    };
-    let what = format!("{PAYLOAD_BYTES} B, JWT, durable, {CONNECTIONS} connections");
-    let ones = pairs(&targets, publish_one).await;
-    report.add(row(format!("publish, one a call, {what}"), ones, "axum, JWT, parse", 0.7));
-    let batches = pairs(&targets, publish_batch).await;
-    let bare_batch = "axum, JWT, parse, one write and fdatasync per group";
-    report.add(row(format!("publish, {BATCH} a call, {what}"), batches, bare_batch, 0.5));
-    // So that the rounds that consume do not run dry.
-    for _ in 0..PAIRS {
-        load::run(&targets[0], &publish_batch(&targets[0]), CONNECTIONS, ROUND).await;
+/// A broker with the topic, and the bare server beside it.
+struct Sides {
+    targets: [Target; 2],
+    _broker: Broker,
+    _bare: Bare,
+}
+
+impl Sides {
+    async fn start() -> Sides {
+        let broker = Broker::start().await;
+        broker.create_topic(TOPIC, "Queue").await;
+        let bare = Bare::beside(&broker);
+        Sides { targets: [Target::of(&broker), Target::of(&bare.client)], _broker: broker, _bare: bare }
     }
-    let consumed = pairs(&targets, consume_and_ack).await;
-    let bare_consume = format!("axum serving {BATCH} canned messages, parsing {BATCH} receipts");
-    report.add(row(format!("consume and ack, {BATCH} a call, {what}"), consumed, &bare_consume, 0.5));
+}
+
+/// Publishing one by one.
+pub async fn publish(report: &mut Report) {
+    let sides = Sides::start().await;
+    let ones = pairs(&sides.targets, publish_one).await;
+    report.add(row("publish, one a call", ones, "axum, JWT, parse", 0.7));
+}
+
+/// Publishing many at once.
+pub async fn batch(report: &mut Report) {
+    let sides = Sides::start().await;
+    let batches = pairs(&sides.targets, publish_batch).await;
+    let bare = "axum, JWT, parse, one write and fdatasync per group";
+    report.add(row(&format!("publish, {BATCH} a call"), batches, bare, 0.5));
+}
+
+/// Consuming and acknowledging many at once.
+pub async fn consume(report: &mut Report) {
+    let sides = Sides::start().await;
+    // So that the rounds do not run dry.
+    for _ in 0..PAIRS {
+        load::run(&sides.targets[0], &publish_batch(&sides.targets[0]), CONNECTIONS, ROUND).await;
+    }
+    let consumed = pairs(&sides.targets, consume_and_ack).await;
+    let bare = format!("axum serving {BATCH} canned messages, parsing {BATCH} receipts");
+    report.add(row(&format!("consume and ack, {BATCH} a call"), consumed, &bare, 0.5));
+}
+
+fn row(work: &str, pairs: Vec<[Done; 2]>, baseline: &str, least: f64) -> Row {
+    let per_second = |which: usize| short(median(pairs.iter().map(|pair| pair[which].per_second()).collect()));
+    Row {
+        work: format!("{work}, {PAYLOAD_BYTES} B, JWT, durable, {CONNECTIONS} connections"),
+        ours: format!("{} msg/s", per_second(0)),
+        baseline: format!("{baseline}: {} msg/s", per_second(1)),
+        figures: pairs.iter().map(|pair| pair[0].per_second() / pair[1].per_second()).collect(),
+        unit: "×",
+        budget: Budget::AtLeast(least),
+    }
 }
 
 async fn pairs(targets: &[Target; 2], work: fn(&Target) -> Work) -> Vec<[Done; 2]> {
