@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use jiff::fmt::temporal::DateTimePrinter;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -39,8 +40,14 @@ impl Timestamp {
     /// RFC 3339 in UTC with milliseconds: `2026-01-31T12:00:00.250Z`.
     #[must_use]
     pub fn rfc3339(self) -> String {
+        /// Right into a text that has room: each message of an answer has two of these.
+        const PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
         let millis = self.0.clamp(-377_705_023_201_000, 253_402_207_200_000);
-        jiff::Timestamp::from_millisecond(millis).map_or_else(|_| String::new(), |at| format!("{at:.3}"))
+        let mut text = String::with_capacity("2026-01-31T12:00:00.250Z".len());
+        if let Ok(at) = jiff::Timestamp::from_millisecond(millis) {
+            PRINTER.print_timestamp(&at, &mut text).expect("a text in memory takes it");
+        }
+        text
     }
 
     /// Reads RFC 3339 with any offset.

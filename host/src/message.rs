@@ -1,12 +1,13 @@
 //! The words that every part shares: ids, names, and the message itself. Invariant: a value of one of these types is
 //! valid (names are parsed once, at the edge). Never does I/O.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
 use crate::clock::Timestamp;
@@ -209,6 +210,7 @@ pub struct Message {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MessageMeta {
     /// Media type of the payload.
+    #[serde(deserialize_with = "media_type")]
     pub content_type: Arc<str>,
     /// The schema version that the publisher names.
     pub schema_version: Option<Arc<str>>,
@@ -232,6 +234,18 @@ pub struct MessageMeta {
     pub revision: u64,
     /// On a dead-letter topic: why it is there.
     pub dead_letter: Option<Box<DeadLetterFacts>>,
+}
+
+/// The media type of nearly all messages, shared by all that are published or read.
+pub fn json_media_type() -> Arc<str> {
+    static SHARED: LazyLock<Arc<str>> = LazyLock::new(|| "application/json".into());
+    Arc::clone(&SHARED)
+}
+
+fn media_type<'de, D: Deserializer<'de>>(source: D) -> Result<Arc<str>, D::Error> {
+    let text = Cow::<'de, str>::deserialize(source)?;
+    let shared = json_media_type();
+    Ok(if text == *shared { shared } else { text.into() })
 }
 
 impl MessageMeta {

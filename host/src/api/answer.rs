@@ -12,7 +12,17 @@ const USUAL_BYTES: usize = 512;
 /// A JSON answer.
 #[must_use]
 pub fn json<T: Serialize + ?Sized>(status: StatusCode, value: &T) -> Response {
-    let mut body = Vec::with_capacity(USUAL_BYTES);
+    sized(status, value, USUAL_BYTES)
+}
+
+/// `200` with JSON of about so many bytes: to grow an answer while it is written is to copy it several times.
+#[must_use]
+pub fn ok_of_bytes<T: Serialize + ?Sized>(value: &T, bytes: usize) -> Response {
+    sized(StatusCode::OK, value, bytes)
+}
+
+fn sized<T: Serialize + ?Sized>(status: StatusCode, value: &T, bytes: usize) -> Response {
+    let mut body = Vec::with_capacity(bytes);
     serde_json::to_writer(&mut body, value).expect("answers have string keys and write into memory");
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status;

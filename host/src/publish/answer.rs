@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use super::{Answer, Built, Emissions, PublishError, Published, Status, Work};
+use super::{Answer, Emissions, PublishError, Published, Status, Work};
 use crate::catalog::model::Topic;
+use crate::clock::Timestamp;
 use crate::message::MessageId;
-use crate::pipeline::draft::Draft;
 use crate::store::{AppendOutcome, DedupOutcome, Entry, Fate};
 
 /// The answer before the stages and the store have had their word.
-pub(super) fn published(topic: &Arc<Topic>, work: &Work, draft: &Draft, revision: u64) -> Published {
+pub(super) fn published(topic: &Arc<Topic>, work: &Work, at: Timestamp, revision: u64) -> Published {
     Published {
         message_id: work.id,
         topic: Arc::clone(topic),
         status: Status::Pending,
-        published_at: draft.published_at,
+        published_at: at,
         position: None,
         revision,
         stage: None,
@@ -70,13 +70,6 @@ pub(super) fn answer(
         AppendOutcome::NotAttempted => return Err(PublishError::NotAttempted),
     }
     Ok(published)
-}
-
-/// For those that needed no storing.
-pub(super) fn answer_unstored(built: Vec<Built>, results: &mut [Answer]) {
-    for built in built {
-        results[built.index] = Some(Ok(built.published));
-    }
 }
 
 /// For those of these places that have no answer yet.

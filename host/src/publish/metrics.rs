@@ -35,6 +35,8 @@ impl PublishMetrics {
     }
 
     pub(super) fn count(&self, results: &[Result<Published, PublishError>]) {
+        // Looked up once each: most batches have one outcome.
+        let mut counts: Vec<(&str, u64)> = Vec::new();
         for result in results {
             let outcome = match result {
                 Ok(published) => published.status.as_str(),
@@ -43,7 +45,13 @@ impl PublishMetrics {
                 Err(PublishError::Store(_) | PublishError::TopicFull) => "Store",
                 Err(_) => "Refused",
             };
-            self.messages.with_label_values(&[outcome]).inc();
+            match counts.iter_mut().find(|(known, _)| *known == outcome) {
+                Some((_, count)) => *count += 1,
+                None => counts.push((outcome, 1)),
+            }
+        }
+        for (outcome, count) in counts {
+            self.messages.with_label_values(&[outcome]).inc_by(count);
         }
     }
 }

@@ -7,10 +7,11 @@ mod emit;
 mod metrics;
 mod request;
 
-use answer::{answer, answer_unstored, dropped, duplicate, fail_all, published};
+use answer::{answer, dropped, duplicate, fail_all, published};
 use metrics::PublishMetrics;
 pub use request::{PublishError, PublishRequest, Published, Status};
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -47,8 +48,6 @@ pub struct Publisher {
 
 /// The result of one request, once there is one.
 type Answer = Option<Result<Published, PublishError>>;
-/// Requests of one topic with their places among all.
-type Placed = Vec<(usize, PublishRequest)>;
 /// What is stored along with a message.
 type Emissions = Vec<(TopicId, Partition, Message)>;
 
@@ -94,13 +93,13 @@ impl Publisher {
         let stopwatch = Stopwatch::start();
         let mut results: Vec<Answer> = Vec::new();
         results.resize_with(requests.len(), || None);
-        let by_topic = group_by_topic(requests);
-        if atomic && by_topic.len() > 1 {
+        let several = requests.windows(2).any(|pair| pair[0].topic.id != pair[1].topic.id);
+        if atomic && several {
             results.fill_with(|| Some(Err(PublishError::SeveralTopics)));
         } else {
-            for (topic, requests) in by_topic {
-                let span = publish_span(&topic, requests.len());
-                self.publish_to(&topic, requests, atomic, &mut results).instrument(span).await;
+            for (topic, work) in self.by_topic(requests, &mut results) {
+                let span = publish_span(&topic, work.len());
+                self.publish_to(&topic, work, atomic, &mut results).instrument(span).await;
             }
         }
         let results: Vec<_> =
@@ -116,22 +115,56 @@ impl Publisher {
     /// As [`Publisher::publish`]; the dead letter stays where it is.
     pub async fn replay(&self, request: PublishRequest, dead_letter: Position) -> Result<Published, PublishError> {
         let topic = Arc::clone(&request.topic);
-        let work = self.prepare(&topic, vec![(0, request)]);
+        let work = vec![self.work(0, request, self.clock.now())];
         let mut results = vec![None];
         self.attempt(&topic, work, (false, vec![dead_letter]), &mut results).await;
         results.pop().flatten().unwrap_or(Err(PublishError::NotAttempted))
     }
 
-    async fn publish_to(&self, topic: &Arc<Topic>, requests: Placed, atomic: bool, results: &mut [Answer]) {
-        let mut wanted = Vec::with_capacity(requests.len());
-        for (index, request) in requests {
-            match check(topic, &request) {
-                Ok(()) => wanted.push((index, request)),
-                Err(error) => results[index] = Some(Err(error)),
+    /// Those requests that can be taken, by their topics, in order; the others have their result.
+    fn by_topic(&self, requests: Vec<PublishRequest>, results: &mut [Answer]) -> Vec<(Arc<Topic>, Vec<Work>)> {
+        let (now, count) = (self.clock.now(), requests.len());
+        let mut groups: Vec<(Arc<Topic>, Vec<Work>)> = Vec::new();
+        let mut places = HashMap::new();
+        for (index, request) in requests.into_iter().enumerate() {
+            if let Err(error) = check(&request) {
+                results[index] = Some(Err(error));
+                continue;
+            }
+            let topic = Arc::clone(&request.topic);
+            let work = self.work(index, request, now);
+            match groups.last_mut() {
+                // Most batches go to one topic.
+                Some((last, works)) if last.id == topic.id => works.push(work),
+                None => {
+                    places.insert(topic.id, 0);
+                    let mut works = Vec::with_capacity(count);
+                    works.push(work);
+                    groups.push((topic, works));
+                }
+                Some(_) => {
+                    let place = *places.entry(topic.id).or_insert_with(|| {
+                        groups.push((topic, Vec::new()));
+                        groups.len() - 1
+                    });
+                    groups[place].1.push(work);
+                }
             }
         }
-        let mut work = self.prepare(topic, wanted);
-        let places: Vec<usize> = work.iter().map(|work| work.index).collect();
+        groups
+    }
+
+    fn work(&self, index: usize, request: PublishRequest, now: Timestamp) -> Work {
+        let partition = self.partition(&request.topic, request.key.as_deref());
+        let enters = request.deliver_at.map_or(now, |due| due.max(now));
+        let id = MessageId::new(enters, request.topic.id, partition, self.entropy.next_u64());
+        let key = request.idempotency_key.as_ref();
+        let dedup = key.map(|key| DedupKey { key: Arc::clone(key), request_hash: request.hash() });
+        Work { index, request, id, dedup }
+    }
+
+    async fn publish_to(&self, topic: &Arc<Topic>, mut work: Vec<Work>, atomic: bool, results: &mut [Answer]) {
+        let places: Vec<usize> = places(&work).collect();
         if let Err(error) = self.answer_duplicates(topic, &mut work, results).await {
             fail_all(places, &PublishError::Store(error), results);
             return;
@@ -140,21 +173,6 @@ impl Publisher {
             return;
         }
         self.attempt(topic, work, (atomic, Vec::new()), results).await;
-    }
-
-    fn prepare(&self, topic: &Topic, requests: Placed) -> Vec<Work> {
-        let now = self.clock.now();
-        let one = |(index, request): (usize, PublishRequest)| {
-            let partition = self.partition(topic, request.key.as_deref());
-            let enters = request.deliver_at.map_or(now, |due| due.max(now));
-            let id = MessageId::new(enters, topic.id, partition, self.entropy.next_u64());
-            let dedup = request
-                .idempotency_key
-                .as_ref()
-                .map(|key| DedupKey { key: Arc::clone(key), request_hash: request.hash() });
-            Work { index, request, id, dedup }
-        };
-        requests.into_iter().map(one).collect()
     }
 
     /// Spares repeats the pipeline; `append` looks again, since two can race.
@@ -204,16 +222,15 @@ impl Publisher {
         }
         let mut error = PublishError::NotAttempted;
         for _ in 0..REVISION_RETRIES_MAX {
-            let (revision, processed) = match self.run(topic, &work).await {
-                Ok(ran) => ran,
+            let (revision, built) = match self.build(topic, &work, results).await {
+                Ok(built) => built,
                 Err(error) => return fail_all(places(&work), &error, results),
             };
-            let built = self.build(topic, &work, (revision, processed), results).await;
-            if atomic && built.len() < work.len() {
+            if atomic && built.items.len() + built.unstored.len() < work.len() {
                 return; // Those that were turned away have their result; the others were not attempted.
             }
-            if built.iter().all(|built| built.item.is_none()) && replays.is_empty() {
-                return answer_unstored(built, results);
+            if built.items.is_empty() && replays.is_empty() {
+                return built.unstored.into_iter().for_each(|(index, published)| results[index] = Some(Ok(published)));
             }
             match self.append(topic, revision, built, (atomic, replays.clone()), results).await {
                 Ok(()) => return,
@@ -224,42 +241,39 @@ impl Publisher {
         fail_all(places(&work), &error, results);
     }
 
-    async fn run(&self, topic: &Topic, work: &[Work]) -> Result<(u64, Vec<Processed>), PublishError> {
-        let now = self.clock.now();
-        let drafts: Vec<Draft> = work.iter().map(|work| draft(work, now)).collect();
-        let scope = Scope::Topic(topic.id);
-        if let Some(revision) = self.pipelines.revision_without_stages(scope) {
-            let pass = |draft| Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };
-            return Ok((revision, drafts.into_iter().map(pass).collect()));
-        }
-        let ran = self.pipelines.run(scope, topic, drafts).await;
-        let ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
-        Ok((ran.revision, ran.processed))
-    }
-
-    /// Turns verdicts into what is to be stored; those that are refused get their result here.
+    /// Runs the stages and turns their verdicts into what is to be stored; those that are refused get their result here.
     async fn build(
         &self,
         topic: &Arc<Topic>,
         work: &[Work],
-        (revision, processed): (u64, Vec<Processed>),
         results: &mut [Answer],
-    ) -> Vec<Built> {
-        let mut all = Vec::with_capacity(work.len());
+    ) -> Result<(u64, Built), PublishError> {
+        let now = self.clock.now();
+        let scope = Scope::Topic(topic.id);
+        if let Some(revision) = self.pipelines.revision_without_stages(scope) {
+            return Ok((revision, untouched(topic, work, (revision, now))));
+        }
+        let drafts: Vec<Draft> = work.iter().map(|work| draft(work, now)).collect();
+        let ran = self.pipelines.run(scope, topic, drafts).await;
+        let ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
+        let mut built = Built::default();
         let mut room = emit::EMITTED_BYTES_MAX;
-        for (work, processed) in work.iter().zip(processed) {
-            let trail = processed.trail.clone();
-            match self.decide(topic, work, (revision, processed), &mut room).await {
+        for (work, mut processed) in work.iter().zip(ran.processed) {
+            let trail = std::mem::take(&mut processed.trail);
+            match self.decide(topic, work, (ran.revision, processed), &mut room).await {
                 Ok((published, entry, emitted)) => {
-                    let dropped_without_key = matches!(entry, Entry::Dropped { .. }) && work.dedup.is_none();
-                    let item = AppendItem { dedup: work.dedup.clone(), entry, emitted };
-                    let item = (!dropped_without_key).then_some(item);
-                    all.push(Built { index: work.index, item, published: Published { trail, ..published } });
+                    let published = Published { trail, ..published };
+                    if matches!(entry, Entry::Dropped { .. }) && work.dedup.is_none() {
+                        built.unstored.push((work.index, published));
+                        continue;
+                    }
+                    built.items.push(AppendItem { dedup: work.dedup.clone(), entry, emitted });
+                    built.answers.push((work.index, published));
                 }
                 Err(error) => results[work.index] = Some(Err(error)),
             }
         }
-        all
+        Ok((ran.revision, built))
     }
 
     async fn decide(
@@ -277,7 +291,7 @@ impl Publisher {
             }
             other => other,
         };
-        let mut published = published(topic, work, &draft, revision);
+        let mut published = published(topic, work, draft.published_at, revision);
         match verdict {
             Verdict::Pass => {
                 let due = work.request.deliver_at.filter(|due| *due > draft.published_at);
@@ -339,22 +353,11 @@ impl Publisher {
         &self,
         topic: &Arc<Topic>,
         revision: u64,
-        built: Vec<Built>,
+        built: Built,
         (atomic, replays): (bool, Vec<Position>),
         results: &mut [Answer],
     ) -> Result<(), StoreError> {
-        let mut answers = Vec::with_capacity(built.len());
-        let mut items = Vec::with_capacity(built.len());
-        let mut unstored = Vec::new();
-        for built in built {
-            match built.item {
-                Some(item) => {
-                    items.push(item);
-                    answers.push((built.index, built.published));
-                }
-                None => unstored.push((built.index, built.published)),
-            }
-        }
+        let Built { items, answers, unstored } = built;
         let batch = AppendBatch { topic: topic.id, revision, items, all_or_nothing: atomic, kv: Vec::new(), replays };
         let outcomes = self.store.append(batch).await?;
         for (index, published) in unstored {
@@ -382,31 +385,35 @@ impl Publisher {
     }
 }
 
+/// What is to be stored of a batch, and what is told once it is.
+#[derive(Default)]
 struct Built {
-    index: usize,
-    /// `None`: dropped without a key, so there is nothing to store.
-    item: Option<AppendItem>,
-    published: Published,
+    items: Vec<AppendItem>,
+    /// One for each item.
+    answers: Vec<(usize, Published)>,
+    /// Of those that were dropped without a key: there is nothing to store.
+    unstored: Vec<(usize, Published)>,
+}
+
+/// What messages become that no stage looks at.
+fn untouched(topic: &Arc<Topic>, work: &[Work], (revision, now): (u64, Timestamp)) -> Built {
+    let (mut items, mut answers) = (Vec::with_capacity(work.len()), Vec::with_capacity(work.len()));
+    for work in work {
+        let due = work.request.deliver_at.filter(|due| *due > now);
+        let message = message(work, draft(work, now), (work.id, revision, None));
+        let entry = Entry::Log { partition: work.id.partition(), message, due, target: None };
+        items.push(AppendItem { dedup: work.dedup.clone(), entry, emitted: Vec::new() });
+        answers.push((work.index, published(topic, work, now, revision)));
+    }
+    Built { items, answers, unstored: Vec::new() }
 }
 
 fn places(work: &[Work]) -> impl Iterator<Item = usize> {
     work.iter().map(|work| work.index)
 }
 
-fn group_by_topic(requests: Vec<PublishRequest>) -> Vec<(Arc<Topic>, Placed)> {
-    let mut groups: Vec<(Arc<Topic>, Placed)> = Vec::new();
-    let mut places = std::collections::HashMap::new();
-    for (index, request) in requests.into_iter().enumerate() {
-        let place = *places.entry(request.topic.id).or_insert_with(|| {
-            groups.push((Arc::clone(&request.topic), Vec::new()));
-            groups.len() - 1
-        });
-        groups[place].1.push((index, request));
-    }
-    groups
-}
-
-fn check(topic: &Topic, request: &PublishRequest) -> Result<(), PublishError> {
+fn check(request: &PublishRequest) -> Result<(), PublishError> {
+    let topic = &request.topic;
     let (size, max) = (request.payload.len() as u64, topic.settings.max_message_size);
     if size > max {
         return Err(PublishError::TooLarge { size, max });
@@ -521,21 +528,12 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn requests_are_grouped_by_topic_in_order() {
-        let mut other = request("b", "1");
-        other.topic = Arc::new(Topic { id: TopicId(9), ..topic("b") });
-        let groups = group_by_topic(vec![request("a", "0"), other, request("a", "2")]);
-        let places: Vec<Vec<usize>> =
-            groups.iter().map(|(_, requests)| requests.iter().map(|(index, _)| *index).collect()).collect();
-        assert_eq!(places, [vec![0, 2], vec![1]]);
-    }
-
-    #[test]
     fn an_exactly_once_topic_demands_a_key_and_size_is_limited() {
         let mut strict = topic("t");
         strict.settings.guarantee = Guarantee::ExactlyOnce;
-        assert!(matches!(check(&strict, &request("t", "{}")), Err(PublishError::KeyRequired)));
+        let to = |topic: &Topic| PublishRequest { topic: Arc::new(topic.clone()), ..request("t", "{}") };
+        assert!(matches!(check(&to(&strict)), Err(PublishError::KeyRequired)));
         strict.settings.max_message_size = 1;
-        assert!(matches!(check(&strict, &request("t", "{}")), Err(PublishError::TooLarge { size: 2, max: 1 })));
+        assert!(matches!(check(&to(&strict)), Err(PublishError::TooLarge { size: 2, max: 1 })));
     }
 }

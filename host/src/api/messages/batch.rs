@@ -1,13 +1,14 @@
 //! Publishing many messages at once. Invariant: one result per item, in order; with `atomic`, all are stored or none.
 //! Never holds more than [`ITEMS_MAX`] items.
 
-use std::cell::RefCell;
+use std::fmt;
 use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
 use http::{HeaderMap, header};
-use serde::{Deserialize, Serialize};
+use serde::de::{DeserializeSeed, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
@@ -24,6 +25,8 @@ use crate::publish::{PublishError, PublishRequest, Published};
 
 /// Items of one batch, from API.md.
 const ITEMS_MAX: usize = 10_000;
+/// What most results have, rounded up: an answer of this size need not grow.
+const RESULT_BYTES: usize = 320;
 
 /// How to publish a batch.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -35,13 +38,13 @@ pub(super) struct BatchQuery {
 }
 
 /// Many messages.
-#[derive(Debug, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, ToSchema)]
+#[schema(additional_properties = false)]
+#[expect(dead_code, reason = "what the documentation shows: it is read message by message")]
 pub(super) struct BatchBody<'a> {
     /// At most 10 000.
-    #[serde(borrow)]
-    #[schema(value_type = Vec<PublishBody>, max_items = 10_000)]
-    messages: Vec<Object<PublishBody<'a>>>,
+    #[schema(max_items = 10_000)]
+    messages: Vec<PublishBody<'a>>,
 }
 
 /// The same, with each message still unread: for finding which ones are wrong.
@@ -98,7 +101,7 @@ pub(super) async fn publish_batch(
     let items = items(&broker, &caller, &headers, &body)?;
     let results = publish_items(&broker, items, atomic).await;
     let durability = broker.store.capabilities().durability;
-    Ok(answer::ok(&summary(&results, durability)))
+    Ok(answer::ok_of_bytes(&summary(&results, durability), (results.len() + 1) * RESULT_BYTES))
 }
 
 type Item = Result<PublishRequest, Problem>;
@@ -112,16 +115,7 @@ fn items(broker: &Broker, caller: &Caller, headers: &HeaderMap, body: &RawBody) 
         ));
     }
     let reading = reading(broker, headers, &body.bytes)?;
-    let last = RefCell::new(None::<Arc<Topic>>);
-    let find = |name: &TopicName| {
-        // Most batches go to one topic, which is then looked up once.
-        if let Some(topic) = last.borrow().as_ref().filter(|topic| topic.name == *name) {
-            return Ok(Arc::clone(topic));
-        }
-        let topic = destination(broker, caller, name)?;
-        *last.borrow_mut() = Some(Arc::clone(&topic));
-        Ok(topic)
-    };
+    let find = |name: &TopicName| destination(broker, caller, name);
     let lines = headers.get(header::CONTENT_TYPE).is_some_and(|given| is_media_type(given.as_bytes(), NDJSON));
     if lines {
         return from_lines(&reading, &find);
@@ -135,20 +129,82 @@ const NDJSON: &[&str] = &["application/x-ndjson", "application/ndjson"];
 type Find<'f> = dyn Fn(&TopicName) -> Result<Arc<Topic>, Problem> + 'f;
 
 fn from_json(reading: &Reading<'_>, find: &Find<'_>) -> Result<Vec<Item>, Problem> {
-    if let Ok(Object(body)) = serde_json::from_slice::<Object<BatchBody<'_>>>(reading.bytes) {
-        check_count(body.messages.len())?;
-        let read = |Object(message)| reading.request(Some(message), Faults::default(), find);
-        return Ok(body.messages.into_iter().map(read).collect());
+    let mut text = serde_json::Deserializer::from_slice(reading.bytes());
+    if let Ok(items) = (Batch { reading, find }).deserialize(&mut text)
+        && text.end().is_ok()
+        && !items.is_empty()
+    {
+        return Ok(items);
     }
     let (spare, mut faults) = (Spare::default(), Faults::default());
-    let body = decode::<UnreadBody<'_>>(reading.bytes, &spare, &mut faults)?;
+    let body = decode::<UnreadBody<'_>>(reading.bytes(), &spare, &mut faults)?;
     let body = faults.finish(body)?;
     check_count(body.messages.len())?;
     Ok(body.messages.into_iter().map(|message| reading.message(message.get().as_bytes(), find)).collect())
 }
 
+/// Reads a right body in one go: each message becomes a request before the next one is read, so that no list of half-read
+/// ones is made. A body that is not right is read again by others, who say what is wrong with it.
+struct Batch<'b> {
+    reading: &'b Reading<'b>,
+    find: &'b Find<'b>,
+}
+
+impl<'de> DeserializeSeed<'de> for Batch<'_> {
+    type Value = Vec<Item>;
+    fn deserialize<D: Deserializer<'de>>(self, source: D) -> Result<Vec<Item>, D::Error> {
+        source.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Batch<'_> {
+    type Value = Vec<Item>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with messages")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Item>, A::Error> {
+        let only = "has the one field `messages`";
+        if map.next_key::<&str>()? != Some("messages") {
+            return Err(serde::de::Error::custom(only));
+        }
+        let items = map.next_value_seed(Messages(self))?;
+        if map.next_key::<&str>()?.is_some() {
+            return Err(serde::de::Error::custom(only));
+        }
+        Ok(items)
+    }
+}
+
+/// The list in it.
+struct Messages<'b>(Batch<'b>);
+
+impl<'de> DeserializeSeed<'de> for Messages<'_> {
+    type Value = Vec<Item>;
+    fn deserialize<D: Deserializer<'de>>(self, source: D) -> Result<Vec<Item>, D::Error> {
+        source.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Messages<'_> {
+    type Value = Vec<Item>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of messages")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<Item>, A::Error> {
+        let Messages(Batch { reading, find }) = self;
+        let mut items = Vec::new();
+        while let Some(Object(message)) = list.next_element::<Object<PublishBody<'_>>>()? {
+            if items.len() == ITEMS_MAX {
+                return Err(serde::de::Error::custom("too many"));
+            }
+            items.push(reading.request(Some(message), Faults::default(), find));
+        }
+        Ok(items)
+    }
+}
+
 fn from_lines(reading: &Reading<'_>, find: &Find<'_>) -> Result<Vec<Item>, Problem> {
-    let lines = reading.bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
+    let lines = reading.bytes().split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
     let lines: Vec<&[u8]> = lines.take(ITEMS_MAX + 1).collect();
     check_count(lines.len())?;
     Ok(lines.into_iter().map(|line| reading.message(line, find)).collect())

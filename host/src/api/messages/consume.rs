@@ -23,6 +23,8 @@ use crate::message::TopicName;
 /// Messages of one answer, from API.md.
 const LIMIT_MAX: u32 = 1000;
 const LIMIT_DEFAULT: u32 = 10;
+/// What most envelopes have beside the payload, rounded up: an answer of this size need not grow.
+const BESIDE_PAYLOAD_BYTES: usize = 640;
 /// How long a call may wait, from API.md: below the idle time-outs of common proxies.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 /// How long a lease may last: a working day.
@@ -73,7 +75,8 @@ pub(super) async fn consume(
     let prepared = broker.consumers.consume(&request).await?;
     let envelope = |lease| Envelope::of_lease(&request.topic.name, lease, &lease.message);
     let messages = prepared.leases.iter().map(envelope).collect();
-    Ok(answer::ok(&ConsumeAnswer { messages, has_more: prepared.more }))
+    let bytes = prepared.leases.iter().map(|lease| lease.message.payload.len() + BESIDE_PAYLOAD_BYTES).sum();
+    Ok(answer::ok_of_bytes(&ConsumeAnswer { messages, has_more: prepared.more }, bytes))
 }
 
 fn request(topic: Arc<Topic>, caller: &Caller, query: ConsumeQuery, faults: &mut Faults) -> Option<ConsumeRequest> {

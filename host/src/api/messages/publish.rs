@@ -127,7 +127,7 @@ pub(super) async fn publish(
 /// What this request's messages are read with.
 pub(super) fn reading<'r>(broker: &Broker, headers: &HeaderMap, bytes: &'r Bytes) -> Result<Reading<'r>, Problem> {
     let trace = trace_to_store(broker, headers);
-    Ok(Reading { bytes, now: broker.clock.now(), idempotency_key: idempotency_key(headers)?, trace })
+    Ok(Reading::new(bytes, broker.clock.now(), idempotency_key(headers)?, trace))
 }
 
 /// The trace that deliveries link to: the request's span where spans are exported, else what the publisher sent, if

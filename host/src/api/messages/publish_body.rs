@@ -2,6 +2,7 @@
 //! JSON value's bytes as sent; a [`PublishRequest`] that comes out has passed every check of API.md that needs no store.
 //! Never copies a payload that can be shared with the body.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
@@ -20,7 +21,9 @@ use crate::api::wire::{Iso, Time};
 use crate::catalog::model::Topic;
 use crate::clock::Timestamp;
 use crate::config::format_duration;
-use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, PRIORITY_MAX, TopicName, TraceContext, has_control};
+use crate::message::{
+    HEADERS_BYTES_MAX, HEADERS_MAX, PRIORITY_MAX, TopicName, TraceContext, has_control, json_media_type,
+};
 use crate::publish::PublishRequest;
 
 /// How far ahead a message may be scheduled, from API.md.
@@ -31,8 +34,7 @@ pub const LABEL_BYTES_MAX: usize = 1024;
 const JSON: &str = "application/json";
 const BINARY: &str = "application/octet-stream";
 
-/// The media types of nearly all messages, shared.
-static JSON_SHARED: LazyLock<Arc<str>> = LazyLock::new(|| JSON.into());
+/// Shared by all messages that have it.
 static BINARY_SHARED: LazyLock<Arc<str>> = LazyLock::new(|| BINARY.into());
 
 /// One message to publish.
@@ -135,16 +137,33 @@ impl<'de: 'a, 'a> Deserialize<'de> for Pairs<'a> {
 #[derive(Debug, Clone)]
 pub struct Reading<'r> {
     /// The text that the body borrows from, so that a payload can share it.
-    pub bytes: &'r Bytes,
-    /// The time.
-    pub now: Timestamp,
+    bytes: &'r Bytes,
+    now: Timestamp,
     /// The header `Idempotency-Key`.
-    pub idempotency_key: Option<Arc<str>>,
-    /// The request's trace.
-    pub trace: Option<TraceContext>,
+    idempotency_key: Option<Arc<str>>,
+    trace: Option<TraceContext>,
+    /// Where the message before went: most batches go to one topic, which is then looked up once.
+    before: RefCell<Option<Arc<Topic>>>,
 }
 
-impl Reading<'_> {
+impl<'r> Reading<'r> {
+    /// Reads messages of `bytes`, which came at `now`, under the header `Idempotency-Key`, as a part of `trace`.
+    #[must_use]
+    pub fn new(
+        bytes: &'r Bytes,
+        now: Timestamp,
+        idempotency_key: Option<Arc<str>>,
+        trace: Option<TraceContext>,
+    ) -> Reading<'r> {
+        Reading { bytes, now, idempotency_key, trace, before: RefCell::default() }
+    }
+
+    /// The whole text.
+    #[must_use]
+    pub fn bytes(&self) -> &'r Bytes {
+        self.bytes
+    }
+
     /// Reads one message; `topic` finds its topic and checks that the caller reaches it.
     ///
     /// # Errors
@@ -171,7 +190,12 @@ impl Reading<'_> {
     ) -> Result<PublishRequest, Problem> {
         let Some(body) = body else { return faults.finish(None) };
         let name = faults.require("/topicName", body.topic_name.as_ref());
-        let name = name.and_then(|name| faults.keep("/topicName", name.0.parse::<TopicName>()));
+        let same = |before: &Arc<Topic>| name.is_some_and(|name| before.name.as_str() == name.0);
+        let before = self.before.borrow().clone().filter(same);
+        let name = match &before {
+            Some(before) => Some(before.name.clone()),
+            None => name.and_then(|name| faults.keep("/topicName", name.0.parse::<TopicName>())),
+        };
         let when = when(&body);
         let payload = self.payload(&body, &mut faults);
         let content_type = content_type(&body, &mut faults);
@@ -191,8 +215,12 @@ impl Reading<'_> {
         let reply_to = label("/replyTo", body.reply_to);
         let key = label("/partitionKey", body.partition_key);
         let (name, payload) = faults.finish(name.zip(payload))?;
+        let topic = match before {
+            Some(before) => before,
+            None => Arc::clone(self.before.borrow_mut().insert(topic(&name)?)),
+        };
         Ok(PublishRequest {
-            topic: topic(&name)?,
+            topic,
             payload,
             content_type,
             schema_version,
@@ -306,7 +334,7 @@ fn when(body: &PublishBody<'_>) -> Option<Arc<str>> {
 
 fn content_type(body: &PublishBody<'_>, faults: &mut Faults) -> Arc<str> {
     let Some(Text(given)) = &body.content_type else {
-        return Arc::clone(if body.payload_base64.is_some() { &BINARY_SHARED } else { &JSON_SHARED });
+        return if body.payload_base64.is_some() { Arc::clone(&BINARY_SHARED) } else { json_media_type() };
     };
     let token = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_graphic());
     let essence = given.split(';').next().unwrap_or_default().trim();
@@ -315,7 +343,7 @@ fn content_type(body: &PublishBody<'_>, faults: &mut Faults) -> Arc<str> {
     if !well_formed || !header {
         faults.push("/contentType", "is a media type such as application/json");
     }
-    if given == JSON { Arc::clone(&JSON_SHARED) } else { given.as_ref().into() }
+    if given == JSON { json_media_type() } else { given.as_ref().into() }
 }
 
 fn headers(pairs: Pairs<'_>, faults: &mut Faults) -> Vec<(Arc<str>, Arc<str>)> {
@@ -386,7 +414,7 @@ mod tests {
 
     fn read(text: &str) -> Result<PublishRequest, Vec<(String, String)>> {
         let bytes = Bytes::copy_from_slice(text.as_bytes());
-        let reading = Reading { bytes: &bytes, now: NOW, idempotency_key: None, trace: None };
+        let reading = Reading::new(&bytes, NOW, None, None);
         reading.message(&bytes, |_| Ok(topic())).map_err(|problem| {
             problem.item_body().errors.into_iter().map(|Fault { pointer, message }| (pointer, message)).collect()
         })
@@ -419,7 +447,7 @@ mod tests {
     #[test]
     fn a_payload_without_escapes_shares_the_body() {
         let bytes = Bytes::from_static(br#"{"topicName":"orders","payload":{"a":1}}"#);
-        let reading = Reading { bytes: &bytes, now: NOW, idempotency_key: None, trace: None };
+        let reading = Reading::new(&bytes, NOW, None, None);
         let request = reading.message(&bytes, |_| Ok(topic())).unwrap();
         assert!(bytes.as_ptr_range().contains(&request.payload.as_ptr()));
     }
@@ -474,7 +502,7 @@ mod tests {
     fn header_and_field_must_agree_on_the_key() {
         let bytes = Bytes::from_static(br#"{"topicName":"a","payload":1,"idempotencyKey":"k"}"#);
         let read = |key: &str| {
-            let reading = Reading { bytes: &bytes, now: NOW, idempotency_key: Some(key.into()), trace: None };
+            let reading = Reading::new(&bytes, NOW, Some(key.into()), None);
             reading.message(&bytes, |_| Ok(topic()))
         };
         assert_eq!(read("k").unwrap().idempotency_key.as_deref(), Some("k"));

@@ -11,6 +11,9 @@ use crate::store::{DedupOutcome, Failure, GroupSpec, TopicSpec};
 /// What a message costs on disk beside its body: its share of heads and frames, rounded up.
 pub const ENTRY_OVERHEAD_BYTES: u64 = 64;
 
+/// The meta of nearly every message fits into so many bytes.
+const USUAL_META_BYTES: usize = 128;
+
 /// What is known of a stored message without opening its body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
@@ -54,9 +57,10 @@ impl Body {
     /// Encodes a message; `expires` is false for dead letters.
     #[must_use]
     pub fn new(message: &Message, target: Option<GroupId>, expires: bool) -> Body {
-        let mut body = postcard::to_stdvec(&message.meta).expect("a message's meta has no type that postcard refuses");
+        // In one piece: to grow it would be to copy it.
+        let mut body = Vec::with_capacity(message.payload.len() + USUAL_META_BYTES);
+        body = postcard::to_extend(&message.meta, body).expect("a message's meta has no type that postcard refuses");
         let meta_len = body.len();
-        body.reserve_exact(message.payload.len());
         body.extend_from_slice(&message.payload);
         let body = Bytes::from(body.into_boxed_slice());
         let head = Head {

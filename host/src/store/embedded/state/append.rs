@@ -11,6 +11,7 @@ use crate::store::{AppendOutcome, DedupOutcome, Fate, KvWrite, StoreError};
 
 use super::apply::kv_cost;
 use super::dedup::KeyHash;
+use super::room::Needs;
 use super::settle::Live;
 use super::{State, offset};
 
@@ -93,6 +94,8 @@ pub struct Plan {
     pub(super) kv_bytes: u64,
     pub(super) kv_writes: u64,
     pub(super) bytes: HashMap<TopicId, u64>,
+    /// Of the item that is being planned: kept for its memory.
+    pub(super) needs: Needs,
     pub(super) trimmed: HashSet<TopicId>,
     pub(super) scheduled: usize,
     pub(super) scheduled_bytes: u64,
@@ -227,7 +230,7 @@ impl State {
     /// The outcomes if one item of a batch keeps the others out.
     fn refuse_all(&self, batch: &Batch, now: Timestamp, plan: &mut Plan) -> Option<Vec<AppendOutcome>> {
         let (mut seen, mut refused, mut keys) = (HashSet::new(), false, 0);
-        let mut needs: HashMap<TopicId, u64> = HashMap::new();
+        let mut needs = Needs::default();
         let mut outcomes = Vec::with_capacity(batch.items.len());
         let mut waiting = (0, 0);
         for item in &batch.items {
@@ -242,8 +245,8 @@ impl State {
             if outcome.is_none() {
                 self.needs(batch.topic, item, now, &mut needs, &mut waiting);
                 let mut fits = self.room_for_keys(batch.topic, keys, plan) && self.room_to_wait(waiting, plan);
-                for (topic, need) in &needs {
-                    fits &= self.room(*topic, *need, plan);
+                for (topic, need) in needs.iter() {
+                    fits &= self.room(topic, need, plan);
                 }
                 outcome = (!fits).then_some(AppendOutcome::TopicFull);
             }
@@ -271,11 +274,13 @@ impl State {
         if let Some(known) = self.known(topic, &item, now, plan) {
             return known;
         }
-        let (mut needs, mut waiting) = (HashMap::new(), (0, 0));
+        let (mut needs, mut waiting) = (std::mem::take(&mut plan.needs), (0, 0));
+        needs.clear();
         self.needs(topic, &item, now, &mut needs, &mut waiting);
         let fits = self.room_for_keys(topic, usize::from(item.key.is_some()), plan)
             && self.room_to_wait(waiting, plan)
-            && needs.iter().all(|(topic, need)| self.room(*topic, *need, plan));
+            && needs.iter().all(|(topic, need)| self.room(topic, need, plan));
+        plan.needs = needs;
         if !fits || !self.room_for_target(&item) {
             return AppendOutcome::TopicFull;
         }

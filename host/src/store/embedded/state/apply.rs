@@ -35,9 +35,9 @@ impl State {
                 }
             }
             Op::Append { lane, first, stamp, at, heads } => {
-                for (nth, body) in (0..).zip(bodies.take(heads.len())) {
-                    self.apply_entry(lane, first + nth, Entry { at, stamp: stamp + nth, body });
-                }
+                let bodies = (0..).zip(bodies.take(heads.len()));
+                let entries = bodies.map(|(nth, body)| (first + nth, Entry { at, stamp: stamp + nth, body }));
+                self.apply_entries(lane, entries);
             }
             Op::Scheduled { topic, partition, lane, due, number, head } => {
                 if let Some(body) = bodies.next() {
@@ -47,7 +47,8 @@ impl State {
             }
             Op::Due { topic, number, lane, sequence, stamp, at } => {
                 if let Some(scheduled) = self.unschedule(topic, number) {
-                    self.apply_entry(lane, sequence, Entry { at, stamp, body: scheduled.body });
+                    let entry = Entry { at, stamp, body: scheduled.body };
+                    self.apply_entries(lane, std::iter::once((sequence, entry)));
                 }
             }
             Op::Unscheduled { topic, number } => {
@@ -177,23 +178,31 @@ impl State {
         self.woken.insert(id);
     }
 
-    fn apply_entry(&mut self, id: LaneId, sequence: u64, entry: Entry) {
-        self.next_stamp = self.next_stamp.max(entry.stamp + 1);
-        self.last_at = self.last_at.max(entry.at);
-        let Head { target, .. } = entry.body.head;
-        let Ok(topic) = self.topic_mut(id.topic) else { return };
-        let Some(lane) = topic.lane_mut(id.partition, id.lane) else { return };
-        debug_assert_eq!(lane.end, sequence, "a lane has no holes");
-        let cost = lane.push(entry);
-        if let Some(target) = target {
-            lane.add_target(sequence..sequence + 1, target);
-            for (other, group) in &mut topic.groups {
-                if *other != target {
-                    group.settle(id.partition, offset(id, sequence), Timestamp(0));
+    /// Entries of one lane, each with its place: looked at one by one also where they go nowhere any more, since what comes
+    /// after them is theirs no longer.
+    fn apply_entries(&mut self, id: LaneId, entries: impl Iterator<Item = (u64, Entry)>) {
+        let (mut cost, mut count) = (0, 0);
+        let mut topic = self.topics.get_mut(&id.topic);
+        for (sequence, entry) in entries {
+            self.next_stamp = self.next_stamp.max(entry.stamp + 1);
+            self.last_at = self.last_at.max(entry.at);
+            let Head { target, .. } = entry.body.head;
+            let Some(topic) = &mut topic else { continue };
+            let Some(lane) = topic.lane_mut(id.partition, id.lane) else { continue };
+            debug_assert_eq!(lane.end, sequence, "a lane has no holes");
+            cost += lane.push(entry);
+            count += 1;
+            if let Some(target) = target {
+                lane.add_target(sequence..sequence + 1, target);
+                for (other, group) in &mut topic.groups {
+                    if *other != target {
+                        group.settle(id.partition, offset(id, sequence), Timestamp(0));
+                    }
                 }
             }
         }
-        topic.appended_total += 1;
+        let Some(topic) = topic.filter(|_| count > 0) else { return };
+        topic.appended_total += count;
         self.tail_bytes += cost;
         self.unflushed_bytes += cost;
         *self.unflushed.entry(id).or_default() += cost;

@@ -1,14 +1,33 @@
 //! Whether there is room: in a topic, among its keys, in the schedule. Invariant: what a frame already holds counts. Makes
 //! room only from what every group has settled.
 
-use std::collections::HashMap;
-
 use crate::clock::Timestamp;
 use crate::message::TopicId;
 use crate::store::embedded::ops::Op;
 
 use super::append::{Item, Plan, Prepared};
 use super::{State, Topic};
+
+/// Bytes by topic. Nearly every item needs room in one alone, and none in many.
+#[derive(Debug, Default)]
+pub(super) struct Needs(Vec<(TopicId, u64)>);
+
+impl Needs {
+    fn add(&mut self, topic: TopicId, bytes: u64) {
+        match self.0.iter_mut().find(|(known, _)| *known == topic) {
+            Some((_, sum)) => *sum += bytes,
+            None => self.0.push((topic, bytes)),
+        }
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = (TopicId, u64)> {
+        self.0.iter().copied()
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.0.clear();
+    }
+}
 
 impl State {
     /// Adds what an item takes of each topic's room, and of the schedule's.
@@ -17,12 +36,12 @@ impl State {
         topic: TopicId,
         item: &Item,
         now: Timestamp,
-        needs: &mut HashMap<TopicId, u64>,
+        needs: &mut Needs,
         waiting: &mut (usize, u64),
     ) {
         match &item.entry {
             Prepared::Log { body, due, .. } => {
-                *needs.entry(topic).or_default() += body.head.cost();
+                needs.add(topic, body.head.cost());
                 if due.is_some_and(|due| due > now) {
                     waiting.0 += 1;
                     waiting.1 += body.head.cost();
@@ -30,12 +49,12 @@ impl State {
             }
             Prepared::Dead { body, .. } => {
                 let dead = self.dead_letter_of(topic).unwrap_or(topic);
-                *needs.entry(dead).or_default() += body.head.cost();
+                needs.add(dead, body.head.cost());
             }
             Prepared::Dropped { .. } => {}
         }
         for emitted in &item.emitted {
-            *needs.entry(emitted.lane.topic).or_default() += emitted.body.head.cost();
+            needs.add(emitted.lane.topic, emitted.body.head.cost());
         }
     }
 
