@@ -277,15 +277,6 @@ fn next_block(state: &mut State, id: LaneId, end: u64, any: bool) -> Option<(Blo
     let topic = state.topics.get_mut(&id.topic)?;
     let (retention, retention_bytes) = (topic.spec.retention, topic.spec.retention_bytes);
     let lane = topic.lane_mut(id.partition, id.lane)?;
-    if lane.flushed < lane.start {
-        // What retention removed before it was written needs no writing.
-        let skipped: u64 = cost(lane, lane.flushed, lane.start);
-        lane.flushed = lane.start;
-        let start = lane.start;
-        state.flushed.push_back((id, start));
-        settle_account(state, id, skipped);
-    }
-    let lane = state.topics.get_mut(&id.topic)?.lane_mut(id.partition, id.lane)?;
     let first = lane.flushed;
     let (mut entries, mut bytes) = (Vec::new(), 0);
     let mut sequence = first;
@@ -316,8 +307,9 @@ fn flushed(state: &mut State, id: LaneId, extended: bool, written: Segment) {
         return;
     };
     let (first, end) = (written.span.first, written.span.end);
+    // What retention took out of the log meanwhile is flushed already.
     let bytes = cost(lane, lane.flushed, end);
-    lane.flushed = end;
+    lane.flushed = lane.flushed.max(end);
     if extended && lane.segments.back().is_some_and(|last| last.span.first == first) {
         lane.segments.pop_back();
     } else if let Some(last) = lane.segments.back_mut() {
@@ -333,19 +325,7 @@ fn flushed(state: &mut State, id: LaneId, extended: bool, written: Segment) {
             lane.segments.pop_back();
         }
     }
-    state.flushed.push_back((id, end));
-    settle_account(state, id, bytes);
-    state.evict();
-}
-
-fn settle_account(state: &mut State, id: LaneId, bytes: u64) {
-    state.unflushed_bytes = state.unflushed_bytes.saturating_sub(bytes);
-    if let Some(known) = state.unflushed.get_mut(&id) {
-        *known = known.saturating_sub(bytes);
-        if *known == 0 {
-            state.unflushed.remove(&id);
-        }
-    }
+    state.flushed_until(id, end, bytes);
 }
 
 fn cost(lane: &Lane, from: u64, end: u64) -> u64 {

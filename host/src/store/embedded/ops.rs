@@ -110,6 +110,16 @@ pub struct Entry {
     pub body: Body,
 }
 
+impl Entry {
+    /// What it takes where it is kept in memory. Its body counts where it lies, its own bytes or a part of a block's.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        // `Bytes` counts its owners in an allocation of its own.
+        const BESIDE: u64 = (size_of::<Entry>() + 4 * size_of::<usize>()) as u64;
+        u64::from(self.body.head.body_len) + BESIDE
+    }
+}
+
 /// Names one log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct LaneId {

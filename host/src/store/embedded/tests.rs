@@ -17,7 +17,7 @@ use super::*;
 use crate::message::{Message, MessageMeta, Partition};
 use crate::store::{AppendItem, DedupKey, Entry, Failure, Lease, LeaseRef, Mode, ReadFrom, Settlement};
 
-const TOPIC: TopicId = TopicId(1);
+pub(super) const TOPIC: TopicId = TopicId(1);
 const DEAD: TopicId = TopicId(2);
 const GROUP: GroupId = GroupId(7);
 const START: Timestamp = Timestamp(1_700_000_000_000);
@@ -30,7 +30,7 @@ fn open(dir: &Path, clock: &Clock) -> EmbeddedStore {
     EmbeddedStore::open(EmbeddedOptions::new(dir, clock.clone())).unwrap()
 }
 
-fn topic(id: TopicId) -> TopicSpec {
+pub(super) fn topic(id: TopicId) -> TopicSpec {
     TopicSpec {
         id,
         partitions: 2,
@@ -56,7 +56,7 @@ async fn furnished(dir: &Path, clock: &Clock) -> EmbeddedStore {
     store
 }
 
-fn message(number: u64, payload: &str) -> Message {
+pub(super) fn message(number: u64, payload: &str) -> Message {
     message_at(START, number, payload)
 }
 

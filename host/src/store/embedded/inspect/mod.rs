@@ -405,6 +405,5 @@ fn forget(state: &mut State) {
             lane.flushed = lane.end;
         }
     }
-    (state.tail_bytes, state.unflushed_bytes) = (0, 0);
-    state.flushed.clear();
+    state.forget_memory();
 }

@@ -162,7 +162,7 @@ impl State {
         }
         let gone: u64 = self.unflushed.extract_if(|lane, _| lane.topic == id).map(|(_, bytes)| bytes).sum();
         self.unflushed_bytes -= gone;
-        self.flushed.retain(|(lane, _)| lane.topic != id);
+        self.flushed.forget_topic(id);
         self.cache.forget_topic(id);
         self.graves.push(id);
         topic.wake();
@@ -181,7 +181,7 @@ impl State {
     /// Entries of one lane, each with its place: looked at one by one also where they go nowhere any more, since what comes
     /// after them is theirs no longer.
     fn apply_entries(&mut self, id: LaneId, entries: impl Iterator<Item = (u64, Entry)>) {
-        let (mut cost, mut count) = (0, 0);
+        let (mut cost, mut memory_bytes, mut count) = (0, 0, 0);
         let mut topic = self.topics.get_mut(&id.topic);
         for (sequence, entry) in entries {
             self.next_stamp = self.next_stamp.max(entry.stamp + 1);
@@ -190,6 +190,7 @@ impl State {
             let Some(topic) = &mut topic else { continue };
             let Some(lane) = topic.lane_mut(id.partition, id.lane) else { continue };
             debug_assert_eq!(lane.end, sequence, "a lane has no holes");
+            memory_bytes += entry.memory_bytes();
             cost += lane.push(entry);
             count += 1;
             if let Some(target) = target {
@@ -203,7 +204,7 @@ impl State {
         }
         let Some(topic) = topic.filter(|_| count > 0) else { return };
         topic.appended_total += count;
-        self.tail_bytes += cost;
+        self.tail_bytes += memory_bytes;
         self.unflushed_bytes += cost;
         *self.unflushed.entry(id).or_default() += cost;
         self.woken.insert(id.topic);

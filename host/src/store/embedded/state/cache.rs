@@ -35,7 +35,7 @@ impl BlockCache {
     /// Adds a block.
     pub fn insert(&mut self, lane: LaneId, block: Arc<Block>) {
         let key = (lane, block.first);
-        let bytes = block.entries.iter().map(|entry| entry.body.head.cost()).sum();
+        let bytes = block.entries.iter().map(Entry::memory_bytes).sum();
         if let Some((_, old)) = self.blocks.insert(key, (block, bytes)) {
             self.bytes -= old;
         } else {

@@ -1,5 +1,5 @@
 //! One log: a priority of a partition. Invariant: messages `start..end` are its content; `flushed..end` are in memory,
-//! `..flushed` in segments (the newest of them also in memory). Never reads a file.
+//! `start..flushed` in segments (the newest of them also in memory). What leaves the log leaves memory. Never reads a file.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
@@ -9,6 +9,7 @@ use crate::store::embedded::ops::Entry;
 use crate::store::embedded::segment::Segment;
 
 use super::ranges::Ranges;
+use super::tail::Tail;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -28,9 +29,18 @@ pub struct Lane {
     /// Messages for one group alone: start to (end, group).
     pub targets: BTreeMap<u64, (u64, GroupId)>,
     /// The newest messages, up to `end`.
-    tail: VecDeque<Entry>,
-    /// The cost of the tail's messages.
-    tail_bytes: u64,
+    tail: Tail,
+}
+
+/// What left a lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Trimmed {
+    /// How many messages.
+    pub messages: u64,
+    /// The memory that it gave back.
+    pub memory_bytes: u64,
+    /// The cost of those that no segment has, nor ever will.
+    pub unflushed_bytes: u64,
 }
 
 impl Lane {
@@ -55,36 +65,30 @@ impl Lane {
     /// The messages in memory, oldest first, with their sequences.
     pub fn tail(&self) -> impl DoubleEndedIterator<Item = (u64, &Entry)> {
         let first = self.tail_first();
-        self.tail.iter().enumerate().map(move |(at, entry)| (first + at as u64, entry))
+        self.tail.iter().map(move |(at, entry)| (first + at as u64, entry))
     }
 
     /// Appends a message; returns its cost.
     pub fn push(&mut self, entry: Entry) -> u64 {
         let cost = entry.body.head.cost();
-        self.tail.push_back(entry);
-        self.tail_bytes += cost;
+        self.tail.push(entry);
         self.end += 1;
         self.bytes += cost;
         cost
     }
 
-    /// Lets go of the oldest message in memory if a segment has it; returns its cost.
-    pub fn evict_one(&mut self, below: u64) -> Option<u64> {
-        if self.tail.is_empty() || self.tail_first() >= below.min(self.flushed) {
-            return None;
+    /// Lets go of the messages in memory below `below` that segments have; returns the memory that they took.
+    pub fn evict(&mut self, below: u64) -> u64 {
+        let before = self.tail.bytes();
+        while !self.tail.is_empty() && self.tail_first() < below.min(self.flushed) {
+            self.tail.pop();
         }
-        let cost = self.tail.pop_front()?.body.head.cost();
-        self.tail_bytes -= cost;
-        if self.tail.is_empty() && self.tail.capacity() > 64 {
-            self.tail = VecDeque::new();
-        }
-        Some(cost)
+        before - self.tail.bytes()
     }
 
-    /// Lets go of all in memory; returns its cost.
+    /// Lets go of all in memory; returns what it took.
     pub fn forget_tail(&mut self) -> u64 {
-        self.tail = VecDeque::new();
-        std::mem::take(&mut self.tail_bytes)
+        std::mem::take(&mut self.tail).bytes()
     }
 
     /// Marks messages for one group alone.
@@ -114,14 +118,20 @@ impl Lane {
         ranges
     }
 
-    /// Takes the messages below `start` out of the log; returns how many there were.
-    pub fn trim(&mut self, start: u64, bytes: u64) -> u64 {
+    /// Takes the messages below `start` out of the log, and out of memory: nobody may read them any more, and those that
+    /// no segment has need none.
+    pub fn trim(&mut self, start: u64, bytes: u64) -> Trimmed {
         let start = start.min(self.end);
-        let removed = start.saturating_sub(self.start);
-        if removed == 0 {
-            return 0;
+        let mut trimmed = Trimmed { messages: start.saturating_sub(self.start), ..Trimmed::default() };
+        if trimmed.messages == 0 {
+            return trimmed;
         }
         self.start = start;
+        let unflushed = self.tail().skip_while(|(sequence, _)| *sequence < self.flushed);
+        let unneeded = unflushed.take_while(|(sequence, _)| *sequence < start);
+        trimmed.unflushed_bytes = unneeded.map(|(_, entry)| entry.body.head.cost()).sum();
+        self.flushed = self.flushed.max(start);
+        trimmed.memory_bytes = self.evict(start);
         self.bytes = self.bytes.saturating_sub(bytes);
         self.erased.remove_below(start);
         while let Some((&first, &(end, group))) = self.targets.first_key_value() {
@@ -133,7 +143,7 @@ impl Lane {
                 self.targets.insert(start, (end, group));
             }
         }
-        removed
+        trimmed
     }
 
     /// The segment that holds a message.
@@ -141,5 +151,31 @@ impl Lane {
     pub fn segment_of(&self, sequence: u64) -> Option<&Segment> {
         let at = self.segments.partition_point(|segment| segment.span.end <= sequence);
         self.segments.get(at).filter(|segment| segment.span.first <= sequence)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::store::embedded::ops::Body;
+    use crate::store::embedded::tests::message;
+
+    #[test]
+    fn what_leaves_the_log_leaves_memory_whether_a_segment_has_it_or_not() {
+        let entry = |stamp| Entry { at: Timestamp(0), stamp, body: Body::new(&message(stamp, "payload"), None, true) };
+        let (cost, memory) = (entry(0).body.head.cost(), entry(0).memory_bytes());
+        let mut lane = Lane::default();
+        (0..200).for_each(|stamp| assert_eq!(lane.push(entry(stamp)), cost));
+        lane.flushed = 100;
+        let trimmed = lane.trim(40, 40 * cost);
+        assert_eq!(trimmed, Trimmed { messages: 40, memory_bytes: 40 * memory, unflushed_bytes: 0 });
+        let trimmed = lane.trim(150, 110 * cost);
+        assert_eq!(trimmed, Trimmed { messages: 110, memory_bytes: 110 * memory, unflushed_bytes: 50 * cost });
+        assert_eq!((lane.start, lane.flushed, lane.tail_first()), (150, 150, 150));
+        assert!(lane.entry(149).is_none());
+        assert_eq!(lane.entry(150).map(|entry| entry.stamp), Some(150));
+        assert_eq!(lane.trim(1000, 50 * cost).messages, 50);
+        assert_eq!((lane.bytes, lane.forget_tail()), (0, 0));
     }
 }

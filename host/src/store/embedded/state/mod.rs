@@ -12,12 +12,14 @@ pub mod dedup;
 pub mod grant;
 pub mod group;
 pub mod lane;
+mod memory;
 pub mod ranges;
 mod room;
 pub mod schedule;
 pub mod settle;
 pub mod snapshot;
 pub mod stats;
+pub mod tail;
 pub mod trim;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -34,6 +36,7 @@ use self::cache::BlockCache;
 use self::dedup::Dedup;
 use self::group::{Group, LANES};
 use self::lane::Lane;
+use self::memory::Flushed;
 use self::schedule::Schedule;
 use super::ops::{LaneId, Op, Owner};
 
@@ -147,11 +150,11 @@ pub struct EmbeddedLimits {
     /// Bodies in one frame: enough to fill a disk's bandwidth between two syncs, little enough to keep the first waiter's
     /// answer soon. A larger batch has a frame of its own.
     pub frame_bytes: u64,
-    /// The newest messages, kept in memory so that consumers that keep up never touch the disk.
+    /// Memory of the newest messages, so that consumers that keep up never touch the disk.
     pub tail_bytes: u64,
     /// Messages that only the journal has; beyond, the writer waits for segments to be written.
     pub unflushed_bytes_max: u64,
-    /// Blocks read back for consumers that lag.
+    /// Memory of blocks read back for consumers that lag.
     pub cache_bytes: u64,
     /// Leased, retried and parked messages of one group; beyond, it gets no new ones until some are settled.
     pub exceptions_max: usize,
@@ -240,14 +243,14 @@ pub struct State {
     pub notes: VecDeque<Op>,
     /// The sequence of the last frame that was applied.
     pub applied: u64,
-    /// Bytes of all messages in memory that lanes hold.
+    /// The memory of all messages that lanes hold.
     pub tail_bytes: u64,
-    /// Bytes of these that no segment has.
+    /// The cost of those of them that no segment has.
     pub unflushed_bytes: u64,
     /// Lanes with messages that no segment has, and how many bytes of them.
     pub unflushed: HashMap<LaneId, u64>,
     /// What segments took, oldest first: the order in which memory is given back.
-    pub flushed: VecDeque<(LaneId, u64)>,
+    flushed: Flushed,
     /// Blocks read back.
     pub cache: BlockCache,
     /// Topics to wake once what was applied may be seen.
@@ -281,7 +284,7 @@ impl State {
             tail_bytes: 0,
             unflushed_bytes: 0,
             unflushed: HashMap::new(),
-            flushed: VecDeque::new(),
+            flushed: Flushed::default(),
             woken: HashSet::new(),
         }
     }
@@ -336,20 +339,6 @@ impl State {
     #[must_use]
     pub fn append_at(&self, now: Timestamp) -> Timestamp {
         self.last_at.max(now)
-    }
-
-    /// Gives memory back until what lanes hold is within bounds; only what segments have goes.
-    pub fn evict(&mut self) {
-        while self.tail_bytes > self.limits.tail_bytes {
-            let Some((id, end)) = self.flushed.pop_front() else { return };
-            let Some(lane) = self.topics.get_mut(&id.topic).and_then(|topic| topic.lane_mut(id.partition, id.lane))
-            else {
-                continue;
-            };
-            while let Some(cost) = lane.evict_one(end) {
-                self.tail_bytes = self.tail_bytes.saturating_sub(cost);
-            }
-        }
     }
 }
 

@@ -13,10 +13,10 @@ impl State {
     pub(super) fn apply_trim(&mut self, id: LaneId, start: u64, bytes: u64, now: Timestamp) {
         let Some(topic) = self.topics.get_mut(&id.topic) else { return };
         let Some(lane) = topic.lane_mut(id.partition, id.lane) else { return };
-        let removed = lane.trim(start, bytes);
+        let trimmed = lane.trim(start, bytes);
         let start = lane.start;
         let first_dead = self.dead_segments.len();
-        topic.removed_total += removed;
+        topic.removed_total += trimmed.messages;
         while let Some(lane) = topic.lane_mut(id.partition, id.lane)
             && let Some(segment) = lane.segments.front()
             && segment.span.end <= start
@@ -35,6 +35,8 @@ impl State {
             let expired = group.raise(id.partition, id.lane, start, now);
             group.totals.expired += expired;
         }
+        self.tail_bytes -= trimmed.memory_bytes;
+        self.need_no_flush(id, trimmed.unflushed_bytes);
     }
 }
 

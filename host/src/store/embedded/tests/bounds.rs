@@ -62,6 +62,24 @@ async fn a_key_parks_so_many_messages_and_then_its_partition_waits() {
 }
 
 #[tokio::test]
+async fn memory_holds_nothing_that_retention_took_out_of_a_log() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), clock());
+    let store = bounded(dir.path(), &clock, |_| {}).await;
+    store.put_topic(TopicSpec { retention_bytes: Some(100_000), ..topic(TOPIC) }).await.unwrap();
+    for round in 0..50 {
+        files_on_disk::publish_large(&store, round * 20..round * 20 + 20).await;
+        files_on_disk::drain(&store).await;
+        let state = store.core.state.lock();
+        // A message of 5000 bytes is little more in memory than it counts for against its topic.
+        assert!(state.tail_bytes <= 110_000, "round {round}: {} bytes", state.tail_bytes);
+    }
+    clock.advance(Duration::from_secs(3601));
+    store.retain().await.unwrap();
+    let state = store.core.state.lock();
+    assert_eq!((state.tail_bytes, state.unflushed_bytes), (0, 0));
+}
+
+#[tokio::test]
 async fn the_schedule_holds_so_many_messages_and_so_many_bytes() {
     let (dir, clock) = (tempfile::tempdir().unwrap(), clock());
     let soon = START.plus(Duration::from_secs(10));
