@@ -105,7 +105,7 @@ impl Settler {
             let settlement = self.settlement(&held, word).await?;
             settles.push(Settle { lease: lease_ref(held), settlement });
         }
-        let results = tracing::Instrument::instrument(self.store.settle(settles), span).await?;
+        let results = tracing::Instrument::instrument(self.outbound.settle(settles), span).await?;
         // Looked up once a run: most calls have one outcome.
         for run in results.chunk_by(|one, next| outcome(one) == outcome(next)) {
             self.settlements.with_label_values(&[outcome(&run[0])]).inc_by(run.len() as u64);

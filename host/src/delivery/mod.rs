@@ -7,3 +7,4 @@ pub mod envelope;
 pub mod outbound;
 pub mod pull;
 pub mod push;
+mod remembered;

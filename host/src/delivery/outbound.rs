@@ -1,26 +1,26 @@
 //! From the store to the door: leases messages, runs the subscription's stages on them, and settles those that go no
 //! further. Shared by pull and push. Invariant: a message's stages run once per revision, and a retry gets the same bytes,
-//! as long as `REMEMBERED_BYTES_MAX` hold them. Never sends.
+//! as long as there is room to remember them. Never sends.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use moka::sync::Cache;
 
-use crate::catalog::model::{Backoff, Guarantee, OnFault, OnReject, Scope, Subscription, SubscriptionId, Topic};
+use super::remembered::Remembered;
+use crate::catalog::model::{Backoff, Guarantee, OnFault, OnReject, Scope, Subscription, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::entropy::Entropy;
-use crate::message::{GroupId, Message, Position};
+use crate::message::{GroupId, Message};
 use crate::pipeline::draft::{Draft, Processed, Verdict};
 use crate::pipeline::{PipelineError, Pipelines};
-use crate::store::{Failure, Lease, LeaseRef, LeaseRequest, MessageStore, Mode, Settle, Settlement, StoreError};
+use crate::store::{
+    Failure, Lease, LeaseRef, LeaseRequest, MessageStore, Mode, Settle, SettleRefused, Settled, Settlement, StoreError,
+};
 
 /// Leases that stages may drop before one call comes back empty: a filter that lets little through must not hold a
 /// worker, and the caller's limits, for ever.
 const ROUNDS_MAX: usize = 32;
-/// Changed messages that are remembered for their retries.
-const REMEMBERED_BYTES_MAX: u64 = 32 << 20;
 
 /// Leases and prepares messages.
 pub struct Outbound {
@@ -28,7 +28,7 @@ pub struct Outbound {
     pipelines: Arc<Pipelines>,
     clock: Clock,
     entropy: Entropy,
-    changed: Cache<(SubscriptionId, Position, u64), Arc<Draft>>,
+    changed: Remembered,
 }
 
 /// Who asks for how much.
@@ -74,9 +74,18 @@ impl Outbound {
     /// From `store` through `pipelines`.
     #[must_use]
     pub fn new(store: Arc<dyn MessageStore>, pipelines: Arc<Pipelines>, clock: Clock, entropy: Entropy) -> Outbound {
-        let weigh = |_: &_, draft: &Arc<Draft>| weight(draft);
-        let changed = Cache::builder().max_capacity(REMEMBERED_BYTES_MAX).weigher(weigh).build();
-        Outbound { store, pipelines, clock, entropy, changed }
+        Outbound { store, pipelines, clock, entropy, changed: Remembered::new() }
+    }
+
+    /// Ends leases. What is remembered for the retries of messages that have none any more is forgotten.
+    ///
+    /// # Errors
+    /// The store's word: nothing is settled.
+    pub async fn settle(&self, settles: Vec<Settle>) -> Result<Vec<Result<Settled, SettleRefused>>, StoreError> {
+        let places = self.changed.places(&settles);
+        let results = self.store.settle(settles).await?;
+        self.changed.settled(places, &results);
+        Ok(results)
     }
 
     /// Leases up to `ask.max` messages that pass the subscription's stages. Returns at once, also with none.
@@ -119,7 +128,7 @@ impl Outbound {
     /// Those whose settlement is durable: only they may be handed out at most once.
     async fn settled(&self, leases: Vec<Lease>) -> Result<Vec<Lease>, OutboundError> {
         let settles = leases.iter().map(|lease| settle(lease, Settlement::Ack)).collect();
-        let results = self.store.settle(settles).await?;
+        let results = self.settle(settles).await?;
         Ok(leases.into_iter().zip(results).filter(|(_, result)| result.is_ok()).map(|(lease, _)| lease).collect())
     }
 
@@ -164,7 +173,7 @@ impl Outbound {
         leases: &[Lease],
     ) -> Result<(u64, Vec<Option<Arc<Draft>>>, Vec<Processed>), PipelineError> {
         let known = self.pipelines.revision(scope);
-        let look_up = |lease: &Lease| self.changed.get(&(subscription.id, lease.position, known));
+        let look_up = |lease: &Lease| self.changed.get(&lease.receipt, (subscription.id, known));
         let remembered: Vec<Option<Arc<Draft>>> = leases.iter().map(look_up).collect();
         let fresh = leases.iter().zip(&remembered).filter(|(_, known)| known.is_none());
         let ran = self.pipelines.run(scope, topic, fresh.map(|(lease, _)| draft(lease)).collect()).await?;
@@ -214,16 +223,9 @@ impl Outbound {
         draft.payload = Bytes::copy_from_slice(&draft.payload);
         let draft = Arc::new(draft);
         let changed = with_draft(lease, &draft);
-        self.changed.insert((subscription.id, changed.position, revision), draft);
+        self.changed.insert(&changed.receipt, (subscription.id, revision), draft);
         changed
     }
-}
-
-/// What a remembered message takes, at the least: its payload may be the stored one's, its headers never are.
-fn weight(draft: &Draft) -> u32 {
-    const BESIDE: usize = 512;
-    let headers: usize = draft.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-    u32::try_from(draft.payload.len() + headers + BESIDE).unwrap_or(u32::MAX)
 }
 
 fn failure(reason: &str, stage: &Arc<str>, detail: Arc<str>) -> Failure {
@@ -263,32 +265,4 @@ fn with_draft(mut lease: Lease, draft: &Draft) -> Lease {
     lease.message.meta.headers.clone_from(&draft.headers);
     lease.message.meta.content_type = Arc::clone(&draft.content_type);
     lease
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::message::MessageId;
-
-    fn remembered(payload: usize, header: usize) -> Draft {
-        Draft {
-            id: MessageId::new(Timestamp(0), crate::message::TopicId(1), 0, 0),
-            published_at: Timestamp(0),
-            payload: vec![0; payload].into(),
-            content_type: "text/plain".into(),
-            schema_version: None,
-            headers: vec![("h".into(), "v".repeat(header).into())],
-            key: None,
-            correlation_id: None,
-            priority: 0,
-            attempt: 1,
-            position: None,
-        }
-    }
-
-    #[test]
-    fn what_is_remembered_weighs_its_payload_and_its_headers() {
-        assert!(weight(&remembered(1 << 20, 0)) > 1 << 20);
-        assert!(weight(&remembered(0, 16 << 10)) > 16 << 10);
-    }
 }

@@ -102,7 +102,7 @@ impl Feed for BrokerFeed {
     }
 
     async fn settle(&self, settles: Vec<Settle>) -> Result<Vec<Result<Settled, SettleRefused>>, StoreError> {
-        self.store.settle(settles).await
+        self.outbound.settle(settles).await
     }
 
     async fn pause(&self, reason: String) -> Result<(), String> {
