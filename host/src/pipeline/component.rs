@@ -82,7 +82,6 @@ pub struct Components {
     linker: Linker<HostState>,
     dir: PathBuf,
     fingerprint: String,
-    compiler: Engine,
     compiling: Arc<Semaphore>,
     metrics: Metrics,
     /// Those in use. Weak: what no stage uses is let go of.
@@ -96,16 +95,15 @@ impl Components {
     /// With machine code in `dir`, which is created.
     ///
     /// # Errors
-    /// When the directory, the compiler or the linker can't be made.
+    /// When the directory or the linker can't be made.
     pub fn open(engine: Engine, dir: PathBuf, metrics: Metrics) -> Result<Components, String> {
         std::fs::create_dir_all(&dir).map_err(|error| format!("{} can't be created: {error}", dir.display()))?;
         let linker = sandbox::linker(&engine).map_err(|error| format!("{error:#}"))?;
-        let compiler = engine::compiling().map_err(|error| format!("{error:#}"))?;
         let compiling = Arc::new(Semaphore::new(COMPILING_MAX));
         let fingerprint = engine::fingerprint(&engine);
         let (loaded, states) = (Mutex::default(), Mutex::default());
         let loading = Mutex::default();
-        Ok(Components { engine, linker, dir, fingerprint, compiler, compiling, metrics, loaded, states, loading })
+        Ok(Components { engine, linker, dir, fingerprint, compiling, metrics, loaded, states, loading })
     }
 
     /// What this broker has made of the component with `digest`.
@@ -220,14 +218,13 @@ impl Components {
         let gone = || ComponentError::Unavailable("the broker is stopping".to_owned());
         let turn = Arc::clone(&self.compiling).acquire_owned().await.map_err(|_| gone())?;
         let (reply, compiled) = oneshot::channel();
-        let (engine, metrics) = (self.compiler.clone(), self.metrics.clone());
+        let metrics = self.metrics.clone();
         let compiling = move || {
             // SAFETY: it takes no pointers; on Linux `PRIO_PROCESS` with 0 means this thread. Where it fails, compiling
             // runs at the usual priority.
             unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
             let watch = Stopwatch::start();
-            let unusable = |error: wasmtime::Error| ComponentError::Unusable(format!("it does not compile: {error:#}"));
-            let compiled = engine.precompile_component(&bytes).map_err(unusable);
+            let compiled = compiled(&bytes);
             metrics.compiled(watch.elapsed());
             // Whoever asked may have gone.
             let _ = reply.send(compiled);
@@ -284,6 +281,13 @@ impl Components {
         };
         tokio::task::spawn_blocking(load).await.ok()?
     }
+}
+
+/// By an engine of its own: one that is kept keeps the room that its largest component took, some 20 MB, for the next.
+fn compiled(bytes: &[u8]) -> Result<Vec<u8>, ComponentError> {
+    let engine = engine::compiling().map_err(|error| ComponentError::Unavailable(format!("{error:#}")))?;
+    let unusable = |error: wasmtime::Error| ComponentError::Unusable(format!("it does not compile: {error:#}"));
+    engine.precompile_component(bytes).map_err(unusable)
 }
 
 /// Whether a file of machine code is as it was written.
