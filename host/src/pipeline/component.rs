@@ -224,7 +224,7 @@ impl Components {
             // runs at the usual priority.
             unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
             let watch = Stopwatch::start();
-            let compiled = compiled(&bytes);
+            let compiled = compile(&bytes);
             metrics.compiled(watch.elapsed());
             // Whoever asked may have gone.
             let _ = reply.send(compiled);
@@ -284,7 +284,7 @@ impl Components {
 }
 
 /// By an engine of its own: one that is kept keeps the room that its largest component took, some 20 MB, for the next.
-fn compiled(bytes: &[u8]) -> Result<Vec<u8>, ComponentError> {
+fn compile(bytes: &[u8]) -> Result<Vec<u8>, ComponentError> {
     let engine = engine::compiling().map_err(|error| ComponentError::Unavailable(format!("{error:#}")))?;
     let unusable = |error: wasmtime::Error| ComponentError::Unusable(format!("it does not compile: {error:#}"));
     engine.precompile_component(bytes).map_err(unusable)

@@ -78,13 +78,13 @@ impl Flood {
 
 impl<S: Subscriber> Filter<S> for Flood {
     fn enabled(&self, meta: &Metadata<'_>, _context: &Context<'_, S>) -> bool {
-        meta.is_event()
+        !meta.is_span()
     }
 
     /// Spans are the collector's: a log that writes down their fields costs every request, and without a collector nobody
     /// else wants them, so they are not even made.
     fn callsite_enabled(&self, meta: &'static Metadata<'static>) -> Interest {
-        if meta.is_event() { Interest::sometimes() } else { Interest::never() }
+        if meta.is_span() { Interest::never() } else { Interest::sometimes() }
     }
 
     fn event_enabled(&self, event: &Event<'_>, _context: &Context<'_, S>) -> bool {

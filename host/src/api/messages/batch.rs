@@ -38,13 +38,14 @@ pub(super) struct BatchQuery {
 }
 
 /// Many messages.
-#[derive(Debug, ToSchema)]
-#[schema(additional_properties = false)]
+#[derive(Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 #[expect(dead_code, reason = "what the documentation shows: it is read message by message")]
 pub(super) struct BatchBody<'a> {
     /// At most 10 000.
-    #[schema(max_items = 10_000)]
-    messages: Vec<PublishBody<'a>>,
+    #[serde(borrow)]
+    #[schema(value_type = Vec<PublishBody>, max_items = 10_000)]
+    messages: Vec<Object<PublishBody<'a>>>,
 }
 
 /// The same, with each message still unread: for finding which ones are wrong.
