@@ -112,6 +112,6 @@ pub fn seeds() -> Vec<Seed> {
         ("unsigned", none.into_bytes()),
         ("past", past.into_bytes()),
         ("whole", whole.sign(SECRET.as_bytes()).into_bytes()),
-        ("anothers", whole.sign(b"another secret of thirty-two bytes").into_bytes()),
+        ("another", whole.sign(b"another secret of thirty-two bytes").into_bytes()),
     ]
 }
