@@ -112,3 +112,38 @@ fn a_file_that_cannot_be_opened_for_a_moment_is_not_taken_for_a_missing_one() {
         simulate(&[append(), append(), trouble, Op::Restart, append()], cramped(), Drive::Callers, 0);
     }
 }
+
+/// Found by seed 1: a body that was damaged in the journal and removed by retention later in it went into a segment when
+/// memory was full between the two, and stopped its partition for the messages beside it.
+#[test]
+fn damage_to_a_message_that_retention_removed_stops_no_other() {
+    let item = Item::default;
+    let append = |items: Vec<Item>| Op::Append { items, atomic: false, revision: 0 };
+    let ops = [
+        append(vec![item()]),
+        Op::Crash,
+        Op::Trouble(Trouble::Break(Fault::Write, 0)),
+        append(vec![item()]),
+        append(vec![item()]),
+        append(vec![item()]),
+        append(vec![
+            Item { priority: 4, ..item() },
+            Item { priority: 9, ..item() },
+            Item { partition: 1, due: Some(0), size: 3330, ..item() },
+        ]),
+        Op::Trouble(Trouble::Break(Fault::Write, 0)),
+        append(vec![item()]),
+        append(vec![
+            Item { size: 51, ..item() },
+            Item { size: 58, ..item() },
+            Item { partition: 1, size: 3759, ..item() },
+            Item { size: 25, ..item() },
+        ]),
+        Op::Pass { seconds: 301 },
+        append(vec![item()]),
+        Op::Retain,
+        Op::Trouble(Trouble::Flip(1_225_444_616_155_987_760)),
+        Op::Crash,
+    ];
+    simulate(&ops, cramped(), Drive::Callers, 12_258_409_566_339_605_402);
+}

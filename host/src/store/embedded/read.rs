@@ -68,8 +68,12 @@ impl Core {
         let read = self.index(id, segment).and_then(|index| {
             let at = index.partition_point(|block| block.span.end <= sequence);
             let Some(block) = index.get(at).filter(|block| block.span.first <= sequence) else { return Ok(None) };
-            let erased = |sequence| self.state.lock().lane(id).is_none_or(|lane| lane.erased.contains(sequence));
-            self.segments.read(id, segment, block, &erased).map(|block| Some(Arc::new(block)))
+            // What is not in the log any more, erased or removed by retention, may be damaged: nobody reads it.
+            let gone = |sequence| {
+                let state = self.state.lock();
+                state.lane(id).is_none_or(|lane| sequence < lane.start || lane.erased.contains(sequence))
+            };
+            self.segments.read(id, segment, block, &gone).map(|block| Some(Arc::new(block)))
         });
         let mut state = self.state.lock();
         match read {
