@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
 
@@ -245,9 +246,12 @@ impl Components {
                 tracing::warn!(file = %path.display(), %error, "machine code of a plugin can't be kept");
             }
             // SAFETY: `code` came from `precompile_component` in this process, and the file from `code`.
-            let loaded = match written {
-                Ok(()) => unsafe { Component::deserialize_file(&engine, &path) },
-                Err(_) => unsafe { Component::deserialize(&engine, &code) },
+            let mapped = written.is_ok().then(|| unsafe { Component::deserialize_file(&engine, &path) });
+            // A file system may not let files be run (`noexec`); what is in memory may.
+            let loaded = match mapped {
+                Some(Ok(component)) => Ok(component),
+                // SAFETY: as above.
+                Some(Err(_)) | None => unsafe { Component::deserialize(&engine, &code) },
             };
             // The engine that runs it knows bounds that the one that compiles does not: memories, tables, instances.
             loaded.map_err(|error| {
@@ -265,12 +269,7 @@ impl Components {
         let load = move || {
             let loaded = match is_whole(&path) {
                 Ok(false) => Err("its checksum does not match".to_owned()),
-                // SAFETY: the checksum shows that the file is what this program wrote; wasmtime itself refuses code of
-                // another version or other settings. It is mapped, so that only what runs takes memory; nobody writes
-                // into it: a file is made beside and renamed.
-                Ok(true) => {
-                    unsafe { Component::deserialize_file(&engine, &path) }.map_err(|error| format!("{error:#}"))
-                }
+                Ok(true) => map_or_read(&engine, &path),
                 Err(error) if error.kind() == ErrorKind::NotFound => return None,
                 Err(error) => Err(error.to_string()),
             };
@@ -290,6 +289,21 @@ fn compile(bytes: &[u8]) -> Result<Vec<u8>, ComponentError> {
     engine.precompile_component(bytes).map_err(unusable)
 }
 
+/// Loads a file of machine code that is whole.
+fn map_or_read(engine: &Engine, path: &Path) -> Result<Component, String> {
+    // SAFETY: its checksum shows that the file is what this program wrote; wasmtime itself refuses code of another version
+    // or other settings. It is mapped, so that only what runs takes memory; nobody writes into it: a file is made beside
+    // and renamed.
+    if let Ok(component) = unsafe { Component::deserialize_file(engine, path) } {
+        return Ok(component);
+    }
+    // A file system may not let files be run (`noexec`); what is in memory may.
+    let mut code = std::fs::read(path).map_err(|error| error.to_string())?;
+    code.truncate(code.len().saturating_sub(CHECKSUM_BYTES as usize));
+    // SAFETY: as above.
+    unsafe { Component::deserialize(engine, &code) }.map_err(|error| format!("{error:#}"))
+}
+
 /// Whether a file of machine code is as it was written.
 fn is_whole(path: &Path) -> std::io::Result<bool> {
     let mut file = File::open(path)?;
@@ -306,13 +320,17 @@ fn is_whole(path: &Path) -> std::io::Result<bool> {
     Ok(hash.finalize()[..] == checksum)
 }
 
-/// Written beside and renamed, so that a crash leaves the old file or none.
+/// Written beside and renamed, so that a crash leaves the old file or none. Each writer has a file of its own: one whose
+/// caller has gone may still be at it, and what is mapped must never change.
 fn write_code(path: &Path, code: &[u8]) -> std::io::Result<()> {
-    let beside = path.with_extension("tmp");
+    static WRITERS: AtomicU64 = AtomicU64::new(0);
+    let beside = path.with_extension(format!("{}.tmp", WRITERS.fetch_add(1, Ordering::Relaxed)));
     let write = || {
-        let mut file = File::create(&beside)?;
+        let mut file = File::create_new(&beside)?;
         file.write_all(code)?;
         file.write_all(&Sha256::digest(code))?;
+        // Read again from the disk, page by page, once memory runs low: it must be there by then.
+        file.sync_all()?;
         std::fs::rename(&beside, path)
     };
     write().inspect_err(|_| {
