@@ -160,7 +160,7 @@ impl Outbound {
             }
         }
         if !settles.is_empty() {
-            self.store.settle(settles).await?;
+            self.settle(settles).await?;
         }
         Ok(passing)
     }

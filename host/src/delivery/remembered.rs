@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 
 use crate::catalog::model::SubscriptionId;
@@ -27,7 +28,9 @@ impl Remembered {
     #[must_use]
     pub fn new() -> Remembered {
         let weigh = |_: &Place, (_, _, draft): &(SubscriptionId, u64, Arc<Draft>)| weight(draft);
-        Remembered { drafts: Cache::builder().max_capacity(BYTES_MAX).weigher(weigh).build() }
+        // The newest is what a retry asks for next, whatever was asked for often before.
+        let drafts = Cache::builder().max_capacity(BYTES_MAX).eviction_policy(EvictionPolicy::lru()).weigher(weigh);
+        Remembered { drafts: drafts.build() }
     }
 
     /// What a revision of a subscription's stages made of a message.
