@@ -1,12 +1,12 @@
 //! The words that every part shares: ids, names, and the message itself. Invariant: a value of one of these types is
 //! valid (names are parsed once, at the edge). Never does I/O.
 
-use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
 
 use bytes::Bytes;
+use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize};
 use uuid::Uuid;
 
@@ -243,9 +243,18 @@ pub fn json_media_type() -> Arc<str> {
 }
 
 fn media_type<'de, D: Deserializer<'de>>(source: D) -> Result<Arc<str>, D::Error> {
-    let text = Cow::<'de, str>::deserialize(source)?;
-    let shared = json_media_type();
-    Ok(if text == *shared { shared } else { text.into() })
+    struct MediaType;
+    impl Visitor<'_> for MediaType {
+        type Value = Arc<str>;
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a media type")
+        }
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Arc<str>, E> {
+            let shared = json_media_type();
+            Ok(if *text == *shared { shared } else { text.into() })
+        }
+    }
+    source.deserialize_str(MediaType)
 }
 
 impl MessageMeta {

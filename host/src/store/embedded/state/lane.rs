@@ -127,9 +127,8 @@ impl Lane {
             return trimmed;
         }
         self.start = start;
-        let unflushed = self.tail().skip_while(|(sequence, _)| *sequence < self.flushed);
-        let unneeded = unflushed.take_while(|(sequence, _)| *sequence < start);
-        trimmed.unflushed_bytes = unneeded.map(|(_, entry)| entry.body.head.cost()).sum();
+        let unneeded = (self.flushed..start).filter_map(|sequence| self.entry(sequence));
+        trimmed.unflushed_bytes = unneeded.map(|entry| entry.body.head.cost()).sum();
         self.flushed = self.flushed.max(start);
         trimmed.memory_bytes = self.evict(start);
         self.bytes = self.bytes.saturating_sub(bytes);
