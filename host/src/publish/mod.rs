@@ -115,6 +115,7 @@ impl Publisher {
     /// As [`Publisher::publish`]; the dead letter stays where it is.
     pub async fn replay(&self, request: PublishRequest, dead_letter: Position) -> Result<Published, PublishError> {
         let topic = Arc::clone(&request.topic);
+        check_size(&request)?;
         let work = vec![self.work(0, request, self.clock.now())];
         let mut results = vec![None];
         self.attempt(&topic, work, (false, vec![dead_letter]), &mut results).await;
@@ -412,13 +413,14 @@ fn places(work: &[Work]) -> impl Iterator<Item = usize> {
     work.iter().map(|work| work.index)
 }
 
+fn check_size(request: &PublishRequest) -> Result<(), PublishError> {
+    let (size, max) = (request.payload.len() as u64, request.topic.settings.max_message_size);
+    if size > max { Err(PublishError::TooLarge { size, max }) } else { Ok(()) }
+}
+
 fn check(request: &PublishRequest) -> Result<(), PublishError> {
-    let topic = &request.topic;
-    let (size, max) = (request.payload.len() as u64, topic.settings.max_message_size);
-    if size > max {
-        return Err(PublishError::TooLarge { size, max });
-    }
-    if topic.settings.guarantee == Guarantee::ExactlyOnce && request.idempotency_key.is_none() {
+    check_size(request)?;
+    if request.topic.settings.guarantee == Guarantee::ExactlyOnce && request.idempotency_key.is_none() {
         return Err(PublishError::KeyRequired);
     }
     Ok(())
