@@ -24,6 +24,38 @@ async fn one_bad_item_keeps_no_other_out() {
 }
 
 #[tokio::test]
+async fn a_batch_over_several_topics_keeps_each_ones_order_and_reach() {
+    let broker = Broker::start().await;
+    for topic in ["orders.eu", "orders.us", "billing"] {
+        broker.create_topic(topic, "Queue").await;
+    }
+    let item = |topic: &str, payload: u32| json!({"topicName": topic, "payload": payload});
+    let messages = [
+        item("orders.eu", 0),
+        item("billing", 1),
+        item("orders.us", 2),
+        item("orders.eu.dlq", 3),
+        item("orders.eu", 4),
+    ];
+    let producer = broker.producer("orders.*");
+    let answer = producer.post("/messages/publish/batch", &json!({ "messages": messages })).await.expect(200);
+    let taken: Vec<Option<&str>> = (0..5).map(|n| answer["results"][n]["topicName"].as_str()).collect();
+    assert_eq!(taken, [Some("orders.eu"), None, Some("orders.us"), None, Some("orders.eu")], "{answer}");
+    let codes = [&answer["results"][1]["error"]["code"], &answer["results"][3]["error"]["code"]];
+    assert_eq!(codes, ["FORBIDDEN", "VALIDATION_ERROR"], "{answer}");
+    for (topic, expected) in [("orders.eu", vec!["0", "4"]), ("orders.us", vec!["2"]), ("billing", vec![])] {
+        let stored = broker.consume(topic, "g").await;
+        assert_eq!(stored.iter().map(|delivery| delivery.payload()).collect::<Vec<_>>(), expected, "{topic}");
+    }
+    let messages = json!({"messages": [item("orders.eu", 5), item("orders.us", 6)]});
+    let answer = producer.post("/messages/publish/batch?atomic=true", &messages).await.expect(200);
+    assert_eq!(answer["accepted"], 0, "{answer}");
+    for topic in ["orders.eu", "orders.us"] {
+        broker.consume(topic, "g").expect_nothing().await;
+    }
+}
+
+#[tokio::test]
 async fn an_atomic_batch_is_stored_whole_or_not_at_all() {
     let broker = Broker::start().await;
     broker.create_topic("orders", "Queue").await;

@@ -116,6 +116,25 @@ async fn a_message_that_fails_too_often_is_a_dead_letter_until_it_is_replayed() 
     assert_ne!(again.id(), published.message_id, "a replay is a message of its own");
 }
 
+#[tokio::test]
+async fn a_replay_is_held_against_its_topics_limit_of_now() {
+    let broker = Broker::start().await;
+    broker.create_topic("jobs", "Queue").await;
+    let config = json!({"schema": {"type": "object"}});
+    let stage = json!({"name": "s", "plugin": "json-schema", "version": "latest", "config": config,
+        "onReject": "deadLetter", "timeoutMs": 1000});
+    broker.put_pipeline("jobs", json!([stage])).await;
+    broker.publish("jobs", "x".repeat(2000)).await;
+    broker.put_pipeline("jobs", json!([])).await;
+    broker.put("/topics/jobs", &json!({"maxMessageSize": 1000})).await.expect(200);
+    let letters = dead_letters(&broker, "jobs").await;
+    let id = letters[0]["messageId"].as_str().expect("a dead letter has an id").to_owned();
+    let answer = broker.post(&format!("/topics/jobs/dlq/{id}/replay"), &json!({})).await;
+    assert_eq!(answer.status, 413, "{answer}");
+    assert_eq!(dead_letters(&broker, "jobs").await.len(), 1, "it stays where it is");
+    broker.consume("jobs", "g").expect_nothing().await;
+}
+
 async fn dead_letters(broker: &Broker, topic: &str) -> Vec<Value> {
     let listed = broker.get(&format!("/topics/{topic}/dlq")).await.expect(200);
     listed["deadLetters"].as_array().unwrap_or_else(|| panic!("a list of dead letters: {listed}")).clone()
