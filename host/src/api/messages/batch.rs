@@ -131,7 +131,7 @@ type Find<'f> = dyn Fn(&TopicName) -> Result<Arc<Topic>, Problem> + 'f;
 
 fn from_json(reading: &Reading<'_>, find: &Find<'_>) -> Result<Vec<Item>, Problem> {
     let mut text = serde_json::Deserializer::from_slice(reading.bytes());
-    if let Ok(items) = (Batch { reading, find }).deserialize(&mut text)
+    if let Ok(items) = text.deserialize_map(Batch { reading, find })
         && text.end().is_ok()
         && !items.is_empty()
     {
@@ -151,54 +151,37 @@ struct Batch<'b> {
     find: &'b Find<'b>,
 }
 
+/// The list, inside of the body.
 impl<'de> DeserializeSeed<'de> for Batch<'_> {
     type Value = Vec<Item>;
-    fn deserialize<D: Deserializer<'de>>(self, source: D) -> Result<Vec<Item>, D::Error> {
-        source.deserialize_map(self)
+    fn deserialize<D: Deserializer<'de>>(self, list: D) -> Result<Vec<Item>, D::Error> {
+        list.deserialize_seq(self)
     }
 }
 
 impl<'de> Visitor<'de> for Batch<'_> {
     type Value = Vec<Item>;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object with messages")
+        f.write_str("an object with a list of messages")
     }
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<Item>, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut body: A) -> Result<Vec<Item>, A::Error> {
         let only = "has the one field `messages`";
-        if map.next_key::<&str>()? != Some("messages") {
+        if body.next_key::<&str>()? != Some("messages") {
             return Err(serde::de::Error::custom(only));
         }
-        let items = map.next_value_seed(Messages(self))?;
-        if map.next_key::<&str>()?.is_some() {
+        let items = body.next_value_seed(self)?;
+        if body.next_key::<&str>()?.is_some() {
             return Err(serde::de::Error::custom(only));
         }
         Ok(items)
     }
-}
-
-/// The list in it.
-struct Messages<'b>(Batch<'b>);
-
-impl<'de> DeserializeSeed<'de> for Messages<'_> {
-    type Value = Vec<Item>;
-    fn deserialize<D: Deserializer<'de>>(self, source: D) -> Result<Vec<Item>, D::Error> {
-        source.deserialize_seq(self)
-    }
-}
-
-impl<'de> Visitor<'de> for Messages<'_> {
-    type Value = Vec<Item>;
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a list of messages")
-    }
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<Item>, A::Error> {
-        let Messages(Batch { reading, find }) = self;
         let mut items = Vec::new();
         while let Some(Object(message)) = list.next_element::<Object<PublishBody<'_>>>()? {
             if items.len() == ITEMS_MAX {
                 return Err(serde::de::Error::custom("too many"));
             }
-            items.push(reading.request(Some(message), Faults::default(), find));
+            items.push(self.reading.request(Some(message), Faults::default(), self.find));
         }
         Ok(items)
     }

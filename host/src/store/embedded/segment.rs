@@ -271,7 +271,8 @@ impl SegmentFiles {
         Ok(blocks)
     }
 
-    /// Reads one block. A body that does not match its checksum is damage unless `erased` knows it.
+    /// Reads one block. A body that does not match its checksum is damage unless `gone` says that the message is not in
+    /// the log any more.
     ///
     /// # Errors
     /// `Damaged`, or `Unavailable` if the file cannot be read.
@@ -280,7 +281,7 @@ impl SegmentFiles {
         lane: LaneId,
         segment: &Segment,
         block: &BlockRef,
-        erased: &dyn Fn(u64) -> bool,
+        gone: &dyn Fn(u64) -> bool,
     ) -> Result<Block, StoreError> {
         let file = self.open(lane, segment)?;
         let mut bytes = vec![0; block.len as usize];
@@ -290,7 +291,7 @@ impl SegmentFiles {
             .ok_or_else(|| damaged(lane, segment, block.offset, "a block does not match its checksum"))?;
         let bodies = bytes.slice_ref(bodies);
         let entries =
-            take_apart(&header, head, &bodies, &mut |sequence, _, body| frame::is_erased(body) || erased(sequence));
+            take_apart(&header, head, &bodies, &mut |sequence, _, body| frame::is_erased(body) || gone(sequence));
         let entries = entries.map_err(|(at, detail)| damaged(lane, segment, block.offset + at as u64, detail))?;
         Ok(Block { first: block.span.first, entries })
     }
