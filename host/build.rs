@@ -8,6 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sha2::{Digest as _, Sha256};
+
 const PLUGINS: [&str; 3] = ["filter", "json-schema", "redact"];
 const TARGET: &str = "wasm32-wasip2";
 
@@ -22,7 +24,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     build(&root.join("plugins/Cargo.toml"), &target_dir)?;
     for plugin in PLUGINS {
         let made = target_dir.join(TARGET).join("release").join(format!("{}.wasm", plugin.replace('-', "_")));
-        fs::copy(&made, out.join(format!("{plugin}.wasm"))).map_err(|error| format!("{}: {error}", made.display()))?;
+        let bytes = fs::read(&made).map_err(|error| format!("{}: {error}", made.display()))?;
+        // A start need not read the components to know them.
+        fs::write(out.join(format!("{plugin}.sha256")), hex::encode(Sha256::digest(&bytes)))?;
+        fs::write(out.join(format!("{plugin}.wasm")), bytes)?;
     }
     Ok(())
 }

@@ -199,6 +199,7 @@ pub fn cramped() -> EmbeddedLimits {
         unflushed_bytes_max: 8 << 10,
         // An ordered lease has to hold a block of every lane.
         cache_bytes: 64 << 10,
+        journal_file_bytes: 16 << 10,
         checkpoint_bytes: 16 << 10,
         ..EmbeddedLimits::default()
     }

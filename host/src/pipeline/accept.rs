@@ -8,7 +8,7 @@ use bytes::Bytes;
 use crate::catalog::model::{PluginSource, PluginVersion, ResolvedStage, StageSpec};
 use crate::catalog::{Actor, CatalogError, NewPlugin, NewRevision};
 
-use super::builtin::{self, BUILTINS};
+use super::builtin::BUILTINS;
 use super::change::{POOL_FULL, refusal, shown, start};
 use super::component::{self, ComponentError, Loaded};
 use super::instance::StartError;
@@ -235,8 +235,7 @@ impl Pipelines {
             builtins.sort_by_key(|builtin| builtin.bytes.len());
             for builtin in builtins {
                 let Some(pipelines) = pipelines.upgrade() else { return };
-                let digest = builtin::digest_of(builtin.name).expect("it is one of them");
-                if let Err(error) = pipelines.components.warm(digest, Bytes::from_static(builtin.bytes)).await {
+                if let Err(error) = pipelines.components.warm(builtin.digest, Bytes::from_static(builtin.bytes)).await {
                     tracing::error!(plugin = builtin.name, %error, "a built-in plugin can't be made ready");
                 }
             }
@@ -248,13 +247,12 @@ impl Pipelines {
     /// for it: they fit the world, or this binary would not have passed its tests.
     pub(super) async fn register_builtins(&self) -> Result<(), PipelineError> {
         for builtin in BUILTINS {
-            let digest = builtin::digest_of(builtin.name).expect("it is one of them");
-            if self.registry.with_digest(builtin.name, digest).is_some() {
+            if self.registry.with_digest(builtin.name, builtin.digest).is_some() {
                 continue;
             }
             let bytes = Bytes::from_static(builtin.bytes);
             let imports = component::check(bytes.clone()).await.map_err(unusable)?;
-            let (plugin, digest) = (builtin.name.to_owned(), digest.to_owned());
+            let (plugin, digest) = (builtin.name.to_owned(), builtin.digest.to_owned());
             let new = NewPlugin { plugin, version: None, bytes, digest, source: PluginSource::Builtin, imports };
             let (version, _) = self.catalog.accept_plugin(new, &Actor::system()).await?;
             self.registry.accepted(version);

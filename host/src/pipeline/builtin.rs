@@ -1,10 +1,6 @@
 //! The plugins that come with the binary. Invariant: they are the ones that `build.rs` made of `plugins/` when the binary
 //! was built. Never a special case beyond their bytes: anyone can bind them.
 
-use std::sync::OnceLock;
-
-use super::component::digest;
-
 /// One of them.
 #[derive(Debug, Clone, Copy)]
 pub struct Builtin {
@@ -12,19 +8,37 @@ pub struct Builtin {
     pub name: &'static str,
     /// The component.
     pub bytes: &'static [u8],
+    /// Its hex SHA-256.
+    pub digest: &'static str,
+}
+
+macro_rules! builtin {
+    ($name:literal) => {
+        Builtin {
+            name: $name,
+            bytes: include_bytes!(concat!(env!("OUT_DIR"), "/", $name, ".wasm")),
+            digest: include_str!(concat!(env!("OUT_DIR"), "/", $name, ".sha256")),
+        }
+    };
 }
 
 /// All of them.
-pub const BUILTINS: [Builtin; 3] = [
-    Builtin { name: "filter", bytes: include_bytes!(concat!(env!("OUT_DIR"), "/filter.wasm")) },
-    Builtin { name: "json-schema", bytes: include_bytes!(concat!(env!("OUT_DIR"), "/json-schema.wasm")) },
-    Builtin { name: "redact", bytes: include_bytes!(concat!(env!("OUT_DIR"), "/redact.wasm")) },
-];
+pub const BUILTINS: [Builtin; 3] = [builtin!("filter"), builtin!("json-schema"), builtin!("redact")];
 
 /// The digest of a built-in plugin, as it came with this binary.
 #[must_use]
 pub fn digest_of(name: &str) -> Option<&'static str> {
-    static DIGESTS: OnceLock<[String; BUILTINS.len()]> = OnceLock::new();
-    let digests = DIGESTS.get_or_init(|| BUILTINS.map(|builtin| digest(builtin.bytes)));
-    BUILTINS.iter().position(|builtin| builtin.name == name).map(|at| digests[at].as_str())
+    BUILTINS.iter().find(|builtin| builtin.name == name).map(|builtin| builtin.digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn digests_are_those_of_the_bytes() {
+        for builtin in BUILTINS {
+            assert_eq!(builtin.digest, crate::pipeline::component::digest(builtin.bytes), "{}", builtin.name);
+        }
+    }
 }

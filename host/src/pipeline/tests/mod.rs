@@ -7,6 +7,7 @@ mod fairness;
 mod follow;
 mod hostile;
 mod load;
+mod machine_code;
 mod verdicts;
 
 use std::path::{Path, PathBuf};

@@ -11,21 +11,46 @@ use std::sync::Arc;
 
 use prometheus::Histogram;
 
+use super::core::Core;
 use super::files::{DataFile, FileLayer};
 use super::frame::{FILE_HEADER_BYTES, FRAME_HEADER_BYTES, FileHeader, FileKind, FrameHeader};
 use crate::telemetry::Stopwatch;
 
-/// Room in the first file that a process makes: little, for stores that see little.
-const FILE_BYTES_MIN: u64 = 4 << 20;
-/// Room in later files, doubled from file to file up to this, unless one frame is larger. A checkpoint frees whole files,
-/// so this is also the grain in which the journal's space comes back.
-const FILE_BYTES_MAX: u64 = 64 << 20;
+/// The sizes of files.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// Room in the largest, unless one frame is larger. A checkpoint frees whole files, so this is also the grain in which
+    /// the journal's space comes back.
+    most: u64,
+    /// Room in the first file that a process makes, doubled from file to file: little, for stores that see little. The
+    /// least that messages go into.
+    least: u64,
+    /// Room at the end of each file that messages leave for [`Purpose::Upkeep`]: some ten thousand settlements, and a file
+    /// system of which the journal has the rest can be emptied by retention, purges and deletions.
+    spare: u64,
+    /// Room in a file that is made when there is none for more: for upkeep alone.
+    last: u64,
+}
 
-/// Room at the end of each file that messages leave for [`Purpose::Upkeep`]: some ten thousand settlements, and a file
-/// system of which the journal has the rest can be emptied by retention, purges and deletions.
-const SPARE_BYTES: u64 = 256 << 10;
-/// Room in a file that is made when there is none for more: for upkeep alone.
-const FILE_BYTES_LAST: u64 = 64 << 10;
+impl Sizes {
+    /// From 64 MiB: 4 MiB, 256 KiB, 64 KiB.
+    fn new(most: u64) -> Sizes {
+        Sizes { most, least: most / 16, spare: most / 256, last: most / 1024 }
+    }
+
+    /// What a frame of this purpose leaves free behind it.
+    fn spare(&self, purpose: Purpose) -> u64 {
+        match purpose {
+            Purpose::Messages => self.spare,
+            Purpose::Upkeep => 0,
+        }
+    }
+
+    /// The size to try after `room`: the least that messages go into, then the least of all.
+    fn next_smaller(&self, room: u64, last: u64) -> u64 {
+        if room > self.least { self.least } else { last }
+    }
+}
 
 /// What a frame is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,16 +59,6 @@ pub enum Purpose {
     Messages,
     /// Settlements, and what removes messages: written while there is room for it alone.
     Upkeep,
-}
-
-impl Purpose {
-    /// What a frame of this purpose leaves free behind it.
-    fn spare(self) -> u64 {
-        match self {
-            Purpose::Messages => SPARE_BYTES,
-            Purpose::Upkeep => 0,
-        }
-    }
 }
 
 /// Why a frame was not written.
@@ -61,6 +76,7 @@ pub enum JournalError {
 pub struct Journal {
     files: Arc<dyn FileLayer>,
     dir: PathBuf,
+    sizes: Sizes,
     current: Option<Current>,
     /// The id of the next file.
     next_file: u64,
@@ -94,24 +110,22 @@ pub fn file_id(name: &str) -> Option<u64> {
 }
 
 impl Journal {
-    /// A journal in `dir` that will write `next_sequence` into a new file `next_file`.
+    /// The journal of a store, which will write `next_sequence` into a new file `next_file`.
     #[must_use]
-    pub fn new(
-        files: Arc<dyn FileLayer>,
-        (dir, next_file, next_sequence): (&Path, u64, u64),
-        syncs: Histogram,
-    ) -> Journal {
+    pub fn new(core: &Core, next_file: u64, next_sequence: u64) -> Journal {
+        let sizes = Sizes::new(core.limits.journal_file_bytes);
         Journal {
-            files,
-            dir: dir.to_owned(),
+            files: Arc::clone(&core.files),
+            dir: core.dir.clone(),
+            sizes,
             current: None,
             next_file,
             next_sequence,
             buffer: Vec::new(),
             made: Vec::new(),
-            room_next: FILE_BYTES_MIN,
+            room_next: sizes.least,
             full: false,
-            syncs,
+            syncs: core.syncs.clone(),
         }
     }
 
@@ -165,7 +179,7 @@ impl Journal {
         buffer: &mut [u8],
     ) -> Result<u64, JournalError> {
         let len = buffer.len() as u64;
-        let needed = len + purpose.spare();
+        let needed = len + self.sizes.spare(purpose);
         let body_len = u32::try_from(buffer.len() - FRAME_HEADER_BYTES - head.len())
             .map_err(|_| JournalError::NotWritten("a batch of more than 4 GiB".to_owned()))?;
         if self.current.as_ref().is_none_or(|current| current.at + needed > current.room) {
@@ -215,7 +229,7 @@ impl Journal {
     fn rotate(&mut self, frame_bytes: u64, purpose: Purpose) -> Result<(), JournalError> {
         let id = self.next_file;
         let path = self.dir.join(file_name(id));
-        let needed = FILE_HEADER_BYTES as u64 + frame_bytes + purpose.spare();
+        let needed = FILE_HEADER_BYTES as u64 + frame_bytes + self.sizes.spare(purpose);
         let (file, room) = match self.reserve(&path, needed, purpose) {
             Ok(reserved) => reserved,
             Err(error) => {
@@ -234,9 +248,9 @@ impl Journal {
         self.current = Some(Current { id, file, at: FILE_HEADER_BYTES as u64, room });
         self.next_file = id + 1;
         self.made.push((id, self.next_sequence));
-        self.full = room < FILE_BYTES_MIN;
+        self.full = room < self.sizes.least;
         if room >= self.room_next {
-            self.room_next = (self.room_next * 2).min(FILE_BYTES_MAX);
+            self.room_next = (self.room_next * 2).min(self.sizes.most);
         }
         Ok(())
     }
@@ -244,15 +258,15 @@ impl Journal {
     /// A file at `path` with room for at least `needed` bytes, and the room it has.
     fn reserve(&self, path: &Path, needed: u64, purpose: Purpose) -> std::io::Result<(Arc<dyn DataFile>, u64)> {
         let last = match purpose {
-            Purpose::Messages => FILE_BYTES_MIN,
-            Purpose::Upkeep => FILE_BYTES_LAST,
+            Purpose::Messages => self.sizes.least,
+            Purpose::Upkeep => self.sizes.last,
         };
         let mut room = self.room_next.max(needed);
         loop {
             // Created anew each time: a reservation that failed may have taken some of the room.
             match self.files.create(path).and_then(|file| file.preallocate(room).map(|()| file)) {
                 Ok(file) => return Ok((file, room)),
-                Err(_) if room > last.max(needed) => room = next_smaller(room, last).max(needed),
+                Err(_) if room > last.max(needed) => room = self.sizes.next_smaller(room, last).max(needed),
                 Err(error) => return Err(error),
             }
         }
@@ -264,9 +278,4 @@ impl Journal {
         }
         JournalError::NotWritten(format!("no room for a new journal file: {error}"))
     }
-}
-
-/// The size to try after `room`: the least that messages go into, then the least of all.
-fn next_smaller(room: u64, last: u64) -> u64 {
-    if room > FILE_BYTES_MIN { FILE_BYTES_MIN } else { last }
 }

@@ -128,8 +128,7 @@ pub fn recover(core: &Arc<Core>) -> Result<Recovered, OpenError> {
     let Replay { mut report, maintenance, .. } = replay;
     check_segments(core, &mut report)?;
     finish(core);
-    let place = (core.dir.as_path(), found.next_file, found.next);
-    let journal = Journal::new(Arc::clone(&core.files), place, core.syncs.clone());
+    let journal = Journal::new(core, found.next_file, found.next);
     Ok(Recovered { journal, maintenance, report })
 }
 

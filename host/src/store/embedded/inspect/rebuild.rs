@@ -167,8 +167,7 @@ impl Target {
         };
         let failed = |error: StoreError| OpenError::io("writing the new store")(std::io::Error::other(error));
         maintenance.step().and_then(|()| maintenance.checkpoint()).map_err(failed)?;
-        let place = (self.core.dir.as_path(), 1, applied + 1);
-        let new = NewJournal::new(Arc::clone(&self.core.files), place, self.core.syncs.clone());
+        let new = NewJournal::new(&self.core, 1, applied + 1);
         Writer::new(Arc::clone(&self.core), new).begin_epoch()
     }
 

@@ -172,6 +172,8 @@ pub struct EmbeddedLimits {
     pub kv_bytes_max: u64,
     /// Runs of messages for one group alone, per lane; beyond, `TopicFull`.
     pub target_runs_max: usize,
+    /// Room in a file of the journal; its first files are smaller.
+    pub journal_file_bytes: u64,
     /// Journal written since the last checkpoint that makes for a new one: bounds the replay at the next opening.
     pub checkpoint_bytes: u64,
     /// Journal on disk when checkpoints fail; beyond, `Unavailable`.
@@ -195,6 +197,7 @@ impl Default for EmbeddedLimits {
             dedup_keys_total_max: 4_000_000,
             kv_bytes_max: 64 << 20,
             target_runs_max: 100_000,
+            journal_file_bytes: 64 << 20,
             checkpoint_bytes: 256 << 20,
             journal_bytes_max: 4 << 30,
         }

@@ -15,6 +15,9 @@ struct Switches {
     /// Writes to segments alone.
     segments: AtomicBool,
     synced: AtomicU32,
+    /// Whoever holds it stops writes to segments, and hears of one that has begun.
+    gate: parking_lot::Mutex<()>,
+    at_gate: AtomicBool,
 }
 
 struct Faulty(Arc<Switches>);
@@ -72,6 +75,8 @@ impl DataFile for FaultyFile {
         fails(&self.2.writes, io::ErrorKind::StorageFull)?;
         if self.1 {
             fails(&self.2.segments, io::ErrorKind::StorageFull)?;
+            self.2.at_gate.store(true, Ordering::SeqCst);
+            drop(self.2.gate.lock());
         }
         self.0.write_at(bytes, offset)
     }
@@ -242,6 +247,36 @@ async fn what_no_segment_takes_is_refused_and_taken_when_one_does() {
         tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(50))).await.unwrap();
     }
     panic!("still refused: {:?}", store.health());
+}
+
+#[tokio::test]
+async fn messages_that_retention_removes_while_they_are_written_to_a_segment_are_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let (store, switches) = faulty(dir.path(), &clock).await;
+    let large = "x".repeat(64 << 10);
+    let closed = switches.gate.lock();
+    for number in 0..40 {
+        store.append(batch(vec![item(message(number, &large))])).await.unwrap();
+    }
+    for _ in 0..100 {
+        if switches.at_gate.load(Ordering::SeqCst) {
+            break;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(50))).await.unwrap();
+    }
+    assert!(switches.at_gate.load(Ordering::SeqCst), "a segment is being written");
+    clock.advance(Duration::from_secs(3600));
+    publish(&store, 100..101).await;
+    assert_eq!(store.retain().await.unwrap().removed, 40);
+    drop(closed);
+    publish(&store, 101..102).await;
+    store.close().await.unwrap();
+    drop(store);
+    let store = open(dir.path(), &clock);
+    assert_eq!(store.report(), &OpenReport::default());
+    assert_eq!(payloads(&lease(&store, 10).await), ["payload 100", "payload 101"]);
+    assert_eq!(read_all(&store, TOPIC).await, ["payload 100", "payload 101"]);
 }
 
 #[tokio::test]
