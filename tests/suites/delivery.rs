@@ -293,3 +293,33 @@ async fn what_is_erased_is_gone_for_readers_and_consumers() {
     broker.get(&format!("/messages/{}", published.message_id)).await.expect_problem(404, "NOT_FOUND");
     broker.consume("people", "g").expect_nothing().await;
 }
+
+#[tokio::test]
+async fn a_topic_tells_how_far_its_groups_are_behind_in_messages_and_in_seconds() {
+    let broker = Broker::start().await;
+    broker.create_topic("news", "PubSub").await;
+    broker.subscribe("news", "slow").await;
+    broker.subscribe("news", "quick").await;
+    let figures = async |group: &str| {
+        let metrics = broker.get("/topics/news/metrics").await.expect(200);
+        let groups = metrics["groups"].as_array().expect("a list").clone();
+        let found = groups.into_iter().find(|figures| figures["consumerGroup"] == group);
+        found.unwrap_or_else(|| panic!("{metrics} has {group}"))
+    };
+    assert_eq!((&figures("slow").await["lag"], &figures("slow").await["lagSeconds"]), (&json!(0), &json!(0)));
+    broker.publish("news", "1").await;
+    broker.clock().advance(seconds(90)).await;
+    broker.publish("news", "2").await;
+    for delivery in broker.consume("news", "quick").collect(2).await {
+        delivery.ack().await;
+    }
+    let held = broker.consume("news", "slow").limit(1).await;
+    let (slow, quick) = (figures("slow").await, figures("quick").await);
+    assert_eq!((&slow["lag"], &slow["inFlight"]), (&json!(1), &json!(1)), "{slow}");
+    assert!((90..100).contains(&slow["lagSeconds"].as_u64().expect("a number")), "{slow}");
+    assert_eq!((&quick["lag"], &quick["lagSeconds"]), (&json!(0), &json!(0)), "{quick}");
+
+    held[0].ack().await;
+    let slow = figures("slow").await;
+    assert!(slow["lagSeconds"].as_u64().expect("a number") < 10, "{slow}");
+}

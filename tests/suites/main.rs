@@ -11,6 +11,7 @@ mod full_disk;
 mod guide;
 mod hostile;
 mod http;
+mod idempotency;
 mod limits;
 mod main_job;
 mod offline;

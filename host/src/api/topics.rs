@@ -23,6 +23,7 @@ use super::{Api, answer, reach};
 use crate::broker::Broker;
 use crate::catalog::Event;
 use crate::catalog::model::{Topic, TopicKind};
+use crate::clock::Timestamp;
 use crate::message::{GroupId, TopicName};
 use crate::schemas::SchemaError;
 use crate::store::GroupStats;
@@ -213,6 +214,9 @@ struct TopicMetricsView {
     scheduled: u64,
     /// On the dead-letter list.
     dead_letters: u64,
+    /// When the oldest of them was put there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest_dead_letter_at: Option<Time>,
     published_total: u64,
     removed_total: u64,
     idempotency_keys: u64,
@@ -228,6 +232,8 @@ struct GroupMetricsView {
     consumer_group: Arc<str>,
     /// Granted to nobody, and due now.
     lag: u64,
+    /// Seconds since the oldest message that it has not settled was published; 0 where there is none.
+    lag_seconds: u64,
     in_flight: u64,
     retrying: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -255,21 +261,15 @@ async fn metrics(
 
 async fn figures(broker: &Broker, topic: &Topic) -> Result<TopicMetricsView, Problem> {
     let stats = broker.store.stats(topic.id).await?;
-    let dead_letters = match topic.dead_letter {
-        Some(id) => broker
-            .store
-            .stats(id)
-            .await?
-            .groups
-            .iter()
-            .find(|group| group.group == GroupId::SHARED)
-            .map_or(0, |group| group.waiting),
-        None => 0,
+    let list = match topic.dead_letter {
+        Some(id) => broker.store.stats(id).await?.groups.into_iter().find(|group| group.group == GroupId::SHARED),
+        None => None,
     };
+    let now = broker.clock.now();
     let subscriptions = broker.directory.subscriptions_of(topic.id);
     let named = |group: &GroupStats| {
         let known = subscriptions.iter().find(|subscription| subscription.group == group.group);
-        group_figures(known.map_or_else(|| "".into(), |known| Arc::clone(&known.consumer_group)), group)
+        group_figures(known.map_or_else(|| "".into(), |known| Arc::clone(&known.consumer_group)), group, now)
     };
     Ok(TopicMetricsView {
         topic_name: topic.name.clone(),
@@ -277,7 +277,8 @@ async fn figures(broker: &Broker, topic: &Topic) -> Result<TopicMetricsView, Pro
         bytes: stats.bytes,
         oldest_message_at: stats.oldest.map(Time),
         scheduled: stats.scheduled,
-        dead_letters,
+        dead_letters: list.as_ref().map_or(0, |list| list.waiting),
+        oldest_dead_letter_at: list.and_then(|list| list.oldest_unsettled).map(Time),
         published_total: stats.appended_total,
         removed_total: stats.removed_total,
         idempotency_keys: stats.dedup_keys,
@@ -285,10 +286,11 @@ async fn figures(broker: &Broker, topic: &Topic) -> Result<TopicMetricsView, Pro
     })
 }
 
-fn group_figures(consumer_group: Arc<str>, group: &GroupStats) -> GroupMetricsView {
+fn group_figures(consumer_group: Arc<str>, group: &GroupStats, now: Timestamp) -> GroupMetricsView {
     GroupMetricsView {
         consumer_group,
         lag: group.waiting,
+        lag_seconds: group.oldest_unsettled.map_or(0, |oldest| now.since(oldest).as_secs()),
         in_flight: group.leased,
         retrying: group.retrying,
         oldest_unsettled_at: group.oldest_unsettled.map(Time),

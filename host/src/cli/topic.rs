@@ -128,6 +128,9 @@ pub(super) struct Settings {
     /// How long idempotency keys are remembered, ISO 8601 [default: PT10M]
     #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
     dedup_window: Option<String>,
+    /// How many idempotency keys are remembered at most [default: 1000000]
+    #[arg(long, value_name = "COUNT")]
+    dedup_max_keys: Option<u32>,
     /// What dead letters keep: original or none [default: original]
     #[arg(long, value_name = "WHAT", value_parser = ["original", "none"])]
     dead_letter_payload: Option<String>,
@@ -143,6 +146,7 @@ impl Settings {
             ("retentionBytes", self.retention_bytes.map(|it| json!(it))),
             ("maxMessageSize", self.max_message_size.map(|it| json!(it))),
             ("dedupWindow", self.dedup_window.as_ref().map(|it| json!(it))),
+            ("dedupMaxKeys", self.dedup_max_keys.map(|it| json!(it))),
             ("deadLetterPayload", self.dead_letter_payload.as_ref().map(|it| json!(it))),
         ];
         body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));

@@ -154,7 +154,8 @@ impl Bed {
             json!({
                 "name": name, "type": kind, "description": "orders", "schemaId": "order", "storage": "default",
                 "deliveryGuarantee": "AtLeastOnce", "retentionPeriod": "P1D", "retentionBytes": 1_000_000,
-                "partitionCount": 1, "maxMessageSize": 1000, "dedupWindow": "PT1M", "deadLetterPayload": "none",
+                "partitionCount": 1, "maxMessageSize": 1000, "dedupWindow": "PT1M", "dedupMaxKeys": 1000,
+                "deadLetterPayload": "none",
             })
         };
         let stages = json!({"stages": [{

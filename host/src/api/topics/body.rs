@@ -19,7 +19,7 @@ use crate::schemas::SCHEMA_ID_BYTES_MAX;
 const DEDUP_WINDOW_DEFAULT: Duration = Duration::from_secs(600);
 /// Keys must fit into memory: a longer window is a database's task.
 const DEDUP_WINDOW_MAX: Duration = Duration::from_secs(7 * 86_400);
-/// Keys that a topic remembers at most; beyond it keyed publishes get 429. About 200 MB.
+/// `dedupMaxKeys` of a topic that does not say, and the most that one may have. About 200 MB.
 const DEDUP_KEYS_MAX: u32 = 1_000_000;
 /// Less would be gone before anyone could consume it.
 const RETENTION_MIN: Duration = Duration::from_secs(1);
@@ -69,6 +69,10 @@ pub(super) struct TopicBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     dedup_window: Option<Iso>,
+    /// How many idempotency keys are remembered at most, 1 to 1 000 000 (1 000 000); beyond it, publishes with a new key get 429.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(minimum = 1, maximum = 1_000_000, nullable = false)]
+    dedup_max_keys: Option<u32>,
     /// What dead letters keep (`original`).
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
@@ -130,7 +134,7 @@ impl TopicBody {
             partition_count: self.partition_count.unwrap_or(base.partition_count),
             max_message_size: self.max_message_size.unwrap_or(base.max_message_size),
             dedup_window: self.dedup_window.map_or(base.dedup_window, |Iso(window)| window),
-            dedup_keys_max: base.dedup_keys_max,
+            dedup_keys_max: self.dedup_max_keys.unwrap_or(base.dedup_keys_max),
             dead_letter_payload: self.dead_letter_payload.unwrap_or(base.dead_letter_payload),
         };
         check(&settings, config, faults);
@@ -168,6 +172,9 @@ fn check(settings: &TopicSettings, config: &Config, faults: &mut Faults) {
     if settings.dedup_window.is_zero() || settings.dedup_window > DEDUP_WINDOW_MAX {
         faults.push("/dedupWindow", "is more than nothing and at most P7D");
     }
+    if !(1..=DEDUP_KEYS_MAX).contains(&settings.dedup_keys_max) {
+        faults.push("/dedupMaxKeys", format!("is from 1 to {DEDUP_KEYS_MAX}"));
+    }
 }
 
 /// A name for a topic of one's own. Its dead-letter topic's name must fit too.
@@ -204,6 +211,7 @@ pub(super) struct TopicView {
     partition_count: u16,
     max_message_size: u64,
     dedup_window: Iso,
+    dedup_max_keys: u32,
     dead_letter_payload: DeadLetterPayload,
     /// Where its dead letters are; absent for such a topic itself.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -235,6 +243,7 @@ impl TopicView {
             partition_count: settings.partition_count,
             max_message_size: settings.max_message_size,
             dedup_window: Iso(settings.dedup_window),
+            dedup_max_keys: settings.dedup_keys_max,
             dead_letter_payload: settings.dead_letter_payload,
             dead_letter_topic: topic.dead_letter.map(|_| topic.name.dead_letter()),
             storage: Storage::Default,
