@@ -15,8 +15,9 @@ struct Switches {
     /// Writes to segments alone.
     segments: AtomicBool,
     synced: AtomicU32,
-    /// Whoever holds it stops writes to segments, and hears of one that has begun.
-    gate: parking_lot::Mutex<()>,
+    /// Writes to segments wait.
+    gate: AtomicBool,
+    /// One does, or did.
     at_gate: AtomicBool,
 }
 
@@ -76,7 +77,9 @@ impl DataFile for FaultyFile {
         if self.1 {
             fails(&self.2.segments, io::ErrorKind::StorageFull)?;
             self.2.at_gate.store(true, Ordering::SeqCst);
-            drop(self.2.gate.lock());
+            while self.2.gate.load(Ordering::SeqCst) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
         self.0.write_at(bytes, offset)
     }
@@ -255,7 +258,7 @@ async fn messages_that_retention_removes_while_they_are_written_to_a_segment_are
     let clock = clock();
     let (store, switches) = faulty(dir.path(), &clock).await;
     let large = "x".repeat(64 << 10);
-    let closed = switches.gate.lock();
+    switches.gate.store(true, Ordering::SeqCst);
     for number in 0..40 {
         store.append(batch(vec![item(message(number, &large))])).await.unwrap();
     }
@@ -269,7 +272,7 @@ async fn messages_that_retention_removes_while_they_are_written_to_a_segment_are
     clock.advance(Duration::from_secs(3600));
     publish(&store, 100..101).await;
     assert_eq!(store.retain().await.unwrap().removed, 40);
-    drop(closed);
+    switches.gate.store(false, Ordering::SeqCst);
     publish(&store, 101..102).await;
     store.close().await.unwrap();
     drop(store);
