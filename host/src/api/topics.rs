@@ -232,7 +232,7 @@ struct GroupMetricsView {
     consumer_group: Arc<str>,
     /// Granted to nobody, and due now.
     lag: u64,
-    /// Seconds since the oldest message that it has not settled was published; 0 where there is none.
+    /// Seconds since the oldest message that it has not settled entered the log; 0 where there is none.
     lag_seconds: u64,
     in_flight: u64,
     retrying: u64,

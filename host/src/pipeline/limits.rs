@@ -68,13 +68,6 @@ pub fn thread_cpu_ns() -> u64 {
     u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
-/// Lets the thread that calls run only where others leave a processor free, the more so the higher `niceness` is (to 19).
-pub fn lower_priority(niceness: i32) {
-    // SAFETY: it takes no pointers; on Linux `PRIO_PROCESS` with 0 means this thread. Where it fails, the thread runs at the
-    // usual priority.
-    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, niceness) };
-}
-
 /// What one call may compute. The thread's CPU clock is read at the first tick only, so that a short call never pays
 /// for it; wall time would kill honest plugins on a busy machine.
 #[derive(Debug)]

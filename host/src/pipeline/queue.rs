@@ -46,19 +46,9 @@ impl QueueLimits {
     }
 
     /// Threads that all slow scopes have together.
-    #[must_use]
-    pub fn slow_max(&self) -> usize {
+    fn slow_max(&self) -> usize {
         self.workers.saturating_sub(1).max(1)
     }
-}
-
-/// What a thread runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Takes {
-    /// Batches of scopes that are not slow.
-    NotSlow,
-    /// All.
-    Any,
 }
 
 /// A caller's run: gathers the parts as they are done.
@@ -245,13 +235,12 @@ impl Queue {
         Some(answer)
     }
 
-    /// The next batch that may run now on a thread that takes these.
-    pub fn take(&mut self, takes: Takes) -> Option<Batch> {
+    /// The next batch that may run now.
+    pub fn take(&mut self) -> Option<Batch> {
         let mut at = 0;
         while let Some(scope) = self.turns.get(at).copied() {
             let line = self.lines.get_mut(&scope).expect("a scope in turn has a line");
-            let fits = takes == Takes::Any || !line.is_slow();
-            if !fits || !line.may_run(&self.limits, self.slow_running) {
+            if !line.may_run(&self.limits, self.slow_running) {
                 at += 1;
                 continue;
             }

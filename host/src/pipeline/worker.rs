@@ -13,14 +13,10 @@ use crate::catalog::model::Topic;
 use crate::clock::Clock;
 
 use super::draft::Draft;
-use super::limits::{lower_priority, thread_cpu_ns};
+use super::limits::thread_cpu_ns;
 use super::metrics::Metrics;
-use super::queue::{Batch, Queue, QueueLimits, Takes};
+use super::queue::{Batch, Queue, QueueLimits};
 use super::{Lane, PipelineError, Run, batch};
-
-/// Of the threads that run slow scopes' batches: what they take is what nobody else on the machine wants, and a neighbour
-/// that waits for a processor does not wait for them.
-const SLOW_NICENESS: i32 = 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -32,10 +28,8 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Work has come, or the end: for threads that take all but what is slow.
+    /// Work has come, or the end.
     work: Condvar,
-    /// The same, for those that take any.
-    any_work: Condvar,
     clock: Clock,
     metrics: Metrics,
 }
@@ -53,17 +47,13 @@ impl Pool {
     /// When the system has no thread left.
     pub fn start(limits: QueueLimits, clock: Clock, metrics: Metrics) -> std::io::Result<Pool> {
         let state = Mutex::new(State { queue: Queue::new(limits), stopping: false });
-        let shared = Arc::new(Shared { state, work: Condvar::new(), any_work: Condvar::new(), clock, metrics });
+        let shared = Arc::new(Shared { state, work: Condvar::new(), clock, metrics });
         let pool = Pool { shared, threads: Mutex::default() };
         for number in 0..limits.threads() {
             let (shared, runtime) = (Arc::clone(&pool.shared), Handle::current());
-            let takes = if number < limits.slow_max() { Takes::Any } else { Takes::NotSlow };
             let thread = std::thread::Builder::new().name(format!("plugin-{number}")).spawn(move || {
                 let _entered = runtime.enter();
-                if takes == Takes::Any {
-                    lower_priority(SLOW_NICENESS);
-                }
-                shared.work(takes);
+                shared.work();
             })?;
             pool.threads.lock().push(thread);
         }
@@ -90,7 +80,7 @@ impl Pool {
         };
         self.shared.metrics.queued.set(i64::try_from(state.queue.messages).unwrap_or(i64::MAX));
         drop(state);
-        self.shared.call();
+        self.shared.work.notify_one();
         Ok(answer)
     }
 
@@ -102,7 +92,7 @@ impl Pool {
     /// Lets the workers end what waits, and waits for them.
     pub async fn stop(&self) {
         self.shared.state.lock().stopping = true;
-        self.shared.call_all();
+        self.shared.work.notify_all();
         let threads = std::mem::take(&mut *self.threads.lock());
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {
@@ -120,25 +110,13 @@ impl Drop for Pool {
     /// Without `stop`, the threads still end, on their own time.
     fn drop(&mut self) {
         self.shared.state.lock().stopping = true;
-        self.shared.call_all();
+        self.shared.work.notify_all();
     }
 }
 
 impl Shared {
-    /// One thread has something to look at, first of those that do not run at a low priority.
-    fn call(&self) {
-        if !self.work.notify_one() {
-            self.any_work.notify_one();
-        }
-    }
-
-    fn call_all(&self) {
-        self.work.notify_all();
-        self.any_work.notify_all();
-    }
-
-    fn work(&self, takes: Takes) {
-        while let Some(batch) = self.next(takes) {
+    fn work(&self) {
+        while let Some(batch) = self.next() {
             let (scope, messages) = (batch.lane.scope, batch.drafts.len());
             let before = thread_cpu_ns();
             if catch_unwind(AssertUnwindSafe(|| self.run(batch))).is_err() {
@@ -146,34 +124,25 @@ impl Shared {
             }
             self.state.lock().queue.done(scope, messages, thread_cpu_ns().saturating_sub(before));
             // Its place may be what another scope waits for.
-            self.call();
+            self.work.notify_one();
         }
-        self.call_all();
+        self.work.notify_all();
     }
 
-    fn next(&self, takes: Takes) -> Option<Batch> {
+    fn next(&self) -> Option<Batch> {
         let mut state = self.state.lock();
         loop {
-            if let Some(batch) = state.queue.take(takes) {
+            if let Some(batch) = state.queue.take() {
                 self.metrics.queued.set(i64::try_from(state.queue.messages).unwrap_or(i64::MAX));
                 if state.queue.messages > 0 {
-                    self.call();
+                    self.work.notify_one();
                 }
                 return Some(batch);
             }
             if state.stopping && state.queue.messages == 0 {
                 return None;
             }
-            match takes {
-                Takes::Any => self.any_work.wait(&mut state),
-                Takes::NotSlow => {
-                    if state.queue.messages > 0 {
-                        // Whoever called this one may have called for a slow scope.
-                        self.any_work.notify_one();
-                    }
-                    self.work.wait(&mut state);
-                }
-            }
+            self.work.wait(&mut state);
         }
     }
 

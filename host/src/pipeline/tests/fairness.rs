@@ -9,7 +9,7 @@ use tokio::sync::oneshot::Receiver;
 
 use crate::catalog::Actor;
 use crate::catalog::model::{Scope, Topic};
-use crate::pipeline::queue::{Batch, Queue, QueueLimits, Takes};
+use crate::pipeline::queue::{Batch, Queue, QueueLimits};
 use crate::pipeline::{Lane, Run};
 
 use super::{Rig, draft, fault, guest, stage};
@@ -53,7 +53,7 @@ impl Bench {
 
     /// One batch of `team`, which took so long: how many messages it had.
     fn ran(&mut self, team: &Team, cpu_ns: u64) -> usize {
-        let batch = self.queue.take(Takes::Any).expect("there is work that may run");
+        let batch = self.queue.take().expect("there is work that may run");
         assert_eq!(batch.lane.scope, team.lane.scope);
         self.queue.done(batch.lane.scope, batch.drafts.len(), cpu_ns);
         batch.drafts.len()
@@ -61,7 +61,7 @@ impl Bench {
 
     /// All that may run at once now, by team.
     fn taken(&mut self) -> Vec<Batch> {
-        std::iter::from_fn(|| self.queue.take(Takes::Any)).collect()
+        std::iter::from_fn(|| self.queue.take()).collect()
     }
 }
 
@@ -91,7 +91,7 @@ async fn a_batch_is_as_small_as_its_stages_times_are_long() {
         let sizes: Vec<usize> = (0..12).map(|_| bench.ran(team, QUICK)).collect();
         assert_eq!(sizes.iter().max(), Some(largest), "{}", team.topic.name);
         bench.waiting.clear();
-        assert!(bench.queue.take(Takes::Any).is_none(), "nobody awaits the rest of a run that was begun");
+        assert!(bench.queue.take().is_none(), "nobody awaits the rest of a run that was begun");
         assert_eq!(bench.queue.messages, 0);
     }
 }
@@ -146,15 +146,15 @@ async fn a_scope_that_is_slow_now_and_then_counts_as_slow() {
     for team in [&sly, &other] {
         bench.push(team, 1000);
     }
-    let slow = bench.queue.take(Takes::Any).unwrap();
+    let slow = bench.queue.take().unwrap();
     let (first, second) = if slow.lane.scope == sly.lane.scope { (&sly, &other) } else { (&other, &sly) };
     for quick in 0..16 {
-        assert!(bench.queue.take(Takes::Any).is_none(), "{quick}: the one slow thread is taken");
+        assert!(bench.queue.take().is_none(), "{quick}: the one slow thread is taken");
         bench.queue.done(first.lane.scope, 1, QUICK);
-        let next = bench.queue.take(Takes::Any).expect("the other's turn");
+        let next = bench.queue.take().expect("the other's turn");
         assert_eq!(next.lane.scope, second.lane.scope);
         bench.queue.done(second.lane.scope, 1, SLOW);
-        assert_eq!(bench.queue.take(Takes::Any).expect("and back").lane.scope, first.lane.scope);
+        assert_eq!(bench.queue.take().expect("and back").lane.scope, first.lane.scope);
     }
     let second_too = bench.taken();
     assert_eq!(
@@ -162,22 +162,6 @@ async fn a_scope_that_is_slow_now_and_then_counts_as_slow() {
         (1, 1),
         "after sixteen it is quick, beside the slow one"
     );
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn only_threads_of_low_priority_run_what_is_slow() {
-    let mut bench = Bench::new().await;
-    let (slow, quick) = (bench.team("slow", 50).await, bench.team("quick", 50).await);
-    for (team, cpu_ns) in [(&slow, SLOW), (&quick, QUICK)] {
-        bench.push(team, 1);
-        bench.ran(team, cpu_ns);
-    }
-    bench.push(&slow, 1);
-    bench.push(&quick, 1);
-    let first = bench.queue.take(Takes::NotSlow).expect("the quick one's turn");
-    assert_eq!(first.lane.scope, quick.lane.scope);
-    assert!(bench.queue.take(Takes::NotSlow).is_none());
-    assert_eq!(bench.queue.take(Takes::Any).expect("what is left").lane.scope, slow.lane.scope);
 }
 
 #[tokio::test(flavor = "multi_thread")]
