@@ -3,18 +3,18 @@
 use std::fs;
 use std::path::PathBuf;
 
+use crate::pipeline::CACHE_DIR;
 use crate::pipeline::component::{self, ComponentState};
 use crate::pipeline::draft::Verdict;
 
 use super::{Rig, draft, header, tag};
 
 const COMPILED: &str = "sluice_plugin_compile_seconds";
-const CACHE: &str = "plugin-cache";
 
 /// The only file of machine code.
 fn kept(rig: &Rig) -> PathBuf {
     let files: Vec<PathBuf> =
-        fs::read_dir(rig.dir.path().join(CACHE)).unwrap().map(|entry| entry.unwrap().path()).collect();
+        fs::read_dir(rig.dir.path().join(CACHE_DIR)).unwrap().map(|entry| entry.unwrap().path()).collect();
     let [file] = &files[..] else { panic!("{files:?}") };
     file.clone()
 }
@@ -70,7 +70,7 @@ async fn what_is_damaged_is_compiled_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_cannot_be_kept_runs_all_the_same() {
     let rig = Rig::new().await;
-    let cache = rig.dir.path().join(CACHE);
+    let cache = rig.dir.path().join(CACHE_DIR);
     fs::remove_dir_all(&cache).unwrap();
     // Nothing can be written or read below a file.
     fs::write(&cache, "in the way").unwrap();

@@ -77,7 +77,11 @@ impl DataFile for FaultyFile {
         if self.1 {
             fails(&self.2.segments, io::ErrorKind::StorageFull)?;
             self.2.at_gate.store(true, Ordering::SeqCst);
-            while self.2.gate.load(Ordering::SeqCst) {
+            // Not for ever: a test that fails meanwhile has to join this thread.
+            for _ in 0..30_000 {
+                if !self.2.gate.load(Ordering::SeqCst) {
+                    break;
+                }
                 std::thread::sleep(Duration::from_millis(1));
             }
         }
@@ -135,6 +139,17 @@ async fn without_room_nothing_is_stored_and_service_returns_with_room() {
     assert_eq!(store.stats(TOPIC).await.unwrap().groups[0].acked_total, 1);
 }
 
+/// Waits for what the store's own threads do at their next turn.
+async fn until(what: &str, holds: &dyn Fn() -> bool) {
+    for _ in 0..100 {
+        if holds() {
+            return;
+        }
+        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(50))).await.unwrap();
+    }
+    panic!("never: {what}");
+}
+
 /// Fills the journal's file while no other can be made; answers how many messages it took.
 async fn fill(store: &EmbeddedStore) -> u64 {
     let large = "x".repeat(64 << 10);
@@ -189,14 +204,7 @@ async fn a_journal_that_is_full_is_replaced_by_a_checkpoint() {
     assert!(files() > 1);
     switches.room.store(true, Ordering::SeqCst);
     fill(&store).await;
-    // The store's own thread does it, at its next turn.
-    for _ in 0..100 {
-        if files() == 1 {
-            return;
-        }
-        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(50))).await.unwrap();
-    }
-    panic!("{} files of the journal", files());
+    until("one file of the journal is left", &|| files() == 1).await;
 }
 
 #[tokio::test]
@@ -211,15 +219,6 @@ async fn what_was_purged_is_removed_though_nothing_can_be_written() {
     let segments = || {
         let names = std::fs::read_dir(dir.path().join("topic-1")).into_iter().flatten();
         names.flatten().filter(|entry| entry.file_name().to_string_lossy().ends_with(".seg")).count()
-    };
-    let until = async |what: &str, holds: &dyn Fn() -> bool| {
-        for _ in 0..100 {
-            if holds() {
-                return;
-            }
-            tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(50))).await.unwrap();
-        }
-        panic!("{what}");
     };
     until("segments are written", &|| segments() > 0).await;
     switches.room.store(true, Ordering::SeqCst);
@@ -262,13 +261,7 @@ async fn messages_that_retention_removes_while_they_are_written_to_a_segment_are
     for number in 0..40 {
         store.append(batch(vec![item(message(number, &large))])).await.unwrap();
     }
-    for _ in 0..100 {
-        if switches.at_gate.load(Ordering::SeqCst) {
-            break;
-        }
-        tokio::task::spawn_blocking(|| std::thread::sleep(Duration::from_millis(50))).await.unwrap();
-    }
-    assert!(switches.at_gate.load(Ordering::SeqCst), "a segment is being written");
+    until("a segment is being written", &|| switches.at_gate.load(Ordering::SeqCst)).await;
     clock.advance(Duration::from_secs(3600));
     publish(&store, 100..101).await;
     assert_eq!(store.retain().await.unwrap().removed, 40);
