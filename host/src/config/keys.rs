@@ -130,7 +130,7 @@ pub static KEYS: &[Key] = &[
     Key {
         path: "plugins.workers",
         kind: Kind::Integer(1, 256),
-        doc: "Threads that run plugins; there is one more, so that no topic holds all (one per core)",
+        doc: "Threads that run plugins; there is one more, so that no topic holds all, and some for slow topics (one per core)",
         show: |c| c.plugins.workers.to_string(),
     },
     Key {

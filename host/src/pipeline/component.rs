@@ -23,6 +23,7 @@ use crate::telemetry::Stopwatch;
 
 use super::bindings::PluginPre;
 use super::host_state::HostState;
+use super::limits::give_way;
 use super::metrics::Metrics;
 use super::world;
 use super::{engine, sandbox};
@@ -221,9 +222,7 @@ impl Components {
         let (reply, compiled) = oneshot::channel();
         let metrics = self.metrics.clone();
         let compiling = move || {
-            // SAFETY: it takes no pointers; on Linux `PRIO_PROCESS` with 0 means this thread. Where it fails, compiling
-            // runs at the usual priority.
-            unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) };
+            give_way();
             let watch = Stopwatch::start();
             let compiled = compile(&bytes);
             metrics.compiled(watch.elapsed());

@@ -1,6 +1,6 @@
 //! Runs that wait for a worker, per scope. Invariant: scopes with work take turns; a scope's runs are cut into batches and
 //! merged in the order they came; what waits is bounded per scope, and so is how long one batch can keep a thread; no scope
-//! ever holds all threads. Never runs a stage.
+//! ever holds all threads, and one that is slow holds none that another would run on. Never runs a stage.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -26,10 +26,19 @@ const QUICK_AGAIN: u32 = 16;
 /// After a slow batch the next ones are this much smaller, so that a scope gives its thread back sooner.
 const SLOW_SHRINKS: usize = 4;
 
+/// Of threads: whose batches they run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Runs {
+    /// Of scopes that are quick so far, or new.
+    Quick,
+    /// Of scopes that count as slow, and no other: such a thread gives way to everything else on the machine.
+    Slow,
+}
+
 /// Bounds, from the configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueLimits {
-    /// Threads that run batches, but for one more: see [`QueueLimits::threads`].
+    /// What the numbers of threads follow from: see [`QueueLimits::threads`].
     pub workers: usize,
     /// Batches of one scope at once; not more than `workers`.
     pub running_max: usize,
@@ -38,16 +47,15 @@ pub struct QueueLimits {
 }
 
 impl QueueLimits {
-    /// One more than `workers`: a scope may use as many as there are workers, and the others still find a thread. It
-    /// costs nothing while it waits, and while it runs the system shares the processors out.
+    /// For quick scopes one more than `workers`: one of them may use as many as there are workers, and the others still
+    /// find a thread. For all slow ones together one less, and at least one. A thread costs nothing while it waits, and
+    /// while it runs the system shares the processors out.
     #[must_use]
-    pub fn threads(&self) -> usize {
-        self.workers + 1
-    }
-
-    /// Threads that all slow scopes have together.
-    fn slow_max(&self) -> usize {
-        self.workers.saturating_sub(1).max(1)
+    pub fn threads(&self, runs: Runs) -> usize {
+        match runs {
+            Runs::Quick => self.workers + 1,
+            Runs::Slow => self.workers.saturating_sub(1).max(1),
+        }
     }
 }
 
@@ -194,18 +202,36 @@ enum Pace {
 pub struct Queue {
     limits: QueueLimits,
     lines: HashMap<Scope, Line>,
-    /// Scopes with work, the one whose turn it is first.
-    turns: VecDeque<Scope>,
-    slow_running: usize,
+    quick: Turns,
+    slow: Turns,
     /// Messages that wait.
     pub messages: usize,
 }
+
+/// Scopes with work for one kind of threads, the one whose turn it is first.
+type Turns = VecDeque<Scope>;
 
 impl Queue {
     /// With nothing waiting.
     #[must_use]
     pub fn new(limits: QueueLimits) -> Queue {
-        Queue { limits, lines: HashMap::new(), turns: VecDeque::new(), slow_running: 0, messages: 0 }
+        Queue { limits, lines: HashMap::new(), quick: Turns::new(), slow: Turns::new(), messages: 0 }
+    }
+
+    /// Whether scopes wait for such a thread; each may still have as many batches running as it can.
+    #[must_use]
+    pub fn waits_for(&self, runs: Runs) -> bool {
+        match runs {
+            Runs::Quick => !self.quick.is_empty(),
+            Runs::Slow => !self.slow.is_empty(),
+        }
+    }
+
+    fn turns(&mut self, runs: Runs) -> &mut Turns {
+        match runs {
+            Runs::Quick => &mut self.quick,
+            Runs::Slow => &mut self.slow,
+        }
     }
 
     /// Adds a run, unless too much waits in its scope already. A run that finds an empty line is always taken: the
@@ -228,35 +254,37 @@ impl Queue {
         let (topic, payload_bytes_max) = (topic.name.clone(), topic.settings.max_message_size);
         let waiting = Waiting { topic, payload_bytes_max, gather, drafts: drafts.into_iter(), next: 0, span };
         line.waiting.push_back(waiting);
-        if !line.in_turn {
-            line.in_turn = true;
-            self.turns.push_back(lane.scope);
+        if !std::mem::replace(&mut line.in_turn, true) {
+            let on = line.needs();
+            self.turns(on).push_back(lane.scope);
         }
         Some(answer)
     }
 
-    /// The next batch that may run now.
-    pub fn take(&mut self) -> Option<Batch> {
+    /// The next batch that may run now on a thread of this kind.
+    pub fn take(&mut self, runs: Runs) -> Option<Batch> {
         let mut at = 0;
-        while let Some(scope) = self.turns.get(at).copied() {
+        while let Some(scope) = self.turns(runs).get(at).copied() {
             let line = self.lines.get_mut(&scope).expect("a scope in turn has a line");
-            if !line.may_run(&self.limits, self.slow_running) {
+            if !line.may_run(&self.limits) {
                 at += 1;
                 continue;
             }
-            self.turns.remove(at);
             let before = line.messages;
             let batch = line.take();
             self.messages -= before - line.messages;
+            line.running += usize::from(batch.is_some());
             line.in_turn = !line.waiting.is_empty();
-            if line.in_turn {
-                self.turns.push_back(scope);
+            let (in_turn, is_over) = (line.in_turn, line.is_over());
+            self.turns(runs).remove(at);
+            if in_turn {
+                self.turns(runs).push_back(scope);
+            } else if is_over {
+                self.lines.remove(&scope);
             }
             // None if nobody awaits any more what waited there.
-            if let Some(batch) = batch {
-                line.running += 1;
-                self.slow_running += usize::from(line.is_slow());
-                return Some(batch);
+            if batch.is_some() {
+                return batch;
             }
         }
         None
@@ -266,16 +294,14 @@ impl Queue {
     pub fn done(&mut self, scope: Scope, messages: usize, cpu_ns: u64) {
         let Some(line) = self.lines.get_mut(&scope) else { return };
         line.running -= 1;
-        self.slow_running -= usize::from(line.is_slow());
-        let was_slow = line.is_slow();
+        let before = line.needs();
         line.learn(messages, cpu_ns);
-        // Those of its batches that still run are counted as what the scope is now.
-        match (was_slow, line.is_slow()) {
-            (true, false) => self.slow_running -= line.running,
-            (false, true) => self.slow_running += line.running,
-            _ => {}
+        let (after, in_turn, is_over) = (line.needs(), line.in_turn, line.is_over());
+        if in_turn && before != after {
+            self.turns(before).retain(|waits| *waits != scope);
+            self.turns(after).push_back(scope);
         }
-        if line.running == 0 && line.waiting.is_empty() && line.lane.is_forgotten() {
+        if is_over {
             self.lines.remove(&scope);
         }
     }
@@ -302,17 +328,25 @@ impl Line {
         }
     }
 
-    fn is_slow(&self) -> bool {
-        matches!(self.pace, Pace::Slow { .. })
+    /// The threads that its next batch runs on.
+    fn needs(&self) -> Runs {
+        match self.pace {
+            Pace::Unknown | Pace::Quick => Runs::Quick,
+            Pace::Slow { .. } => Runs::Slow,
+        }
     }
 
-    /// All slow scopes together leave threads to the others, and so does each scope alone.
-    fn may_run(&self, limits: &QueueLimits, slow_running: usize) -> bool {
+    /// Each scope leaves a thread to the others.
+    fn may_run(&self, limits: &QueueLimits) -> bool {
         match self.pace {
             Pace::Unknown => self.running == 0,
-            Pace::Quick => self.running < limits.running_max,
-            Pace::Slow { .. } => self.running < limits.running_max && slow_running < limits.slow_max(),
+            Pace::Quick | Pace::Slow { .. } => self.running < limits.running_max,
         }
+    }
+
+    /// Nothing runs or waits, and nothing will come: its scope is gone.
+    fn is_over(&self) -> bool {
+        self.running == 0 && self.waiting.is_empty() && self.lane.is_forgotten()
     }
 
     /// What a batch of `messages` that took `cpu_ns` says of those to come.

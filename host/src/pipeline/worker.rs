@@ -13,9 +13,9 @@ use crate::catalog::model::Topic;
 use crate::clock::Clock;
 
 use super::draft::Draft;
-use super::limits::thread_cpu_ns;
+use super::limits::{give_way, thread_cpu_ns};
 use super::metrics::Metrics;
-use super::queue::{Batch, Queue, QueueLimits};
+use super::queue::{Batch, Queue, QueueLimits, Runs};
 use super::{Lane, PipelineError, Run, batch};
 
 /// See the module.
@@ -28,8 +28,9 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Work has come, or the end.
-    work: Condvar,
+    /// Work for their kind of threads has come, or the end.
+    quick: Condvar,
+    slow: Condvar,
     clock: Clock,
     metrics: Metrics,
 }
@@ -41,21 +42,26 @@ struct State {
 }
 
 impl Pool {
-    /// Starts `limits.threads()` threads. They borrow the runtime that this is called in, since WASI wants one.
+    /// Starts `limits.threads()` of each kind. They borrow the runtime that this is called in, since WASI wants one.
     ///
     /// # Errors
     /// When the system has no thread left.
     pub fn start(limits: QueueLimits, clock: Clock, metrics: Metrics) -> std::io::Result<Pool> {
         let state = Mutex::new(State { queue: Queue::new(limits), stopping: false });
-        let shared = Arc::new(Shared { state, work: Condvar::new(), clock, metrics });
+        let shared = Arc::new(Shared { state, quick: Condvar::new(), slow: Condvar::new(), clock, metrics });
         let pool = Pool { shared, threads: Mutex::default() };
-        for number in 0..limits.threads() {
-            let (shared, runtime) = (Arc::clone(&pool.shared), Handle::current());
-            let thread = std::thread::Builder::new().name(format!("plugin-{number}")).spawn(move || {
-                let _entered = runtime.enter();
-                shared.work();
-            })?;
-            pool.threads.lock().push(thread);
+        for (runs, name) in [(Runs::Quick, "plugin"), (Runs::Slow, "plugin-slow")] {
+            for number in 0..limits.threads(runs) {
+                let (shared, runtime) = (Arc::clone(&pool.shared), Handle::current());
+                let thread = std::thread::Builder::new().name(format!("{name}-{number}")).spawn(move || {
+                    let _entered = runtime.enter();
+                    if runs == Runs::Slow {
+                        give_way();
+                    }
+                    shared.work(runs);
+                })?;
+                pool.threads.lock().push(thread);
+            }
         }
         Ok(pool)
     }
@@ -78,9 +84,7 @@ impl Pool {
             self.shared.metrics.overloads.inc();
             return Err(PipelineError::Overloaded);
         };
-        self.shared.metrics.queued.set(i64::try_from(state.queue.messages).unwrap_or(i64::MAX));
-        drop(state);
-        self.shared.work.notify_one();
+        self.shared.call(&state.queue);
         Ok(answer)
     }
 
@@ -92,7 +96,7 @@ impl Pool {
     /// Lets the workers end what waits, and waits for them.
     pub async fn stop(&self) {
         self.shared.state.lock().stopping = true;
-        self.shared.work.notify_all();
+        self.shared.call_all();
         let threads = std::mem::take(&mut *self.threads.lock());
         let joined = tokio::task::spawn_blocking(move || {
             for thread in threads {
@@ -110,39 +114,64 @@ impl Drop for Pool {
     /// Without `stop`, the threads still end, on their own time.
     fn drop(&mut self) {
         self.shared.state.lock().stopping = true;
-        self.shared.work.notify_all();
+        self.shared.call_all();
     }
 }
 
 impl Shared {
-    fn work(&self) {
-        while let Some(batch) = self.next() {
+    /// One thread of each kind that has work; it calls the next one if there is more.
+    fn call(&self, queue: &Queue) {
+        self.count(queue);
+        for (runs, threads) in [(Runs::Quick, &self.quick), (Runs::Slow, &self.slow)] {
+            if queue.waits_for(runs) {
+                threads.notify_one();
+            }
+        }
+    }
+
+    fn count(&self, queue: &Queue) {
+        self.metrics.queued.set(i64::try_from(queue.messages).unwrap_or(i64::MAX));
+    }
+
+    fn call_all(&self) {
+        self.quick.notify_all();
+        self.slow.notify_all();
+    }
+
+    fn work(&self, runs: Runs) {
+        while let Some(batch) = self.next(runs) {
             let (scope, messages) = (batch.lane.scope, batch.drafts.len());
             let before = thread_cpu_ns();
             if catch_unwind(AssertUnwindSafe(|| self.run(batch))).is_err() {
                 tracing::error!("a plugin worker panicked: its batch is answered as failed");
             }
-            self.state.lock().queue.done(scope, messages, thread_cpu_ns().saturating_sub(before));
-            // Its place may be what another scope waits for.
-            self.work.notify_one();
+            let cpu_ns = thread_cpu_ns().saturating_sub(before);
+            let mut state = self.state.lock();
+            state.queue.done(scope, messages, cpu_ns);
+            // Its place may be what another thread waits for, and what it waits for may be a thread of the other kind.
+            self.call(&state.queue);
         }
-        self.work.notify_all();
+        self.call_all();
     }
 
-    fn next(&self) -> Option<Batch> {
+    fn next(&self, runs: Runs) -> Option<Batch> {
         let mut state = self.state.lock();
         loop {
-            if let Some(batch) = state.queue.take() {
-                self.metrics.queued.set(i64::try_from(state.queue.messages).unwrap_or(i64::MAX));
-                if state.queue.messages > 0 {
-                    self.work.notify_one();
-                }
-                return Some(batch);
+            let batch = state.queue.take(runs);
+            if batch.is_some() {
+                self.call(&state.queue);
+                return batch;
             }
+            // What nobody awaits is gone.
+            self.count(&state.queue);
+            // Not while anything waits for threads of the other kind: what it shows may bring it to this one.
             if state.stopping && state.queue.messages == 0 {
                 return None;
             }
-            self.work.wait(&mut state);
+            match runs {
+                Runs::Quick => self.quick.wait(&mut state),
+                Runs::Slow => self.slow.wait(&mut state),
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::sync::oneshot::Receiver;
 
 use crate::catalog::Actor;
 use crate::catalog::model::{Scope, Topic};
-use crate::pipeline::queue::{Batch, Queue, QueueLimits};
+use crate::pipeline::queue::{Batch, Queue, QueueLimits, Runs};
 use crate::pipeline::{Lane, Run};
 
 use super::{Rig, draft, fault, guest, stage};
@@ -17,7 +17,7 @@ use super::{Rig, draft, fault, guest, stage};
 const QUICK: u64 = 1_000;
 const SLOW: u64 = 50_000_000;
 
-/// A queue of three threads, and topics with one stage each.
+/// A queue of three threads for quick scopes and one for slow ones, and topics with one stage each.
 struct Bench {
     rig: Rig,
     queue: Queue,
@@ -51,17 +51,27 @@ impl Bench {
         self.waiting.push(answer.expect("there is room"));
     }
 
+    /// The next batch on a thread of either kind.
+    fn take(&mut self) -> Option<Batch> {
+        self.queue.take(Runs::Quick).or_else(|| self.queue.take(Runs::Slow))
+    }
+
     /// One batch of `team`, which took so long: how many messages it had.
     fn ran(&mut self, team: &Team, cpu_ns: u64) -> usize {
-        let batch = self.queue.take().expect("there is work that may run");
+        let batch = self.take().expect("there is work that may run");
         assert_eq!(batch.lane.scope, team.lane.scope);
         self.queue.done(batch.lane.scope, batch.drafts.len(), cpu_ns);
         batch.drafts.len()
     }
 
-    /// All that may run at once now, by team.
-    fn taken(&mut self) -> Vec<Batch> {
-        std::iter::from_fn(|| self.queue.take()).collect()
+    /// All that threads of this kind, were there enough, would run at once now.
+    fn taken(&mut self, runs: Runs) -> Vec<Batch> {
+        std::iter::from_fn(|| self.queue.take(runs)).collect()
+    }
+
+    /// So many messages wait, for threads of which kinds.
+    fn waits(&self) -> (usize, [bool; 2]) {
+        (self.queue.messages, [Runs::Quick, Runs::Slow].map(|runs| self.queue.waits_for(runs)))
     }
 }
 
@@ -91,8 +101,8 @@ async fn a_batch_is_as_small_as_its_stages_times_are_long() {
         let sizes: Vec<usize> = (0..12).map(|_| bench.ran(team, QUICK)).collect();
         assert_eq!(sizes.iter().max(), Some(largest), "{}", team.topic.name);
         bench.waiting.clear();
-        assert!(bench.queue.take().is_none(), "nobody awaits the rest of a run that was begun");
-        assert_eq!(bench.queue.messages, 0);
+        assert!(bench.take().is_none(), "nobody awaits the rest of a run that was begun");
+        assert_eq!(bench.waits(), (0, [false, false]));
     }
 }
 
@@ -104,14 +114,15 @@ async fn a_scope_that_was_quick_so_far_cannot_take_all_threads() {
     for _ in 0..20 {
         bench.ran(&sly, QUICK);
     }
-    let taken = bench.taken();
+    let taken = bench.taken(Runs::Quick);
     assert_eq!((taken.len(), of(&taken, &sly)), (2, 2), "as many as there are workers, and one thread is free");
     bench.push(&quiet, 1);
-    assert_eq!(of(&bench.taken(), &quiet), 1, "for the one that has never run, too");
+    assert_eq!(of(&bench.taken(Runs::Quick), &quiet), 1, "for the one that has never run, too");
+    assert!(bench.taken(Runs::Slow).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_slow_scopes_together_leave_threads_to_those_that_are_quick_or_new() {
+async fn what_is_slow_takes_no_thread_of_those_that_are_quick_or_new() {
     let mut bench = Bench::new().await;
     let mut slow = Vec::new();
     for name in ["a", "b", "c"] {
@@ -121,47 +132,105 @@ async fn all_slow_scopes_together_leave_threads_to_those_that_are_quick_or_new()
         slow.push(team);
     }
     for team in &slow {
-        bench.push(team, 100);
+        bench.push(team, 2);
     }
     let (new, quick) = (bench.team("new", 50).await, bench.team("quick", 50).await);
     bench.push(&quick, 1);
-    let running = bench.taken();
-    let of_slow: usize = slow.iter().map(|team| of(&running, team)).sum();
-    assert_eq!((of_slow, of(&running, &quick)), (1, 1), "one of three threads");
     bench.push(&new, 100);
-    assert_eq!(of(&bench.taken(), &new), 1, "alone, and with one message");
-    // Their turns come all the same.
-    bench.queue.done(running[0].lane.scope, running[0].drafts.len(), SLOW);
-    assert_eq!(bench.taken().iter().map(|batch| &batch.lane.scope).collect::<Vec<_>>(), [&slow[1].lane.scope]);
+    let running = bench.taken(Runs::Quick);
+    assert_eq!(
+        (running.len(), of(&running, &quick), of(&running, &new)),
+        (2, 1, 1),
+        "a new one alone, with one message"
+    );
+    assert_eq!(bench.waits(), (105, [true, true]));
+    // One after the other, on threads that take nothing else.
+    for _ in 0..2 {
+        for team in &slow {
+            assert_eq!(bench.queue.take(Runs::Slow).expect("there is work").lane.scope, team.lane.scope);
+        }
+    }
+    assert!(bench.taken(Runs::Slow).is_empty());
+    assert_eq!(bench.waits(), (99, [true, false]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_scope_that_is_slow_now_and_then_counts_as_slow() {
     let mut bench = Bench::new().await;
-    let (sly, other) = (bench.team("sly", 50).await, bench.team("other", 50).await);
-    for team in [&sly, &other] {
+    let sly = bench.team("sly", 50).await;
+    let mut waits_then_takes = |cpu_ns: u64| {
+        bench.push(&sly, 1);
+        let waits = bench.waits().1;
+        bench.ran(&sly, cpu_ns);
+        waits
+    };
+    assert_eq!(waits_then_takes(SLOW), [true, false], "a new one");
+    for (quick_ones, then) in [(15, SLOW), (15, SLOW), (16, QUICK)] {
+        for quick in 0..quick_ones {
+            assert_eq!(waits_then_takes(QUICK), [false, true], "{quick} quick ones");
+        }
+        let as_quick = then == QUICK;
+        assert_eq!(waits_then_takes(then), [as_quick, !as_quick], "after {quick_ones}");
+    }
+    assert_eq!(waits_then_takes(SLOW), [true, false]);
+    assert_eq!(waits_then_takes(QUICK), [false, true]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scope_keeps_its_turns_when_its_pace_changes() {
+    let mut bench = Bench::new().await;
+    let (turning, other) = (bench.team("turning", 50).await, bench.team("other", 50).await);
+    for team in [&turning, &other] {
         bench.push(team, 1);
-        bench.ran(team, SLOW);
+        bench.ran(team, QUICK);
     }
-    for team in [&sly, &other] {
-        bench.push(team, 1000);
+    for team in [&turning, &other] {
+        bench.push(team, 100);
     }
-    let slow = bench.queue.take().unwrap();
-    let (first, second) = if slow.lane.scope == sly.lane.scope { (&sly, &other) } else { (&other, &sly) };
-    for quick in 0..16 {
-        assert!(bench.queue.take().is_none(), "{quick}: the one slow thread is taken");
-        bench.queue.done(first.lane.scope, 1, QUICK);
-        let next = bench.queue.take().expect("the other's turn");
-        assert_eq!(next.lane.scope, second.lane.scope);
-        bench.queue.done(second.lane.scope, 1, SLOW);
-        assert_eq!(bench.queue.take().expect("and back").lane.scope, first.lane.scope);
+    let running = bench.queue.take(Runs::Quick).expect("the first one's turn");
+    assert_eq!(running.lane.scope, turning.lane.scope);
+    bench.queue.done(turning.lane.scope, running.drafts.len(), SLOW);
+    assert_eq!(of(&bench.taken(Runs::Quick), &turning), 0);
+    assert_eq!(of(&bench.taken(Runs::Slow), &turning), 2, "as many as a scope may, once in turn");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_scope_that_is_gone_nothing_stays() {
+    let mut bench = Bench::new().await;
+    let team = bench.team("a", 50).await;
+    let held = format!("{:?}", team.lane.scope);
+    bench.push(&team, 2);
+    bench.waiting.clear();
+    bench.rig.pipelines.forget(team.lane.scope).await;
+    bench.queue.forget(team.lane.scope);
+    assert!(format!("{:?}", bench.queue).contains(&held), "what waits there is not looked at yet");
+    assert!(bench.take().is_none());
+    assert!(!format!("{:?}", bench.queue).contains(&held), "{:?}", bench.queue);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_for_what_is_slow_give_way() {
+    let rig = Rig::new().await;
+    rig.with_stage("hostile", |_| {}).await;
+    rig.warmed().await;
+    // The first shows what the second is.
+    for _ in 0..2 {
+        rig.obey(&["spin"]).await;
     }
-    let second_too = bench.taken();
-    assert_eq!(
-        (of(&second_too, second), of(&second_too, first)),
-        (1, 1),
-        "after sixteen it is quick, beside the slow one"
-    );
+    let nices = |kind: &str| -> Vec<i64> {
+        let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+        // A thread of another test may end meanwhile.
+        let stats = tasks.filter_map(|task| std::fs::read_to_string(task.ok()?.path().join("stat")).ok());
+        let behind_name = |stat: &str| Some((stat.split_once('(')?.1.to_owned(), stat.rsplit_once(") ")?.1.to_owned()));
+        let is_one =
+            |name: &str| name.strip_prefix(kind).is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+        let named = stats.filter_map(|stat| behind_name(&stat)).filter(|(name, _)| is_one(name));
+        // The 19th column of proc_pid_stat(5); the third is the first behind the name.
+        named.map(|(_, rest)| rest.split(' ').nth(16).unwrap().parse().unwrap()).collect()
+    };
+    assert!(nices("plugin-slow-").contains(&19));
+    let quick = nices("plugin-");
+    assert!(quick.len() >= 3 && quick.iter().all(|nice| *nice == quick[0] && *nice < 19), "{quick:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
