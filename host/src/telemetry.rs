@@ -10,8 +10,10 @@ use std::time::Duration;
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_sdk::trace::SdkTracerProvider;
-use tracing_subscriber::filter::{EnvFilter, FilterExt as _, LevelFilter, filter_fn};
-use tracing_subscriber::layer::{Layer, SubscriberExt as _};
+use tracing::subscriber::Interest;
+use tracing_subscriber::filter::{EnvFilter, LevelFilter, dynamic_filter_fn};
+use tracing_subscriber::layer::{Filter, Layer, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use crate::config::Telemetry;
@@ -19,13 +21,16 @@ use crate::config::Telemetry;
 pub use export::ExportError;
 pub use flood::left_out;
 pub use trace::{
-    Traced, current_trace_context, in_trace, link_to, new_trace, parse_traceparent, parse_tracestate, set_parent,
-    trace_id,
+    Traced, current_trace_context, in_trace, is_sampled, link_to, new_trace, parse_traceparent, parse_tracestate,
+    set_parent, trace_id,
 };
 
 /// How long a stop waits for the last spans to reach the collector: long enough for a healthy one, short enough that a
 /// dead one does not hold up a rolling update.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Spans that may begin a trace, by name; who makes one asks [`is_sampled`] first. Others are made within one of these.
+const ROOTS: [&str; 2] = ["request", "push"];
 
 /// Measures how long something took, for metrics and logs. Never for deciding anything: decisions take a `Clock`.
 #[derive(Debug, Clone, Copy)]
@@ -92,15 +97,12 @@ impl Drop for Guard {
 /// When the level or the endpoint is wrong, or logging is already set up.
 pub fn init(settings: &Telemetry, node_id: &str) -> Result<Guard, TelemetryError> {
     let provider = export::provider(settings, node_id)?;
-    // The exporter's own HTTP client is left out, or each export would cause spans to export.
     let traces = provider.as_ref().map(|provider| {
-        let foreign =
-            filter_fn(|meta| !["hyper", "h2", "reqwest", "rustls"].iter().any(|own| meta.target().starts_with(own)));
         tracing_opentelemetry::layer()
             .with_tracer(provider.tracer("sluice"))
             .with_location(false)
             .with_threads(false)
-            .with_filter(foreign.and(LevelFilter::DEBUG))
+            .with_filter(spans_of_sampled_work())
     });
     let logs = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let logs = if settings.log_json {
@@ -110,7 +112,26 @@ pub fn init(settings: &Telemetry, node_id: &str) -> Result<Guard, TelemetryError
     };
     let logs = logs.with_filter(flood::Flood::default());
     tracing_subscriber::registry().with(level(&settings.log_level)?).with(logs).with(traces).try_init()?;
+    if provider.is_some() {
+        trace::export_share(settings.sampling_rate);
+    }
     Ok(Guard { provider })
+}
+
+/// What is done for a request or a delivery that is not sampled makes no spans. The exporter's own HTTP client makes none
+/// at all, or each export would cause spans to export.
+fn spans_of_sampled_work<S>() -> impl Filter<S>
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+{
+    let is_ours = |meta: &tracing::Metadata<'_>| {
+        *meta.level() <= tracing::Level::DEBUG
+            && !["hyper", "h2", "reqwest", "rustls"].iter().any(|foreign| meta.target().starts_with(foreign))
+    };
+    let begins = |meta: &tracing::Metadata<'_>| meta.is_span() && ROOTS.contains(&meta.name());
+    dynamic_filter_fn(move |meta, context| is_ours(meta) && (begins(meta) || context.lookup_current().is_some()))
+        .with_callsite_filter(move |meta| if is_ours(meta) { Interest::sometimes() } else { Interest::never() })
+        .with_max_level_hint(LevelFilter::DEBUG)
 }
 
 /// Sends panics to the log as well, so that they stand where everything else does, in its form and under its trace.

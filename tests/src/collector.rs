@@ -55,10 +55,10 @@ impl Collector {
         wait::until(what, async || self.spans.lock().iter().find(|span| wanted(span)).cloned()).await
     }
 
-    /// The names of all spans so far.
+    /// All spans so far.
     #[must_use]
-    pub fn names(&self) -> Vec<String> {
-        self.spans.lock().iter().map(|span| span.name.clone()).collect()
+    pub fn spans(&self) -> Vec<Span> {
+        self.spans.lock().clone()
     }
 }
 

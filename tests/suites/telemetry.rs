@@ -116,6 +116,38 @@ async fn a_delivery_is_traced_back_to_its_publish() {
     assert!(told, "the receiver is told a trace that leads to both: {sent}");
 }
 
+#[tokio::test]
+async fn a_trace_is_exported_if_upstream_said_so_or_by_its_share() {
+    let (collector, receiver) = (Collector::start().await, Receiver::start().await);
+    let settings = Settings::new().env("SLUICE__TELEMETRY__OTLP_ENDPOINT", &collector.url());
+    let broker = Broker::with(settings.env("SLUICE__TELEMETRY__SAMPLING_RATE", "0")).await;
+    broker.create_topic("events", "PubSub").await;
+    broker.subscribe_push("events", "push", &receiver.url(), json!({})).await;
+    let (left_out, kept) = ("0af7651916cd43dd8448eb211c80319c", "4bf92f3577b34da6a3ce929d0e0e4736");
+    let parent = |trace: &str, flags: &str| format!("00-{trace}-b7ad6b7169203331-{flags}");
+
+    broker.publish("events", json!(0)).await;
+    broker.publish("events", json!(1)).http_header("traceparent", &parent(left_out, "00")).await;
+    broker.publish("events", json!(2)).http_header("traceparent", &parent(kept, "01")).await;
+    let told: Vec<String> =
+        receiver.received(3).await.iter().map(|request| request.header("traceparent").to_owned()).collect();
+    assert!(told.iter().any(|told| told.contains(left_out) && told.ends_with("-00")), "passed on unsampled: {told:?}");
+    let refused =
+        broker.publish("nowhere", json!(3)).http_header("traceparent", &parent(left_out, "00")).answer().await;
+    assert_eq!(refused.expect_problem(404, "NOT_FOUND")["traceId"], left_out);
+
+    // Spans come in the order they end in, and the one that is sampled ends behind the others.
+    let leads_back = |span: &Span| is_messaging(span, "process");
+    collector.span("the span of the delivery", leads_back).await;
+    let spans = collector.spans();
+    let of_kept =
+        |span: &Span| hex(&span.trace_id) == kept || span.links.iter().any(|link| hex(&link.trace_id) == kept);
+    assert!(spans.iter().all(of_kept), "{spans:#?}");
+    let operations =
+        ["send", "process"].map(|operation| spans.iter().filter(|span| is_messaging(span, operation)).count());
+    assert_eq!(operations, [1, 1], "{spans:#?}");
+}
+
 /// Whether the span is a messaging operation of this type, by OpenTelemetry's conventions.
 fn is_messaging(span: &Span, operation: &str) -> bool {
     attribute(span, "messaging.operation.type").as_deref() == Some(operation)

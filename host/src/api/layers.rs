@@ -57,8 +57,6 @@ pub struct Edge {
     pub public_docs: bool,
     /// By a route's place in the table: whether it takes query parameters.
     pub takes_query: Vec<bool>,
-    /// Whether traces are exported: without a collector, a span a request would be work for nothing.
-    pub spans: bool,
 }
 
 /// Puts the edge around a router.
@@ -117,7 +115,7 @@ where
         let admitted = edge.admit(&mut request, &mut passage);
         let outlives_client = admitted.is_ok() && passage.route.is_some_and(|(_, route)| route.outlives_client);
         let carried_by = outlives_client.then(|| edge.changes.clone());
-        let span = edge.span(&request, passage.route, upstream.as_ref());
+        let span = span(&request, passage.route, upstream.as_ref());
         let handled = admitted.map(|()| AssertUnwindSafe(self.inner.call(request)).catch_unwind());
         let trace = upstream.unwrap_or_else(telemetry::new_trace);
         let begun = Arc::clone(&trace.parent);
@@ -209,37 +207,16 @@ impl Edge {
         }
     }
 
-    /// Named by OpenTelemetry's HTTP conventions.
-    fn span(&self, request: &Request, route: Option<(usize, &'static Route)>, upstream: Option<&TraceContext>) -> Span {
-        if !self.spans {
-            return Span::none();
-        }
-        let route = route.map_or("", |(_, route)| route.path);
-        let span = tracing::info_span!(
-            "request",
-            otel.name = format!("{} {route}", request.method()),
-            otel.kind = "server",
-            otel.status_code = tracing::field::Empty,
-            http.request.method = %request.method(),
-            http.route = route,
-            url.path = request.uri().path(),
-            http.response.status_code = tracing::field::Empty,
-            error.type = tracing::field::Empty,
-        );
-        if let Some(upstream) = upstream {
-            telemetry::set_parent(&span, upstream);
-        }
-        span
-    }
-
     fn finish(
         &self,
         mut response: Response,
         passage: &Passage,
         (request_id, instance, begun): (Option<HeaderValue>, &str, &str),
     ) -> Response {
-        // With spans, the span's own trace; else the one that was begun (or taken over) here.
-        let trace_id = if self.spans { telemetry::trace_id() } else { begun.get(3..35).unwrap_or_default().to_owned() };
+        let span = Span::current();
+        // The span's own trace where there is one; else the one that was begun (or taken over) here.
+        let begun = || begun.get(3..35).unwrap_or_default().to_owned();
+        let trace_id = if span.is_disabled() { begun() } else { telemetry::trace_id() };
         if let Some(problem) = response.extensions_mut().remove::<Problem>() {
             log(&problem, passage, &trace_id);
             response = render(&problem, instance, &trace_id);
@@ -247,8 +224,7 @@ impl Edge {
                 response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
             }
         }
-        if self.spans {
-            let span = Span::current();
+        if !span.is_disabled() {
             span.record("http.response.status_code", response.status().as_u16());
             if response.status().is_server_error() {
                 span.record("otel.status_code", "ERROR");
@@ -264,6 +240,29 @@ impl Edge {
         headers.insert(REQUEST_ID, id);
         response
     }
+}
+
+/// Named by OpenTelemetry's HTTP conventions.
+fn span(request: &Request, route: Option<(usize, &'static Route)>, upstream: Option<&TraceContext>) -> Span {
+    if !telemetry::is_sampled(upstream) {
+        return Span::none();
+    }
+    let route = route.map_or("", |(_, route)| route.path);
+    let span = tracing::info_span!(
+        "request",
+        otel.name = format!("{} {route}", request.method()),
+        otel.kind = "server",
+        otel.status_code = tracing::field::Empty,
+        http.request.method = %request.method(),
+        http.route = route,
+        url.path = request.uri().path(),
+        http.response.status_code = tracing::field::Empty,
+        error.type = tracing::field::Empty,
+    );
+    if let Some(upstream) = upstream {
+        telemetry::set_parent(&span, upstream);
+    }
+    span
 }
 
 /// The answer that a problem becomes.

@@ -125,7 +125,6 @@ fn edge(broker: &Broker, takes_query: Vec<bool>) -> prometheus::Result<Edge> {
         public_metrics: config.telemetry.public_metrics,
         public_docs: config.telemetry.public_docs,
         takes_query,
-        spans: config.telemetry.otlp_endpoint.is_some(),
     })
 }
 

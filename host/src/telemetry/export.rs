@@ -66,7 +66,8 @@ pub(super) fn provider(settings: &Telemetry, node_id: &str) -> Result<Option<Sdk
     Ok(Some(
         SdkTracerProvider::builder()
             .with_span_processor(BatchSpanProcessor::builder(exporter).with_batch_config(batch).build())
-            .with_sampler(Sampler::ParentBased(Box::new(Sampler::TraceIdRatioBased(settings.sampling_rate))))
+            // What is not to be exported is not made: `is_sampled` has decided before.
+            .with_sampler(Sampler::AlwaysOn)
             .with_resource(resource(node_id))
             .build(),
     ))

@@ -2,7 +2,7 @@
 //! context that leaves here is valid by the recommendation. Never trusts a caller's `tracestate` beyond its length.
 
 use std::future::Future;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use opentelemetry::Context;
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState};
@@ -15,8 +15,10 @@ use crate::message::TraceContext;
 /// Bytes of a `tracestate` that is passed on: what the recommendation asks for (§3.3.1.5); a longer one is left out.
 const TRACESTATE_BYTES_MAX: usize = 512;
 
-/// Ids of traces need no replay, so they don't come from the broker's own sequence.
+/// Ids of traces and their sampling need no replay, so they don't come from the broker's own sequence.
 static IDS: LazyLock<Entropy> = LazyLock::new(Entropy::system);
+/// Share of the traces that begin here and are exported; none where there is no collector.
+static SHARE: OnceLock<f64> = OnceLock::new();
 
 tokio::task_local! {
     static CURRENT: TraceContext;
@@ -54,6 +56,27 @@ pub fn parse_tracestate(text: &str) -> Option<Arc<str>> {
     (usable && text.parse::<TraceState>().is_ok()).then(|| text.into())
 }
 
+/// From now on there is a collector, for this share of the traces that begin here.
+pub(super) fn export_share(share: f64) {
+    // The subscriber can be set once, and so can this.
+    let _ = SHARE.set(share);
+}
+
+/// Whether spans are to be made for work that continues `upstream`, or begins a trace: decided before anything is made,
+/// since a span that is made and then not exported costs as much as one that is.
+#[must_use]
+pub fn is_sampled(upstream: Option<&TraceContext>) -> bool {
+    let Some(share) = SHARE.get() else { return false };
+    match upstream.map(|context| flags(&context.parent)) {
+        Some(flags) => flags.is_some_and(|flags| flags.is_sampled()),
+        None => IDS.fraction() < *share,
+    }
+}
+
+fn flags(parent: &str) -> Option<TraceFlags> {
+    Some(TraceFlags::new(u8::from_str_radix(parent.get(53..55)?, 16).ok()?))
+}
+
 /// A new trace that nobody upstream began; not sampled, as no span of it is exported.
 #[must_use]
 pub fn new_trace() -> TraceContext {
@@ -62,14 +85,13 @@ pub fn new_trace() -> TraceContext {
     TraceContext { parent: parent.into(), state: None }
 }
 
-/// Runs `future` in a trace: [`trace_id`] and [`current_trace_context`] then answer with it wherever no collector is
-/// configured. One call per request, around the handler.
+/// Runs `future` in a trace: [`trace_id`] and [`current_trace_context`] then answer with it where no span is
+/// made. One call per request, around the handler.
 pub fn in_trace<F: Future>(context: TraceContext, future: F) -> Traced<F> {
     CURRENT.scope(context, future)
 }
 
-/// The trace of the current work: the current span's when a collector is configured, else the one that [`in_trace`]
-/// was given. To be stored with a message.
+/// The trace of the current work: the current span's where the work is sampled, else the one that [`in_trace`] was given. To be stored with a message.
 #[must_use]
 pub fn current_trace_context() -> Option<TraceContext> {
     exported_span().map(|span| to_wire(&span)).or_else(|| CURRENT.try_with(Clone::clone).ok())
@@ -119,7 +141,7 @@ fn from_wire(context: &TraceContext) -> Option<SpanContext> {
     let parent = parse_traceparent(&context.parent)?.parent;
     let trace = TraceId::from_hex(parent.get(3..35)?).ok()?;
     let span = SpanId::from_hex(parent.get(36..52)?).ok()?;
-    let flags = TraceFlags::new(u8::from_str_radix(parent.get(53..55)?, 16).ok()?);
+    let flags = flags(&parent)?;
     let state = context.state.as_deref().and_then(|state| state.parse::<TraceState>().ok()).unwrap_or_default();
     Some(SpanContext::new(trace, span, flags, true, state))
 }

@@ -309,6 +309,9 @@ fn cut(mut detail: String) -> Arc<str> {
 }
 
 fn span(target: &Target, delivery: &Delivery) -> tracing::Span {
+    if !telemetry::is_sampled(delivery.trace.as_ref()) {
+        return tracing::Span::none();
+    }
     let span = tracing::info_span!(
         "push",
         otel.name = format!("process {}", target.topic),
