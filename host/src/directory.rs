@@ -275,6 +275,7 @@ impl Directory {
             dedup_window: of.dedup_window,
             dedup_keys_max: of.dedup_keys_max,
             dead_letter_payload: DeadLetterPayload::Original,
+            dead_letter_expired: false,
         }
     }
 

@@ -12,6 +12,10 @@ use uuid::Uuid;
 
 use crate::clock::Timestamp;
 
+mod failure;
+
+pub use failure::{DeadLetterFacts, FailedAttempt, Failure, Failures, StageRef};
+
 /// The suffix of the topic that holds another topic's dead letters.
 pub const DEAD_LETTER_SUFFIX: &str = ".dlq";
 /// Bytes in a topic's name, from API.md.
@@ -234,6 +238,8 @@ pub struct MessageMeta {
     pub revision: u64,
     /// On a dead-letter topic: why it is there.
     pub dead_letter: Option<Box<DeadLetterFacts>>,
+    /// The dead letter that it was before it was replayed.
+    pub replay_of: Option<MessageId>,
 }
 
 /// The media type of nearly all messages, shared by all that are published or read.
@@ -272,31 +278,6 @@ pub struct TraceContext {
     pub parent: Arc<str>,
     /// Vendors' state, passed on as given.
     pub state: Option<Arc<str>>,
-}
-
-/// Why a message is a dead letter.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DeadLetterFacts {
-    /// Its id in the topic it came from.
-    pub original_id: MessageId,
-    /// Where it stood there; none if a stage turned it away before it was stored.
-    pub original: Option<Position>,
-    /// The subscription that it failed for; none if it never got into its topic.
-    pub group: Option<GroupId>,
-    /// That subscription's group name, or the topic's stage that turned it away.
-    pub group_name: Arc<str>,
-    /// In a word: `NACK`, `REJECTED`, `FAULT`, `LEASE_EXPIRED`, …
-    pub reason: Arc<str>,
-    /// In a sentence: the consumer's reason, the stage's word, the endpoint's answer.
-    pub detail: Arc<str>,
-    /// The stage that rejected it.
-    pub stage: Option<Arc<str>>,
-    /// The endpoint's last HTTP status.
-    pub last_status: Option<u16>,
-    /// Deliveries that were tried.
-    pub attempts: u32,
-    /// When it became a dead letter.
-    pub at: Timestamp,
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use sha2::{Digest as _, Sha256};
 use sluice::clock::{Clock, Timestamp};
-use sluice::message::{GroupId, Message, MessageId, MessageMeta, Partition, Position, TopicId};
+use sluice::message::{GroupId, Message, MessageId, MessageMeta, Partition, Position, StageRef, TopicId};
 use sluice::store::{
     AppendBatch, AppendItem, AppendOutcome, DedupKey, Entry, Failure, GroupSpec, GroupStats, Lease, LeaseRef,
     LeaseRequest, MessageStore, Mode, Page, ReadFrom, ReadRequest, SeekTo, Settle, SettleRefused, Settled, Settlement,
@@ -67,6 +67,7 @@ pub fn topic(id: TopicId) -> TopicSpec {
         dedup_keys_max: 10_000,
         dead_letter: None,
         dead_letter_payload: true,
+        dead_letter_expired: false,
     }
 }
 
@@ -82,7 +83,7 @@ pub fn failure() -> Failure {
     Failure {
         reason: "HTTP_500".into(),
         detail: "the endpoint answered 500".into(),
-        stage: Some("enrich".into()),
+        stage: Some(StageRef { name: "enrich".into(), plugin: "redact".into(), version: "1.2.0".into() }),
         last_status: Some(500),
     }
 }
@@ -205,6 +206,7 @@ impl Bed {
             trace: None,
             revision: 1,
             dead_letter: None,
+            replay_of: None,
         };
         Message { id, payload: Bytes::copy_from_slice(text.as_bytes()), meta }
     }

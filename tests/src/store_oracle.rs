@@ -117,6 +117,9 @@ struct Death {
     optional: bool,
 }
 
+/// The word of a dead letter that was never delivered in time.
+const EXPIRED: &str = "EXPIRED";
+
 const FRESH: Delivery = Delivery::Waiting { from: Timestamp(0), tries: Tries { low: 0, high: 0, durable: 0 } };
 
 impl Oracle {
@@ -491,9 +494,10 @@ impl Oracle {
         let known: BTreeSet<Position> = self.topics[&topic].kept.iter().map(|kept| kept.position).collect();
         let mut last_due = Timestamp(0);
         for (position, message) in read.iter().filter(|(position, _)| !known.contains(position)) {
-            if let Some(facts) =
-                message.meta.dead_letter.as_deref().filter(|facts| facts.original.is_some() && !self.dying.is_empty())
-            {
+            let died = |facts: &&DeadLetterFacts| {
+                facts.original.is_some() && (!self.dying.is_empty() || &*facts.last.reason == EXPIRED)
+            };
+            if let Some(facts) = message.meta.dead_letter.as_deref().filter(died) {
                 self.bury(topic, *position, message, facts);
                 continue;
             }
@@ -528,13 +532,25 @@ impl Oracle {
         assert!(read.iter().zip(&expected).all(|((_, message), kept)| *message == kept.message));
     }
 
+    /// A message that passed its expiry while it waited, where that makes a dead letter of it: a store may notice when it
+    /// likes.
+    fn expired(&self, facts: &DeadLetterFacts) -> Option<Death> {
+        let (position, group) = (facts.original?, facts.group?);
+        let log = &self.topics[&position.topic];
+        let kept = log.kept.iter().find(|kept| kept.position == position)?;
+        let waits = matches!(log.groups[&group].states[&position], Delivery::Waiting { .. });
+        let noticed = log.spec.dead_letter_expired && waits && log.is_past(kept, self.now);
+        (noticed && &*facts.last.reason == EXPIRED).then_some(Death { group, position, optional: true })
+    }
+
     /// A dead letter that turned up must be one that was to come.
     fn bury(&mut self, topic: TopicId, position: Position, message: &Message, facts: &DeadLetterFacts) {
         let now = self.now;
         let expected = |death: &Death| Some(death.position) == facts.original && Some(death.group) == facts.group;
-        let index =
-            self.dying.iter().position(expected).unwrap_or_else(|| panic!("nothing of the kind died: {facts:?}"));
-        let death = self.dying.remove(index);
+        let death = match self.dying.iter().position(expected) {
+            Some(index) => self.dying.remove(index),
+            None => self.expired(facts).unwrap_or_else(|| panic!("nothing of the kind died: {facts:?}")),
+        };
         let log = self.log(death.position.topic);
         let cursor = log.groups.get_mut(&death.group).expect("it died for a group");
         assert_eq!(facts.group_name, cursor.spec.name);

@@ -53,7 +53,7 @@ async fn a_message_is_settled_by_its_id() {
     let said = done(&broker, &nacked);
     let state = group(&broker, failed);
     assert_eq!((&state["status"], &state["attempts"]), (&"Retrying".into(), &1.into()), "{state}");
-    assert_eq!(state["lastFailure"]["detail"], "no such customer", "{state}");
+    assert_eq!(state["failures"][0]["detail"], "no such customer", "{state}");
     assert!(said.contains(state["retryAt"].as_str().expect("a time")), "{said} {state}");
 
     let extended = json(&broker, &["extend", kept, "--receipt", receipt, "--ack-timeout", "300"]);
@@ -82,7 +82,7 @@ async fn each_of_many_receipts_gets_a_result() {
     let results = lines(&done(&broker, &results));
     for (result, (id, receipt)) in results.iter().zip(&orders[2..]) {
         assert_eq!((&result["receipt"], &result["status"]), (&receipt.as_str().into(), &"Retrying".into()), "{result}");
-        assert_eq!(group(&broker, id)["lastFailure"]["detail"], "away");
+        assert_eq!(group(&broker, id)["failures"][0]["detail"], "away");
     }
     let ran = run(&broker, &["nack", "--receipt", receipts[2], "--json"]);
     let results = lines(&ran.stdout);

@@ -36,7 +36,7 @@ const ONCE: GroupId = GroupId(3);
 fn simulate(ops: &[Op], limits: EmbeddedLimits, drive: Drive, seed: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
-        let mut run = Run::new(Arc::new(PowerCuts::driven(seed, limits, drive))).await;
+        let mut run = Run::new(Arc::new(PowerCuts::driven(seed, limits, drive)), seed.is_multiple_of(2)).await;
         for op in ops {
             run.step(op).await;
         }

@@ -14,7 +14,7 @@ use utoipa_axum::routes;
 
 use super::auth::Caller;
 use super::extract::{NoBody, OptionalJson, Param, Params2, Query};
-use super::messages::MessageView;
+use super::messages::{FailureView, MessageView};
 use super::page::LIMIT_MAX;
 use super::problem::{Faults, Problem};
 use super::wire::Time;
@@ -52,25 +52,36 @@ pub(super) struct DeadLetterView<'a> {
     /// The stage that turned it away.
     #[serde(skip_serializing_if = "Option::is_none")]
     stage: Option<&'a str>,
+    /// What that stage ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plugin: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plugin_version: Option<&'a str>,
     /// The endpoint's last HTTP status.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_status: Option<u16>,
     /// Deliveries that were tried.
     attempts: u32,
+    /// The attempts that failed, oldest first: the last 8.
+    failures: Vec<FailureView<'a>>,
     /// When it became a dead letter.
     failed_at: Time,
 }
 
 impl<'a> DeadLetterView<'a> {
     pub(super) fn of(facts: &'a DeadLetterFacts) -> DeadLetterView<'a> {
+        let stage = facts.last.stage.as_ref();
         DeadLetterView {
             original_message_id: facts.original_id,
             consumer_group: &facts.group_name,
-            reason: &facts.reason,
-            detail: &facts.detail,
-            stage: facts.stage.as_deref(),
-            last_status: facts.last_status,
+            reason: &facts.last.reason,
+            detail: &facts.last.detail,
+            stage: stage.map(|stage| &*stage.name),
+            plugin: stage.map(|stage| &*stage.plugin),
+            plugin_version: stage.map(|stage| &*stage.version),
+            last_status: facts.last.last_status,
             attempts: facts.attempts,
+            failures: facts.failures.as_slice().iter().map(FailureView::of).collect(),
             failed_at: Time(facts.at),
         }
     }

@@ -39,11 +39,10 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     let migration = |version, description: &'static str, sql: &'static str| {
         Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
     };
-    Migrator::with_migrations(vec![migration(
-        1,
-        "catalog",
-        include_str!("../../../migrations/sqlite/0001_catalog.sql"),
-    )])
+    Migrator::with_migrations(vec![
+        migration(1, "catalog", include_str!("../../../migrations/sqlite/0001_catalog.sql")),
+        migration(2, "expired_dead_letters", include_str!("../../../migrations/sqlite/0002_expired_dead_letters.sql")),
+    ])
 });
 
 /// SQLite writes one transaction at a time; the others serve reads beside it, and each costs a thread.

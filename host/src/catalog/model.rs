@@ -89,6 +89,8 @@ pub struct TopicSettings {
     pub dedup_keys_max: u32,
     /// What its dead letters keep.
     pub dead_letter_payload: DeadLetterPayload,
+    /// Whether a message that passes its `expires_at` undelivered becomes one.
+    pub dead_letter_expired: bool,
 }
 
 /// A subscription's id in the API.

@@ -55,6 +55,7 @@ impl Fixture {
                 dedup_window: Duration::from_millis(600_001),
                 dedup_keys_max: u32::MAX,
                 dead_letter_payload: DeadLetterPayload::Original,
+                dead_letter_expired: false,
             },
             created_at: now,
             updated_at: now,
@@ -392,7 +393,7 @@ async fn a_catalog_of_a_newer_version_is_refused() {
     .unwrap();
     fixture.catalog.close().await;
     let opened = Catalog::open(&fixture.dir.path().join("catalog.db"), fixture.clock.clone()).await;
-    assert!(matches!(opened, Err(CatalogError::Newer { found: 9999, known: 1 })), "{opened:?}");
+    assert!(matches!(opened, Err(CatalogError::Newer { found: 9999, known: 2 })), "{opened:?}");
 }
 
 #[tokio::test]

@@ -134,6 +134,9 @@ pub(super) struct Settings {
     /// What dead letters keep: original or none [default: original]
     #[arg(long, value_name = "WHAT", value_parser = ["original", "none"])]
     dead_letter_payload: Option<String>,
+    /// Whether a message that expires undelivered becomes a dead letter [default: false]
+    #[arg(long, value_name = "BOOL")]
+    dead_letter_expired: Option<bool>,
 }
 
 impl Settings {
@@ -148,6 +151,7 @@ impl Settings {
             ("dedupWindow", self.dedup_window.as_ref().map(|it| json!(it))),
             ("dedupMaxKeys", self.dedup_max_keys.map(|it| json!(it))),
             ("deadLetterPayload", self.dead_letter_payload.as_ref().map(|it| json!(it))),
+            ("deadLetterExpired", self.dead_letter_expired.map(|it| json!(it))),
         ];
         body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     }

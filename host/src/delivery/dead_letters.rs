@@ -209,6 +209,7 @@ impl DeadLetters {
             let revision = self.pipelines.revision(Scope::Topic(topic.id));
             let mut message = Message { id, ..message.clone() };
             message.meta.dead_letter = None;
+            message.meta.replay_of = Some(dead_letter_id);
             message.meta.expires_at = None;
             message.meta.revision = revision;
             let entry = Entry::Log { partition: original.partition, message, due: None, target: Some(group) };
@@ -258,7 +259,7 @@ impl DeadLetters {
 impl Which {
     fn fits(&self, facts: &DeadLetterFacts) -> bool {
         self.group.as_deref().is_none_or(|group| group == &*facts.group_name)
-            && self.reason.as_deref().is_none_or(|reason| reason == &*facts.reason)
+            && self.reason.as_deref().is_none_or(|reason| reason == &*facts.last.reason)
     }
 }
 
@@ -292,5 +293,6 @@ fn publish_again(topic: Arc<Topic>, payload: Bytes, message: &Message) -> Publis
         idempotency_key: None,
         when: None,
         trace: meta.trace.clone(),
+        replay_of: Some(message.id),
     }
 }

@@ -226,6 +226,7 @@ mod tests {
                 trace: None,
                 revision: 1,
                 dead_letter: None,
+                replay_of: None,
             },
         }
     }

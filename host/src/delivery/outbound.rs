@@ -11,7 +11,7 @@ use super::remembered::Remembered;
 use crate::catalog::model::{Backoff, Guarantee, OnFault, OnReject, Scope, Subscription, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::entropy::Entropy;
-use crate::message::{GroupId, Message};
+use crate::message::{GroupId, Message, StageRef};
 use crate::pipeline::draft::{Draft, Processed, Verdict};
 use crate::pipeline::{PipelineError, Pipelines};
 use crate::store::{
@@ -193,11 +193,11 @@ impl Outbound {
             Verdict::Reject(rejection) if rejection.on == OnReject::Drop => Some(Settlement::Ack),
             Verdict::Reject(rejection) => {
                 let word = rejection.faults.first().map_or_else(|| "".into(), |fault| Arc::clone(&fault.message));
-                Some(Settlement::DeadLetter { failure: failure("REJECTED", &rejection.stage, word) })
+                Some(Settlement::DeadLetter { failure: failure("REJECTED", rejection.stage_ref(), word) })
             }
             Verdict::Fault(fault) => {
                 let word: Arc<str> = format!("{}: {}", fault.cause.as_str(), fault.detail).into();
-                let failure = failure("FAULT", &fault.stage, word);
+                let failure = failure("FAULT", fault.stage_ref(), word);
                 Some(match fault.on {
                     OnFault::DeadLetter => Settlement::DeadLetter { failure },
                     OnFault::Reject | OnFault::Pass => {
@@ -228,8 +228,8 @@ impl Outbound {
     }
 }
 
-fn failure(reason: &str, stage: &Arc<str>, detail: Arc<str>) -> Failure {
-    Failure { reason: reason.into(), detail, stage: Some(Arc::clone(stage)), last_status: None }
+fn failure(reason: &str, stage: StageRef, detail: Arc<str>) -> Failure {
+    Failure { reason: reason.into(), detail, stage: Some(stage), last_status: None }
 }
 
 fn settle(lease: &Lease, settlement: Settlement) -> Settle {

@@ -24,6 +24,7 @@ pub fn topic_spec(topic: &Topic) -> TopicSpec {
         dedup_keys_max: settings.dedup_keys_max,
         dead_letter: topic.dead_letter,
         dead_letter_payload: settings.dead_letter_payload == DeadLetterPayload::Original,
+        dead_letter_expired: settings.dead_letter_expired,
     }
 }
 

@@ -199,6 +199,7 @@ fn found_topic(seen: &TopicSeen, name: TopicName, dead_letter: Option<TopicId>, 
             true => DeadLetterPayload::Original,
             false => DeadLetterPayload::None,
         },
+        dead_letter_expired: spec.dead_letter_expired,
     };
     Topic { id: spec.id, name, dead_letter, settings, created_at: now, updated_at: now, version: 1 }
 }

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::catalog::model::{OnFault, OnReject};
 use crate::clock::Timestamp;
-use crate::message::{MessageId, Offset, Partition, TopicName};
+use crate::message::{MessageId, Offset, Partition, StageRef, TopicName};
 
 /// A message that a pipeline may read and change.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,6 +83,15 @@ pub struct Rejection {
     pub on: OnReject,
 }
 
+impl Rejection {
+    /// The stage, for what is kept of this.
+    #[must_use]
+    pub fn stage_ref(&self) -> StageRef {
+        let [name, plugin, version] = [&self.stage, &self.plugin, &self.version].map(Arc::clone);
+        StageRef { name, plugin, version }
+    }
+}
+
 /// One thing wrong with a payload.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PayloadFault {
@@ -109,6 +118,15 @@ pub struct StageFault {
     pub detail: Arc<str>,
     /// What the stage's owner wants done.
     pub on: OnFault,
+}
+
+impl StageFault {
+    /// The stage, for what is kept of this.
+    #[must_use]
+    pub fn stage_ref(&self) -> StageRef {
+        let [name, plugin, version] = [&self.stage, &self.plugin, &self.version].map(Arc::clone);
+        StageRef { name, plugin, version }
+    }
 }
 
 /// How a stage failed.

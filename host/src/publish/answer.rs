@@ -38,8 +38,8 @@ pub(super) fn dropped(
 pub(super) fn duplicate(topic: &Arc<Topic>, outcome: DedupOutcome) -> Published {
     let (position, stage, reason) = match outcome.fate {
         Fate::Stored(position) => (Some((position.partition, position.offset)), None, None),
-        Fate::Dropped { stage, reason } => (None, Some(stage), Some(reason)),
-        Fate::Scheduled | Fate::DeadLettered(_) => (None, None, None),
+        Fate::Dropped { stage, reason } | Fate::DeadLettered { stage, reason, .. } => (None, Some(stage), Some(reason)),
+        Fate::Scheduled => (None, None, None),
     };
     Published {
         message_id: outcome.id,

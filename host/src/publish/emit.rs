@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{PublishError, Publisher};
 use crate::catalog::model::{OnReject, Scope, Topic};
-use crate::message::{DeadLetterFacts, Message, MessageId, MessageMeta, Partition, TopicId, TopicName};
+use crate::message::{DeadLetterFacts, Failure, Message, MessageId, MessageMeta, Partition, TopicId, TopicName};
 use crate::pipeline::RUN_GROWTH_BYTES_MAX;
 use crate::pipeline::draft::{Draft, Emitted, Processed, Verdict};
 
@@ -125,7 +125,7 @@ impl Publisher {
 fn place(target: &Topic, draft: Draft, verdict: Verdict, revision: u64) -> Option<(TopicId, Partition, Message)> {
     let (reason, stage, detail) = match verdict {
         Verdict::Pass if draft.payload.len() as u64 > target.settings.max_message_size => {
-            ("TOO_LARGE", "".into(), "the payload is over the topic's maxMessageSize".into())
+            ("TOO_LARGE", None, "the payload is over the topic's maxMessageSize".into())
         }
         Verdict::Pass => {
             let (id, partition) = (draft.id, draft.id.partition());
@@ -135,24 +135,14 @@ fn place(target: &Topic, draft: Draft, verdict: Verdict, revision: u64) -> Optio
         Verdict::Reject(rejection) if rejection.on == OnReject::Drop => return None,
         Verdict::Reject(rejection) => {
             let detail = rejection.faults.first().map_or_else(|| "".into(), |fault| Arc::clone(&fault.message));
-            ("REJECTED", rejection.stage, detail)
+            ("REJECTED", Some(rejection.stage_ref()), detail)
         }
-        Verdict::Fault(fault) => ("FAULT", fault.stage, fault.detail),
+        Verdict::Fault(fault) => ("FAULT", Some(fault.stage_ref()), fault.detail),
     };
     let home = target.dead_letter?;
     let at = draft.published_at;
-    let facts = DeadLetterFacts {
-        original_id: draft.id,
-        original: None,
-        group: None,
-        group_name: "".into(),
-        reason: reason.into(),
-        detail,
-        stage: Some(stage),
-        last_status: None,
-        attempts: 0,
-        at,
-    };
+    let last = Failure { reason: reason.into(), detail, stage, last_status: None };
+    let facts = DeadLetterFacts::turned_away(draft.id, last, at);
     let id = MessageId::new(at, home, 0, draft.id.0.as_u64_pair().1);
     Some((home, 0, emitted_message(draft, (id, revision, Some(Box::new(facts))))))
 }
@@ -174,6 +164,7 @@ fn emitted_message(
         trace: None,
         revision,
         dead_letter,
+        replay_of: None,
     };
     Message { id, payload: draft.payload, meta }
 }

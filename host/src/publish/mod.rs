@@ -22,7 +22,9 @@ use crate::catalog::model::{Guarantee, OnFault, OnReject, Scope, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::directory::Directory;
 use crate::entropy::Entropy;
-use crate::message::{DeadLetterFacts, Message, MessageId, MessageMeta, Partition, Position, TopicId};
+use crate::message::{
+    DeadLetterFacts, Failure, Message, MessageId, MessageMeta, Partition, Position, StageRef, TopicId,
+};
 use crate::pipeline::Pipelines;
 use crate::pipeline::draft::{Draft, Processed, Verdict};
 use crate::store::{AppendBatch, AppendItem, DedupKey, Entry, MessageStore, StoreError};
@@ -310,11 +312,11 @@ impl Publisher {
                 if rejection.on == OnReject::Drop {
                     return Ok(dropped(published, work.id, (rejection.stage, word)));
                 }
-                Ok(self.turned_away(topic, work, published, ("REJECTED", rejection.stage, word)))
+                Ok(self.turned_away(topic, work, published, ("REJECTED", rejection.stage_ref(), word)))
             }
             Verdict::Fault(fault) if fault.on == OnFault::DeadLetter => {
                 let word: Arc<str> = format!("{}: {}", fault.cause.as_str(), fault.detail).into();
-                Ok(self.turned_away(topic, work, published, ("FAULT", fault.stage, word)))
+                Ok(self.turned_away(topic, work, published, ("FAULT", fault.stage_ref(), word)))
             }
             Verdict::Fault(fault) => Err(PublishError::Fault(fault)),
         }
@@ -326,27 +328,19 @@ impl Publisher {
         topic: &Topic,
         work: &Work,
         mut published: Published,
-        (reason, stage, detail): (&str, Arc<str>, Arc<str>),
+        (reason, stage, detail): (&str, StageRef, Arc<str>),
     ) -> (Published, Entry, Emissions) {
         let now = published.published_at;
         let home = topic.dead_letter.unwrap_or(topic.id);
         let id = MessageId::new(now, home, 0, self.entropy.next_u64());
-        let facts = DeadLetterFacts {
-            original_id: id,
-            original: None,
-            group: None,
-            group_name: "".into(),
-            reason: reason.into(),
-            detail: Arc::clone(&detail),
-            stage: Some(Arc::clone(&stage)),
-            last_status: None,
-            attempts: 0,
-            at: now,
-        };
+        let name = Arc::clone(&stage.name);
+        let last =
+            Failure { reason: reason.into(), detail: Arc::clone(&detail), stage: Some(stage), last_status: None };
+        let facts = DeadLetterFacts::turned_away(id, last, now);
         let message = message(work, draft(work, now), (id, published.revision, Some(Box::new(facts))));
         published.message_id = id;
         published.status = Status::DeadLettered;
-        (published.stage, published.reason) = (Some(stage), Some(detail));
+        (published.stage, published.reason) = (Some(name), Some(detail));
         (published, Entry::DeadLetter { message }, Vec::new())
     }
 
@@ -461,6 +455,7 @@ fn message(
         trace: work.request.trace.clone(),
         revision,
         dead_letter,
+        replay_of: work.request.replay_of,
     };
     Message { id, payload: draft.payload, meta }
 }
@@ -502,6 +497,7 @@ pub(crate) mod tests {
                 dedup_window: Duration::from_secs(600),
                 dedup_keys_max: 1000,
                 dead_letter_payload: DeadLetterPayload::Original,
+                dead_letter_expired: false,
             },
             created_at: Timestamp(0),
             updated_at: Timestamp(0),
@@ -526,6 +522,7 @@ pub(crate) mod tests {
             idempotency_key: None,
             when: None,
             trace: None,
+            replay_of: None,
         }
     }
 

@@ -45,6 +45,8 @@ pub struct PublishRequest {
     pub when: Option<Arc<str>>,
     /// W3C trace context of the request.
     pub trace: Option<TraceContext>,
+    /// The dead letter that is published again by this.
+    pub replay_of: Option<MessageId>,
 }
 
 impl PublishRequest {

@@ -43,6 +43,7 @@ pub mod embedded;
 mod error;
 mod receipt;
 
+pub use crate::message::{FailedAttempt, Failure, Failures};
 pub use error::{SettleRefused, StoreError};
 pub use receipt::Receipt;
 
@@ -54,7 +55,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::clock::Timestamp;
-use crate::message::{DeadLetterFacts, GroupId, Message, MessageId, Offset, Partition, Position, TopicId};
+use crate::message::{GroupId, Message, MessageId, Offset, Partition, Position, TopicId};
 
 /// Keeps messages and the state of their delivery. The module's header is its contract.
 #[async_trait]
@@ -157,6 +158,8 @@ pub struct TopicSpec {
     pub dead_letter: Option<TopicId>,
     /// Whether a dead letter keeps its payload.
     pub dead_letter_payload: bool,
+    /// Whether a message that passes its `expires_at` undelivered becomes one.
+    pub dead_letter_expired: bool,
 }
 
 /// A cursor on a topic and how its deliveries fail.
@@ -300,7 +303,14 @@ pub enum Fate {
     /// Scheduled.
     Scheduled,
     /// Turned away into the dead-letter topic.
-    DeadLettered(Position),
+    DeadLettered {
+        /// Its place there.
+        position: Position,
+        /// By this stage.
+        stage: Arc<str>,
+        /// In its words.
+        reason: Arc<str>,
+    },
     /// Dropped by this stage for this reason.
     Dropped {
         /// The stage.
@@ -445,19 +455,6 @@ pub enum Settlement {
     },
 }
 
-/// What went wrong with one delivery.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Failure {
-    /// In a word: `NACK`, `HTTP_500`, `TIMEOUT`, `REJECTED`, ….
-    pub reason: Arc<str>,
-    /// In a sentence.
-    pub detail: Arc<str>,
-    /// The stage that said so.
-    pub stage: Option<Arc<str>>,
-    /// The endpoint's status.
-    pub last_status: Option<u16>,
-}
-
 /// What a settlement came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settled {
@@ -499,8 +496,8 @@ pub struct GroupStatus {
     pub group: GroupId,
     /// Its state.
     pub state: DeliveryState,
-    /// The last failure, if one is remembered.
-    pub last_failure: Option<Failure>,
+    /// The attempts that failed, as long as it is not settled.
+    pub failures: Failures,
 }
 
 /// A message's state for one group.
@@ -622,27 +619,4 @@ pub struct GroupStats {
     pub expired_total: u64,
     /// Deliveries ever granted.
     pub delivered_total: u64,
-}
-
-/// Facts for a dead letter of a message that failed on its way to `group`.
-#[must_use]
-pub fn dead_letter_facts(
-    lease: (&Message, Position),
-    group: (GroupId, Arc<str>),
-    failure: &Failure,
-    attempts: u32,
-    at: Timestamp,
-) -> DeadLetterFacts {
-    DeadLetterFacts {
-        original_id: lease.0.id,
-        original: Some(lease.1),
-        group: Some(group.0),
-        group_name: group.1,
-        reason: Arc::clone(&failure.reason),
-        detail: Arc::clone(&failure.detail),
-        stage: failure.stage.clone(),
-        last_status: failure.last_status,
-        attempts,
-        at,
-    }
 }

@@ -242,6 +242,7 @@ fn topic(name: &str, id: TopicId, dead_letter: Option<TopicId>) -> Topic {
         dedup_window: Duration::from_secs(60),
         dedup_keys_max: 1000,
         dead_letter_payload: DeadLetterPayload::Original,
+        dead_letter_expired: false,
     };
     let name = name.parse().expect("this is a name");
     let (created_at, updated_at) = (Timestamp(0), Timestamp(0));

@@ -115,7 +115,9 @@ impl Oracle {
                 let dead = log.spec.dead_letter.expect("the model's topic has one");
                 let position = self.log(dead).push(0, message.clone(), None, now);
                 check(&AppendOutcome::DeadLettered(position));
-                (item_id(item), Fate::DeadLettered(position))
+                let last = message.meta.dead_letter.as_deref().map(|facts| facts.last.clone()).unwrap_or_default();
+                let stage = last.stage.map(|stage| stage.name).unwrap_or_default();
+                (item_id(item), Fate::DeadLettered { position, stage, reason: last.detail })
             }
         };
         if let Some(dedup) = &item.dedup {

@@ -155,7 +155,7 @@ impl Bed {
                 "name": name, "type": kind, "description": "orders", "schemaId": "order", "storage": "default",
                 "deliveryGuarantee": "AtLeastOnce", "retentionPeriod": "P1D", "retentionBytes": 1_000_000,
                 "partitionCount": 1, "maxMessageSize": 1000, "dedupWindow": "PT1M", "dedupMaxKeys": 1000,
-                "deadLetterPayload": "none",
+                "deadLetterPayload": "none", "deadLetterExpired": true,
             })
         };
         let stages = json!({"stages": [{

@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use sluice::message::{DeadLetterFacts, GroupId, Offset, PARTITIONS_MAX, Position, TopicId, TraceContext};
+use sluice::message::{
+    DeadLetterFacts, FailedAttempt, Failures, GroupId, Offset, PARTITIONS_MAX, Position, TopicId, TraceContext,
+};
 use sluice::store::{AppendBatch, AppendItem, AppendOutcome, Entry, KvValue, KvWrite, StoreError, TopicSpec};
 use sluice_tests::store_bed::{
-    Bed, DEAD, GROUP, LEASE, START, TOPIC, batch, group, item, key, page_texts, text, topic,
+    Bed, DEAD, GROUP, LEASE, START, TOPIC, batch, failure, group, item, key, page_texts, text, topic,
 };
 
 pub(crate) async fn items_of_a_lane_get_rising_offsets(bed: Bed) {
@@ -47,18 +49,19 @@ pub(crate) async fn every_field_comes_back(bed: Bed) {
     message.meta.expires_at = Some(bed.later(Duration::from_secs(86_400)));
     message.meta.trace = Some(TraceContext { parent: "00-1-2-01".into(), state: Some("vendor=1".into()) });
     message.meta.revision = 5;
+    let mut failures = Failures::default();
+    failures.push(FailedAttempt { attempt: 4, at: START, failure: failure() });
     message.meta.dead_letter = Some(Box::new(DeadLetterFacts {
         original_id: bed.message("another").id,
         original: None,
         group: Some(GroupId(9)),
         group_name: "billing".into(),
-        reason: "REJECTED".into(),
-        detail: "no".into(),
-        stage: Some("filter".into()),
-        last_status: Some(503),
+        last: failure(),
+        failures,
         attempts: 4,
         at: START,
     }));
+    message.meta.replay_of = Some(bed.message("a dead letter").id);
     bed.append(AppendBatch { revision: 5, ..batch(vec![item(message.clone())]) }).await.unwrap();
     assert_eq!(bed.read(bed.whole(TOPIC)).await.unwrap().messages[0].1, message);
     bed.crash().await;

@@ -124,7 +124,8 @@ pub(crate) async fn a_message_is_found_by_its_id(bed: Bed) {
         assert_eq!(groups.iter().map(|status| status.group).collect::<Vec<_>>(), [GROUP, OTHER]);
         assert_eq!(groups[0].state, expected[number], "message {number}");
         assert_eq!(groups[1].state, DeliveryState::Waiting);
-        assert_eq!(groups[0].last_failure, (number == 1).then(failure));
+        let failed: Vec<_> = groups[0].failures.as_slice().iter().map(|failed| failed.failure.clone()).collect();
+        assert_eq!(failed, if number == 1 { vec![failure()] } else { vec![] });
     }
     assert!(bed.get(bed.message("never stored").id).await.unwrap().is_none());
     assert!(bed.get(bed.message_in(TopicId(99), 0, "no such topic").id).await.unwrap().is_none());

@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use sluice::message::{DeadLetterFacts, GroupId, Message};
+use sluice::clock::Timestamp;
+use sluice::message::{DeadLetterFacts, FailedAttempt, Failure, GroupId, Message, StageRef};
 use sluice::store::{
-    AppendBatch, AppendItem, AppendOutcome, Entry, Failure, GroupSpec, SeekTo, SettleRefused, Settled, Settlement,
-    StoreError, TopicSpec,
+    AppendBatch, AppendItem, AppendOutcome, Entry, GroupSpec, SeekTo, SettleRefused, Settled, Settlement, StoreError,
+    TopicSpec,
 };
 use sluice_tests::store_bed::{Bed, DEAD, GROUP, OTHER, TOPIC, batch, failure, group, item, text, texts, topic};
 
@@ -47,13 +48,14 @@ pub(crate) async fn the_last_attempt_makes_a_dead_letter_with_its_facts(bed: Bed
             original: Some(position),
             group: Some(GROUP),
             group_name: "group-1".into(),
-            reason: failure().reason,
-            detail: failure().detail,
-            stage: failure().stage,
-            last_status: failure().last_status,
+            last: failure(),
+            failures: facts(copy).failures.clone(),
             attempts: 3,
             at,
         };
+        let failures: Vec<(u32, Timestamp, bool)> = facts(copy).failures.as_slice().iter().map(told).collect();
+        let before = |seconds| at.minus(Duration::from_secs(seconds));
+        assert_eq!(failures, [(1, before(4), false), (2, before(2), false), (3, at, true)], "the last one whole");
         assert_eq!(facts(copy), &expected);
         assert_eq!(bed.get(copy.id).await.unwrap().unwrap().position, Some(*place));
         bed.crash().await;
@@ -71,7 +73,7 @@ pub(crate) async fn an_expired_last_lease_makes_a_dead_letter(bed: Bed) {
     let list = bed.dead().await;
     assert_eq!(list.len(), 1, "the tick that ends the lease makes the copy");
     let found = facts(&list[0].1);
-    assert_eq!((&*found.reason, found.attempts, found.original_id), ("LEASE_EXPIRED", 1, lease.message.id));
+    assert_eq!((&*found.last.reason, found.attempts, found.original_id), ("LEASE_EXPIRED", 1, lease.message.id));
     assert_eq!(bed.figures(GROUP).await.dead_lettered_total, 1);
     assert!(bed.end(&lease, Settlement::Ack).await.is_err());
 }
@@ -85,7 +87,7 @@ pub(crate) async fn a_dead_letter_at_once(bed: Bed) {
     assert_eq!(bed.end(&lease, Settlement::DeadLetter { failure: rejected }).await, Ok(Settled::DeadLettered));
     assert_eq!(bed.end(&lease, Settlement::Ack).await, Err(SettleRefused::LeaseExpired));
     let list = bed.dead().await;
-    assert_eq!((facts(&list[0].1).attempts, &*facts(&list[0].1).reason), (1, "REJECTED"));
+    assert_eq!((facts(&list[0].1).attempts, &*facts(&list[0].1).last.reason), (1, "REJECTED"));
     assert_eq!(texts(&bed.take(10).await), ["b"]);
     assert_eq!(texts(&bed.take_for(OTHER, 10).await), ["a", "b"], "it failed for one group alone");
 }
@@ -116,21 +118,50 @@ pub(crate) async fn a_dead_letter_may_leave_its_payload_behind(bed: Bed) {
     assert_eq!(facts(&list[0].1).original_id, lease.message.id);
 }
 
+fn told(failed: &FailedAttempt) -> (u32, Timestamp, bool) {
+    (failed.attempt, failed.at, failed.failure == failure())
+}
+
+pub(crate) async fn what_expires_undelivered_is_a_dead_letter_where_that_is_wanted(bed: Bed) {
+    let mut bed = bed.with_dead_letters().await;
+    for (wanted, expected) in [(false, (1, 0)), (true, (1, 1))] {
+        let spec = TopicSpec { dead_letter: Some(DEAD), dead_letter_expired: wanted, ..topic(TOPIC) };
+        bed.put_topic(spec).await.unwrap();
+        let mut message = bed.message("late");
+        message.meta.expires_at = Some(bed.later(Duration::from_secs(5)));
+        bed.append_one(item(message.clone())).await;
+        bed.publish(&["in time"]).await;
+        bed.pass(Duration::from_secs(6)).await;
+        // Whether or not somebody comes for it between two crashes.
+        for _ in 0..2 {
+            let lease = bed.take(10).await;
+            assert!(texts(&lease).iter().all(|text| *text == "in time"));
+            for lease in &lease {
+                bed.end(lease, Settlement::Ack).await.unwrap();
+            }
+            bed.tick().await.unwrap();
+            bed.crash().await;
+        }
+        let figures = bed.figures(GROUP).await;
+        assert_eq!((figures.expired_total, figures.dead_lettered_total), expected);
+        if wanted {
+            let list = bed.dead().await;
+            assert_copy(&list[0].1, &message);
+            let facts = facts(&list[0].1);
+            assert_eq!((&*facts.last.reason, facts.attempts, facts.original_id), ("EXPIRED", 0, message.id));
+            assert!(facts.failures.is_empty(), "nothing was tried");
+        }
+    }
+}
+
 /// An item that a stage turned away, as the pipeline makes it.
-fn turned_away(bed: &Bed, text: &str) -> AppendItem {
+pub(super) fn turned_away(bed: &Bed, text: &str) -> AppendItem {
     let mut message = bed.message_in(DEAD, 0, text);
-    message.meta.dead_letter = Some(Box::new(DeadLetterFacts {
-        original_id: bed.message(text).id,
-        original: None,
-        group: None,
-        group_name: "validate".into(),
-        reason: "REJECTED".into(),
-        detail: "not an order".into(),
-        stage: Some("validate".into()),
-        last_status: None,
-        attempts: 0,
-        at: bed.clock.now(),
-    }));
+    let stage = StageRef { name: "validate".into(), plugin: "json-schema".into(), version: "1.0.0".into() };
+    let last =
+        Failure { reason: "REJECTED".into(), detail: "not an order".into(), stage: Some(stage), last_status: None };
+    let facts = DeadLetterFacts::turned_away(bed.message(text).id, last, bed.clock.now());
+    message.meta.dead_letter = Some(Box::new(facts));
     AppendItem { entry: Entry::DeadLetter { message }, ..item(bed.message(text)) }
 }
 

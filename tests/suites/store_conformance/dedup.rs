@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use sluice::message::TopicId;
 use sluice::store::{AppendBatch, AppendItem, AppendOutcome, DedupOutcome, Entry, Fate, TopicSpec};
-use sluice_tests::store_bed::{Bed, DEAD, TOPIC, batch, item, key, topic};
+use sluice_tests::store_bed::{Bed, TOPIC, batch, item, key, topic};
+
+use super::dead_letters::turned_away;
 
 /// A message under a key; the request is its text.
 fn keyed(bed: &Bed, name: &str, text: &str) -> AppendItem {
@@ -105,8 +107,7 @@ pub(crate) async fn outcomes_of_every_kind_are_kept(bed: Bed) {
     let mut bed = bed.with_dead_letters().await;
     let dropped = Entry::Dropped { id: bed.message("").id, stage: "filter".into(), reason: "too old".into() };
     let dropped = AppendItem { entry: dropped, ..keyed(&bed, "dropped", "a") };
-    let away =
-        AppendItem { entry: Entry::DeadLetter { message: bed.message_in(DEAD, 0, "b") }, ..keyed(&bed, "dead", "b") };
+    let away = AppendItem { dedup: key("dead", "b"), ..turned_away(&bed, "b") };
     assert_eq!(bed.append_one(dropped.clone()).await, AppendOutcome::Dropped);
     let AppendOutcome::DeadLettered(place) = bed.append_one(away.clone()).await else { panic!("it was turned away") };
     let mut scheduled = keyed(&bed, "scheduled", "c");
@@ -120,7 +121,8 @@ pub(crate) async fn outcomes_of_every_kind_are_kept(bed: Bed) {
     let again = duplicate(bed.append_one(dropped.clone()).await);
     assert_eq!(again.fate, Fate::Dropped { stage: "filter".into(), reason: "too old".into() });
     assert_eq!(again.id, id(&dropped));
-    assert_eq!(duplicate(bed.append_one(away).await).fate, Fate::DeadLettered(place));
+    let dead_lettered = Fate::DeadLettered { position: place, stage: "validate".into(), reason: "not an order".into() };
+    assert_eq!(duplicate(bed.append_one(away).await).fate, dead_lettered);
     if schedules {
         assert_eq!(duplicate(bed.append_one(scheduled).await).fate, Fate::Scheduled);
     }

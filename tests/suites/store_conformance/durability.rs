@@ -51,7 +51,7 @@ pub(crate) async fn a_retry_is_remembered_after_a_crash(bed: Bed) {
     assert_eq!((texts(&again), again[0].attempt), (vec!["b".to_owned()], 2));
     assert_eq!(bed.figures(GROUP).await.retrying, 1);
     let found = bed.get(leases[0].message.id).await.unwrap().unwrap();
-    assert_eq!(found.groups[0].last_failure, Some(failure()));
+    assert_eq!(found.groups[0].failures.as_slice()[0].failure, failure());
     bed.pass(Duration::from_secs(61)).await;
     let again = bed.take_one().await;
     assert_eq!((text(&again.message).as_str(), again.attempt), ("a", 2));

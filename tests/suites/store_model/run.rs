@@ -52,7 +52,7 @@ fn pick<T>(from: &[T], pick: u16) -> Option<&T> {
 }
 
 impl Run {
-    pub(super) async fn new(disk: Arc<PowerCuts>) -> Run {
+    pub(super) async fn new(disk: Arc<PowerCuts>, dead_letter_expired: bool) -> Run {
         let bed = Bed::new(Arc::clone(&disk)).await;
         let oracles = Oracles::new(Oracle::default());
         let mut run = Run { bed, disk, oracles, revision: 2, receipts: Vec::new(), ids: Vec::new() };
@@ -60,6 +60,7 @@ impl Run {
         let kept = TopicSpec {
             partitions: 2,
             dead_letter: Some(DEAD),
+            dead_letter_expired,
             retention: seconds(300),
             dedup_window: seconds(60),
             dedup_keys_max: 5,

@@ -108,7 +108,7 @@ fn quietly(what: impl FnOnce()) -> std::thread::Result<()> {
 pub(super) fn judge_peek(peek: &Peek, pages: &[(TopicId, Page)], torn: Option<&Torn>) {
     let told = format!("a bit was flipped in {} at byte {}", peek.path.display(), peek.offset);
     let opened = match &peek.found {
-        Err(OpenError::Damaged { file, .. } | OpenError::NewerFormat { file, .. }) => {
+        Err(OpenError::Damaged { file, .. } | OpenError::OtherFormat { file, .. }) => {
             assert!(peek.path.ends_with(file), "{told}, and {file} was blamed");
             return;
         }

@@ -20,8 +20,8 @@ use crate::broker::Broker;
 use crate::catalog::Event;
 use crate::catalog::model::Topic;
 use crate::delivery::envelope::HeaderPairs;
-use crate::message::{Message, MessageId, Position};
-use crate::store::{DeliveryState, Failure, Found, GroupStatus};
+use crate::message::{FailedAttempt, Failure, Message, MessageId, Position};
+use crate::store::{DeliveryState, Found, GroupStatus};
 
 /// A stored message.
 #[derive(Debug, Serialize, ToSchema)]
@@ -63,6 +63,10 @@ pub(in crate::api) struct MessageView<'a> {
     deliver_at: Option<Time>,
     /// The revision of the topic's pipeline that it passed.
     pipeline_revision: u64,
+    /// The dead letter that it was before it was replayed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<String>, format = Uuid)]
+    replay_of: Option<MessageId>,
     /// Why it is here, on a dead-letter topic.
     #[serde(skip_serializing_if = "Option::is_none")]
     dead_letter: Option<DeadLetterView<'a>>,
@@ -91,6 +95,7 @@ impl<'a> MessageView<'a> {
             expires_at: meta.expires_at.map(Time),
             deliver_at: None,
             pipeline_revision: meta.revision,
+            replay_of: meta.replay_of,
             dead_letter: meta.dead_letter.as_deref().map(DeadLetterView::of),
         }
     }
@@ -102,13 +107,13 @@ struct MessageDetail<'a> {
     #[serde(flatten)]
     message: MessageView<'a>,
     /// Its state for each group.
-    groups: Vec<GroupView>,
+    groups: Vec<GroupView<'a>>,
 }
 
 /// A message's state for one group.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct GroupView {
+struct GroupView<'a> {
     /// The group's name; empty for a Queue without a subscription.
     #[schema(value_type = String)]
     consumer_group: Arc<str>,
@@ -123,34 +128,50 @@ struct GroupView {
     /// When it comes again, at the earliest.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<Time>,
-    /// The last attempt that failed, if one is remembered.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_failure: Option<FailureView>,
+    /// The attempts that failed, oldest first: the last 8, as long as it is not settled. Those in between without a word
+    /// ended with their lease.
+    failures: Vec<FailureView<'a>>,
 }
 
 /// An attempt that failed.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct FailureView {
+pub(in crate::api) struct FailureView<'a> {
+    /// Which, from 1.
+    attempt: u32,
+    /// When.
+    at: Time,
     /// In a word: `NACK`, `HTTP_500`, `TIMEOUT`, ….
-    #[schema(value_type = String)]
-    reason: Arc<str>,
-    /// In a sentence.
-    #[schema(value_type = String)]
-    detail: Arc<str>,
+    reason: &'a str,
+    /// In a sentence, which only the last one keeps.
+    #[serde(skip_serializing_if = "str::is_empty")]
+    detail: &'a str,
     /// The stage that said so.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<String>)]
-    stage: Option<Arc<str>>,
+    stage: Option<&'a str>,
+    /// What that stage ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plugin: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    plugin_version: Option<&'a str>,
     /// The endpoint's status.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_status: Option<u16>,
 }
 
-impl From<Failure> for FailureView {
-    fn from(failure: Failure) -> FailureView {
-        let Failure { reason, detail, stage, last_status } = failure;
-        FailureView { reason, detail, stage, last_status }
+impl<'a> FailureView<'a> {
+    pub(in crate::api) fn of(failed: &'a FailedAttempt) -> FailureView<'a> {
+        let FailedAttempt { attempt, at, failure: Failure { reason, detail, stage, last_status } } = failed;
+        FailureView {
+            attempt: *attempt,
+            at: Time(*at),
+            reason,
+            detail,
+            stage: stage.as_ref().map(|stage| &*stage.name),
+            plugin: stage.as_ref().map(|stage| &*stage.plugin),
+            plugin_version: stage.as_ref().map(|stage| &*stage.version),
+            last_status: *last_status,
+        }
     }
 }
 
@@ -180,15 +201,15 @@ fn detail<'a>(broker: &Broker, topic: &'a Topic, found: &'a Found) -> MessageDet
     MessageDetail { message, groups: found.groups.iter().map(|status| group(name(status), status)).collect() }
 }
 
-fn group(consumer_group: Arc<str>, status: &GroupStatus) -> GroupView {
+fn group(consumer_group: Arc<str>, status: &GroupStatus) -> GroupView<'_> {
     let (word, attempts, ack_deadline, retry_at) = match status.state {
         DeliveryState::Waiting => ("Waiting", None, None, None),
         DeliveryState::Leased { attempt, deadline } => ("Leased", Some(attempt), Some(Time(deadline)), None),
         DeliveryState::Retrying { attempts, at } => ("Retrying", Some(attempts), None, Some(Time(at))),
         DeliveryState::Settled => ("Settled", None, None, None),
     };
-    let last_failure = status.last_failure.clone().map(FailureView::from);
-    GroupView { consumer_group, status: word, attempts, ack_deadline, retry_at, last_failure }
+    let failures = status.failures.as_slice().iter().map(FailureView::of).collect();
+    GroupView { consumer_group, status: word, attempts, ack_deadline, retry_at, failures }
 }
 
 /// Erase a message.

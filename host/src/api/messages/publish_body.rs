@@ -234,6 +234,7 @@ impl<'r> Reading<'r> {
             idempotency_key,
             when,
             trace: self.trace.clone(),
+            replay_of: None,
         })
     }
 

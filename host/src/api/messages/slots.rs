@@ -207,6 +207,7 @@ mod tests {
             trace: None,
             revision: 0,
             dead_letter: None,
+            replay_of: None,
         };
         let id = MessageId::new(Timestamp(0), TopicId(1), 0, grant);
         Lease {

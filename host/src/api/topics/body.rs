@@ -77,6 +77,10 @@ pub(super) struct TopicBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     dead_letter_payload: Option<DeadLetterPayload>,
+    /// Whether a message that expires before it is delivered becomes a dead letter (false); otherwise it is counted.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    dead_letter_expired: Option<bool>,
     /// Where messages are kept. Cannot change.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
@@ -109,6 +113,7 @@ impl TopicBody {
             dedup_window: DEDUP_WINDOW_DEFAULT,
             dedup_keys_max: DEDUP_KEYS_MAX,
             dead_letter_payload: DeadLetterPayload::Original,
+            dead_letter_expired: false,
         };
         let settings = self.over(defaults, config, faults);
         kind?;
@@ -136,6 +141,7 @@ impl TopicBody {
             dedup_window: self.dedup_window.map_or(base.dedup_window, |Iso(window)| window),
             dedup_keys_max: self.dedup_max_keys.unwrap_or(base.dedup_keys_max),
             dead_letter_payload: self.dead_letter_payload.unwrap_or(base.dead_letter_payload),
+            dead_letter_expired: self.dead_letter_expired.unwrap_or(base.dead_letter_expired),
         };
         check(&settings, config, faults);
         settings
@@ -213,6 +219,7 @@ pub(super) struct TopicView {
     dedup_window: Iso,
     dedup_max_keys: u32,
     dead_letter_payload: DeadLetterPayload,
+    dead_letter_expired: bool,
     /// Where its dead letters are; absent for such a topic itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -245,6 +252,7 @@ impl TopicView {
             dedup_window: Iso(settings.dedup_window),
             dedup_max_keys: settings.dedup_keys_max,
             dead_letter_payload: settings.dead_letter_payload,
+            dead_letter_expired: settings.dead_letter_expired,
             dead_letter_topic: topic.dead_letter.map(|_| topic.name.dead_letter()),
             storage: Storage::Default,
             durability,

@@ -135,6 +135,7 @@ fn test_message(subscription: &Subscription, topic: &Topic, clock: &Clock, entro
             trace: None,
             revision: 0,
             dead_letter: None,
+            replay_of: None,
         },
     }
 }

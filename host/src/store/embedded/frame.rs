@@ -6,8 +6,9 @@
 //! a head (postcard) and the bodies. The head holds the CRC-32C of each body, so a body can be erased by overwriting it
 //! with [`ERASED_BYTE`] and the frame stays whole. Numbers are little-endian.
 
-/// Version of the files' format. A higher one is refused.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of the files' format. Another one is refused. Version 1 came before the first release: it knew no history of
+/// failures.
+pub const FORMAT_VERSION: u32 = 2;
 /// Length of a file's header.
 pub const FILE_HEADER_BYTES: usize = 40;
 /// Length of a frame's header.
@@ -52,8 +53,8 @@ pub struct FileHeader {
 pub enum HeaderFault {
     /// Not a header of this kind of file, or damaged.
     Bad,
-    /// Written by a later version of the format.
-    Newer(u32),
+    /// Written in another version of the format.
+    Version(u32),
 }
 
 impl FileHeader {
@@ -70,7 +71,7 @@ impl FileHeader {
         bytes
     }
 
-    /// Reads a header. The version is looked at before the checksum: a later format may have another header. But if the
+    /// Reads a header. The version is looked at before the checksum: another format may have another header. But if the
     /// checksum holds with our version in its place, the version is what is damaged.
     ///
     /// # Errors
@@ -80,12 +81,12 @@ impl FileHeader {
             return Err(HeaderFault::Bad);
         }
         let version = u32_at(bytes, 8);
-        if version > FORMAT_VERSION {
+        if version != FORMAT_VERSION {
             let mut ours = [0; 36];
             ours.copy_from_slice(&bytes[..36]);
             ours[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
             let flipped = u32_at(bytes, 36) == crc32c::crc32c(&ours);
-            return Err(if flipped { HeaderFault::Bad } else { HeaderFault::Newer(version) });
+            return Err(if flipped { HeaderFault::Bad } else { HeaderFault::Version(version) });
         }
         if u32_at(bytes, 36) != crc32c::crc32c(&bytes[..36]) {
             return Err(HeaderFault::Bad);
@@ -239,18 +240,20 @@ mod tests {
     }
 
     #[test]
-    fn file_headers_tell_damage_from_a_newer_version() {
+    fn file_headers_tell_damage_from_another_version() {
         let header = FileHeader { id: 7, first: 100 };
         let bytes = header.encode(FileKind::Journal);
         assert_eq!(FileHeader::decode(FileKind::Journal, &bytes), Ok(header));
         assert_eq!(FileHeader::decode(FileKind::Segment, &bytes), Err(HeaderFault::Bad));
         let mut flipped = bytes;
-        flipped[8] ^= 2;
+        flipped[8] ^= 4;
         assert_eq!(FileHeader::decode(FileKind::Journal, &flipped), Err(HeaderFault::Bad));
-        let mut newer = bytes;
-        newer[8] = 2;
-        newer[12] = 1;
-        assert_eq!(FileHeader::decode(FileKind::Journal, &newer), Err(HeaderFault::Newer(2)));
+        for version in [1, 3] {
+            let mut other = bytes;
+            other[8] = version;
+            other[12] = 1;
+            assert_eq!(FileHeader::decode(FileKind::Journal, &other), Err(HeaderFault::Version(version.into())));
+        }
         let mut bad = bytes;
         bad[20] ^= 1;
         assert_eq!(FileHeader::decode(FileKind::Journal, &bad), Err(HeaderFault::Bad));

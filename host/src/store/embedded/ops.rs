@@ -5,8 +5,8 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::message::{GroupId, Message, MessageId, MessageMeta, Offset, Partition, TopicId};
-use crate::store::{DedupOutcome, Failure, GroupSpec, TopicSpec};
+use crate::message::{FailedAttempt, GroupId, Message, MessageId, MessageMeta, Offset, Partition, TopicId};
+use crate::store::{DedupOutcome, GroupSpec, TopicSpec};
 
 /// What a message costs on disk beside its body: its share of heads and frames, rounded up.
 pub const ENTRY_OVERHEAD_BYTES: u64 = 64;
@@ -220,7 +220,7 @@ pub enum Op {
         offset: Offset,
         attempts: u32,
         at: Timestamp,
-        failure: Option<Failure>,
+        failure: Option<FailedAttempt>,
     },
     /// A group's cursor moved.
     Seek { topic: TopicId, group: GroupId, starts: Vec<LaneStart> },

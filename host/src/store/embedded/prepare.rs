@@ -1,5 +1,7 @@
 //! Encoding a batch on the caller's task, so that the writer only copies. Never touches the state.
 
+use std::sync::Arc;
+
 use super::ops::{Body, LaneId};
 use super::state::append::{Batch, Emitted, Item, Prepared};
 use super::state::dedup::key_hash;
@@ -35,7 +37,11 @@ fn prepare_item(topic: TopicId, item: AppendItem) -> Result<Item, StoreError> {
         }
         Entry::DeadLetter { message } => {
             let lane = checked_lane(&message)?;
-            Prepared::Dead { lane, body: Body::new(&message, None, false) }
+            let last = message.meta.dead_letter.as_deref().map(|facts| &facts.last);
+            let stage =
+                last.and_then(|last| last.stage.as_ref()).map(|stage| Arc::clone(&stage.name)).unwrap_or_default();
+            let reason = last.map(|last| Arc::clone(&last.detail)).unwrap_or_default();
+            Prepared::Dead { lane, body: Body::new(&message, None, false), stage, reason }
         }
         Entry::Dropped { id, stage, reason } => Prepared::Dropped { id, stage, reason },
     };
@@ -69,7 +75,8 @@ fn checked_lane(message: &Message) -> Result<u8, StoreError> {
 
 fn weight(item: &Item) -> u64 {
     let entry = match &item.entry {
-        Prepared::Log { body, .. } | Prepared::Dead { body, .. } => body.head.cost(),
+        Prepared::Log { body, .. } => body.head.cost(),
+        Prepared::Dead { body, stage, reason, .. } => body.head.cost() + (stage.len() + reason.len()) as u64,
         Prepared::Dropped { stage, reason, .. } => (64 + stage.len() + reason.len()) as u64,
     };
     entry + 64 + item.emitted.iter().map(|emitted| emitted.body.head.cost()).sum::<u64>()

@@ -29,14 +29,14 @@ pub enum OpenError {
         /// What the lock file says of the holder.
         holder: String,
     },
-    /// A later version of Sluice wrote it.
-    #[error("{file} has format version {found}; this version of Sluice reads up to {known}")]
-    NewerFormat {
+    /// Another version of Sluice wrote it.
+    #[error("{file} has format version {found}; this version of Sluice reads {known}")]
+    OtherFormat {
         /// The file, relative to the data directory.
         file: String,
         /// Its version.
         found: u32,
-        /// The newest known.
+        /// The one that is read.
         known: u32,
     },
     /// What was acknowledged is not there any more as it was written.
@@ -187,8 +187,8 @@ pub(super) fn read_checkpoint(files: &dyn FileLayer, dir: &Path) -> Result<Optio
     let bytes = read_all(&*file).map_err(OpenError::io("reading the checkpoint"))?;
     match FileHeader::decode(FileKind::Checkpoint, &bytes) {
         Ok(_) => {}
-        Err(HeaderFault::Newer(found)) => {
-            return Err(OpenError::NewerFormat { file: CHECKPOINT.to_owned(), found, known: frame::FORMAT_VERSION });
+        Err(HeaderFault::Version(found)) => {
+            return Err(OpenError::OtherFormat { file: CHECKPOINT.to_owned(), found, known: frame::FORMAT_VERSION });
         }
         Err(HeaderFault::Bad) => return Err(OpenError::damaged(CHECKPOINT, 0, "the header is not what was written")),
     }

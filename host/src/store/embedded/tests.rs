@@ -40,6 +40,7 @@ pub(super) fn topic(id: TopicId) -> TopicSpec {
         dedup_keys_max: 1000,
         dead_letter: (id != DEAD).then_some(DEAD),
         dead_letter_payload: true,
+        dead_letter_expired: false,
     }
 }
 
@@ -74,6 +75,7 @@ fn message_at(at: Timestamp, number: u64, payload: &str) -> Message {
         trace: None,
         revision: 1,
         dead_letter: None,
+        replay_of: None,
     };
     Message { id: MessageId::new(at, TOPIC, 0, number), payload: Bytes::copy_from_slice(payload.as_bytes()), meta }
 }

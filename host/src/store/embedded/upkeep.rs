@@ -305,6 +305,6 @@ fn status(topic: &super::state::Topic, group: GroupId, at: Position) -> GroupSta
             _ => DeliveryState::Waiting,
         }
     };
-    let last_failure = known.and_then(|known| known.failure.as_deref().cloned());
-    GroupStatus { group, state, last_failure }
+    let failures = known.map(|known| known.failures.clone()).unwrap_or_default();
+    GroupStatus { group, state, failures }
 }

@@ -205,8 +205,8 @@ fn sources(
         let got = read_full(&*file, &mut header, 0).map_err(OpenError::io(reading()))?;
         let first = match FileHeader::decode(FileKind::Journal, &header[..got]) {
             Ok(header) if header.id == *id => header.first,
-            Err(HeaderFault::Newer(found)) => {
-                return Err(OpenError::NewerFormat { file: name, found, known: frame::FORMAT_VERSION });
+            Err(HeaderFault::Version(found)) => {
+                return Err(OpenError::OtherFormat { file: name, found, known: frame::FORMAT_VERSION });
             }
             _ => {
                 let bytes = read_whole(&*file, &name)?;

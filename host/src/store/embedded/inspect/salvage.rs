@@ -57,6 +57,7 @@ pub(super) fn guessed_topic(id: TopicId) -> TopicSpec {
         dedup_keys_max: 100_000,
         dead_letter: None,
         dead_letter_payload: true,
+        dead_letter_expired: false,
     }
 }
 

@@ -37,7 +37,7 @@ pub(super) enum Piece {
 /// Reads a segment from its beginning to its end.
 ///
 /// # Errors
-/// `NewerFormat`; `Io` where the disk refuses; what `show` says.
+/// `OtherFormat`; `Io` where the disk refuses; what `show` says.
 pub(super) fn scan(
     (files, dir): (&dyn FileLayer, &Path),
     lane: LaneId,
@@ -76,8 +76,8 @@ impl Scan<'_> {
         let expected = FileHeader { id: lane_number(self.lane), first: self.extent.first };
         match FileHeader::decode(FileKind::Segment, &header) {
             Ok(header) if header == expected => Ok(()),
-            Err(HeaderFault::Newer(found)) => {
-                Err(OpenError::NewerFormat { file: self.name.clone(), found, known: FORMAT_VERSION })
+            Err(HeaderFault::Version(found)) => {
+                Err(OpenError::OtherFormat { file: self.name.clone(), found, known: FORMAT_VERSION })
             }
             // Shorter than that, it is told with the blocks that are missing.
             _ if header.len() < FILE_HEADER_BYTES => Ok(()),

@@ -60,7 +60,7 @@ pub enum Prepared {
     /// Into the log, now or when due.
     Log { lane: LaneId, body: Body, due: Option<Timestamp> },
     /// Into the dead-letter topic.
-    Dead { lane: u8, body: Body },
+    Dead { lane: u8, body: Body, stage: Arc<str>, reason: Arc<str> },
     /// Only remembered.
     Dropped { id: MessageId, stage: Arc<str>, reason: Arc<str> },
 }
@@ -317,11 +317,11 @@ impl State {
                 let position = self.plan_entry((topic, lane.partition, lane.lane), body, now, plan);
                 (id, AppendOutcome::Stored(position), Fate::Stored(position))
             }
-            Prepared::Dead { lane, body } => {
+            Prepared::Dead { lane, body, stage, reason } => {
                 let dead = self.dead_letter_of(topic).expect("`check_places` found the dead-letter topic");
                 let id = body.head.id;
                 let position = self.plan_entry((dead, 0, lane), body, now, plan);
-                (id, AppendOutcome::DeadLettered(position), Fate::DeadLettered(position))
+                (id, AppendOutcome::DeadLettered(position), Fate::DeadLettered { position, stage, reason })
             }
             Prepared::Dropped { id, stage, reason } => (id, AppendOutcome::Dropped, Fate::Dropped { stage, reason }),
         }

@@ -5,8 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
-use crate::message::MessageId;
-use crate::store::Failure;
+use crate::message::{Failures, MessageId};
 
 use super::ranges::Ranges;
 
@@ -17,8 +16,8 @@ pub struct Exception {
     pub attempts: u32,
     /// What it is doing.
     pub standing: Standing,
-    /// What went wrong last.
-    pub failure: Option<Box<Failure>>,
+    /// What went wrong so far.
+    pub failures: Failures,
     /// Its key's hash, where order is kept.
     pub key: Option<u64>,
 }
@@ -68,7 +67,7 @@ impl Exception {
             Standing::Waits(at) | Standing::Parked(at) => at,
             Standing::Held(_) | Standing::Exhausted => Timestamp(0),
         };
-        self.attempts == 0 && self.failure.is_none() && at <= Timestamp(0)
+        self.attempts == 0 && self.failures.is_empty() && at <= Timestamp(0)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::clock::Timestamp;
-use crate::message::{Offset, Partition, Position};
+use crate::message::{Failures, Offset, Partition, Position};
 use crate::store::embedded::ops::{Entry, LaneId, Op};
 use crate::store::embedded::segment::Block;
 use crate::store::{LeaseRequest, Mode, Receipt, StoreError};
@@ -70,6 +70,9 @@ struct Granter<'a> {
     first_new: usize,
     bytes: usize,
     passed: Vec<(Partition, Offset)>,
+    /// Whether what has passed its expiry becomes a dead letter.
+    buries: bool,
+    buried: usize,
 }
 
 impl State {
@@ -88,6 +91,7 @@ impl State {
         if self.notes.len() >= self.limits.notes_max {
             return Err(StoreError::Unavailable("more grants wait to be written than the store holds".to_owned()));
         }
+        let has_dead_letters = self.dead_letter_of(request.topic).is_some();
         let topic = self.topics.get_mut(&request.topic).ok_or(StoreError::NoTopic)?;
         let cutoff = topic.cutoff(now);
         let group = topic.groups.get_mut(&request.group).ok_or(StoreError::NoGroup)?;
@@ -114,6 +118,8 @@ impl State {
             first_new,
             bytes,
             passed: Vec::new(),
+            buries: has_dead_letters && topic.spec.dead_letter_expired,
+            buried: 0,
         };
         let stop = if request.ordered { granter.ordered() } else { granter.by_lane() };
         let (passed, noted) = (std::mem::take(&mut granter.passed), granter.first_new);
@@ -171,7 +177,7 @@ impl Granter<'_> {
             let Some(lane) = (if lowest { lanes.next() } else { lanes.next_back() }) else {
                 return self.end(false, damage);
             };
-            if self.out.len() >= self.request.max || self.passed.len() >= PASSES_MAX {
+            if self.out.len() >= self.request.max || self.has_passed_enough() {
                 let mut places = waiting.iter().enumerate().flat_map(|(lane, all)| all.iter().map(move |p| (*p, lane)));
                 let more = places.any(|(partition, lane)| self.candidate(partition, lane as u8).is_some());
                 return self.end(more, damage);
@@ -198,7 +204,7 @@ impl Granter<'_> {
                 continue;
             }
             loop {
-                if self.out.len() >= self.request.max || self.passed.len() >= PASSES_MAX {
+                if self.out.len() >= self.request.max || self.has_passed_enough() {
                     let more = turns[nth..].iter().any(|partition| self.may_have(*partition));
                     return self.end(more, damage);
                 }
@@ -272,8 +278,8 @@ impl Granter<'_> {
             let id = self.lane_id(partition, lane);
             let Some(entry) = self.entry(id, sequence) else { return Step::Need(id, sequence) };
             if self.is_past(&entry) {
-                self.pass(partition, offset(id, sequence));
-                if self.passed.len() >= PASSES_MAX {
+                self.pass(id, sequence, &entry);
+                if self.has_passed_enough() {
                     return Step::Enough;
                 }
                 continue;
@@ -285,7 +291,7 @@ impl Granter<'_> {
 
     fn ordered_step(&mut self, partition: Partition) -> Step {
         loop {
-            if self.passed.len() >= PASSES_MAX {
+            if self.has_passed_enough() {
                 return Step::Enough;
             }
             let mut first: Option<(Entry, LaneId, u64)> = None;
@@ -301,7 +307,7 @@ impl Granter<'_> {
             let held =
                 self.group.exception(partition, offset(id, sequence)).is_some_and(|known| known.held().is_some());
             if self.is_past(&entry) && !held {
-                self.pass(partition, offset(id, sequence));
+                self.pass(id, sequence, &entry);
                 continue;
             }
             match self.queue_up(id, sequence, entry.body.head.key) {
@@ -326,7 +332,7 @@ impl Granter<'_> {
             cursor.ready.remove(&sequence);
             let exception = cursor.exceptions.entry(sequence).or_insert_with(|| {
                 self.group.exceptions += 1;
-                Exception { attempts: 0, standing: Standing::Waits(Timestamp(0)), failure: None, key }
+                Exception { attempts: 0, standing: Standing::Waits(Timestamp(0)), failures: Failures::default(), key }
             });
             exception.key = key;
             if let Standing::Waits(at) = exception.standing {
@@ -362,10 +368,19 @@ impl Granter<'_> {
         entry.at <= self.cutoff || entry.body.head.expires_at.is_some_and(|at| at <= self.now)
     }
 
-    fn pass(&mut self, partition: Partition, offset: Offset) {
-        if self.group.settle(partition, offset, self.now) {
+    fn has_passed_enough(&self) -> bool {
+        self.passed.len() + self.buried >= PASSES_MAX
+    }
+
+    /// Passes over a message that may no longer be delivered. What retention removes is gone in any case.
+    fn pass(&mut self, id: LaneId, sequence: u64, entry: &Entry) {
+        let (partition, place) = (id.partition, offset(id, sequence));
+        if self.buries && entry.at > self.cutoff {
+            self.group.exhaust(partition, place, self.now);
+            self.buried += 1;
+        } else if self.group.settle(partition, place, self.now) {
             self.group.totals.expired += 1;
-            self.passed.push((partition, offset));
+            self.passed.push((partition, place));
         }
     }
 
@@ -384,7 +399,7 @@ impl Granter<'_> {
         cursor.next = cursor.next.max(sequence + 1);
         let exception = cursor.exceptions.entry(sequence).or_insert_with(|| {
             self.group.exceptions += 1;
-            Exception { attempts: 0, standing: Standing::Exhausted, failure: None, key }
+            Exception { attempts: 0, standing: Standing::Exhausted, failures: Failures::default(), key }
         });
         exception.attempts = exception.attempts.saturating_add(1);
         let holder = Arc::clone(&self.request.holder);

@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::clock::Timestamp;
-use crate::message::{MessageId, Offset, PRIORITY_MAX, Partition};
-use crate::store::{Failure, GroupSpec};
+use crate::message::{FailedAttempt, MessageId, Offset, PRIORITY_MAX, Partition};
+use crate::store::GroupSpec;
 
 use super::cursor::{Cursor, Exception, Standing};
 use super::ranges::Ranges;
@@ -136,7 +136,7 @@ impl Group {
     }
 
     /// Puts a message back to wait until `at`; nothing if it is settled.
-    pub fn wait(&mut self, place: (Partition, Offset), attempts: u32, at: Timestamp, failure: Option<Failure>) {
+    pub fn wait(&mut self, place: (Partition, Offset), attempts: u32, at: Timestamp, failure: Option<FailedAttempt>) {
         let (partition, offset) = place;
         let Some(part) = self.partitions.get_mut(usize::from(partition)) else { return };
         let cursor = part.cursor(offset.lane());
@@ -150,9 +150,11 @@ impl Group {
             Some(exception) => self.clear_timers(place, exception),
             None => self.exceptions += 1,
         }
-        let (key, last) = known.map_or((None, None), |known| (known.key, known.failure));
-        let exception =
-            Exception { attempts, standing: Standing::Waits(at), failure: failure.map(Box::new).or(last), key };
+        let (key, mut failures) = known.map(|known| (known.key, known.failures)).unwrap_or_default();
+        if let Some(failure) = failure {
+            failures.push(failure);
+        }
+        let exception = Exception { attempts, standing: Standing::Waits(at), failures, key };
         let cursor = self.partitions[usize::from(partition)].cursor(offset.lane());
         cursor.exceptions.insert(offset.sequence(), exception);
         if at > Timestamp(0) {
@@ -237,6 +239,27 @@ impl Group {
             moved = true;
         }
         moved
+    }
+
+    /// Makes a message that nobody holds a dead letter with the next tick. What waits behind it under its key may go.
+    pub fn exhaust(&mut self, partition: Partition, offset: Offset, now: Timestamp) {
+        let Some(part) = self.partitions.get_mut(usize::from(partition)) else { return };
+        let cursor = part.cursor(offset.lane());
+        cursor.ready.remove(&offset.sequence());
+        cursor.next = cursor.next.max(offset.sequence() + 1);
+        let known = cursor.exceptions.remove(&offset.sequence());
+        match &known {
+            Some(exception) => self.clear_timers((partition, offset), exception),
+            None => self.exceptions += 1,
+        }
+        let (attempts, failures, key) =
+            known.map(|known| (known.attempts, known.failures, known.key)).unwrap_or_default();
+        let exception = Exception { attempts, standing: Standing::Exhausted, failures, key: None };
+        self.partitions[usize::from(partition)].cursor(offset.lane()).exceptions.insert(offset.sequence(), exception);
+        self.exhausted.insert((partition, offset));
+        if let Some(key) = key {
+            self.next_of_key(partition, key, offset, now);
+        }
     }
 
     /// Ends a lease by its deadline; whether the message may be granted again. The attempt counts.

@@ -1,10 +1,14 @@
 //! Planning settlements: whether a lease still lives, and what follows from how it ends. Invariant: a lease that is being
 //! settled is marked until the outcome is known, so it neither expires nor is settled twice. Writes nothing.
 
+use std::sync::Arc;
+
 use crate::clock::Timestamp;
-use crate::message::{GroupId, Message, MessageId, Offset, Partition, Position, TopicId};
+use crate::message::{
+    DeadLetterFacts, FailedAttempt, Failure, GroupId, Message, MessageId, Offset, Partition, Position, TopicId,
+};
 use crate::store::embedded::ops::{Body, Done, Op, key_hash};
-use crate::store::{Failure, LeaseRef, Settle, SettleRefused, Settled, Settlement, dead_letter_facts};
+use crate::store::{LeaseRef, Settle, SettleRefused, Settled, Settlement};
 
 use super::State;
 use super::append::Plan;
@@ -34,6 +38,8 @@ pub struct Live {
 
 /// The reason given when a lease ends by itself for the last time.
 pub const LEASE_EXPIRED: &str = "LEASE_EXPIRED";
+/// The reason given when a message passes its expiry before it is delivered.
+pub const EXPIRED: &str = "EXPIRED";
 
 impl State {
     /// The lease that is meant, if it lives and is not being settled.
@@ -104,19 +110,19 @@ impl State {
                 let last = self.topics[&topic].groups[&live.group].spec.attempts_max <= live.attempts;
                 // Without the message at hand it was not the last attempt when the caller looked; it is so from now on.
                 if last && (item.message.is_some() || self.dead_letter_of(topic).is_none()) {
-                    self.plan_dead_letter(&live, item.message.as_ref(), &failure, now, plan);
+                    self.plan_dead_letter(&live, item.message.as_ref(), failure, now, plan);
                     return Ok(Settled::DeadLettered);
                 }
-                self.plan_wait(&live, live.attempts, at, Some(failure), plan);
+                self.plan_wait(&live, live.attempts, at, Some(failed(&live, failure, now)), plan);
                 Ok(Settled::Retrying { at })
             }
             Settlement::DeadLetter { failure } => {
                 if item.message.is_none() && self.dead_letter_of(topic).is_some() {
                     // The dead-letter topic came to be after the caller looked: again, so that there is a copy.
-                    self.plan_wait(&live, live.attempts, now, Some(failure), plan);
+                    self.plan_wait(&live, live.attempts, now, Some(failed(&live, failure, now)), plan);
                     return Ok(Settled::Retrying { at: now });
                 }
-                self.plan_dead_letter(&live, item.message.as_ref(), &failure, now, plan);
+                self.plan_dead_letter(&live, item.message.as_ref(), failure, now, plan);
                 Ok(Settled::DeadLettered)
             }
             Settlement::Release => {
@@ -133,10 +139,16 @@ impl State {
     }
 
     /// Plans that a message waits again.
-    fn plan_wait(&mut self, live: &Live, attempts: u32, at: Timestamp, failure: Option<Failure>, plan: &mut Plan) {
+    fn plan_wait(
+        &mut self,
+        live: &Live,
+        attempts: u32,
+        at: Timestamp,
+        failure: Option<FailedAttempt>,
+        plan: &mut Plan,
+    ) {
         self.mark(live, plan);
         let (Position { topic, partition, offset }, group) = (live.position, live.group);
-        let failure = failure.map(shortened);
         plan.settles.push(Op::Retry { topic, group, partition, offset, attempts, at, failure });
     }
 
@@ -179,14 +191,14 @@ impl State {
         if !matches!(exception.standing, Standing::Exhausted) || lacks_copy || !plan.exhausted.insert(place) {
             return;
         }
-        let failure = Failure {
-            reason: LEASE_EXPIRED.into(),
-            detail: "the last delivery was not settled before its deadline".into(),
-            ..Failure::default()
+        let (reason, detail) = match exception.attempts < found.spec.attempts_max {
+            true => (EXPIRED, "it was not delivered before its expiresAt"),
+            false => (LEASE_EXPIRED, "the last delivery was not settled before its deadline"),
         };
+        let failure = Failure { reason: reason.into(), detail: detail.into(), ..Failure::default() };
         let position = Position { topic, partition, offset };
         let live = Live { position, group, grant: 0, attempts: exception.attempts };
-        self.plan_dead_letter(&live, message, &failure, now, plan);
+        self.plan_dead_letter(&live, message, failure, now, plan);
     }
 
     /// The topic that takes a topic's dead letters, if there is one.
@@ -200,20 +212,24 @@ impl State {
         &mut self,
         live: &Live,
         message: Option<&Message>,
-        failure: &Failure,
+        failure: Failure,
         now: Timestamp,
         plan: &mut Plan,
     ) {
         let Position { topic, partition, offset } = live.position;
         self.mark(live, plan);
         if let (Some(dead), Some(message)) = (self.dead_letter_of(topic), message) {
-            let spec = &self.topics[&topic].spec;
-            let name = self.topics[&topic].groups[&live.group].spec.name.clone();
+            let (spec, group) = (&self.topics[&topic].spec, &self.topics[&topic].groups[&live.group]);
+            let mut failures =
+                group.exception(partition, offset).map(|known| known.failures.clone()).unwrap_or_default();
+            if &*failure.reason != EXPIRED {
+                failures.push(failed(live, failure.clone(), now));
+            }
             let mut copy = message.clone();
             copy.id = dead_letter_id(now, dead, message.id, live.group);
-            let origin = (message, live.position);
-            copy.meta.dead_letter =
-                Some(Box::new(dead_letter_facts(origin, (live.group, name), failure, live.attempts, now)));
+            let (origin, group) = ((message, live.position), (live.group, Arc::clone(&group.spec.name)));
+            let facts = DeadLetterFacts::failed(origin, group, (live.attempts, failures), failure, now);
+            copy.meta.dead_letter = Some(Box::new(facts));
             if !spec.dead_letter_payload {
                 copy.payload = bytes::Bytes::new();
             }
@@ -248,6 +264,10 @@ impl State {
     }
 }
 
+fn failed(live: &Live, failure: Failure, at: Timestamp) -> FailedAttempt {
+    FailedAttempt { attempt: live.attempts, at, failure }
+}
+
 /// The id of a dead letter: the same for the same message and group at the same time.
 #[must_use]
 pub fn dead_letter_id(now: Timestamp, topic: TopicId, original: MessageId, group: GroupId) -> MessageId {
@@ -256,21 +276,4 @@ pub fn dead_letter_id(now: Timestamp, topic: TopicId, original: MessageId, group
     // The entropy's low 44 bits are used: fold the hash so that all of it counts.
     let hash = key_hash(&bytes);
     MessageId::new(now, topic, 0, hash ^ hash >> 31)
-}
-
-/// A failure as it is remembered until the next attempt: a hundred thousand of them must fit in memory.
-fn shortened(failure: Failure) -> Failure {
-    const DETAIL_CHARS: usize = 256;
-    let short = |text: &std::sync::Arc<str>| -> std::sync::Arc<str> {
-        match text.char_indices().nth(DETAIL_CHARS) {
-            Some((at, _)) => text[..at].into(),
-            None => text.clone(),
-        }
-    };
-    Failure {
-        reason: short(&failure.reason),
-        detail: short(&failure.detail),
-        stage: failure.stage.as_ref().map(short),
-        ..failure
-    }
 }

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
-use crate::message::{GroupId, Offset, Partition};
+use crate::message::{Failures, GroupId, Offset, Partition};
 use crate::store::embedded::ops::{Body, Head, LaneId, Owner};
 use crate::store::embedded::segment::Segment;
-use crate::store::{Failure, GroupSpec, KvValue, TopicSpec};
+use crate::store::{GroupSpec, KvValue, TopicSpec};
 
 use super::cursor::{Cursor, Exception, Standing};
 use super::dedup::Record;
@@ -72,7 +72,7 @@ struct CursorSnapshot {
     lane: u8,
     floor: u64,
     settled: Ranges,
-    exceptions: Vec<(u64, u32, Timestamp, Option<Box<Failure>>)>,
+    exceptions: Vec<(u64, u32, Timestamp, Failures)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -228,12 +228,12 @@ fn group_snapshot(group: &Group) -> GroupSnapshot {
 }
 
 /// A lease does not outlive the process, so what it leaves is an attempt.
-fn exception_snapshot(at: u64, known: &Exception) -> (u64, u32, Timestamp, Option<Box<Failure>>) {
+fn exception_snapshot(at: u64, known: &Exception) -> (u64, u32, Timestamp, Failures) {
     let due = match known.standing {
         Standing::Waits(due) | Standing::Parked(due) => due,
         Standing::Held(_) | Standing::Exhausted => Timestamp(0),
     };
-    (at, known.attempts, due, known.failure.clone())
+    (at, known.attempts, due, known.failures.clone())
 }
 
 fn restore_topic(snapshot: TopicSnapshot) -> Topic {
@@ -280,9 +280,12 @@ fn restore_group(snapshot: GroupSnapshot, partitions: u16) -> Group {
             continue;
         }
         *part.cursor(cursor.lane) = Cursor::at(cursor.floor, cursor.settled);
-        for (sequence, attempts, at, failure) in cursor.exceptions {
+        for (sequence, attempts, at, failures) in cursor.exceptions {
             let place = (cursor.partition, Offset::new(cursor.lane, sequence));
-            group.wait(place, attempts, at, failure.map(|failure| *failure));
+            group.wait(place, attempts, at, None);
+            if let Some(exception) = group.exception_mut(place.0, place.1) {
+                exception.failures = failures;
+            }
         }
     }
     group

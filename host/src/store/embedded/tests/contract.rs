@@ -81,7 +81,7 @@ async fn the_last_attempt_makes_a_dead_letter_and_so_does_the_last_expiry() {
     assert!(lease(&store, 2).await.is_empty());
     let dead = store.dead_letters(DEAD, None, 10).await.unwrap().messages;
     let reasons: Vec<_> = dead.iter().map(|(_, m)| m.meta.dead_letter.clone().unwrap()).collect();
-    assert_eq!(reasons.iter().map(|facts| &*facts.reason).collect::<Vec<_>>(), ["NACK", "LEASE_EXPIRED"]);
+    assert_eq!(reasons.iter().map(|facts| &*facts.last.reason).collect::<Vec<_>>(), ["NACK", "LEASE_EXPIRED"]);
     assert!(reasons.iter().all(|facts| facts.attempts == 3 && &*facts.group_name == "workers"));
     assert_eq!(store.discard_dead_letters(vec![dead[0].0, dead[0].0]).await.unwrap(), 1);
     assert_eq!(store.dead_letters(DEAD, None, 10).await.unwrap().messages.len(), 1);

@@ -40,7 +40,7 @@ async fn acknowledged_messages_and_settlements_survive() {
         assert_eq!((leases.len(), leases[0].attempt, leases[1].attempt), (6, 2, 1), "the grant was remembered");
         let found = store.get(MessageId::new(START, TOPIC, 0, 4)).await.unwrap().unwrap();
         assert!(matches!(found.groups[0].state, DeliveryState::Retrying { attempts: 1, .. }), "{found:?}");
-        assert_eq!(&*found.groups[0].last_failure.clone().unwrap().reason, "NACK");
+        assert_eq!(&*found.groups[0].failures.as_slice()[0].failure.reason, "NACK");
     })
     .await;
 }
@@ -122,7 +122,7 @@ async fn a_dead_letter_and_its_settlement_are_one_unit() {
     let dead = store.dead_letters(DEAD, None, 10).await.unwrap().messages;
     assert_eq!(dead.len(), 1);
     let facts = dead[0].1.meta.dead_letter.clone().unwrap();
-    assert_eq!((facts.original_id, &*facts.reason), (leases[0].message.id, "REJECTED"));
+    assert_eq!((facts.original_id, &*facts.last.reason), (leases[0].message.id, "REJECTED"));
     assert!(store.get(dead[0].1.id).await.unwrap().is_some());
 }
 
@@ -140,5 +140,5 @@ async fn an_exhausted_lease_dies_after_a_crash_too() {
     assert!(lease(&store, 1).await.is_empty());
     store.tick().await.unwrap();
     let dead = store.dead_letters(DEAD, None, 10).await.unwrap().messages;
-    assert_eq!(&*dead[0].1.meta.dead_letter.clone().unwrap().reason, "LEASE_EXPIRED");
+    assert_eq!(&*dead[0].1.meta.dead_letter.clone().unwrap().last.reason, "LEASE_EXPIRED");
 }

@@ -104,7 +104,7 @@ async fn a_directory_in_use_and_a_newer_format_are_refused() {
     (bytes[8], bytes[12]) = (9, 1);
     fs::write(&path, bytes).unwrap();
     let error = EmbeddedStore::open(EmbeddedOptions::new(dir.path(), clock.clone())).err().unwrap();
-    assert!(matches!(error, OpenError::NewerFormat { found: 9, .. }), "{error}");
+    assert!(matches!(error, OpenError::OtherFormat { found: 9, .. }), "{error}");
 }
 
 /// Limits under which a few messages fill blocks, memory and the journal.

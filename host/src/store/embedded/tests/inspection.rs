@@ -454,7 +454,7 @@ async fn a_store_in_use_a_newer_one_and_none_are_refused() {
         (bytes[8], bytes[12]) = (7, 1);
         fs::write(newer.path().join(&file), bytes).unwrap();
         let refused = ClosedStore::take(newer.path()).unwrap().inspect(&known(), START, &|_| {}).unwrap_err();
-        assert!(matches!(refused, OpenError::NewerFormat { found: 7, .. }), "{file}: {refused}");
+        assert!(matches!(refused, OpenError::OtherFormat { found: 7, .. }), "{file}: {refused}");
     }
 }
 
