@@ -19,6 +19,7 @@ use crate::catalog::model::{
 };
 use crate::catalog::{Actor, Catalog, CatalogError};
 use crate::clock::{Clock, Timestamp};
+use crate::delivery::push::signature::{Scheme, new_secret};
 use crate::entropy::Entropy;
 use crate::message::{GroupId, TopicId, TopicName};
 use crate::pipeline::{PipelineError, Pipelines};
@@ -27,9 +28,6 @@ use crate::store::{MessageStore, SeekTo, StoreError};
 
 use self::specs::{group_spec, needs_shared_group, shared_group};
 pub use self::specs::{group_specs, topic_spec};
-
-/// How long the secret before a rotation still signs.
-const ROTATION_OVERLAP: Duration = Duration::from_secs(24 * 3600);
 
 /// Knows topics and subscriptions, and changes them in catalog, store and pipelines together.
 pub struct Directory {
@@ -111,6 +109,8 @@ pub struct NewSubscription {
     pub consumer_group: Arc<str>,
     /// What its owner chose.
     pub settings: SubscriptionSettings,
+    /// How its webhooks are signed.
+    pub signature: Scheme,
     /// Where it begins.
     pub start: SeekTo,
 }
@@ -382,7 +382,7 @@ impl Directory {
             topic_name: new.topic.name.clone(),
             consumer_group: new.consumer_group,
             settings: new.settings,
-            secret: push.then(|| crate::delivery::push::signature::new_secret(&self.entropy)),
+            secret: push.then(|| new_secret(new.signature, &self.entropy)),
             previous_secret: None,
             pause: None,
             created_by: actor.user.clone(),
@@ -460,7 +460,8 @@ impl Directory {
         Ok(Arc::new(subscription))
     }
 
-    /// Gives a Push subscription a new secret; the old one signs too for a day.
+    /// Gives a Push subscription a new secret, by its scheme of before unless another is given; the old one signs too for
+    /// `overlap`.
     ///
     /// # Errors
     /// `NotFound`; `Conflict` for a Pull subscription.
@@ -468,6 +469,7 @@ impl Directory {
         &self,
         id: SubscriptionId,
         expected_version: Option<u64>,
+        (scheme, overlap): (Option<Scheme>, Duration),
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
         let _one_at_a_time = self.editing.lock().await;
@@ -476,8 +478,9 @@ impl Directory {
         if before.settings.kind != SubscriptionKind::Push {
             return Err(DirectoryError::Conflict("a Pull subscription has no signing secret".to_owned()));
         }
-        let secret = crate::delivery::push::signature::new_secret(&self.entropy);
-        let until = self.clock.now().plus(ROTATION_OVERLAP);
+        let scheme = scheme.or_else(|| before.secret.as_ref().map(Scheme::of)).unwrap_or_default();
+        let secret = new_secret(scheme, &self.entropy);
+        let until = self.clock.now().plus(overlap);
         let subscription = self.catalog.rotate_secret(id, secret, until, actor).await?;
         self.reload().await?;
         Ok(Arc::new(subscription))

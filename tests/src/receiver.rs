@@ -171,6 +171,12 @@ impl Request {
             .unwrap_or_else(|error| panic!("no envelope ({error}): {}", String::from_utf8_lossy(&self.body)))
     }
 
+    /// Whether no signature was made with this secret.
+    #[must_use]
+    pub fn is_forged(&self, secret: &str) -> bool {
+        signature::verify(secret, &self.headers, &self.body).is_err()
+    }
+
     /// Demands a right signature.
     ///
     /// # Panics

@@ -202,6 +202,54 @@ async fn a_rotated_secret_signs_beside_the_old_one() {
 }
 
 #[tokio::test]
+async fn how_long_the_old_secret_signs_is_the_owners_choice() {
+    let (broker, receiver) = (Broker::start().await, Receiver::start().await);
+    let subscription = topic_with_push(&broker, &receiver, json!({})).await;
+    let secret = |view: &Value| view["secret"].as_str().expect("a secret").to_owned();
+    let path = format!("/subscriptions/{}/secret/rotate", id_of(&subscription));
+    let rotated = broker.post(&path, &json!({"overlap": "PT1H"})).await.expect(200);
+    assert!(rotated["previousSecretUntil"].is_string(), "{rotated}");
+    let (first, second) = (secret(&subscription), secret(&rotated));
+    broker.clock().advance(Duration::from_secs(3601)).await;
+    broker.publish("events", "after the hour").await;
+    let request = receiver.received(1).await.remove(0);
+    request.verify(&second);
+    assert!(request.is_forged(&first), "the old one's hour is over");
+
+    let leaked = broker.post(&path, &json!({"overlap": "PT0S"})).await.expect(200);
+    broker.publish("events", "at once").await;
+    let request = receiver.received(2).await.remove(1);
+    request.verify(&secret(&leaked));
+    assert!(request.is_forged(&second), "a secret that has leaked signs nothing more");
+    for wrong in [json!({"overlap": "P31D"}), json!({"signature": "rsa"}), json!({"overlap": null})] {
+        broker.post(&path, &wrong).await.expect_problem(400, "VALIDATION_ERROR");
+    }
+}
+
+#[tokio::test]
+async fn a_webhook_signed_with_a_private_key_is_checked_with_the_public_one() {
+    let (mut broker, receiver) = (Broker::start().await, Receiver::start().await);
+    let subscription = topic_with_push(&broker, &receiver, json!({"signature": "ed25519"})).await;
+    let key = subscription["publicKey"].as_str().expect("a public key").to_owned();
+    assert!(subscription["secret"].is_null() && key.starts_with("whpk_"), "{subscription}");
+    broker.publish("events", "work").await;
+    let request = receiver.received(1).await.remove(0);
+    request.verify(&key);
+    assert!(request.header("webhook-signature").starts_with("v1a,"));
+
+    let page = format!("/subscriptions/{}", id_of(&subscription));
+    let refused = broker.put(&page, &json!({"signature": "hmac"})).await.expect_problem(400, "VALIDATION_ERROR");
+    assert_eq!(refused["errors"][0]["pointer"], "/signature");
+    let rotated = broker.post(&format!("{page}/secret/rotate"), &json!({"signature": "hmac"})).await.expect(200);
+    assert!(rotated["publicKey"].is_null() && rotated["signature"] == "hmac", "{rotated}");
+    broker.crash().await;
+    broker.publish("events", "work").await;
+    let request = receiver.received(2).await.remove(1);
+    request.verify(&key);
+    request.verify(rotated["secret"].as_str().expect("a secret"));
+}
+
+#[tokio::test]
 async fn a_test_delivery_shows_request_and_response() {
     let (broker, receiver) = (Broker::start().await, Receiver::start().await);
     let subscription = topic_with_push(&broker, &receiver, json!({})).await;

@@ -13,7 +13,7 @@ use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use self::body::{SubscriptionBody, SubscriptionView};
+use self::body::{SubscriptionBody, SubscriptionView, Wanted};
 use super::auth::Caller;
 use super::extract::{IfMatch, Json, Param, Query};
 use super::page::{Paging, Window};
@@ -31,7 +31,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 /// Create a subscription.
 #[utoipa::path(
     post, path = "/api/v1/subscriptions", tag = "subscriptions", request_body = SubscriptionBody,
-    responses((status = 201, description = "Made; a Push subscription's signing secret is shown this once", body = SubscriptionView)),
+    responses((status = 201, description = "Made; a Push subscription's signing secret is shown this once, or its public key", body = SubscriptionView)),
 )]
 async fn create(
     State(broker): State<Arc<Broker>>,
@@ -41,8 +41,8 @@ async fn create(
     let new = body.check(|body, faults| body.create(&broker.config.push, faults))?;
     let topic = reach::topic(&broker, &caller, &new.topic)?;
     let start = new.start(&topic)?;
-    let (consumer_group, settings) = (new.consumer_group, new.settings);
-    let new = NewSubscription { topic, consumer_group, settings, start };
+    let Wanted { consumer_group, settings, signature, .. } = new;
+    let new = NewSubscription { topic, consumer_group, settings, signature, start };
     let subscription = broker.directory.create_subscription(new, &caller.actor()).await?;
     let location = format!("/api/v1/subscriptions/{}", subscription.id);
     Ok(answer::tagged(answer::created(location, &SubscriptionView::with_secret(&subscription)), subscription.version))

@@ -71,6 +71,9 @@ pub(super) struct SubscribeArgs {
     /// Where to begin on a PubSub topic: earliest, latest or a time (RFC 3339) [default: latest]
     #[arg(long, value_name = "WHERE")]
     start_from: Option<String>,
+    /// How webhooks are signed (Push) [default: hmac]
+    #[arg(long, value_name = "SCHEME", value_parser = SCHEMES)]
+    signature: Option<String>,
     #[command(flatten)]
     settings: Settings,
     #[command(flatten)]
@@ -158,12 +161,23 @@ pub(super) enum Action {
         part: Part,
     },
     /// Make a new signing secret; the old one signs beside it for a while
-    #[command(after_help = "Example:\n  sluice subscription rotate SUBSCRIPTION_ID")]
+    #[command(
+        after_help = "Examples:\n  sluice subscription rotate SUBSCRIPTION_ID\n  sluice subscription rotate SUBSCRIPTION_ID --overlap PT0S"
+    )]
     Rotate {
         /// Its id
         id: String,
+        /// How long the old secret signs too, ISO 8601; PT0S where it has leaked [default: P1D]
+        #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+        overlap: Option<String>,
+        /// How webhooks are signed from now on [default: as before]
+        #[arg(long, value_name = "SCHEME", value_parser = SCHEMES)]
+        signature: Option<String>,
     },
 }
+
+/// How webhooks may be signed.
+const SCHEMES: [&str; 2] = ["hmac", "ed25519"];
 
 /// What an owner chooses.
 #[derive(Debug, Args)]
@@ -256,6 +270,7 @@ pub(super) async fn subscribe(args: &SubscribeArgs) -> Result<(), Failure> {
         [("topicName", &*args.topic), ("consumerGroup", &args.group), ("type", kind)]
             .map(|(name, value)| (name.to_owned(), json!(value))),
     );
+    body.extend(args.signature.as_ref().map(|scheme| ("signature".to_owned(), json!(scheme))));
     body.extend(args.start_from.as_ref().map(|place| ("startFrom".to_owned(), json!(place))));
     args.settings.write(&mut body);
     let made = client.post(&["subscriptions"], Query::default(), &Value::Object(body)).await?;
@@ -264,7 +279,13 @@ pub(super) async fn subscribe(args: &SubscribeArgs) -> Result<(), Failure> {
 
 fn show_secret(output: Output, sentence: &str, subscription: &Value) -> Result<(), Failure> {
     let mut text = sentence.to_owned();
-    for (name, heading) in [("subscriptionId", "id"), ("secret", "signing secret, shown this once")] {
+    let shown = [
+        ("subscriptionId", "id"),
+        ("secret", "signing secret, shown this once"),
+        ("publicKey", "public key, to check signatures with"),
+        ("previousSecretUntil", "the old secret signs too until"),
+    ];
+    for (name, heading) in shown {
         if let Some(value) = subscription[name].as_str() {
             text.push_str(&format!("\n{heading}: {value}"));
         }
@@ -311,8 +332,11 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
             let attempts = client.list(&["subscriptions", id, "attempts"], "attempts", *part, &[]).await?;
             output.list(&attempts, ATTEMPT_COLUMNS, "no deliveries yet")
         }
-        Action::Rotate { id } => {
-            let made = client.act(&["subscriptions", id, "secret", "rotate"], Query::default()).await?;
+        Action::Rotate { id, overlap, signature } => {
+            let given = [("overlap", overlap), ("signature", signature)];
+            let given = given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), json!(value.as_ref()?))));
+            let body = Value::Object(given.collect());
+            let made = client.post(&["subscriptions", id, "secret", "rotate"], Query::default(), &body).await?;
             show_secret(output, "a new secret signs from now on", &made)
         }
     }

@@ -199,7 +199,7 @@ impl Bed {
                 "consumerEndpoint": "http://127.0.0.1:9/hook", "maxRetries": 3, "ackTimeout": "PT30S",
                 "filter": {"headerMatches": {"k": "v"}, "payloadQuery": "$.a == 1"}, "format": "raw",
                 "backoff": {"initial": "PT2S", "multiplier": 2, "max": "PT1H", "jitter": 0.2}, "ordered": true,
-                "maxInFlight": 10, "rateLimit": 10, "headers": {"x-key": "v"},
+                "maxInFlight": 10, "rateLimit": 10, "headers": {"x-key": "v"}, "signature": "hmac",
             })
         };
         let mut new = settings("more");
@@ -218,7 +218,9 @@ impl Bed {
             Row::put(format!("/api/v1/subscriptions/{push}/pipeline")).body(stages).header("If-Match", "*"),
             Row::get(format!("/api/v1/subscriptions/{push}/pipeline/history?limit=10&offset=0")),
             Row::post(format!("/api/v1/subscriptions/{push}/test")),
-            Row::post(format!("/api/v1/subscriptions/{push}/secret/rotate")).header("If-Match", "*"),
+            Row::post(format!("/api/v1/subscriptions/{push}/secret/rotate"))
+                .body(json!({"overlap": "PT1H", "signature": "hmac"}))
+                .header("If-Match", "*"),
             Row::post(format!("/api/v1/subscriptions/{pull}/pause")).header("If-Match", "*"),
             Row::post(format!("/api/v1/subscriptions/{pull}/resume")).header("If-Match", "*"),
         ]

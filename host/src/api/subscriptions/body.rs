@@ -19,6 +19,7 @@ use crate::catalog::model::{
 };
 use crate::clock::Timestamp;
 use crate::config;
+use crate::delivery::push::signature::{Scheme, public_key};
 use crate::delivery::push::{EndpointStatus, validate_endpoint, validate_headers};
 use crate::message::{HEADERS_BYTES_MAX, Offset, Partition, TopicName, has_control};
 use crate::store::SeekTo;
@@ -91,6 +92,10 @@ pub(super) struct SubscriptionBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     format: Option<PushFormat>,
+    /// How webhooks are signed (`hmac`). Only at creation; later it changes with the secret, by `secret/rotate`.
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    signature: Option<Scheme>,
     /// Extra headers (Push); their values are never shown again.
     #[serde(default, deserialize_with = "headers_once")]
     #[schema(nullable = false)]
@@ -129,6 +134,7 @@ pub(super) struct Wanted {
     pub(super) topic: TopicName,
     pub(super) consumer_group: Arc<str>,
     pub(super) settings: SubscriptionSettings,
+    pub(super) signature: Scheme,
     start: Option<SeekTo>,
 }
 
@@ -156,8 +162,12 @@ impl SubscriptionBody {
         let kind = faults.require("/type", self.kind);
         let start = self.start_from.as_deref().map(start_from).transpose();
         let start = faults.keep("/startFrom", start);
+        if kind == Some(SubscriptionKind::Pull) && self.signature.is_some() {
+            faults.push("/signature", "is for type Push alone");
+        }
+        let signature = self.signature.unwrap_or_default();
         let settings = self.over(SubscriptionSettings::new(kind?), push, faults);
-        Some(Wanted { topic: topic?, consumer_group: group?, settings, start: start? })
+        Some(Wanted { topic: topic?, consumer_group: group?, settings, signature, start: start? })
     }
 
     /// What is left out stays.
@@ -172,6 +182,9 @@ impl SubscriptionBody {
         }
         if self.consumer_group.as_deref().is_some_and(|group| group != &*before.consumer_group) {
             faults.push("/consumerGroup", "cannot change; make a new subscription");
+        }
+        if self.signature.is_some_and(|wanted| before.secret.as_ref().map(Scheme::of) != Some(wanted)) {
+            faults.push("/signature", "changes with the secret alone: POST …/secret/rotate takes it");
         }
         if self.start_from.is_some() {
             faults.push("/startFrom", "counts at creation only; move the cursor by `seek`");
@@ -381,9 +394,18 @@ pub(super) struct SubscriptionView {
     /// Its endpoint, as this broker sees it (Push).
     #[serde(skip_serializing_if = "Option::is_none")]
     endpoint: Option<EndpointStatus>,
-    /// The signing secret: at creation and rotation only.
+    /// How webhooks are signed (Push).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature: Option<Scheme>,
+    /// What receivers check `ed25519` signatures with: `whpk_…`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    public_key: Option<String>,
+    /// The signing secret of `hmac`, `whsec_…`: at creation and rotation only.
     #[serde(skip_serializing_if = "Option::is_none")]
     secret: Option<String>,
+    /// Until when the secret before the last rotation signs too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    previous_secret_until: Option<Time>,
     created_by: String,
     created_at: Time,
     updated_at: Time,
@@ -423,16 +445,20 @@ impl SubscriptionView {
             is_active: pause.is_none(),
             pause: pause.map(|pause| PauseView { reason: pause.reason.clone(), since: Time(pause.since) }),
             endpoint,
+            signature: subscription.secret.as_ref().map(Scheme::of),
+            public_key: subscription.secret.as_ref().and_then(public_key),
             secret: None,
+            previous_secret_until: subscription.previous_secret.as_ref().map(|(_, until)| Time(*until)),
             created_by: subscription.created_by.clone(),
             created_at: Time(subscription.created_at),
             updated_at: Time(subscription.updated_at),
         }
     }
 
-    /// As it is shown the one time that its secret may be.
+    /// As it is shown the one time that its secret may be. A private key never is: nobody but this broker needs it.
     pub(super) fn with_secret(subscription: &Subscription) -> SubscriptionView {
-        let secret = subscription.secret.as_ref().map(|secret| secret.expose().to_owned());
+        let shared = subscription.secret.as_ref().filter(|secret| Scheme::of(secret) == Scheme::Hmac);
+        let secret = shared.map(|secret| secret.expose().to_owned());
         SubscriptionView { secret, ..SubscriptionView::of(subscription, None) }
     }
 }

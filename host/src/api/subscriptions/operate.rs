@@ -2,6 +2,7 @@
 //! Never changes a subscription's settings.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -13,16 +14,22 @@ use utoipa_axum::routes;
 use super::body::{SubscriptionView, seek_to};
 use super::shown;
 use crate::api::auth::Caller;
-use crate::api::extract::{IfMatch, Json, NoBody, Param, Query};
+use crate::api::extract::{IfMatch, Json, NoBody, OptionalJson, Param, Query, not_null};
 use crate::api::page::{Paging, Window};
 use crate::api::problem::{Code, Problem};
+use crate::api::wire::Iso;
 use crate::api::{Api, answer, reach};
 use crate::broker::Broker;
 use crate::catalog::Event;
 use crate::catalog::model::{Pause, SubscriptionId, SubscriptionKind};
+use crate::delivery::push::signature::Scheme;
 use crate::delivery::push::{AttemptRecord, TestResult};
 use crate::directory::paused_by;
 use crate::message::Partition;
+
+/// How long the secret before a rotation still signs: long enough to change a receiver's in working hours.
+const ROTATION_OVERLAP: Duration = Duration::from_secs(86_400);
+const ROTATION_OVERLAP_MAX: Duration = Duration::from_secs(30 * 86_400);
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
@@ -181,23 +188,44 @@ async fn attempts(
     Ok(answer::ok(&AttemptList { attempts, paging }))
 }
 
+/// How to rotate a secret.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+struct RotateBody {
+    /// How long the old one signs too (`P1D`), at most `P30D`; `PT0S` where it has leaked.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    overlap: Option<Iso>,
+    /// How webhooks are signed from now on; as before unless given.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    signature: Option<Scheme>,
+}
+
 /// Rotate the signing secret.
 #[utoipa::path(
-    post, path = "/api/v1/subscriptions/{id}/secret/rotate", tag = "subscriptions",
+    post, path = "/api/v1/subscriptions/{id}/secret/rotate", tag = "subscriptions", request_body = RotateBody,
     params(
         ("id" = String, Path, description = "Its id"),
         ("If-Match" = Option<String>, Header, description = "The version that is meant"),
     ),
-    responses((status = 200, description = "The new secret, shown this once; the old one signs too for a day", body = SubscriptionView)),
+    responses((status = 200, description = "The new secret, shown this once, or the new public key; the old secret signs too for a while", body = SubscriptionView)),
 )]
 async fn rotate_secret(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
     if_match: IfMatch,
-    _: NoBody,
+    OptionalJson(body): OptionalJson<RotateBody>,
 ) -> Result<Response, Problem> {
     reach::subscription(&broker, &caller, id)?;
-    let subscription = broker.directory.rotate_secret(id, if_match.expected()?, &caller.actor()).await?;
+    let how = body.check(|body, faults| {
+        let overlap = body.overlap.map_or(ROTATION_OVERLAP, |Iso(overlap)| overlap);
+        if overlap > ROTATION_OVERLAP_MAX {
+            faults.push("/overlap", "is at most P30D: two secrets are twice as many that can leak");
+        }
+        Some((body.signature, overlap))
+    })?;
+    let subscription = broker.directory.rotate_secret(id, if_match.expected()?, how, &caller.actor()).await?;
     Ok(answer::tagged(answer::ok(&SubscriptionView::with_secret(&subscription)), subscription.version))
 }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use uuid::Uuid;
 
-use super::signature::new_secret;
+use super::signature::{Scheme, new_secret};
 use crate::catalog::model::{
     DeadLetterPayload, Guarantee, Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic,
     TopicKind, TopicSettings,
@@ -56,7 +56,7 @@ pub(super) fn subscription(endpoint: &str) -> Subscription {
             endpoint: Some(endpoint.to_owned()),
             ..SubscriptionSettings::new(SubscriptionKind::Push)
         },
-        secret: Some(new_secret(&Entropy::seeded(1))),
+        secret: Some(new_secret(Scheme::Hmac, &Entropy::seeded(1))),
         previous_secret: None,
         pause: None,
         created_by: "test".to_owned(),
