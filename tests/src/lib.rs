@@ -15,6 +15,7 @@ pub mod events;
 pub mod fuzz;
 pub mod guest;
 pub mod history;
+pub mod outside;
 pub mod publish;
 pub mod receiver;
 pub mod signature;

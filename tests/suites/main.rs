@@ -16,6 +16,7 @@ mod idempotency;
 mod limits;
 mod main_job;
 mod offline;
+mod outside;
 mod pipelines;
 mod reload;
 mod soak;

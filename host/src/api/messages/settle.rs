@@ -71,8 +71,7 @@ pub(super) struct SettleAnswer {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>, format = Uuid)]
     pub(super) message_id: Option<MessageId>,
-    /// `Acked`, `Retrying`, `DeadLettered`, `Released` or `Extended`.
-    pub(super) status: &'static str,
+    pub(super) status: SettledStatus,
     /// When it comes again, at the earliest.
     #[serde(skip_serializing_if = "Option::is_none")]
     retry_at: Option<Time>,
@@ -81,14 +80,29 @@ pub(super) struct SettleAnswer {
     ack_deadline: Option<Time>,
 }
 
+/// What became of a lease.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+pub(super) enum SettledStatus {
+    /// Done.
+    Acked,
+    /// It comes again at `retryAt`, or later.
+    Retrying,
+    /// Its last attempt failed.
+    DeadLettered,
+    /// It waits again, as if it had not been taken.
+    Released,
+    /// Held until `ackDeadline`.
+    Extended,
+}
+
 impl SettleAnswer {
     pub(super) fn of(message_id: Option<MessageId>, settled: Settled) -> SettleAnswer {
         let (status, retry_at, ack_deadline) = match settled {
-            Settled::Acked => ("Acked", None, None),
-            Settled::Retrying { at } => ("Retrying", Some(Time(at)), None),
-            Settled::DeadLettered => ("DeadLettered", None, None),
-            Settled::Released => ("Released", None, None),
-            Settled::Extended { until } => ("Extended", None, Some(Time(until))),
+            Settled::Acked => (SettledStatus::Acked, None, None),
+            Settled::Retrying { at } => (SettledStatus::Retrying, Some(Time(at)), None),
+            Settled::DeadLettered => (SettledStatus::DeadLettered, None, None),
+            Settled::Released => (SettledStatus::Released, None, None),
+            Settled::Extended { until } => (SettledStatus::Extended, None, Some(Time(until))),
         };
         SettleAnswer { message_id, status, retry_at, ack_deadline }
     }

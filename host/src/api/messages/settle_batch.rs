@@ -107,11 +107,17 @@ enum SettleItemAnswer {
     Settled(SettleAnswer),
     /// Refused.
     Refused {
-        /// `Refused`.
-        status: &'static str,
+        status: RefusedStatus,
         /// Why.
         error: Box<ProblemBody>,
     },
+}
+
+/// What became of a lease that was not settled.
+#[derive(Debug, Clone, Copy, Serialize, ToSchema)]
+enum RefusedStatus {
+    /// Nothing; `error` says why.
+    Refused,
 }
 
 /// Settle many messages.
@@ -231,7 +237,9 @@ async fn settle_items(broker: &Broker, slots: &Slots, items: Vec<Item>) -> Resul
         });
         match settled {
             Ok(settled) => SettleItemAnswer::Settled(SettleAnswer::of(item.message, settled)),
-            Err(problem) => SettleItemAnswer::Refused { status: "Refused", error: Box::new(problem.item_body()) },
+            Err(problem) => {
+                SettleItemAnswer::Refused { status: RefusedStatus::Refused, error: Box::new(problem.item_body()) }
+            }
         }
     };
     Ok(items.into_iter().map(next).collect())
