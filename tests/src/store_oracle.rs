@@ -91,6 +91,8 @@ pub struct Cursor {
     delivered: (u64, u64),
     /// Whether it is still known how many messages were counted as expired.
     expired_known: bool,
+    /// What was settled when each was made.
+    snapshots: BTreeMap<u8, BTreeSet<Position>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -154,6 +156,7 @@ impl Oracle {
             expired: 0,
             delivered: (0, 0),
             expired_known: true,
+            snapshots: BTreeMap::new(),
         };
         for kept in log.kept.iter().filter(|kept| kept.is_for(spec.group)) {
             let waits = match spec.start {
@@ -430,6 +433,36 @@ impl Oracle {
                 SeekTo::Offset(..) => continue,
             };
             cursor.states.insert(kept.position, if waits && !kept.erased { FRESH } else { Delivery::Settled });
+        }
+    }
+
+    /// Keeps what a group has not settled under a name.
+    pub fn put_snapshot(&mut self, topic: TopicId, group: GroupId, name: u8) {
+        let cursor = self.log(topic).groups.get_mut(&group).expect("the model asks for groups that are there");
+        let settled = cursor.states.iter().filter(|(_, state)| matches!(state, Delivery::Settled));
+        let settled = settled.map(|(position, _)| *position).collect();
+        cursor.snapshots.insert(name, settled);
+    }
+
+    /// Checks whether a snapshot was there, and forgets it.
+    pub fn delete_snapshot(&mut self, topic: TopicId, group: GroupId, name: u8, answer: bool) {
+        let cursor = self.log(topic).groups.get_mut(&group).expect("the model asks for groups that are there");
+        assert_eq!(answer, cursor.snapshots.remove(&name).is_some(), "whether snapshot {name} was there");
+    }
+
+    /// Checks whether a snapshot was there, and moves the cursor back to it.
+    pub fn restore(&mut self, topic: TopicId, group: GroupId, name: u8, answer: bool) {
+        let now = self.now;
+        let log = self.log(topic);
+        let past = log.kept.iter().any(|kept| log.is_past(kept, now));
+        let cursor = log.groups.get_mut(&group).expect("the model asks for groups that are there");
+        let snapshot = cursor.snapshots.get(&name).cloned();
+        assert_eq!(answer, snapshot.is_some(), "whether snapshot {name} was there");
+        let Some(settled) = snapshot else { return };
+        cursor.expired_known &= !past;
+        for kept in log.kept.iter().filter(|kept| kept.is_for(group)) {
+            let waits = !settled.contains(&kept.position) && !kept.erased;
+            cursor.states.insert(kept.position, if waits { FRESH } else { Delivery::Settled });
         }
     }
 

@@ -161,7 +161,10 @@ impl World {
         broker.post("/subscriptions", &billing).await.expect(201);
         broker.subscribe("deployment.events", "email").await;
         let push = broker.subscribe_push("deployment.events", "hook", &self.receiver.url(), json!({})).await;
-        words.insert("SUBSCRIPTION_ID", text(&push, "subscriptionId"));
+        let subscription = text(&push, "subscriptionId");
+        let snapshot = format!("/subscriptions/{subscription}/snapshots/before-release");
+        broker.put(&snapshot, &json!({})).await.expect(200);
+        words.insert("SUBSCRIPTION_ID", subscription);
         broker.publish("deployment.events", r#"{"severity": 9}"#).await;
         for number in 0..4 {
             broker.publish("orders", json!({"id": number, "total": 200})).await;

@@ -323,3 +323,35 @@ async fn a_topic_tells_how_far_its_groups_are_behind_in_messages_and_in_seconds(
     let slow = figures("slow").await;
     assert!(slow["lagSeconds"].as_u64().expect("a number") < 10, "{slow}");
 }
+
+#[tokio::test]
+async fn a_seek_to_a_snapshot_brings_back_what_was_not_settled_then() {
+    let mut broker = Broker::start().await;
+    broker.create_topic("events", "PubSub").await;
+    let subscription = broker.subscribe("events", "g").await;
+    let page = format!("/subscriptions/{}", subscription["subscriptionId"].as_str().expect("an id"));
+    for payload in ["a", "b"] {
+        broker.publish("events", payload).await;
+    }
+    broker.consume("events", "g").limit(1).collect(1).await[0].ack().await;
+    let made = broker.put(&format!("{page}/snapshots/release-1"), &json!({})).await.expect(200);
+    assert!(made["name"] == "release-1" && made["createdAt"].is_string(), "{made}");
+    broker.publish("events", "c").await;
+    broker.consume("events", "g").drain(2).await;
+
+    broker.crash().await;
+    let listed = broker.get(&format!("{page}/snapshots")).await.expect(200);
+    assert_eq!((&listed["total"], &listed["snapshots"][0]), (&json!(1), &made), "{listed}");
+    broker.post(&format!("{page}/seek"), &json!({"snapshot": "release-1"})).await.expect(200);
+    let back = broker.consume("events", "g").collect(2).await;
+    assert_eq!(back.iter().map(|delivery| delivery.payload()).collect::<Vec<_>>(), ["b", "c"]);
+
+    broker.delete(&format!("{page}/snapshots/release-1")).await.expect(204);
+    broker.delete(&format!("{page}/snapshots/release-1")).await.expect_problem(404, "NOT_FOUND");
+    broker.post(&format!("{page}/seek"), &json!({"snapshot": "release-1"})).await.expect_problem(404, "NOT_FOUND");
+    for number in 0..16 {
+        broker.put(&format!("{page}/snapshots/{number}"), &json!({})).await.expect(200);
+    }
+    broker.put(&format!("{page}/snapshots/0"), &json!({})).await.expect(200);
+    broker.put(&format!("{page}/snapshots/one-more"), &json!({})).await.expect_problem(409, "CONFLICT");
+}

@@ -57,7 +57,8 @@ macro_rules! conformance {
                 at_most_once_settles_by_the_grant, waiting_is_told_of_appends_retries_and_expiries;
             groups: each_group_gets_every_message, a_group_begins_where_it_is_told, a_group_keeps_its_cursor_when_changed,
                 a_deleted_group_is_gone, seeking_back_delivers_again, seeking_on_skips, seeking_by_time,
-                seeking_by_offset_moves_one_lane, seeking_in_one_lane_hides_nothing_of_another, seeking_ends_leases, purging_settles_what_waits;
+                seeking_by_offset_moves_one_lane, seeking_in_one_lane_hides_nothing_of_another, seeking_ends_leases, purging_settles_what_waits,
+                a_snapshot_brings_back_what_was_not_settled_then, a_snapshot_is_of_its_group_and_keeps_no_message;
             leases: a_lease_ends_at_its_deadline, a_late_settle_is_refused, an_ack_is_for_good,
                 a_receipt_settles_once, a_wrong_message_is_refused, a_holder_settles_without_a_receipt,
                 a_retry_waits_and_counts, a_release_does_not_count, an_extended_lease_lasts, one_refusal_touches_no_other,

@@ -3,6 +3,7 @@
 
 mod body;
 mod operate;
+mod snapshots;
 
 use std::sync::Arc;
 
@@ -25,7 +26,11 @@ use crate::directory::NewSubscription;
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(create, list)).routes(routes!(get, put, delete)).merge(operate::routes())
+    OpenApiRouter::new()
+        .routes(routes!(create, list))
+        .routes(routes!(get, put, delete))
+        .merge(operate::routes())
+        .merge(snapshots::routes())
 }
 
 /// Create a subscription.

@@ -17,6 +17,7 @@ const COLUMNS: &[Column] = &[
     ("ACTIVE", "/isActive"),
     ("ENDPOINT", "/consumerEndpoint"),
 ];
+const SNAPSHOT_COLUMNS: &[Column] = &[("NAME", "/name"), ("MADE", "/createdAt")];
 const ATTEMPT_COLUMNS: &[Column] = &[
     ("WHEN", "/at"),
     ("MESSAGE", "/messageId"),
@@ -49,6 +50,12 @@ Examples:
   sluice subscription seek SUBSCRIPTION_ID earliest
   sluice subscription seek SUBSCRIPTION_ID 2026-01-31T12:00:00Z
   sluice subscription seek SUBSCRIPTION_ID 0 --partition 0";
+
+const SNAPSHOT_AFTER_HELP: &str = "\
+Examples:
+  sluice subscription snapshot SUBSCRIPTION_ID before-release
+  sluice subscription seek SUBSCRIPTION_ID --snapshot before-release
+  sluice subscription snapshot SUBSCRIPTION_ID before-release --delete";
 
 const SUBSCRIBE_AFTER_HELP: &str = "\
 Examples:
@@ -141,10 +148,33 @@ pub(super) enum Action {
         /// Its id
         id: String,
         /// earliest, latest, a time (RFC 3339) or an offset
-        to: String,
+        #[arg(required_unless_present = "snapshot")]
+        to: Option<String>,
+        /// A snapshot, in place of all these
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["to", "partition"])]
+        snapshot: Option<String>,
         /// The partition that an offset belongs to
         #[arg(long, value_name = "N")]
         partition: Option<u16>,
+    },
+    /// Keep where the cursor is under a name, to seek back to it
+    #[command(after_help = SNAPSHOT_AFTER_HELP)]
+    Snapshot {
+        /// Its id
+        id: String,
+        /// The snapshot's name
+        name: String,
+        /// Delete it instead
+        #[arg(long)]
+        delete: bool,
+    },
+    /// Show the snapshots of a subscription
+    #[command(after_help = "Example:\n  sluice subscription snapshots SUBSCRIPTION_ID")]
+    Snapshots {
+        /// Its id
+        id: String,
+        #[command(flatten)]
+        part: Part,
     },
     /// Send one signed test delivery and show what came back
     #[command(after_help = "Example:\n  sluice subscription test SUBSCRIPTION_ID")]
@@ -319,13 +349,26 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
             let answer = client.delete(&["subscriptions", id], Query::default()).await?;
             output.done(&format!("deleted {id}"), &answer)
         }
-        Action::Seek { id, to, partition } => {
-            let mut body = json!({ "to": to });
+        Action::Seek { id, to, snapshot, partition } => {
+            let place = to.as_ref().or(snapshot.as_ref()).map_or("", String::as_str);
+            let mut body = if snapshot.is_some() { json!({ "snapshot": place }) } else { json!({ "to": place }) };
             if let Some(partition) = partition {
                 body["partition"] = json!(partition);
             }
             let answer = client.post(&["subscriptions", id, "seek"], Query::default(), &body).await?;
-            output.done(&format!("moved {id} to {to}"), &answer)
+            output.done(&format!("moved {id} to {place}"), &answer)
+        }
+        Action::Snapshot { id, name, delete: true } => {
+            let answer = client.delete(&["subscriptions", id, "snapshots", name], Query::default()).await?;
+            output.done(&format!("deleted the snapshot {name}"), &answer)
+        }
+        Action::Snapshot { id, name, delete: false } => {
+            let answer = client.put(&["subscriptions", id, "snapshots", name], None, &json!({})).await?;
+            output.done(&format!("kept where {id} is as {name}"), &answer)
+        }
+        Action::Snapshots { id, part } => {
+            let found = client.list(&["subscriptions", id, "snapshots"], "snapshots", *part, &[]).await?;
+            output.list(&found, SNAPSHOT_COLUMNS, "no snapshots; `sluice subscription snapshot ID NAME` makes one")
         }
         Action::Test { id } => output.thing(&client.act(&["subscriptions", id, "test"], Query::default()).await?),
         Action::Attempts { id, part } => {

@@ -103,6 +103,16 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn discard_dead_letters(&self, positions: Vec<Position>) -> Result<usize, StoreError>;
     /// Moves a group's cursor; its leases end, its retries are forgotten.
     async fn seek(&self, topic: TopicId, group: GroupId, to: SeekTo) -> Result<(), StoreError>;
+    /// Keeps under a name what the group has not settled now; a snapshot of that name before is gone. What is settled
+    /// between more than 10 000 messages that are not may come again.
+    async fn put_snapshot(&self, topic: TopicId, group: GroupId, name: Arc<str>) -> Result<(), StoreError>;
+    /// Removes it; false if there is none of that name.
+    async fn delete_snapshot(&self, topic: TopicId, group: GroupId, name: Arc<str>) -> Result<bool, StoreError>;
+    /// A group's snapshots by name, and when each was made.
+    async fn snapshots(&self, topic: TopicId, group: GroupId) -> Result<Vec<(Arc<str>, Timestamp)>, StoreError>;
+    /// Moves a group's cursor back to a snapshot: what was not settled then, and what came later, waits again, as far as it
+    /// is still kept. Its leases end, its retries are forgotten. False if there is none of that name.
+    async fn restore(&self, topic: TopicId, group: GroupId, name: Arc<str>) -> Result<bool, StoreError>;
     /// Settles for the group all that waits for it now; returns how many.
     async fn purge(&self, topic: TopicId, group: GroupId) -> Result<u64, StoreError>;
     /// Makes a message unreadable at once and its bytes gone from the files; false if it is not there. `OutcomeUnknown` also
@@ -121,6 +131,9 @@ pub trait MessageStore: Send + Sync + 'static {
     /// Syncs, writes what makes the next opening quick, and refuses all further calls. Idempotent.
     async fn close(&self) -> Result<(), StoreError>;
 }
+
+/// Snapshots that a group may have.
+pub const SNAPSHOTS_MAX: usize = 16;
 
 /// What a store can do. The core suite holds for all stores; each flag adds a part of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -72,6 +72,12 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
     excuse("/dlq/replay", "/reason", TEXTS, "a text that is compared: no such reason matches nothing"),
     excuse("/dlq/replay", "", &["empty"], "a body that may be left out: then all are meant"),
     excuse("/secret/rotate", "", &["empty"], "a body that may be left out: then the old secret signs for a day more"),
+    excuse(
+        "PUT /api/v1/subscriptions/{id}/snapshots/{name}",
+        "{name}",
+        &["negative", "huge"],
+        "a snapshot may be called by a number",
+    ),
     excuse("/seek", "/to", &["a number"], "an offset is a number, or the text of one"),
     excuse("nack", "/reason", &["too long"], "for people: its beginning is kept"),
     excuse("ack/batch", "/reason", &["too long"], "for people: its beginning is kept"),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sluice::message::{Offset, TopicId};
-use sluice::store::{GroupSpec, SeekTo, SettleRefused, Settlement, StoreError, TopicSpec};
+use sluice::message::{GroupId, Offset, TopicId};
+use sluice::store::{GroupSpec, SNAPSHOTS_MAX, SeekTo, SettleRefused, Settlement, StoreError, TopicSpec};
 use sluice_tests::store_bed::{Bed, GROUP, OTHER, START, TOPIC, group, texts, topic};
 
 pub(crate) async fn each_group_gets_every_message(bed: Bed) {
@@ -170,4 +170,59 @@ pub(crate) async fn purging_settles_what_waits(bed: Bed) {
     bed.pass(Duration::from_secs(61)).await;
     assert_eq!(texts(&bed.take(10).await), ["f"]);
     assert_eq!(bed.take_for(OTHER, 10).await.len(), 6, "other groups are not touched");
+}
+
+pub(crate) async fn a_snapshot_brings_back_what_was_not_settled_then(bed: Bed) {
+    let mut bed = bed.simple().await;
+    bed.publish(&["a", "b", "c"]).await;
+    let leases = bed.take(3).await;
+    bed.end(&leases[1], Settlement::Ack).await.unwrap();
+    bed.put_snapshot(TOPIC, GROUP, "before".into()).await.unwrap();
+    for lease in [&leases[0], &leases[2]] {
+        bed.end(lease, Settlement::Ack).await.unwrap();
+    }
+    bed.publish(&["d"]).await;
+    let later = bed.take_one().await;
+    bed.end(&later, Settlement::Ack).await.unwrap();
+    for _ in 0..2 {
+        bed.crash().await;
+        assert!(bed.restore(TOPIC, GROUP, "before".into()).await.unwrap());
+        let back = bed.take(10).await;
+        assert_eq!(texts(&back), ["a", "c", "d"]);
+        for lease in &back {
+            bed.end(lease, Settlement::Ack).await.unwrap();
+        }
+        assert!(bed.take(10).await.is_empty(), "and each once");
+    }
+}
+
+pub(crate) async fn a_snapshot_is_of_its_group_and_keeps_no_message(bed: Bed) {
+    let mut bed = bed.simple().await;
+    bed.put_group(group(TOPIC, OTHER)).await.unwrap();
+    bed.publish(&["a"]).await;
+    let at = bed.clock.now();
+    bed.put_snapshot(TOPIC, GROUP, "one".into()).await.unwrap();
+    assert_eq!(bed.snapshots(TOPIC, GROUP).await.unwrap(), [("one".into(), at)]);
+    assert!(bed.snapshots(TOPIC, OTHER).await.unwrap().is_empty());
+    assert!(!bed.restore(TOPIC, OTHER, "one".into()).await.unwrap());
+    assert!(!bed.restore(TOPIC, GROUP, "two".into()).await.unwrap());
+    assert!(matches!(bed.restore(TOPIC, GroupId(77), "one".into()).await, Err(StoreError::NoGroup)));
+
+    bed.put_topic(TopicSpec { retention: Duration::from_secs(60), ..topic(TOPIC) }).await.unwrap();
+    bed.pass(Duration::from_secs(61)).await;
+    bed.retain().await.unwrap();
+    bed.publish(&["b"]).await;
+    assert!(bed.restore(TOPIC, GROUP, "one".into()).await.unwrap());
+    assert_eq!(texts(&bed.take(10).await), ["b"], "what retention removed is gone");
+
+    assert!(bed.delete_snapshot(TOPIC, GROUP, "one".into()).await.unwrap());
+    assert!(!bed.delete_snapshot(TOPIC, GROUP, "one".into()).await.unwrap());
+    for number in 0..SNAPSHOTS_MAX {
+        bed.put_snapshot(TOPIC, GROUP, number.to_string().into()).await.unwrap();
+    }
+    bed.put_snapshot(TOPIC, GROUP, "0".into()).await.unwrap();
+    let refused = bed.put_snapshot(TOPIC, GROUP, "more".into()).await;
+    assert!(matches!(refused, Err(StoreError::Invalid(_))), "{refused:?}");
+    bed.crash().await;
+    assert_eq!(bed.snapshots(TOPIC, GROUP).await.unwrap().len(), SNAPSHOTS_MAX);
 }

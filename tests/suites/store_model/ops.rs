@@ -11,6 +11,7 @@ pub(super) enum Op {
     Pass { seconds: u64 },
     Retain,
     Seek { group: u8, to: To },
+    Snapshot { group: u8, name: u8, how: Snap },
     Purge { group: u8 },
     Erase { pick: u16 },
     Discard { pick: u16 },
@@ -21,6 +22,14 @@ pub(super) enum Op {
     Restart,
     Behind,
     Trouble(Trouble),
+}
+
+/// What is done with a named snapshot.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Snap {
+    Put,
+    Restore,
+    Delete,
 }
 
 /// What the disk does wrong from now on.
@@ -93,6 +102,10 @@ fn item() -> impl Strategy<Value = Item> {
         })
 }
 
+fn snap() -> impl Strategy<Value = Snap> {
+    prop_oneof![3 => Just(Snap::Put), 3 => Just(Snap::Restore), 1 => Just(Snap::Delete)]
+}
+
 fn to() -> impl Strategy<Value = To> {
     prop_oneof![
         Just(To::Earliest),
@@ -119,6 +132,7 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
         6 => prop_oneof![4 => 1..20_u64, 2 => 20..60_u64, 1 => 60..400_u64].prop_map(|seconds| Op::Pass { seconds }),
         2 => Just(Op::Retain),
         1 => (0..3_u8, to()).prop_map(|(group, to)| Op::Seek { group, to }),
+        2 => (0..3_u8, 0..2_u8, snap()).prop_map(|(group, name, how)| Op::Snapshot { group, name, how }),
         1 => (0..3_u8).prop_map(|group| Op::Purge { group }),
         1 => any::<u16>().prop_map(|pick| Op::Erase { pick }),
         1 => any::<u16>().prop_map(|pick| Op::Discard { pick }),

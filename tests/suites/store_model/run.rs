@@ -13,7 +13,7 @@ use sluice_tests::store_backends::PowerCuts;
 use sluice_tests::store_bed::{Bed, DEAD, LEASE, START, TOPIC, batch, group, key, topic};
 use sluice_tests::store_oracle::Oracle;
 
-use super::ops::{How, Item, Op, To, Trouble};
+use super::ops::{How, Item, Op, Snap, To, Trouble};
 use super::trouble::{Oracles, judge_peek};
 use super::{BY_LANE, IN_ORDER, ONCE};
 
@@ -137,6 +137,10 @@ impl Run {
                 self.persist(async || self.bed.seek(TOPIC, id, at(to)).await).await;
                 self.oracles.each(|oracle| oracle.seek(TOPIC, id, at(to)));
             }
+            Op::Snapshot { group, name, how } => {
+                let Some(id) = self.has(*group) else { return };
+                self.snapshot(id, *name, *how).await;
+            }
             Op::Purge { group } => {
                 let Some(id) = self.has(*group) else { return };
                 let answer = self.persist(async || self.bed.purge(TOPIC, id).await).await;
@@ -221,6 +225,26 @@ impl Run {
         let listed = self.persist(async || self.bed.dead_letters(DEAD, None, 1000).await).await;
         let listed: Vec<Position> = listed.messages.iter().map(|(position, _)| *position).collect();
         self.oracles.each(|oracle| assert_eq!(listed, oracle.listed(DEAD), "the list of dead letters"));
+    }
+
+    async fn snapshot(&mut self, id: GroupId, name: u8, how: Snap) {
+        let text = || name.to_string().into();
+        match how {
+            Snap::Put => {
+                self.persist(async || self.bed.put_snapshot(TOPIC, id, text()).await).await;
+                self.oracles.each(|oracle| oracle.put_snapshot(TOPIC, id, name));
+            }
+            Snap::Restore => {
+                let answer = self.persist(async || self.bed.restore(TOPIC, id, text()).await).await;
+                self.oracles.each(|oracle| oracle.restore(TOPIC, id, name, answer));
+            }
+            Snap::Delete => {
+                let known = self.persist(async || self.bed.snapshots(TOPIC, id).await).await;
+                self.persist(async || self.bed.delete_snapshot(TOPIC, id, text()).await.map(drop)).await;
+                let answer = known.iter().any(|(known, _)| **known == *name.to_string());
+                self.oracles.each(|oracle| oracle.delete_snapshot(TOPIC, id, name, answer));
+            }
+        }
     }
 
     async fn erase(&mut self, number: u16) {

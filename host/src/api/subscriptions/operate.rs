@@ -13,10 +13,11 @@ use utoipa_axum::routes;
 
 use super::body::{SubscriptionView, seek_to};
 use super::shown;
+use super::snapshots::SnapshotName;
 use crate::api::auth::Caller;
 use crate::api::extract::{IfMatch, Json, NoBody, OptionalJson, Param, Query, not_null};
 use crate::api::page::{Paging, Window};
-use crate::api::problem::{Code, Problem};
+use crate::api::problem::{Code, Faults, Problem};
 use crate::api::wire::Iso;
 use crate::api::{Api, answer, reach};
 use crate::broker::Broker;
@@ -26,6 +27,7 @@ use crate::delivery::push::signature::Scheme;
 use crate::delivery::push::{AttemptRecord, TestResult};
 use crate::directory::paused_by;
 use crate::message::Partition;
+use crate::store::SeekTo;
 
 /// How long the secret before a rotation still signs: long enough to change a receiver's in working hours.
 const ROTATION_OVERLAP: Duration = Duration::from_secs(86_400);
@@ -98,6 +100,8 @@ struct SeekBody {
     /// `earliest`, `latest`, an RFC 3339 time, or an offset (a number) of `partition`.
     #[schema(value_type = Option<String>, example = "earliest")]
     to: Option<serde_json::Value>,
+    /// A snapshot's name, in place of `to`.
+    snapshot: Option<String>,
     /// The partition that an offset belongs to; the others stay.
     #[schema(value_type = Option<u16>)]
     partition: Option<Partition>,
@@ -117,16 +121,41 @@ async fn seek(
 ) -> Result<Response, Problem> {
     let subscription = reach::subscription(&broker, &caller, id)?;
     let topic = reach::topic(&broker, &caller, &subscription.topic_name)?;
-    let to = body.check(|body, faults| {
-        let to = faults.require("/to", body.to)?;
-        faults.keep("/to", seek_to(&to, body.partition, topic.settings.partition_count))
-    })?;
-    broker.store.seek(topic.id, subscription.group, to).await?;
-    let (entity_id, details) = (id.to_string(), serde_json::json!({ "to": format!("{to:?}") }));
+    let to = body.check(|body, faults| sought(body, topic.settings.partition_count, faults))?;
+    let told = match to {
+        Sought::Place(to) => {
+            broker.store.seek(topic.id, subscription.group, to).await?;
+            format!("{to:?}")
+        }
+        Sought::Snapshot(name) => {
+            if !broker.store.restore(topic.id, subscription.group, Arc::clone(&name.0)).await? {
+                return Err(Problem::not_found("snapshot", name));
+            }
+            format!("snapshot {name}")
+        }
+    };
+    let (entity_id, details) = (id.to_string(), serde_json::json!({ "to": told }));
     let event =
         Event { event_type: "subscription.sought", entity_type: "subscription", entity_id: &entity_id, details };
     broker.catalog.record(event, &caller.actor()).await?;
     Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
+}
+
+/// Where a cursor goes.
+enum Sought {
+    Place(SeekTo),
+    Snapshot(SnapshotName),
+}
+
+fn sought(body: SeekBody, partitions: u16, faults: &mut Faults) -> Option<Sought> {
+    let Some(name) = body.snapshot else {
+        let to = faults.require("/to", body.to)?;
+        return faults.keep("/to", seek_to(&to, body.partition, partitions)).map(Sought::Place);
+    };
+    if body.to.is_some() || body.partition.is_some() {
+        faults.push("/snapshot", "stands alone: give it, or `to`");
+    }
+    faults.keep("/snapshot", name.parse()).map(Sought::Snapshot)
 }
 
 /// Make a test delivery.

@@ -300,11 +300,27 @@ impl MessageStore for EmbeddedStore {
         upkeep::control(&self.core, Control::Seek { topic, group, to, by_time }).await.map(drop)
     }
 
+    async fn put_snapshot(&self, topic: TopicId, group: GroupId, name: Arc<str>) -> Result<(), StoreError> {
+        upkeep::control(&self.core, Control::Mark(topic, group, name)).await.map(drop)
+    }
+
+    async fn delete_snapshot(&self, topic: TopicId, group: GroupId, name: Arc<str>) -> Result<bool, StoreError> {
+        upkeep::control(&self.core, Control::Unmark(topic, group, name)).await.map(|answer| answer.count() > 0)
+    }
+
+    async fn snapshots(&self, topic: TopicId, group: GroupId) -> Result<Vec<(Arc<str>, Timestamp)>, StoreError> {
+        self.core.check_open()?;
+        let state = self.core.state.lock();
+        let found = state.topic(topic)?.groups.get(&group).ok_or(StoreError::NoGroup)?;
+        Ok(found.marks.iter().map(|(name, mark)| (Arc::clone(name), mark.at)).collect())
+    }
+
+    async fn restore(&self, topic: TopicId, group: GroupId, name: Arc<str>) -> Result<bool, StoreError> {
+        upkeep::control(&self.core, Control::Restore(topic, group, name)).await.map(|answer| answer.count() > 0)
+    }
+
     async fn purge(&self, topic: TopicId, group: GroupId) -> Result<u64, StoreError> {
-        match upkeep::control(&self.core, Control::Purge(topic, group)).await? {
-            Answer::Count(count) => Ok(count),
-            Answer::Retained(_) => Ok(0),
-        }
+        upkeep::control(&self.core, Control::Purge(topic, group)).await.map(Answer::count)
     }
 
     async fn erase(&self, id: MessageId) -> Result<bool, StoreError> {

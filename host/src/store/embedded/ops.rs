@@ -1,12 +1,16 @@
 //! What the journal says: [`Op`], one change of the state. Invariant: applying the same ops in the same order gives the
 //! same state, whatever leases were alive in between. Never decides anything: plans do, before an op is written.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Timestamp;
 use crate::message::{FailedAttempt, GroupId, Message, MessageId, MessageMeta, Offset, Partition, TopicId};
 use crate::store::{DedupOutcome, GroupSpec, TopicSpec};
+
+use super::state::ranges::Ranges;
 
 /// What a message costs on disk beside its body: its share of heads and frames, rounded up.
 pub const ENTRY_OVERHEAD_BYTES: u64 = 64;
@@ -149,6 +153,19 @@ pub struct LaneStart {
     pub offset: Offset,
 }
 
+/// Where the cursor of one lane stood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneMark {
+    /// The partition.
+    pub partition: Partition,
+    /// The lane.
+    pub lane: u8,
+    /// All below was settled.
+    pub floor: u64,
+    /// What was settled above it.
+    pub settled: Ranges,
+}
+
 /// How messages were settled, for the counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Done {
@@ -205,7 +222,7 @@ pub enum Op {
     /// An idempotency key has an outcome.
     Dedup { topic: TopicId, key: [u8; 16], outcome: DedupOutcome },
     /// A plugin's key has a value, or none any more.
-    Kv { namespace: std::sync::Arc<str>, key: std::sync::Arc<str>, version: u64, value: Option<Vec<u8>> },
+    Kv { namespace: Arc<str>, key: Arc<str>, version: u64, value: Option<Vec<u8>> },
     /// Messages were granted: each with the number of this attempt.
     Granted { note: u64, topic: TopicId, group: GroupId, partition: Partition, grants: Vec<(Offset, u32)> },
     /// Messages expired before they were granted. Numbered like grants.
@@ -232,4 +249,10 @@ pub enum Op {
     Erased { lane: LaneId, sequence: u64 },
     /// A scheduled message is gone.
     Unscheduled { topic: TopicId, number: u64 },
+    /// A group's position is kept under a name, in place of what was under it.
+    Mark { topic: TopicId, group: GroupId, name: Arc<str>, at: Timestamp, lanes: Vec<LaneMark> },
+    /// It is kept no longer.
+    Unmark { topic: TopicId, group: GroupId, name: Arc<str> },
+    /// The group goes back to it.
+    Restore { topic: TopicId, group: GroupId, name: Arc<str> },
 }

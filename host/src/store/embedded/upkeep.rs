@@ -68,10 +68,10 @@ async fn try_erase(core: &Arc<Core>, message: MessageId) -> Result<bool, StoreEr
     let (waiting, places) = blocking(move || reader.all_of(message)).await?;
     let mut count = 0;
     if let Some((topic, number)) = waiting {
-        count += counted(control(core, Control::Unschedule(topic, number)).await?);
+        count += control(core, Control::Unschedule(topic, number)).await?.count();
     }
     if !places.is_empty() {
-        count += counted(control(core, Control::Erase(places)).await?);
+        count += control(core, Control::Erase(places)).await?.count();
     }
     if count > 0 {
         let (reply, answer) = oneshot::channel();
@@ -85,13 +85,6 @@ async fn try_erase(core: &Arc<Core>, message: MessageId) -> Result<bool, StoreEr
         })?;
     }
     Ok(count > 0)
-}
-
-fn counted(answer: Answer) -> u64 {
-    match answer {
-        Answer::Count(count) => count,
-        Answer::Retained(_) => 0,
-    }
 }
 
 /// A scheduled message, and places in logs.

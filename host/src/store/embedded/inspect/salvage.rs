@@ -191,7 +191,10 @@ impl<'a> Salvage<'a> {
             Op::Settled { topic, group, .. }
             | Op::Retry { topic, group, .. }
             | Op::Seek { topic, group, .. }
-            | Op::Purge { topic, group, .. } => (*topic, Some(*group)),
+            | Op::Purge { topic, group, .. }
+            | Op::Mark { topic, group, .. }
+            | Op::Unmark { topic, group, .. }
+            | Op::Restore { topic, group, .. } => (*topic, Some(*group)),
             // Grants are notes: they may come after the end of what they speak of.
             _ => return,
         };

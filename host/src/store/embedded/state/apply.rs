@@ -8,6 +8,7 @@ use crate::store::embedded::ops::{Body, Done, Entry, Head, LaneId, LaneStart, Op
 use crate::store::{GroupSpec, KvValue, TopicSpec};
 
 use super::group::Group;
+use super::mark::Mark;
 use super::ranges::Ranges;
 use super::schedule::Scheduled;
 use super::{State, Topic, offset};
@@ -110,6 +111,17 @@ impl State {
                     self.woken.insert(topic);
                 }
             }
+            Op::Mark { topic, group, name, at, lanes } => {
+                if let Ok(group) = self.group_mut(topic, group) {
+                    group.marks.insert(name, Mark { at, lanes });
+                }
+            }
+            Op::Unmark { topic, group, name } => {
+                if let Ok(group) = self.group_mut(topic, group) {
+                    group.marks.remove(&name);
+                }
+            }
+            Op::Restore { topic, group, name } => self.apply_restore((topic, group), &name, now),
             Op::Purge { topic, group, ends, except } => self.apply_purge(topic, group, &ends, &except, now),
             _ => debug_assert!(false, "every other op is carried out by `apply`"),
         }

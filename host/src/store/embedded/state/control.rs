@@ -1,6 +1,8 @@
 //! Planning what is asked rarely: topics, groups, seeks, purges, erasures, trims. Invariant: each has a frame to itself, so
 //! it is planned against the state alone. Writes nothing.
 
+use std::sync::Arc;
+
 use crate::clock::Timestamp;
 use crate::message::{GroupId, Offset, Partition, Position, TopicId};
 use crate::store::embedded::ops::{Done, LaneId, LaneStart, Op};
@@ -22,6 +24,12 @@ pub enum Control {
     DeleteGroup(TopicId, GroupId),
     /// See [`crate::store::MessageStore::seek`].
     Seek { topic: TopicId, group: GroupId, to: SeekTo, by_time: Vec<LaneStart> },
+    /// See [`crate::store::MessageStore::put_snapshot`].
+    Mark(TopicId, GroupId, Arc<str>),
+    /// See [`crate::store::MessageStore::delete_snapshot`].
+    Unmark(TopicId, GroupId, Arc<str>),
+    /// See [`crate::store::MessageStore::restore`].
+    Restore(TopicId, GroupId, Arc<str>),
     /// See [`crate::store::MessageStore::purge`].
     Purge(TopicId, GroupId),
     /// Messages in logs.
@@ -52,6 +60,17 @@ pub enum Answer {
     Count(u64),
     /// So much was removed.
     Retained(RetainReport),
+}
+
+impl Answer {
+    /// How many.
+    #[must_use]
+    pub fn count(self) -> u64 {
+        match self {
+            Answer::Count(count) => count,
+            Answer::Retained(_) => 0,
+        }
+    }
 }
 
 impl State {
@@ -92,6 +111,9 @@ impl State {
                 plan.side.push(Op::Seek { topic, group, starts });
                 Ok(Answer::Count(0))
             }
+            Control::Mark(topic, group, name) => self.plan_mark((topic, group), name, now, plan),
+            Control::Unmark(topic, group, name) => self.plan_with_mark((topic, group), name, false, plan),
+            Control::Restore(topic, group, name) => self.plan_with_mark((topic, group), name, true, plan),
             Control::Purge(topic, group) => self.plan_purge(topic, group, now, plan),
             Control::Erase(places) => Ok(self.plan_erase(&places, plan)),
             Control::Unschedule(topic, number) => {

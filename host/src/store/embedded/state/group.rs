@@ -1,13 +1,15 @@
 //! A group on a topic: its cursors, its leases and their clocks. Invariant: at most one live lease per message (an
 //! exception has one standing), and each lease and each retry stands in exactly one timer. Never touches the log.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::message::{FailedAttempt, MessageId, Offset, PRIORITY_MAX, Partition};
 use crate::store::GroupSpec;
 
 use super::cursor::{Cursor, Exception, Standing};
+use super::mark::Mark;
 use super::ranges::Ranges;
 
 /// Lanes of a partition: one a priority.
@@ -86,6 +88,8 @@ pub struct Group {
     pub exceptions: usize,
     /// Counters.
     pub totals: Totals,
+    /// Named snapshots of its position.
+    pub marks: BTreeMap<Arc<str>, Mark>,
 }
 
 impl Group {
@@ -104,6 +108,7 @@ impl Group {
             ordered: false,
             exceptions: 0,
             totals: Totals::default(),
+            marks: BTreeMap::new(),
         }
     }
 

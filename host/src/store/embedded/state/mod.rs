@@ -12,6 +12,7 @@ pub mod dedup;
 pub mod grant;
 pub mod group;
 pub mod lane;
+pub mod mark;
 mod memory;
 pub mod ranges;
 mod room;

@@ -16,6 +16,7 @@ use super::cursor::{Cursor, Exception, Standing};
 use super::dedup::Record;
 use super::group::{Group, LANES, Totals};
 use super::lane::Lane;
+use super::mark::Mark;
 use super::ranges::Ranges;
 use super::schedule::Scheduled;
 use super::{State, Topic};
@@ -64,6 +65,7 @@ struct GroupSnapshot {
     spec: GroupSpec,
     totals: Totals,
     cursors: Vec<CursorSnapshot>,
+    marks: Vec<(Arc<str>, Mark)>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -224,7 +226,8 @@ fn group_snapshot(group: &Group) -> GroupSnapshot {
             });
         }
     }
-    GroupSnapshot { spec: group.spec.clone(), totals: group.totals, cursors }
+    let marks = group.marks.iter().map(|(name, mark)| (Arc::clone(name), mark.clone())).collect();
+    GroupSnapshot { spec: group.spec.clone(), totals: group.totals, cursors, marks }
 }
 
 /// A lease does not outlive the process, so what it leaves is an attempt.
@@ -274,6 +277,7 @@ fn restore_lane(snapshot: LaneSnapshot) -> Lane {
 fn restore_group(snapshot: GroupSnapshot, partitions: u16) -> Group {
     let mut group = Group::new(snapshot.spec, partitions);
     group.totals = snapshot.totals;
+    group.marks = snapshot.marks.into_iter().collect();
     for cursor in snapshot.cursors {
         let Some(part) = group.partitions.get_mut(usize::from(cursor.partition)) else { continue };
         if usize::from(cursor.lane) >= LANES {
