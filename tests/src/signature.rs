@@ -8,6 +8,9 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use http::HeaderMap;
 use sha2::Sha256;
 
+/// Whether one signature fits.
+type Check = Box<dyn Fn(&str) -> bool>;
+
 /// Checks `webhook-id`, `webhook-timestamp` and `webhook-signature` over the body with a `whsec_…` secret or a `whpk_…` key.
 ///
 /// # Errors
@@ -20,7 +23,7 @@ pub fn verify(secret: &str, headers: &HeaderMap, body: &[u8]) -> Result<(), Stri
         return Err(format!("webhook-timestamp '{timestamp}' is not in seconds since 1970"));
     }
     let (signed, signatures) = ([format!("{id}.{timestamp}.").as_bytes(), body].concat(), header("webhook-signature")?);
-    let fits: Box<dyn Fn(&str) -> bool> = match secret.strip_prefix("whpk_") {
+    let fits: Check = match secret.strip_prefix("whpk_") {
         Some(encoded) => public(encoded, signed)?,
         None => shared(secret.strip_prefix("whsec_").ok_or("the secret does not begin with whsec_")?, signed)?,
     };
@@ -34,7 +37,7 @@ fn decoded(encoded: &str) -> Result<Vec<u8>, String> {
     STANDARD.decode(encoded).map_err(|error| format!("'{encoded}' is not base64: {error}"))
 }
 
-fn shared(encoded: &str, signed: Vec<u8>) -> Result<Box<dyn Fn(&str) -> bool>, String> {
+fn shared(encoded: &str, signed: Vec<u8>) -> Result<Check, String> {
     let key = decoded(encoded)?;
     if !(24..=64).contains(&key.len()) {
         return Err(format!("the secret has {} bytes; Standard Webhooks wants 24 to 64", key.len()));
@@ -45,7 +48,7 @@ fn shared(encoded: &str, signed: Vec<u8>) -> Result<Box<dyn Fn(&str) -> bool>, S
     Ok(Box::new(move |signature| signature == expected))
 }
 
-fn public(encoded: &str, signed: Vec<u8>) -> Result<Box<dyn Fn(&str) -> bool>, String> {
+fn public(encoded: &str, signed: Vec<u8>) -> Result<Check, String> {
     let key = decoded(encoded)?.try_into().map_err(|_| "a public key has 32 bytes")?;
     let key = VerifyingKey::from_bytes(&key).map_err(|error| format!("'{encoded}' is no public key: {error}"))?;
     Ok(Box::new(move |signature| {
