@@ -32,6 +32,7 @@ use crate::publish::PublishRequest;
 const ANY_FORMAT: &str = "application/cloudevents";
 const STRUCTURED: &str = "application/cloudevents+json";
 const BATCH: &str = "application/cloudevents-batch+json";
+const FORM: &str = "application/x-www-form-urlencoded";
 /// The header that tells an event in binary mode.
 const MARK: &str = "ce-specversion";
 /// Where the topic's name stands.
@@ -226,10 +227,13 @@ fn binary(reading: &Reading<'_>, headers: &HeaderMap, faults: &mut Faults) -> Ev
         }
     }
     check(&attributes, PREFIX, faults);
+    let is_empty = reading.bytes().is_empty();
     let content_type = match headers.get(header::CONTENT_TYPE) {
+        // Clients that are given no type send this one by themselves; nobody sends a form without fields.
+        Some(given) if is_empty && is_media_type(given.as_bytes(), &[FORM]) => json_media_type(),
         Some(given) => media_type("/content-type", given.to_str().unwrap_or_default(), faults),
         // Without data there is nothing that could have a type; the usual one stands for none.
-        None if reading.bytes().is_empty() => json_media_type(),
+        None if is_empty => json_media_type(),
         None => binary_media_type(),
     };
     Event { attributes, content_type, data: reading.bytes().clone() }

@@ -122,10 +122,31 @@ fn data_is_what_its_media_type_says() {
     }
     let mark = ("ce-specversion", "1.0");
     let required = [mark, ("ce-id", "1"), ("ce-source", "/s"), ("ce-type", "t")];
-    for (body, content_type) in [(&b"x"[..], "application/octet-stream"), (b"", "application/json")] {
-        let request = read(&headers(&required), Some("orders"), body).expect("right");
+    for (given, body, content_type) in [
+        (None, &b"x"[..], "application/octet-stream"),
+        (None, b"", "application/json"),
+        (Some(FORM), b"a=1", FORM),
+        (Some(FORM), b"", "application/json"),
+    ] {
+        let given = given.map(|given| ("content-type", given));
+        let all: Vec<_> = required.into_iter().chain(given).collect();
+        let request = read(&headers(&all), Some("orders"), body).expect("right");
         assert_eq!((&request.payload[..], &*request.content_type), (body, content_type));
     }
+}
+
+#[test]
+fn an_event_has_as_many_attributes_and_bytes_as_a_message_has_of_headers() {
+    let many: String = (4..HEADERS_MAX).map(|n| format!(r#","a{n}":"v""#)).collect();
+    let request = read_structured(&with(&format!("{many},\"data\":1"))).expect("right");
+    assert_eq!(request.headers.len(), HEADERS_MAX);
+    let bytes = |request: &PublishRequest| -> usize {
+        request.headers.iter().map(|(name, value)| name.len() + value.len()).sum()
+    };
+    let room = HEADERS_BYTES_MAX - bytes(&read_structured(&with(r#","a":"""#)).expect("right"));
+    let request = read_structured(&with(&format!(r#","a":"{}""#, "x".repeat(room)))).expect("right");
+    assert_eq!(bytes(&request), HEADERS_BYTES_MAX);
+    assert_eq!(pointers(read_structured(&with(&format!(r#","a":"{}""#, "x".repeat(room + 1))))), ["/a"]);
 }
 
 #[test]
