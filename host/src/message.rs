@@ -1,6 +1,8 @@
 //! The words that every part shares: ids, names, and the message itself. Invariant: a value of one of these types is
 //! valid (names are parsed once, at the edge). Never does I/O.
 
+pub mod cloud_event;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::{Arc, LazyLock};
@@ -246,6 +248,15 @@ pub struct MessageMeta {
 pub fn json_media_type() -> Arc<str> {
     static SHARED: LazyLock<Arc<str>> = LazyLock::new(|| "application/json".into());
     Arc::clone(&SHARED)
+}
+
+/// Whether a media type says that its content is JSON: `application/json`, `…+json`, whatever parameters it has.
+#[must_use]
+pub fn is_json(media_type: &str) -> bool {
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    let Some((_, name)) = essence.rsplit_once('/') else { return false };
+    let suffix = name.rsplit_once('+').map_or(name, |(_, suffix)| suffix);
+    suffix.eq_ignore_ascii_case("json")
 }
 
 fn media_type<'de, D: Deserializer<'de>>(source: D) -> Result<Arc<str>, D::Error> {

@@ -107,6 +107,7 @@ impl World {
             ("sluice.toml", settings.as_str()),
             ("etc/sluice/sluice.toml", &of_production),
             ("order.json", r#"{"id": 1}"#),
+            ("event.json", r#"{"specversion": "1.0", "id": "1", "source": "/shop", "type": "order.created"}"#),
             ("orders.schema.json", SCHEMA),
             ("events.ndjson", "{\"id\": 1}\n{\"id\": 2}\n"),
             ("stages.json", "[]"),

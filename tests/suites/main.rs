@@ -5,6 +5,7 @@ mod batches;
 mod cli;
 mod cli_examples;
 mod cli_settle;
+mod cloud_events;
 mod crash;
 mod delivery;
 mod failures;

@@ -9,6 +9,6 @@ mod params;
 
 pub use body::{Intake, RawBody};
 pub use field::{Object, not_null, nullable};
-pub use json::{Json, NoBody, OptionalJson, Spare, Text, decode, expect_json};
+pub use json::{Json, NoBody, OptionalJson, Spare, Text, decode, decode_list, expect_json};
 pub(crate) use json::{is_media_type, pointer_of};
 pub use params::{IfMatch, Param, Params2, Parsed, Query, read_query};

@@ -307,6 +307,12 @@ impl Problem {
         self
     }
 
+    /// Its faults; it is no more then.
+    #[must_use]
+    pub fn into_faults(self) -> Vec<Fault> {
+        self.0.faults
+    }
+
     /// Says when to come again.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Problem {

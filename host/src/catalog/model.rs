@@ -128,6 +128,10 @@ pub enum PushFormat {
     Envelope,
     /// The payload alone.
     Raw,
+    /// A CloudEvent in binary mode: the payload, and attributes as `ce-…` headers.
+    CloudEvents,
+    /// A CloudEvent in structured mode: one JSON document of attributes and payload.
+    CloudEventsStructured,
 }
 
 /// Why a subscription does not deliver.

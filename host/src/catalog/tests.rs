@@ -91,7 +91,7 @@ impl Fixture {
                 ordered: true,
                 max_in_flight: Some(10),
                 rate_limit: None,
-                format: PushFormat::Raw,
+                format: PushFormat::CloudEventsStructured,
                 headers: BTreeMap::from([("authorization".to_owned(), Secret::new("Bearer s3cr3t".to_owned()))]),
             },
             secret: Some(Secret::new("whsec_first".to_owned())),
@@ -177,6 +177,19 @@ fn every_migration_of_the_folder_is_listed() {
     let listed: Vec<String> =
         MIGRATIONS.iter().map(|migration| format!("{:04}_{}.sql", migration.version, migration.description)).collect();
     assert_eq!(listed, files);
+}
+
+/// What catalogs hold that were written before is read for as long as these names stay.
+#[test]
+fn formats_are_stored_under_the_names_of_the_api() {
+    for (format, name) in [
+        (PushFormat::Envelope, "envelope"),
+        (PushFormat::Raw, "raw"),
+        (PushFormat::CloudEvents, "cloudEvents"),
+        (PushFormat::CloudEventsStructured, "cloudEventsStructured"),
+    ] {
+        assert_eq!(columns::name(format), name);
+    }
 }
 
 #[tokio::test]

@@ -130,6 +130,22 @@ impl Client {
         Ok(self.send(request.body(lines)).await?.body)
     }
 
+    /// POST of a CloudEvent in JSON, under a key of its publisher's own if there is one.
+    pub(super) async fn post_event(
+        &self,
+        path: &[&str],
+        query: Query,
+        key: Option<&str>,
+        event: Vec<u8>,
+    ) -> Result<Value, Failure> {
+        let request = self.request(Method::POST, &api(path), query);
+        let mut request = request.header(CONTENT_TYPE, "application/cloudevents+json");
+        if let Some(key) = key {
+            request = request.header("idempotency-key", key);
+        }
+        Ok(self.send(request.body(event)).await?.body)
+    }
+
     /// PUT of a JSON document, over the version that was read.
     pub(super) async fn put(&self, path: &[&str], version: Option<&str>, body: &Value) -> Result<Value, Failure> {
         let mut request = self.request(Method::PUT, &api(path), Query::default()).json(body);

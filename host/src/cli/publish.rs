@@ -29,7 +29,8 @@ Examples:
   date | sluice publish clock -
   sluice publish events --ndjson --file events.ndjson    one message a line, in batches
   sluice publish events --ndjson --atomic --file events.ndjson    all of them or none
-  sluice publish reminders '{}' --delay PT10M";
+  sluice publish reminders '{}' --delay PT10M
+  sluice publish orders --cloud-event --file event.json    a CloudEvent with all its attributes";
 
 /// Publish one message, or a file of them.
 #[derive(Debug, Args)]
@@ -49,6 +50,9 @@ pub(super) struct PublishArgs {
     /// All lines are stored or none; at most 10000, and what the broker takes in one request
     #[arg(long, requires = "ndjson")]
     atomic: bool,
+    /// What is given is a CloudEvent in JSON: its attributes say all that is to be said
+    #[arg(long, conflicts_with_all = ["ndjson", "Envelope"])]
+    cloud_event: bool,
     #[command(flatten)]
     envelope: Envelope,
     /// Makes repeats harmless: the same key stores once
@@ -138,10 +142,15 @@ pub(super) async fn run(args: &PublishArgs) -> Result<(), Failure> {
         (_, Some(file)) => read_input(file)?,
         _ => read_input("-".as_ref())?,
     };
-    let mut body = args.envelope.around(&args.topic, &payload);
-    body.extend(args.idempotency_key.as_ref().map(|key| ("idempotencyKey".to_owned(), json!(key))));
-    let query = Query::default().with("explain", args.explain.then_some(true));
-    let answer = client.post(&["messages", "publish"], query, &Value::Object(body)).await?;
+    let (path, query) = (["messages", "publish"], Query::default().with("explain", args.explain.then_some(true)));
+    let answer = if args.cloud_event {
+        let query = query.with("topic", Some(&args.topic));
+        client.post_event(&path, query, args.idempotency_key.as_deref(), payload).await?
+    } else {
+        let mut body = args.envelope.around(&args.topic, &payload);
+        body.extend(args.idempotency_key.as_ref().map(|key| ("idempotencyKey".to_owned(), json!(key))));
+        client.post(&path, query, &Value::Object(body)).await?
+    };
     output.thing(&answer)
 }
 

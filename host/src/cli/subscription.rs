@@ -63,6 +63,7 @@ Examples:
   sluice subscribe orders --group shop --endpoint https://shop.example.com/hook
   sluice subscribe deployment.events --group pager --endpoint https://pager.example.com \\
       --filter-query '$.severity >= 7' --filter-header region=eu --max-retries 10
+  sluice subscribe orders --group mesh --endpoint https://broker.example.com --format cloudEvents
 
 The answer to a webhook holds its signing secret (whsec_…): it is shown once.";
 
@@ -248,8 +249,8 @@ pub(super) struct Settings {
     /// Deliveries per second at most (Push)
     #[arg(long, value_name = "N")]
     rate_limit: Option<u32>,
-    /// Body of a delivery: envelope or raw (Push) [default: envelope]
-    #[arg(long, value_name = "FORMAT", value_parser = ["envelope", "raw"])]
+    /// Form of a delivery: envelope, raw, cloudEvents or cloudEventsStructured (Push) [default: envelope]
+    #[arg(long, value_name = "FORMAT", value_parser = ["envelope", "raw", "cloudEvents", "cloudEventsStructured"])]
     format: Option<String>,
     /// An extra header of each delivery (Push); its value is kept secret; may be given again
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 use serde::ser::SerializeMap as _;
 use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
+use super::cloud_event;
 use crate::catalog::model::PushFormat;
 use crate::message::{Message, MessageId, Partition, Position, TopicName};
 use crate::store::Lease;
@@ -140,13 +142,15 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// A webhook's body and its media type.
+/// A webhook's body, and what its format says of it in headers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushBody {
     /// The bytes that are signed and sent.
     pub bytes: Bytes,
-    /// Their media type.
-    pub content_type: Arc<str>,
+    /// Their media type; none where there are no bytes that could have one.
+    pub content_type: Option<Arc<str>>,
+    /// The attributes of a CloudEvent in binary mode: `ce-…`.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl PushBody {
@@ -154,21 +158,26 @@ impl PushBody {
     #[must_use]
     pub fn of(format: PushFormat, topic: &TopicName, position: Position, message: &Message) -> PushBody {
         match format {
-            PushFormat::Raw => {
-                PushBody { bytes: message.payload.clone(), content_type: Arc::clone(&message.meta.content_type) }
-            }
+            PushFormat::Raw => PushBody::new(message.payload.clone(), Arc::clone(&message.meta.content_type)),
             PushFormat::Envelope => {
                 let envelope = Envelope::of(topic, position, message);
                 let bytes = serde_json::to_vec(&envelope).expect("strings and numbers under string keys are JSON");
-                PushBody { bytes: bytes.into(), content_type: ENVELOPE_CONTENT_TYPE.into() }
+                PushBody::new(bytes.into(), ENVELOPE_CONTENT_TYPE.into())
             }
+            PushFormat::CloudEvents => cloud_event::binary(topic, message),
+            PushFormat::CloudEventsStructured => cloud_event::structured(topic, message),
         }
+    }
+
+    /// Bytes of a type, about which no header says more.
+    pub(super) fn new(bytes: Bytes, content_type: Arc<str>) -> PushBody {
+        PushBody { bytes, content_type: Some(content_type), headers: Vec::new() }
     }
 }
 
 /// The payload as text, if that is what it is. A binary media type is never text, not even when its bytes happen to be
 /// UTF-8: a receiver of images must not have to look in two places.
-fn text_of<'a>(payload: &'a [u8], content_type: &str) -> Option<&'a str> {
+pub(super) fn text_of<'a>(payload: &'a [u8], content_type: &str) -> Option<&'a str> {
     if is_binary(content_type) { None } else { std::str::from_utf8(payload).ok() }
 }
 
@@ -282,7 +291,7 @@ mod tests {
     fn a_raw_body_is_the_payload_under_its_own_media_type() {
         let message = message(b"a,b\n1,2\n", "text/csv");
         let body = PushBody::of(PushFormat::Raw, &"orders".parse().unwrap(), position(), &message);
-        assert_eq!((&body.bytes[..], &*body.content_type), (&b"a,b\n1,2\n"[..], "text/csv"));
+        assert_eq!((&body.bytes[..], body.content_type.as_deref()), (&b"a,b\n1,2\n"[..], Some("text/csv")));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! out or sent is leased, and its lease has not ended. Never settles for a consumer.
 
 pub mod backoff;
+mod cloud_event;
 pub mod dead_letters;
 pub mod envelope;
 pub mod outbound;

@@ -36,14 +36,37 @@ pub fn run(input: &[u8]) {
     let server = server();
     let batch = request.uri().path().ends_with("/batch");
     let published = request.uri().path().starts_with("/api/v1/messages/publish");
+    let mode = mode(&request);
     let (status, answer) = server.runtime.block_on(server.ask(request));
     assert!(!status.is_server_error(), "{status}: {answer}");
     if !status.is_success() {
         assert_eq!((answer["status"].as_u64(), answer["code"].is_string()), (Some(status.as_u16().into()), true));
         assert!(status != StatusCode::BAD_REQUEST || answer["detail"].is_string(), "{answer}");
     } else if published {
-        server.runtime.block_on(server.is_stored(&body, &answer, batch));
+        server.runtime.block_on(server.is_stored(&body, &answer, (mode, batch)));
     }
+}
+
+/// How an accepted publish says what its payload is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    /// As messages of JSON.
+    Message,
+    /// As CloudEvents of JSON.
+    Event,
+    /// As the body itself.
+    Data,
+}
+
+fn mode(request: &Request<Body>) -> Mode {
+    let given = request.headers().get("content-type").map(|given| given.as_bytes()).unwrap_or_default();
+    if given.to_ascii_lowercase().starts_with(b"application/cloudevents") {
+        return Mode::Event;
+    }
+    let uri = reqwest::Url::parse(&format!("http://broker{}", request.uri()));
+    let names_topic = uri.is_ok_and(|uri| uri.query_pairs().any(|(name, _)| name == "topic"));
+    // No other publish is accepted with this parameter.
+    if names_topic { Mode::Data } else { Mode::Message }
 }
 
 fn read(input: &[u8]) -> Option<(Request<Body>, Bytes)> {
@@ -126,13 +149,12 @@ impl Server {
     }
 
     /// What the answer calls stored is there, as it was sent.
-    async fn is_stored(&self, body: &Bytes, answer: &Value, batch: bool) {
+    async fn is_stored(&self, body: &Bytes, answer: &Value, (mode, batch): (Mode, bool)) {
         if !batch {
-            let sent = serde_json::from_slice(body).expect("what is accepted is JSON");
-            return self.is_message_stored(&sent, answer).await;
+            return self.is_message_stored(&payload(mode, body), answer).await;
         }
         let results = answer["results"].as_array().expect("a batch is answered item by item");
-        let sent = sent_in_batch(body);
+        let sent = sent_in_batch(mode, body);
         assert_eq!(sent.len(), results.len(), "{answer}");
         let refused = results.iter().filter(|result| result["status"] == "Rejected").count();
         assert_eq!((answer["refused"].as_u64(), answer["accepted"].as_u64()), {
@@ -140,13 +162,12 @@ impl Server {
         });
         for (sent, result) in sent.iter().zip(results) {
             if result["status"] != "Rejected" {
-                let sent = serde_json::from_str(sent).expect("what is accepted is JSON");
-                self.is_message_stored(&sent, result).await;
+                self.is_message_stored(&payload(mode, sent.as_bytes()), result).await;
             }
         }
     }
 
-    async fn is_message_stored(&self, sent: &Sent<'_>, result: &Value) {
+    async fn is_message_stored(&self, payload: &[u8], result: &Value) {
         let id: MessageId = result["messageId"].as_str().and_then(|id| id.parse().ok()).expect("an id");
         if result["status"] == "Duplicate" {
             return;
@@ -155,8 +176,44 @@ impl Server {
             // One that is late by a second is gone with its topic's retention.
             return;
         };
-        assert_eq!(found.message.payload, sent.payload(), "{result}");
+        assert_eq!(found.message.payload, payload, "{result}");
         assert_eq!(found.due.is_some(), result["status"] == "Scheduled", "{result}");
+    }
+}
+
+/// What an accepted message or event has for its payload.
+fn payload(mode: Mode, sent: &[u8]) -> Vec<u8> {
+    let json = "what is accepted is JSON";
+    match mode {
+        Mode::Message => serde_json::from_slice::<Sent<'_>>(sent).expect(json).payload(),
+        Mode::Event => serde_json::from_slice::<SentEvent<'_>>(sent).expect(json).payload(),
+        Mode::Data => sent.to_vec(),
+    }
+}
+
+/// An event as JSON's own reader sees it.
+#[derive(Deserialize)]
+struct SentEvent<'a> {
+    #[serde(borrow, default, deserialize_with = "there")]
+    data: Option<&'a RawValue>,
+    data_base64: Option<String>,
+    datacontenttype: Option<String>,
+}
+
+/// `null` is data too.
+fn there<'de, D: serde::Deserializer<'de>>(source: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(source).map(Some)
+}
+
+impl SentEvent<'_> {
+    fn payload(&self) -> Vec<u8> {
+        let is_json = sluice::message::is_json(self.datacontenttype.as_deref().unwrap_or("application/json"));
+        match (&self.data_base64, self.data) {
+            (Some(text), _) => STANDARD.decode(text).expect("what is accepted is base64"),
+            (None, None) => Vec::new(),
+            (None, Some(raw)) if is_json => raw.get().as_bytes().to_vec(),
+            (None, Some(raw)) => serde_json::from_str::<String>(raw.get()).expect("a string").into_bytes(),
+        }
     }
 }
 
@@ -183,7 +240,11 @@ impl Sent<'_> {
 }
 
 /// The items of a batch: of an array, or one a line.
-fn sent_in_batch(body: &[u8]) -> Vec<String> {
+fn sent_in_batch(mode: Mode, body: &[u8]) -> Vec<String> {
+    if mode == Mode::Event {
+        let events: Vec<&RawValue> = serde_json::from_slice(body).expect("what is accepted is JSON");
+        return events.into_iter().map(|event| event.get().to_owned()).collect();
+    }
     #[derive(Deserialize)]
     struct Items<'a> {
         #[serde(borrow)]
@@ -213,6 +274,16 @@ pub fn seeds() -> Vec<Seed> {
         r#"{"messages":[{"topicName":"events","payload":1e400},{"topicName":"once","payload":{"b" : 2},"#,
         r#""idempotencyKey":"b"},{"topicName":"once","payload":"no key"},{"nmae":1}]}"#
     );
+    let wire = "content-type: application/cloudevents+json";
+    let cloud_event = concat!(
+        r#"{"specversion":"1.0","id":"e\u0031","source":"/s?a=%20#f","type":"t","time":"2026-01-31T12:00:00.5+01:00","#,
+        r#""subject":null,"n":-5,"b":true,"partitionkey":"k","datacontenttype":"text/xml","data":"<a\u002f>"}"#
+    );
+    let cloud_events = concat!(
+        r#"[{"specversion":"1.0","id":"1","source":"s","type":"t","data":{"a" : 1e400}}, 5, {"id":7,"my-ext":[]},"#,
+        r#"{"specversion":"1.0","id":"2","source":"s","type":"t","data_base64":"AAEC/w==","datacontenttype":"a/b"}]"#
+    );
+    let attributes = "ce-specversion: 1.0\nce-id: \"a \\\"1\"\nce-source: /s\nce-type: Euro%20%e2%82%ac\nce-ext: x";
     let id = "018f0000-0000-7000-8000-000000000000";
     let receipt = "A".repeat(51);
     let event = real_event();
@@ -227,6 +298,15 @@ pub fn seeds() -> Vec<Seed> {
         ("batch", request("publish/batch", batch)),
         ("batch_atomic", request("publish/batch?atomic=true", batch)),
         ("lines", request("publish/batch\ncontent-type: application/x-ndjson", lines)),
+        ("cloud_event", request(&format!("publish?topic=once&explain=true\n{wire}"), cloud_event)),
+        (
+            "cloud_events",
+            request(
+                "publish/batch?topic=events\ncontent-type: application/cloudevents-batch+json; charset=utf-8",
+                cloud_events,
+            ),
+        ),
+        ("cloud_event_binary", request(&format!("publish?topic=events\n{attributes}\ncontent-type: a/b"), "\0<a/>")),
         ("ack", request(&format!("{id}/ack"), &format!(r#"{{"receipt":"{receipt}","consumerGroup":"g"}}"#))),
         ("nack", request(&format!("{id}/nack"), r#"{"consumerGroup":"g","reason":"later","delay":30}"#)),
         ("extend", request(&format!("{id}/extend"), r#"{"ackTimeout":"PT30S"}"#)),

@@ -20,12 +20,14 @@ pub(super) struct Row {
     pub(super) body: Option<Value>,
     /// The part of the body that is one item of a batch: what is wrong in it is said in its result.
     pub(super) item: Option<&'static str>,
+    /// The body is data of any type: nothing in it can be wrong.
+    pub(super) is_data: bool,
 }
 
 impl Row {
     fn new(method: &'static str, target: impl Into<String>) -> Row {
         let (headers, media_type) = (Vec::new(), "application/json");
-        Row { method, target: target.into(), headers, media_type, body: None, item: None }
+        Row { method, target: target.into(), headers, media_type, body: None, item: None, is_data: false }
     }
 
     fn get(target: impl Into<String>) -> Row {
@@ -130,7 +132,8 @@ impl Bed {
 
     /// All rows.
     pub(super) fn rows(&self) -> Vec<Row> {
-        [self.operations(), self.topics(), self.schemas(), self.subscriptions(), self.messages(), self.ends()].concat()
+        let first = [self.operations(), self.topics(), self.schemas(), self.subscriptions()].concat();
+        [first, self.messages(), cloud_events(), self.ends()].concat()
     }
 
     fn operations(&self) -> Vec<Row> {
@@ -291,6 +294,41 @@ impl Bed {
         let at = self.broker.clock().now_ms() + days * 86_400_000;
         jiff::Timestamp::from_millisecond(at).expect("a time of this age").to_string()
     }
+}
+
+/// Events, in each mode.
+fn cloud_events() -> Vec<Row> {
+    let event = |id: &str, more: Value| {
+        let mut event = json!({
+            "specversion": "1.0", "id": id, "source": "/shop", "type": "order.created", "subject": "order 7",
+            "time": "2026-01-31T12:00:00Z", "datacontenttype": "application/json", "partitionkey": "k",
+            "dataschema": "https://example.com/order.json",
+        });
+        event.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        event
+    };
+    let (data, bytes) = (json!({"data": {"a": 1}}), json!({"data_base64": "AAEC"}));
+    let one = Row { media_type: "application/cloudevents+json", ..Row::post("/api/v1/messages/publish?topic=jobs") };
+    let batch = "/api/v1/messages/publish/batch?topic=jobs";
+    let batch = Row { media_type: "application/cloudevents-batch+json", ..Row::post(batch) };
+    let binary = Row { is_data: true, ..Row::post("/api/v1/messages/publish?topic=jobs") };
+    let attributes = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "binary"),
+        ("ce-source", "/shop"),
+        ("ce-type", "order.created"),
+        ("ce-subject", "order%207"),
+        ("ce-time", "2026-01-31T12:00:00Z"),
+        ("ce-dataschema", "https://example.com/order.json"),
+        ("ce-partitionkey", "k"),
+    ];
+    vec![
+        one.clone().body(event("data", data.clone())),
+        one.body(event("bytes", bytes.clone())),
+        batch.clone().body(json!([event("data of a batch", data)])).item("/0"),
+        batch.body(json!([event("bytes of a batch", bytes)])).item("/0"),
+        attributes.into_iter().fold(binary, |row, (name, value)| row.header(name, value)).body(json!({"a": 1})),
+    ]
 }
 
 fn text(value: &Value) -> String {

@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use axum::extract::{FromRef, FromRequest, Request};
 use http::{HeaderMap, header};
-use serde::de::{DeserializeOwned, Visitor};
+use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::body::{Intake, RawBody};
 use crate::api::problem::{Code, Faults, Problem};
@@ -176,6 +177,41 @@ pub fn decode<'a, T: Deserialize<'a>>(
     Ok(None)
 }
 
+/// Reads `text` as a JSON array whose items are still unread; of more than `items_max`, one more is kept.
+///
+/// # Errors
+/// `MALFORMED_JSON` when it is no JSON at all, `VALIDATION_ERROR` when it is something else.
+pub fn decode_list(text: &[u8], items_max: usize) -> Result<Vec<&RawValue>, Problem> {
+    let mut reader = serde_json::Deserializer::from_slice(text);
+    let read = reader.deserialize_seq(ListVisitor { items_max }).and_then(|items| reader.end().map(|()| items));
+    read.map_err(|error| match serde_json::from_slice::<Value>(text) {
+        Ok(_) => Problem::invalid_at("", "takes a JSON array"),
+        Err(_) => malformed(&error),
+    })
+}
+
+struct ListVisitor {
+    items_max: usize,
+}
+
+impl<'de> Visitor<'de> for ListVisitor {
+    type Value = Vec<&'de RawValue>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON array")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = list.next_element::<&RawValue>()? {
+            if items.len() <= self.items_max {
+                items.push(item);
+            }
+        }
+        Ok(items)
+    }
+}
+
 /// Text that is borrowed from the body wherever it holds no escapes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Text<'a>(pub Cow<'a, str>);
@@ -290,8 +326,6 @@ fn malformed(error: &serde_json::Error) -> Problem {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::value::RawValue;
-
     use super::*;
     use crate::api::extract::{Object, not_null};
     use crate::api::problem::Fault;
@@ -380,10 +414,22 @@ mod tests {
     fn no_json_is_malformed_and_depth_is_bounded() {
         let deep = format!("{}{}", r#"{"inner":"#, "[".repeat(100_000));
         for text in ["", "  ", "{", "{\"name\":}", "nul", "\u{feff}{}", deep.as_str()] {
+            assert_eq!(decode_list(text.as_bytes(), 9).expect_err("no JSON").code(), Code::MalformedJson, "{text}");
             let (spare, mut faults) = (Spare::default(), Faults::default());
             let error = decode::<Dto<'_>>(text.as_bytes(), &spare, &mut faults).expect_err("no JSON");
             assert_eq!(error.code(), Code::MalformedJson);
         }
+    }
+
+    #[test]
+    fn a_list_is_read_item_by_item_and_nothing_else_is_one() {
+        let items = decode_list(b" [1, {\"a\" : 2.50} ,3]", 1).expect("a list");
+        assert_eq!(items.iter().map(|item| item.get()).collect::<Vec<_>>(), ["1", "{\"a\" : 2.50}"]);
+        assert!(decode_list(b"[]", 1).expect("a list").is_empty());
+        for text in ["{}", "null", "\"x\""] {
+            assert_eq!(decode_list(text.as_bytes(), 1).expect_err("no list").code(), Code::ValidationError, "{text}");
+        }
+        assert_eq!(decode_list(b"[\"\xff\"]", 1).expect_err("no text").code(), Code::MalformedJson);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 use utoipa::{IntoParams, ToSchema};
 
+use super::cloud_events::{self, CloudEventBody};
 use super::publish::{PublishAnswer, destination, reading};
 use super::publish_body::{PublishBody, Reading};
 use crate::api::answer;
@@ -24,7 +25,7 @@ use crate::message::TopicName;
 use crate::publish::{PublishError, PublishRequest, Published};
 
 /// Items of one batch, from API.md.
-const ITEMS_MAX: usize = 10_000;
+pub(super) const ITEMS_MAX: usize = 10_000;
 /// What most results have, rounded up: an answer of this size need not grow.
 const RESULT_BYTES: usize = 320;
 
@@ -35,6 +36,9 @@ const RESULT_BYTES: usize = 320;
 pub(super) struct BatchQuery {
     /// All messages (of one topic) are stored, or none.
     atomic: bool,
+    /// The topic of CloudEvents, which name none themselves. For `application/cloudevents-batch+json` alone.
+    #[param(required = false, nullable = false)]
+    topic: Option<String>,
 }
 
 /// Many messages.
@@ -82,12 +86,15 @@ enum ItemAnswer<'a> {
     },
 }
 
-/// Publish many messages.
+/// Publish many messages, or CloudEvents to `?topic=`.
 #[utoipa::path(
     post, path = "/api/v1/messages/publish/batch", tag = "messages", params(BatchQuery),
     request_body(
-        description = "JSON, or one message a line",
-        content((BatchBody = "application/json"), (PublishBody = "application/x-ndjson")),
+        description = "JSON, or one message a line; or a batch of CloudEvents",
+        content(
+            (BatchBody = "application/json"), (PublishBody = "application/x-ndjson"),
+            (Vec<CloudEventBody> = "application/cloudevents-batch+json"),
+        ),
     ),
     responses((status = 200, description = "A result per message, in order", body = BatchAnswer)),
 )]
@@ -98,8 +105,8 @@ pub(super) async fn publish_batch(
     headers: HeaderMap,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    let atomic = query.plain()?.atomic;
-    let items = items(&broker, &caller, &headers, &body)?;
+    let BatchQuery { atomic, topic } = query.plain()?;
+    let items = items(&broker, &caller, &headers, (&body, topic.as_deref()))?;
     let results = publish_items(&broker, items, atomic).await;
     let durability = broker.store.capabilities().durability;
     Ok(answer::ok_of_bytes(&summary(&results, durability), (results.len() + 1) * RESULT_BYTES))
@@ -107,22 +114,35 @@ pub(super) async fn publish_batch(
 
 type Item = Result<PublishRequest, Problem>;
 
-fn items(broker: &Broker, caller: &Caller, headers: &HeaderMap, body: &RawBody) -> Result<Vec<Item>, Problem> {
+fn items(
+    broker: &Broker,
+    caller: &Caller,
+    headers: &HeaderMap,
+    (body, topic): (&RawBody, Option<&str>),
+) -> Result<Vec<Item>, Problem> {
     // One key would make all items but the first a duplicate or a conflict; each item has its own.
     if headers.contains_key("idempotency-key") {
         return Err(Problem::invalid_at(
             "",
-            "a batch takes no header `Idempotency-Key`; give items an `idempotencyKey`",
+            "a batch takes no header `Idempotency-Key`; give items an `idempotencyKey` (events have their `source` and `id`)",
         ));
     }
     let reading = reading(broker, headers, &body.bytes)?;
-    let find = |name: &TopicName| destination(broker, caller, name);
-    let lines = headers.get(header::CONTENT_TYPE).is_some_and(|given| is_media_type(given.as_bytes(), NDJSON));
-    if lines {
-        return from_lines(&reading, &find);
+    if cloud_events::is_batch(headers)? {
+        return cloud_events::batch(&reading, topic, &|name, pointer| destination(broker, caller, name, pointer));
     }
-    expect_json(headers)?;
-    from_json(&reading, &find)
+    let find = |name: &TopicName| destination(broker, caller, name, "/topicName");
+    let lines = headers.get(header::CONTENT_TYPE).is_some_and(|given| is_media_type(given.as_bytes(), NDJSON));
+    if !lines {
+        expect_json(headers)?;
+    }
+    if topic.is_some() {
+        return Err(Problem::invalid_at(
+            "/topic",
+            "is for CloudEvents: send them as application/cloudevents-batch+json",
+        ));
+    }
+    if lines { from_lines(&reading, &find) } else { from_json(&reading, &find) }
 }
 
 const NDJSON: &[&str] = &["application/x-ndjson", "application/ndjson"];

@@ -3,6 +3,7 @@
 
 mod batch;
 mod browse;
+mod cloud_events;
 mod consume;
 mod one;
 mod publish;

@@ -9,9 +9,10 @@ use http::{HeaderMap, StatusCode};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
+use super::cloud_events::{self, CloudEventBody};
 use super::publish_body::{PublishBody, Reading, idempotency_key};
 use crate::api::auth::Caller;
-use crate::api::extract::{Query, RawBody, expect_json};
+use crate::api::extract::{Query, RawBody};
 use crate::api::problem::Problem;
 use crate::api::wire::Time;
 use crate::api::{answer, reach};
@@ -28,6 +29,9 @@ use crate::publish::Published;
 pub(super) struct PublishQuery {
     /// Adds each stage's verdict and time to the answer.
     explain: bool,
+    /// The topic of a CloudEvent, which names none itself. For CloudEvents alone.
+    #[param(required = false, nullable = false)]
+    topic: Option<String>,
 }
 
 /// What became of a publish.
@@ -99,13 +103,27 @@ impl<'a> PublishAnswer<'a> {
     }
 }
 
-/// Publish a message.
+/// Publish a message, or a CloudEvent to `?topic=`.
+///
+/// An event comes in structured mode (`application/cloudevents+json`), or in binary mode: with `ce-…` headers, and a body of
+/// any media type as its data. It is binary where both the header `ce-specversion` and `?topic=` are there.
 #[utoipa::path(
     post, path = "/api/v1/messages/publish", tag = "messages", params(
         PublishQuery,
-        ("Idempotency-Key" = Option<String>, Header, description = "Makes repeats harmless, as `idempotencyKey`"),
+        ("Idempotency-Key" = Option<String>, Header, description = "Makes repeats harmless, as `idempotencyKey`; of a CloudEvent, its `source` and `id` do otherwise"),
+        ("ce-specversion" = Option<String>, Header, description = "`1.0`: a CloudEvent in binary mode, with `?topic=`; any other attribute has a header `ce-…` too"),
+        ("ce-id" = Option<String>, Header, description = "With `ce-source` it tells the event from all others"),
+        ("ce-source" = Option<String>, Header, description = "A URI reference"),
+        ("ce-type" = Option<String>, Header, description = "What kind of event it is"),
+        ("ce-subject" = Option<String>, Header, description = "What it is about"),
+        ("ce-time" = Option<String>, Header, description = "RFC 3339"),
+        ("ce-dataschema" = Option<String>, Header, description = "An absolute URI"),
+        ("ce-partitionkey" = Option<String>, Header, description = "Events of one key keep their order"),
     ),
-    request_body = PublishBody,
+    request_body(
+        description = "A message; a CloudEvent in structured mode; the data of one in binary mode",
+        content((PublishBody = "application/json"), (CloudEventBody = "application/cloudevents+json"), ("*/*")),
+    ),
     responses((status = 202, description = "Durable (or dropped by a stage, as `status` says)", body = PublishAnswer)),
 )]
 pub(super) async fn publish(
@@ -115,10 +133,10 @@ pub(super) async fn publish(
     headers: HeaderMap,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    expect_json(&headers)?;
-    let explain = query.plain()?.explain;
+    let PublishQuery { explain, topic } = query.plain()?;
     let reading = reading(&broker, &headers, &body.bytes)?;
-    let request = reading.message(&body.bytes, |name| destination(&broker, &caller, name))?;
+    let find = |name: &TopicName, pointer: &str| destination(&broker, &caller, name, pointer);
+    let request = cloud_events::message(&reading, &headers, topic.as_deref(), &find)?;
     let published = broker.publisher.publish(request).await?;
     let durability = broker.store.capabilities().durability;
     Ok(answer::json(StatusCode::ACCEPTED, &PublishAnswer::of(&published, durability, explain)))
@@ -139,12 +157,17 @@ fn trace_to_store(broker: &Broker, headers: &HeaderMap) -> Option<crate::message
     crate::telemetry::current_trace_context()
 }
 
-/// A topic that may be published to.
-pub(super) fn destination(broker: &Broker, caller: &Caller, name: &TopicName) -> Result<Arc<Topic>, Problem> {
+/// A topic that may be published to; `pointer` is where its name stands.
+pub(super) fn destination(
+    broker: &Broker,
+    caller: &Caller,
+    name: &TopicName,
+    pointer: &str,
+) -> Result<Arc<Topic>, Problem> {
     let topic = reach::topic(broker, caller, name)?;
     if topic.name.is_dead_letter() {
         let message = "dead letters come to this topic by themselves; publish to the topic whose they are";
-        return Err(Problem::invalid_at("/topicName", message));
+        return Err(Problem::invalid_at(pointer, message));
     }
     Ok(topic)
 }

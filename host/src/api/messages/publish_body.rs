@@ -164,6 +164,18 @@ impl<'r> Reading<'r> {
         self.bytes
     }
 
+    /// The header `Idempotency-Key`.
+    #[must_use]
+    pub fn header_key(&self) -> Option<Arc<str>> {
+        self.idempotency_key.clone()
+    }
+
+    /// The trace that this is a part of.
+    #[must_use]
+    pub fn trace(&self) -> Option<TraceContext> {
+        self.trace.clone()
+    }
+
     /// Reads one message; `topic` finds its topic and checks that the caller reaches it.
     ///
     /// # Errors
@@ -270,7 +282,8 @@ impl<'r> Reading<'r> {
     }
 
     /// The body's own bytes where the text is part of it; repaired texts are copied.
-    fn share(&self, text: &str) -> Bytes {
+    #[must_use]
+    pub fn share(&self, text: &str) -> Bytes {
         let (body, part) = (self.bytes.as_ptr_range(), text.as_bytes().as_ptr_range());
         if body.start <= part.start && part.end <= body.end {
             return self.bytes.slice_ref(text.as_bytes());
@@ -335,16 +348,27 @@ fn when(body: &PublishBody<'_>) -> Option<Arc<str>> {
 
 fn content_type(body: &PublishBody<'_>, faults: &mut Faults) -> Arc<str> {
     let Some(Text(given)) = &body.content_type else {
-        return if body.payload_base64.is_some() { Arc::clone(&BINARY_SHARED) } else { json_media_type() };
+        return if body.payload_base64.is_some() { binary_media_type() } else { json_media_type() };
     };
+    media_type("/contentType", given, faults)
+}
+
+/// The media type of bytes of which none was told.
+#[must_use]
+pub fn binary_media_type() -> Arc<str> {
+    Arc::clone(&BINARY_SHARED)
+}
+
+/// A media type that can be sent as a header.
+pub fn media_type(pointer: &str, given: &str, faults: &mut Faults) -> Arc<str> {
     let token = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_graphic());
     let essence = given.split(';').next().unwrap_or_default().trim();
     let well_formed = essence.split_once('/').is_some_and(|(family, sub)| token(family) && token(sub));
     let header = given.len() <= LABEL_BYTES_MAX && http::HeaderValue::from_str(given).is_ok();
     if !well_formed || !header {
-        faults.push("/contentType", "is a media type such as application/json");
+        faults.push(pointer, "is a media type such as application/json");
     }
-    if given == JSON { json_media_type() } else { given.as_ref().into() }
+    if given == JSON { json_media_type() } else { given.into() }
 }
 
 fn headers(pairs: Pairs<'_>, faults: &mut Faults) -> Vec<(Arc<str>, Arc<str>)> {

@@ -186,8 +186,11 @@ impl Target {
     /// All headers of one request that is sent `now`.
     #[must_use]
     pub fn headers(&self, delivery: &Delivery, now: Timestamp) -> HeaderMap {
-        // Ours come after the extra ones and replace them, should one have slipped through.
+        // Ours come after the extra ones and replace them, should one have slipped through or bear an attribute's name.
         let mut headers = self.extra.clone();
+        for (name, value) in &delivery.body.headers {
+            headers.insert(name, value.clone());
+        }
         let id = delivery.id.to_string();
         let ascii =
             |text: String| HeaderValue::try_from(text).expect("digits, hyphens and base64 are header characters");
@@ -198,7 +201,7 @@ impl Target {
         headers.insert(TOPIC_NAME, self.topic_value.clone());
         headers.insert(DELIVERY_ATTEMPT, HeaderValue::from(delivery.attempt));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        headers.insert(header::CONTENT_TYPE, media_type(&delivery.body.content_type));
+        headers.extend(delivery.body.content_type.as_ref().map(|given| (header::CONTENT_TYPE, media_type(given))));
         if let Some(trace) = &delivery.trace {
             // Stored as parsed, so it fits; what does not is left out rather than failing the delivery.
             headers.extend(HeaderValue::try_from(&*trace.parent).ok().map(|value| (TRACEPARENT, value)));
@@ -236,7 +239,11 @@ mod tests {
     fn delivery() -> Delivery {
         Delivery {
             id: MessageId::new(Timestamp(1_700_000_000_000), TopicId(1), 0, 1),
-            body: PushBody { bytes: Bytes::from_static(b"{}"), content_type: "application/json".into() },
+            body: PushBody {
+                bytes: Bytes::from_static(b"{}"),
+                content_type: Some("application/json".into()),
+                headers: vec![(HeaderName::from_static("ce-id"), HeaderValue::from_static("1"))],
+            },
             attempt: 3,
             deadline: Timestamp::MAX,
             trace: Some(TraceContext { parent: "00-a-b-01".into(), state: Some("v=1".into()) }),
@@ -246,7 +253,9 @@ mod tests {
     #[test]
     fn extra_headers_are_sent_but_never_replace_ours() {
         let mut subscription = testing::subscription("https://example.com/");
-        for (name, value) in [("Webhook-Id", "forged"), ("X-Team", "blue"), ("CONTENT-TYPE", "x"), ("Host", "x")] {
+        for (name, value) in
+            [("Webhook-Id", "forged"), ("X-Team", "blue"), ("CONTENT-TYPE", "x"), ("Host", "x"), ("Ce-Id", "x")]
+        {
             subscription.settings.headers.insert(name.to_owned(), Secret::new(value.to_owned()));
         }
         let target = Target::of(&subscription).unwrap();
@@ -262,6 +271,8 @@ mod tests {
         is("traceparent", "00-a-b-01");
         is("tracestate", "v=1");
         is("x-team", "blue");
+        is("ce-id", "1");
+        assert_eq!(headers.get_all("ce-id").iter().count(), 1);
         assert!(headers["user-agent"].to_str().unwrap().starts_with("Sluice/"));
         assert!(!headers.contains_key("host"));
         let shown = target.shown(&headers);
