@@ -275,8 +275,7 @@ fn classify(error: &reqwest::Error) -> Outcome {
             let reason = if matches!(lookup, LookupError::Refused { .. }) { "ADDRESS_REFUSED" } else { "DNS" };
             return failed(reason, lookup.to_string());
         }
-        let tls = cause.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref()?.downcast_ref::<rustls::Error>());
-        if let Some(tls) = tls.or_else(|| cause.downcast_ref::<rustls::Error>()) {
+        if let Some(tls) = tls_error(cause) {
             return failed("TLS", tls.to_string());
         }
         source = cause.source();
@@ -289,6 +288,15 @@ fn classify(error: &reqwest::Error) -> Outcome {
     } else {
         failed("CONNECTION_BROKEN", format!("the connection broke before the answer: {detail}"))
     }
+}
+
+/// An error of the handshake in what an I/O error wraps, however often: `source()` passes over what was wrapped.
+fn tls_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = cause;
+    while let Some(wrapped) = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        cause = wrapped;
+    }
+    cause.downcast_ref()
 }
 
 fn innermost(error: &reqwest::Error) -> String {
