@@ -16,6 +16,7 @@ mod limits;
 mod main_job;
 mod offline;
 mod pipelines;
+mod receivers;
 mod reload;
 mod soak;
 mod streams;
