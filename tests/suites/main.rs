@@ -7,6 +7,7 @@ mod cli_examples;
 mod cli_settle;
 mod crash;
 mod delivery;
+mod fairness;
 mod full_disk;
 mod guide;
 mod hostile;
