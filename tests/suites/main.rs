@@ -19,6 +19,7 @@ mod offline;
 mod pipelines;
 mod receivers;
 mod reload;
+mod seek;
 mod soak;
 mod streams;
 mod swaps;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
+use super::slots::Slots;
 use crate::api::auth::Caller;
 use crate::api::dlq::DeadLetterView;
 use crate::api::extract::Param;
@@ -198,6 +199,7 @@ fn group(consumer_group: Arc<str>, status: &GroupStatus) -> GroupView {
 )]
 pub(super) async fn erase(
     State(broker): State<Arc<Broker>>,
+    State(slots): State<Arc<Slots>>,
     caller: Caller,
     Param(id): Param<MessageId>,
 ) -> Result<Response, Problem> {
@@ -212,6 +214,7 @@ pub(super) async fn erase(
     if !broker.store.erase(id).await? {
         return Err(Problem::not_found("message", id));
     }
+    slots.erased(id);
     broker.catalog.record(event("message.erased"), &actor).await?;
     Ok(answer::no_content())
 }

@@ -14,6 +14,7 @@ use super::body::{SubscriptionView, seek_to};
 use super::shown;
 use crate::api::auth::Caller;
 use crate::api::extract::{IfMatch, Json, NoBody, Param, Query};
+use crate::api::messages::Slots;
 use crate::api::page::{Paging, Window};
 use crate::api::problem::{Code, Problem};
 use crate::api::{Api, answer, reach};
@@ -104,6 +105,7 @@ struct SeekBody {
 )]
 async fn seek(
     State(broker): State<Arc<Broker>>,
+    State(slots): State<Arc<Slots>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
     body: Json<SeekBody>,
@@ -115,6 +117,7 @@ async fn seek(
         faults.keep("/to", seek_to(&to, body.partition, topic.settings.partition_count))
     })?;
     broker.store.seek(topic.id, subscription.group, to).await?;
+    slots.sought(topic.id, subscription.group);
     let (entity_id, details) = (id.to_string(), serde_json::json!({ "to": format!("{to:?}") }));
     let event =
         Event { event_type: "subscription.sought", entity_type: "subscription", entity_id: &entity_id, details };
