@@ -2,6 +2,8 @@
 
 mod bad_input;
 mod batches;
+mod binary_payloads;
+mod browsing;
 mod cli;
 mod cli_examples;
 mod cli_settle;
