@@ -8,6 +8,7 @@ mod cli;
 mod cli_examples;
 mod cli_settle;
 mod crash;
+mod dead_letters;
 mod delivery;
 mod fairness;
 mod full_disk;
