@@ -73,9 +73,29 @@ impl Client {
     /// # Errors
     /// The status.
     pub async fn try_stream(&self, topic: &str, group: &str, in_flight: u32) -> Result<Stream, u16> {
+        self.open_stream(topic, group, in_flight, &[]).await
+    }
+
+    /// Opens a stream again whose last event that arrived is this one.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn resume_stream(&self, topic: &str, group: &str, in_flight: u32, last: &str) -> Stream {
+        let resumed = self.open_stream(topic, group, in_flight, &[("last-event-id", last)]).await;
+        resumed.unwrap_or_else(|status| panic!("the stream is refused: {status}"))
+    }
+
+    async fn open_stream(
+        &self,
+        topic: &str,
+        group: &str,
+        in_flight: u32,
+        headers: &[(&str, &str)],
+    ) -> Result<Stream, u16> {
         let query = format!("consumerGroup={group}&maxInFlight={in_flight}");
         let url = format!("{}/api/v1/messages/stream/{topic}?{query}", self.url);
-        let response = self.http.get(url).bearer_auth(&self.token).send().await.expect("the broker answers");
+        let request = self.http.get(url).headers(header_map(headers)).bearer_auth(&self.token);
+        let response = request.send().await.expect("the broker answers");
         match response.status().as_u16() {
             200 => Ok(Stream::new(response, self.clone(), group)),
             refused => Err(refused),

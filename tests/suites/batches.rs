@@ -3,7 +3,7 @@
 
 use http::Method;
 use serde_json::{Value, json};
-use sluice_tests::Broker;
+use sluice_tests::{Broker, Delivery};
 
 fn item(payload: Value) -> Value {
     json!({"topicName": "orders", "payload": payload})
@@ -93,4 +93,61 @@ async fn lines_are_a_batch_too_and_receipts_settle_as_one() {
     assert!(results[..200].iter().all(|result| result["error"].is_null()), "{answer}");
     assert_eq!(results[200]["error"]["code"], "LEASE_EXPIRED", "{answer}");
     broker.consume("orders", "g").expect_nothing().await;
+}
+
+#[tokio::test]
+async fn a_thousand_settlements_are_each_judged_alone() {
+    let broker = Broker::start().await;
+    broker.create_topic("orders", "Queue").await;
+    broker.create_topic("private", "Queue").await;
+    let messages: Vec<Value> = (0..1000).map(|n| item(json!(n))).collect();
+    broker.post("/messages/publish/batch", &json!({ "messages": messages })).await.expect(200);
+    broker.publish("private", "secret").await;
+    let consumer = broker.consumer("orders");
+    let short = consumer.consume("orders", "g").limit(200).ack_timeout(5).await;
+    let held = consumer.consume("orders", "g").limit(800).ack_timeout(3600).await;
+    let foreign = broker.consume("private", "g").await.remove(0);
+    assert_eq!((short.len(), held.len()), (200, 800));
+    broker.clock().advance(std::time::Duration::from_secs(6)).await;
+
+    // Of every ten acks five are good, one of them without its receipt; the others are each bad in its own way.
+    let (mut held, mut short) = (held.iter(), short.iter());
+    let mut acks = Vec::new();
+    let mut expected = Vec::new();
+    for _ in 0..100 {
+        let mut add = |ack: Value, code: Option<&'static str>| {
+            acks.push(ack);
+            expected.push(code);
+        };
+        let by_receipt = |delivery: &Delivery| json!({"receipt": delivery.receipt()});
+        let good: Vec<&Delivery> = held.by_ref().take(5).collect();
+        good[..4].iter().for_each(|delivery| add(by_receipt(delivery), None));
+        add(by_receipt(good[0]), Some("LEASE_EXPIRED"));
+        add(by_receipt(short.next().expect("enough")), Some("LEASE_EXPIRED"));
+        add(json!({"messageId": good[4].id(), "consumerGroup": "g"}), None);
+        add(json!({"receipt": "nonsense"}), Some("VALIDATION_ERROR"));
+        add(json!({"receipt": good[1].receipt(), "surprise": 1}), Some("VALIDATION_ERROR"));
+        // Out of the token's scope: nothing is told of it.
+        add(by_receipt(&foreign), Some("LEASE_EXPIRED"));
+    }
+    let nacks: Vec<Value> =
+        held.by_ref().take(100).map(|delivery| json!({"receipt": delivery.receipt(), "delay": "PT1H"})).collect();
+    let answer = consumer.post("/messages/ack/batch", &json!({"acks": acks, "nacks": nacks})).await.expect(200);
+    let results = answer["results"].as_array().expect("a result an item");
+    assert_eq!((results.len(), expected.len()), (1100, 1000));
+    for (number, (result, code)) in results.iter().zip(&expected).enumerate() {
+        assert_eq!(result["error"]["code"].as_str(), *code, "{number}: {} {result}", acks[number]);
+    }
+    assert!(results[1000..].iter().all(|result| result["error"].is_null()), "{answer}");
+
+    let metrics = broker.get("/topics/orders/metrics").await.expect(200);
+    let figures = &metrics["groups"][0];
+    assert_eq!(
+        (&figures["ackedTotal"], &figures["lag"], &figures["inFlight"], &figures["retrying"]),
+        (&json!(500), &json!(200), &json!(200), &json!(100)),
+        "{figures}"
+    );
+    // What expired can be had again, and what is foreign is still held.
+    assert_eq!(consumer.consume("orders", "g").limit(1000).await.len(), 200);
+    foreign.ack().await;
 }

@@ -2,13 +2,17 @@
 
 mod bad_input;
 mod batches;
+mod binary_payloads;
+mod browsing;
 mod cli;
 mod cli_examples;
 mod cli_settle;
 mod cloud_events;
 mod crash;
+mod dead_letters;
 mod delivery;
 mod failures;
+mod fairness;
 mod full_disk;
 mod guide;
 mod hostile;
@@ -19,7 +23,9 @@ mod main_job;
 mod offline;
 mod outside;
 mod pipelines;
+mod receivers;
 mod reload;
+mod seek;
 mod soak;
 mod streams;
 mod swaps;

@@ -158,32 +158,21 @@ async fn an_ordered_webhook_keeps_each_keys_order_through_failures() {
 }
 
 #[tokio::test]
-async fn where_a_webhook_may_not_go_it_does_not() {
+async fn an_endpoint_that_webhooks_may_not_reach_is_no_endpoint() {
     let broker = Broker::start().await;
     broker.create_topic("events", "PubSub").await;
-    let refused = |endpoint: &str| {
-        json!({
-            "topicName": "events", "consumerGroup": "g", "type": "Push", "consumerEndpoint": endpoint, "maxRetries": 0
-        })
-    };
-    for endpoint in ["not a url", "ftp://example.com/", "file:///etc/passwd", "https://user:pass@example.com/"] {
-        let answer = broker.post("/subscriptions", &refused(endpoint)).await;
-        assert_eq!(answer.status, 400, "{endpoint}: {answer}");
+    let refused = |endpoint: &str| json!({"topicName": "events", "consumerGroup": "g", "type": "Push", "consumerEndpoint": endpoint});
+    for endpoint in [
+        "not a url",
+        "ftp://example.com/",
+        "file:///etc/passwd",
+        "https://user:pass@example.com/",
+        "http://169.254.169.254/latest/meta-data",
+        "http://10.0.0.1/",
+        "http://[fd00::1]/",
+    ] {
+        broker.post("/subscriptions", &refused(endpoint)).await.expect_problem(400, "VALIDATION_ERROR");
     }
-    // A metadata service: refused when it is connected to, at the latest.
-    let answer = broker.post("/subscriptions", &refused("http://169.254.169.254/latest/meta-data")).await;
-    if answer.status == 400 {
-        return;
-    }
-    answer.expect(201);
-    broker.publish("events", "secret").await;
-    let letter = wait::until("the delivery is refused", async || {
-        broker.clock().advance(Duration::from_secs(10)).await;
-        let listed = broker.get("/topics/events/dlq").await.expect(200);
-        listed["deadLetters"].as_array().and_then(|letters| letters.first().cloned())
-    })
-    .await;
-    assert!(letter["deadLetter"]["lastStatus"].is_null(), "nothing was sent: {letter}");
 }
 
 #[tokio::test]

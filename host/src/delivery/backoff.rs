@@ -36,16 +36,18 @@ impl Backoff {
 }
 
 /// Reads `Retry-After` (RFC 9110 §10.2.3): seconds, or an HTTP date, which is taken relative to `now`. At most
-/// [`RETRY_AFTER_MAX`]; a date that has passed is no wait; `None` for anything else.
+/// [`RETRY_AFTER_MAX`]. `None` for anything else, and where it asks for no wait, by a zero or a date that has passed: all
+/// attempts that a message has would be used up in a moment.
 #[must_use]
 pub fn retry_after(value: &str, now: Timestamp) -> Option<Duration> {
     let value = value.trim();
-    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+    let wait = if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than fit are more than the cap.
-        let seconds = value.parse::<u64>().unwrap_or(u64::MAX);
-        return Some(Duration::from_secs(seconds).min(RETRY_AFTER_MAX));
-    }
-    Some(http_date(value)?.since(now).min(RETRY_AFTER_MAX))
+        Duration::from_secs(value.parse().unwrap_or(u64::MAX))
+    } else {
+        http_date(value)?.since(now)
+    };
+    (!wait.is_zero()).then_some(wait.min(RETRY_AFTER_MAX))
 }
 
 /// The three forms that RFC 9110 §5.6.7 demands of a recipient: IMF-fixdate, RFC 850's, and C's `asctime`.
@@ -90,12 +92,19 @@ mod tests {
     fn retry_after_is_seconds_or_any_http_date() {
         let now = Timestamp::parse_rfc3339("1994-11-06T08:49:07Z").unwrap();
         assert_eq!(retry_after("120", now), Some(Duration::from_secs(120)));
-        assert_eq!(retry_after(" 0 ", now), Some(Duration::ZERO));
+        assert_eq!(retry_after(" 1 ", now), Some(Duration::from_secs(1)));
         for date in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
             assert_eq!(retry_after(date, now), Some(Duration::from_secs(30)), "{date}");
         }
-        let later = now.plus(Duration::from_secs(3600));
-        assert_eq!(retry_after("Sun, 06 Nov 1994 08:49:37 GMT", later), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn retry_after_that_asks_for_no_wait_is_none() {
+        let past = "Sun, 06 Nov 1994 08:49:37 GMT";
+        let now = Timestamp::parse_rfc3339("1994-11-06T08:49:37Z").unwrap();
+        for (value, now) in [("0", now), ("000", now), (past, now), (past, now.plus(Duration::from_secs(3600)))] {
+            assert_eq!(retry_after(value, now), None, "{value}");
+        }
     }
 
     #[test]

@@ -177,7 +177,8 @@ impl PushBody {
 
 /// The payload as text, if that is what it is. A binary media type is never text, not even when its bytes happen to be
 /// UTF-8: a receiver of images must not have to look in two places.
-pub(super) fn text_of<'a>(payload: &'a [u8], content_type: &str) -> Option<&'a str> {
+#[must_use]
+pub fn text_of<'a>(payload: &'a [u8], content_type: &str) -> Option<&'a str> {
     if is_binary(content_type) { None } else { std::str::from_utf8(payload).ok() }
 }
 

@@ -9,3 +9,4 @@ pub mod outbound;
 pub mod pull;
 pub mod push;
 mod remembered;
+mod turns;

@@ -1,5 +1,6 @@
 //! Consumers that fetch. Invariant: a call returns as soon as there is something, or when its wait is over; it holds
-//! nothing when it returns empty. Never polls the store while nothing changes.
+//! nothing when it returns empty; those of a group that wait are served in the order in which they came. Never polls the
+//! store while nothing changes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use tracing::Instrument as _;
 use crate::catalog::model::{Subscription, SubscriptionKind, Topic, TopicKind};
 use crate::clock::{Clock, Timestamp};
 use crate::delivery::outbound::{Ask, Outbound, OutboundError, Prepared};
+use crate::delivery::turns::{Place, Turn, Turns};
 use crate::directory::Directory;
 use crate::message::GroupId;
 use crate::store::MessageStore;
@@ -28,6 +30,7 @@ pub struct Consumers {
     store: Arc<dyn MessageStore>,
     clock: Clock,
     stopping: CancellationToken,
+    turns: Turns,
     delivered: IntCounter,
 }
 
@@ -77,7 +80,7 @@ impl Consumers {
         let delivered =
             IntCounter::new("sluice_pull_delivered_messages_total", "Messages handed to consumers that fetch.")?;
         registry.register(Box::new(delivered.clone()))?;
-        Ok(Consumers { outbound, directory, store, clock, stopping, delivered })
+        Ok(Consumers { outbound, directory, store, clock, stopping, turns: Turns::default(), delivered })
     }
 
     /// Leases messages for a consumer, waiting up to `request.wait` for the first.
@@ -110,12 +113,51 @@ impl Consumers {
 
     /// Looks until there is something, the wait is over, or the broker stops.
     async fn first(&self, request: &ConsumeRequest, until: Timestamp) -> Result<Prepared, ConsumeError> {
+        let cursor = (request.topic.id, self.cursor(request)?.0);
+        // Who waits does not push in before those who do.
+        if self.clock.now() >= until || !self.turns.has_line(cursor) {
+            let prepared = self.once(request).await?;
+            if self.is_over(&prepared, until) {
+                return Ok(prepared);
+            }
+        }
+        let place = self.turns.stand(cursor);
+        loop {
+            let turn = tokio::select! {
+                turn = place.turn() => turn,
+                () = self.clock.sleep_until(until) => return Ok(Prepared::default()),
+                () = self.stopping.cancelled() => return Ok(Prepared::default()),
+            };
+            if !place.has_plenty() {
+                return self.watch(request, &place, until, turn).await;
+            }
+            // The next one looks at the same time.
+            drop(turn);
+            let prepared = self.look(request, &place).await?;
+            if self.is_over(&prepared, until) {
+                return Ok(prepared);
+            }
+        }
+    }
+
+    fn is_over(&self, prepared: &Prepared, until: Timestamp) -> bool {
+        !prepared.leases.is_empty() || self.clock.now() >= until || self.stopping.is_cancelled()
+    }
+
+    /// What the first in line does until its turn is over.
+    async fn watch(
+        &self,
+        request: &ConsumeRequest,
+        place: &Place<'_>,
+        until: Timestamp,
+        _turn: Turn<'_>,
+    ) -> Result<Prepared, ConsumeError> {
         loop {
             // Subscribed before looking, so that nothing that comes in between is missed.
             let mut appended = self.store.appended(request.topic.id);
             let mut changes = self.directory.changes();
-            let prepared = self.once(request).await?;
-            if !prepared.leases.is_empty() || self.clock.now() >= until || self.stopping.is_cancelled() {
+            let prepared = self.look(request, place).await?;
+            if self.is_over(&prepared, until) {
                 return Ok(prepared);
             }
             if prepared.more {
@@ -136,6 +178,12 @@ impl Consumers {
                 () = self.stopping.cancelled() => {}
             }
         }
+    }
+
+    async fn look(&self, request: &ConsumeRequest, place: &Place<'_>) -> Result<Prepared, ConsumeError> {
+        let looked = self.once(request).await;
+        place.saw(looked.as_ref().is_ok_and(|prepared| prepared.more && !prepared.leases.is_empty()));
+        looked
     }
 
     async fn once(&self, request: &ConsumeRequest) -> Result<Prepared, ConsumeError> {

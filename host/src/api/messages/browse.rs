@@ -39,7 +39,7 @@ const TOKEN_CHARS_MAX: usize = 32 * 1024;
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct BrowseQuery {
-    /// `earliest` (the default), `latest`, an RFC 3339 time, or an offset of `partition`.
+    /// `earliest` (the default), `latest`, an RFC 3339 time, or an offset: of `partition`, or of the only one.
     from: Option<String>,
     /// One partition; by default all.
     #[param(value_type = Option<u16>)]
@@ -104,6 +104,8 @@ impl Wanted {
         if query.partition.is_some_and(|partition| partition >= topic.settings.partition_count) {
             faults.push("/partition", format!("the topic has partitions 0 to {}", topic.settings.partition_count - 1));
         }
+        // The only one is the one that is meant, as in a seek.
+        let partition = query.partition.or((topic.settings.partition_count == 1).then_some(0));
         let filter = query.filter.map(|text| PayloadQuery::parse(&text)).transpose();
         let filter = faults.keep("/filter", filter);
         let from = match (query.next_token, query.from) {
@@ -112,9 +114,9 @@ impl Wanted {
                 None
             }
             (Some(token), None) => faults.keep("/nextToken", decode(&token).ok_or("is no token of this route")),
-            (None, from) => faults.keep("/from", place(from.as_deref().unwrap_or("earliest"), query.partition)),
+            (None, from) => faults.keep("/from", place(from.as_deref().unwrap_or("earliest"), partition)),
         };
-        Some(Wanted { from: from?, partition: query.partition, limit: limit as usize, filter: filter? })
+        Some(Wanted { from: from?, partition, limit: limit as usize, filter: filter? })
     }
 
     /// Reads on until there is enough, the log ends, or enough was looked at.

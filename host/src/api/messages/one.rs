@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
+use super::slots::Slots;
 use crate::api::auth::Caller;
 use crate::api::dlq::DeadLetterView;
 use crate::api::extract::Param;
@@ -19,7 +20,7 @@ use crate::api::{answer, reach};
 use crate::broker::Broker;
 use crate::catalog::Event;
 use crate::catalog::model::Topic;
-use crate::delivery::envelope::HeaderPairs;
+use crate::delivery::envelope::{HeaderPairs, text_of};
 use crate::message::{FailedAttempt, Failure, Message, MessageId, Position};
 use crate::store::{DeliveryState, Found, GroupStatus};
 
@@ -35,7 +36,7 @@ pub(in crate::api) struct MessageView<'a> {
     /// The exact text. Absent when `payloadBase64` is there.
     #[serde(skip_serializing_if = "Option::is_none")]
     payload: Option<&'a str>,
-    /// The bytes, when they are no text.
+    /// The bytes, when they are no text: by their media type, or because they are not UTF-8.
     #[serde(skip_serializing_if = "Option::is_none")]
     payload_base64: Option<String>,
     content_type: &'a str,
@@ -75,7 +76,7 @@ pub(in crate::api) struct MessageView<'a> {
 impl<'a> MessageView<'a> {
     pub(in crate::api) fn of(topic: &'a Topic, position: Option<Position>, message: &'a Message) -> MessageView<'a> {
         let meta = &message.meta;
-        let text = std::str::from_utf8(&message.payload).ok();
+        let text = text_of(&message.payload, &meta.content_type);
         MessageView {
             message_id: message.id,
             topic_name: topic.name.as_str(),
@@ -219,6 +220,7 @@ fn group(consumer_group: Arc<str>, status: &GroupStatus) -> GroupView<'_> {
 )]
 pub(super) async fn erase(
     State(broker): State<Arc<Broker>>,
+    State(slots): State<Arc<Slots>>,
     caller: Caller,
     Param(id): Param<MessageId>,
 ) -> Result<Response, Problem> {
@@ -233,6 +235,7 @@ pub(super) async fn erase(
     if !broker.store.erase(id).await? {
         return Err(Problem::not_found("message", id));
     }
+    slots.erased(id);
     broker.catalog.record(event("message.erased"), &actor).await?;
     Ok(answer::no_content())
 }

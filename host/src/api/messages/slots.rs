@@ -1,6 +1,6 @@
 //! Which leases were handed to event streams and are still held. Invariant: a stream holds at most its `maxInFlight`; a
-//! slot is free again when its lease is settled through this broker, or at its deadline. Bounded by the number of streams
-//! and their own bounds, as each entry ends with its lease.
+//! slot is free again when its lease is ended through this broker, or at its deadline. Bounded by the number of streams and
+//! their own bounds, as each entry ends with its lease.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 
 use crate::clock::Timestamp;
-use crate::message::{GroupId, MessageId, Position};
+use crate::message::{GroupId, MessageId, Position, TopicId};
 use crate::settle::Held;
 use crate::store::{Lease, Receipt, Settled};
 
@@ -129,13 +129,28 @@ impl Slots {
         self.count.store(entries.by_position.len(), Ordering::Release);
     }
 
+    /// A group's cursor was moved: its leases have ended.
+    pub(in crate::api) fn sought(&self, topic: TopicId, group: GroupId) {
+        self.end(|(position, of), _| (position.topic, *of) == (topic, group));
+    }
+
+    /// A message was erased: its leases have ended.
+    pub(super) fn erased(&self, message: MessageId) {
+        self.end(|_, entry| entry.message == message);
+    }
+
+    fn end(&self, ended: impl Fn(&(Position, GroupId), &Entry) -> bool) {
+        let mut entries = self.held.lock();
+        let found: Vec<_> =
+            entries.by_position.iter().filter(|(key, entry)| ended(key, entry)).map(|(key, _)| *key).collect();
+        found.into_iter().for_each(|key| entries.remove(key));
+        self.count.store(entries.by_position.len(), Ordering::Release);
+    }
+
     /// Frees the slots of leases that have ended by themselves; returns when the next one of `stream` will.
     pub(super) fn expire(&self, stream: &Arc<StreamSlots>, now: Timestamp) -> Option<Timestamp> {
-        let mut entries = self.held.lock();
-        let past: Vec<_> =
-            entries.by_position.iter().filter(|(_, entry)| entry.deadline <= now).map(|(key, _)| *key).collect();
-        past.into_iter().for_each(|key| entries.remove(key));
-        self.count.store(entries.by_position.len(), Ordering::Release);
+        self.end(|_, entry| entry.deadline <= now);
+        let entries = self.held.lock();
         entries
             .by_position
             .values()
@@ -190,7 +205,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::message::{Message, MessageMeta, Offset, TopicId};
+    use crate::message::{Message, MessageMeta, Offset};
 
     fn lease(grant: u64) -> Lease {
         let position = Position { topic: TopicId(1), partition: 0, offset: Offset(grant) };
@@ -244,6 +259,19 @@ mod tests {
         assert_eq!(slots.expire(&stream, Timestamp(999)), Some(Timestamp(1000)));
         assert_eq!(slots.expire(&stream, Timestamp(0).plus(Duration::from_secs(1))), None);
         assert_eq!(stream.held(), 0);
+    }
+
+    #[test]
+    fn a_lease_that_ends_by_a_seek_or_with_its_message_frees_its_slot() {
+        let (slots, stream) = (Slots::new(1), StreamSlots::new("ann".into()));
+        (1..=3).for_each(|grant| slots.take(&stream, &lease(grant)));
+        slots.erased(lease(2).message.id);
+        assert_eq!(stream.held(), 2);
+        slots.sought(TopicId(1), GroupId(4));
+        slots.sought(TopicId(2), GroupId(3));
+        assert_eq!(stream.held(), 2, "another group's cursor, another topic's");
+        slots.sought(TopicId(1), GroupId(3));
+        assert_eq!((stream.held(), slots.count.load(Ordering::Acquire)), (0, 0));
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::shown;
 use super::snapshots::SnapshotName;
 use crate::api::auth::Caller;
 use crate::api::extract::{IfMatch, Json, NoBody, OptionalJson, Param, Query, not_null};
+use crate::api::messages::Slots;
 use crate::api::page::{Paging, Window};
 use crate::api::problem::{Code, Faults, Problem};
 use crate::api::wire::Iso;
@@ -115,6 +116,7 @@ struct SeekBody {
 )]
 async fn seek(
     State(broker): State<Arc<Broker>>,
+    State(slots): State<Arc<Slots>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
     body: Json<SeekBody>,
@@ -134,6 +136,7 @@ async fn seek(
             format!("snapshot {name}")
         }
     };
+    slots.sought(topic.id, subscription.group);
     let (entity_id, details) = (id.to_string(), serde_json::json!({ "to": told }));
     let event =
         Event { event_type: "subscription.sought", entity_type: "subscription", entity_id: &entity_id, details };

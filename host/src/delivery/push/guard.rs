@@ -230,6 +230,9 @@ pub fn validate_endpoint(url: &str, settings: &config::Push) -> Result<Url, Stri
 }
 
 type LookupFuture = Pin<Box<dyn Future<Output = Result<Arc<[SocketAddr]>, LookupError>> + Send>>;
+type FoundFuture = Pin<Box<dyn Future<Output = std::io::Result<Vec<SocketAddr>>> + Send>>;
+/// What says which addresses a name has now: the system's resolver, or a test's word.
+type NameService = Arc<dyn Fn(Arc<str>) -> FoundFuture + Send + Sync>;
 
 /// Resolves names for the HTTP client and hands out only addresses that may be reached. Requests for one name at the same
 /// time share one lookup, so a name that does not answer holds one thread and not one per request.
@@ -238,6 +241,7 @@ pub struct GuardedResolver(Arc<ResolverState>);
 
 struct ResolverState {
     guard: AddressGuard,
+    names: NameService,
     permits: Arc<Semaphore>,
     /// The lookups under way; at most one a name in use, removed when they end.
     under_way: Mutex<HashMap<Arc<str>, Shared<LookupFuture>>>,
@@ -247,8 +251,13 @@ impl GuardedResolver {
     /// A resolver that hands out what `guard` lets pass.
     #[must_use]
     pub fn new(guard: AddressGuard) -> GuardedResolver {
+        GuardedResolver::asking(guard, Arc::new(|host| Box::pin(ask_the_system(host))))
+    }
+
+    /// The same over another source of names.
+    pub(super) fn asking(guard: AddressGuard, names: NameService) -> GuardedResolver {
         let permits = Arc::new(Semaphore::new(LOOKUPS_MAX));
-        GuardedResolver(Arc::new(ResolverState { guard, permits, under_way: Mutex::default() }))
+        GuardedResolver(Arc::new(ResolverState { guard, names, permits, under_way: Mutex::default() }))
     }
 
     fn lookup(&self, host: &str) -> Shared<LookupFuture> {
@@ -269,14 +278,17 @@ impl GuardedResolver {
     }
 }
 
+async fn ask_the_system(host: Arc<str>) -> std::io::Result<Vec<SocketAddr>> {
+    Ok(tokio::net::lookup_host((&*host, 0)).await?.collect())
+}
+
 /// One lookup, in a task of its own: it ends with the system's resolver, not with the request that began it.
 async fn resolve(state: Arc<ResolverState>, host: Arc<str>) -> Result<Arc<[SocketAddr]>, LookupError> {
     let _permit = state.permits.acquire().await.expect("the semaphore is never closed");
-    let found = tokio::net::lookup_host((&*host, 0)).await;
+    let found = (state.names)(Arc::clone(&host)).await;
     state.under_way.lock().remove(&host);
-    let found: Vec<SocketAddr> = found
-        .map_err(|error| LookupError::Failed { host: Arc::clone(&host), reason: error.to_string().into() })?
-        .collect();
+    let found =
+        found.map_err(|error| LookupError::Failed { host: Arc::clone(&host), reason: error.to_string().into() })?;
     let mut refused = None;
     let mut allowed = Vec::with_capacity(found.len());
     for address in found {

@@ -112,11 +112,20 @@ impl Sender {
         // The first provider of the process stays; an error only says that one is there already.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let guard = AddressGuard::new(settings).map_err(SenderError::Networks)?;
-        let client = builder(settings, &guard).build().or_else(|error| {
+        let resolver = GuardedResolver::new(guard.clone());
+        Sender::resolving(settings, (guard, resolver), clock)
+    }
+
+    fn resolving(
+        settings: &config::Push,
+        (guard, resolver): (AddressGuard, GuardedResolver),
+        clock: Clock,
+    ) -> Result<Sender, SenderError> {
+        let client = builder(settings, &resolver).build().or_else(|error| {
             // A minimal image without certificates must not keep a broker from starting: webhooks by plain HTTP work, and
             // each one by https fails with its own word, `TLS`.
             tracing::warn!(%error, "no usable system certificates: webhooks to https endpoints will fail");
-            builder(settings, &guard).tls_certs_only([]).build()
+            builder(settings, &resolver).tls_certs_only([]).build()
         })?;
         Ok(Sender { client, guard, clock })
     }
@@ -200,9 +209,9 @@ impl Sender {
     }
 }
 
-fn builder(settings: &config::Push, guard: &AddressGuard) -> reqwest::ClientBuilder {
+fn builder(settings: &config::Push, resolver: &GuardedResolver) -> reqwest::ClientBuilder {
     reqwest::Client::builder()
-        .dns_resolver(Arc::new(GuardedResolver::new(guard.clone())))
+        .dns_resolver(Arc::new(resolver.clone()))
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .referer(false)
@@ -275,8 +284,7 @@ fn classify(error: &reqwest::Error) -> Outcome {
             let reason = if matches!(lookup, LookupError::Refused { .. }) { "ADDRESS_REFUSED" } else { "DNS" };
             return failed(reason, lookup.to_string());
         }
-        let tls = cause.downcast_ref::<std::io::Error>().and_then(|io| io.get_ref()?.downcast_ref::<rustls::Error>());
-        if let Some(tls) = tls.or_else(|| cause.downcast_ref::<rustls::Error>()) {
+        if let Some(tls) = tls_error(cause) {
             return failed("TLS", tls.to_string());
         }
         source = cause.source();
@@ -289,6 +297,15 @@ fn classify(error: &reqwest::Error) -> Outcome {
     } else {
         failed("CONNECTION_BROKEN", format!("the connection broke before the answer: {detail}"))
     }
+}
+
+/// An error of the handshake in what an I/O error wraps, however often: `source()` passes over what was wrapped.
+fn tls_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    let mut cause = cause;
+    while let Some(wrapped) = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref) {
+        cause = wrapped;
+    }
+    cause.downcast_ref()
 }
 
 fn innermost(error: &reqwest::Error) -> String {
@@ -335,6 +352,11 @@ fn span(target: &Target, delivery: &Delivery) -> tracing::Span {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use futures_util::FutureExt as _;
+
     use super::super::testing::{Receiver, Reply, answer, lease, settings, subscription};
     use super::*;
     use crate::store::Lease;
@@ -464,6 +486,57 @@ mod tests {
             assert_eq!(retry(&sent).0, "ADDRESS_REFUSED", "{host}");
         }
         assert!(receiver.received().is_empty());
+    }
+
+    /// A sender for which all names have these addresses, those of the first look-up first; the last stay.
+    fn resolving(settings: &config::Push, answers: Vec<Vec<&str>>) -> (Sender, Arc<AtomicUsize>) {
+        let looked_up = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&looked_up);
+        let answers: Vec<Vec<SocketAddr>> = answers
+            .into_iter()
+            .map(|addresses| addresses.into_iter().map(|ip| SocketAddr::new(ip.parse().unwrap(), 0)).collect())
+            .collect();
+        let names = move |_| {
+            let number = counted.fetch_add(1, Ordering::SeqCst);
+            std::future::ready(Ok(answers[number.min(answers.len() - 1)].clone())).boxed()
+        };
+        let guard = AddressGuard::new(settings).unwrap();
+        let resolver = GuardedResolver::asking(guard.clone(), Arc::new(move |host| names(host)));
+        (Sender::resolving(settings, (guard, resolver), Clock::system()).unwrap(), looked_up)
+    }
+
+    #[tokio::test]
+    async fn a_name_that_resolves_to_an_address_of_ours_is_refused() {
+        for address in ["10.1.2.3", "192.168.0.1", "169.254.169.254", "::1", "fd00::1", "fe80::1", "::ffff:10.0.0.1"] {
+            let (sender, _) =
+                resolving(&config::Push { allow_networks: Vec::new(), ..settings() }, vec![vec![address]]);
+            let sent = send_with(&sender, "http://hook.example/", LONG, &lease(1, None)).await;
+            assert_eq!(retry(&sent), ("ADDRESS_REFUSED", None, None), "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_name_is_looked_up_once_a_connection_so_it_cannot_show_the_check_another_address() {
+        let receiver = Receiver::start(|_, _| answer("200 OK", "Connection: close\r\n")).await;
+        let port = receiver.url.trim_end_matches("/hook").rsplit(':').next().unwrap().to_owned();
+        let url = format!("http://rebinds.example:{port}/hook");
+        // The second answer would be what a check that looks up for itself leaves to the connection.
+        let (sender, looked_up) = resolving(&settings(), vec![vec!["127.0.0.1"], vec!["10.0.0.1"]]);
+        let sent = send_with(&sender, &url, LONG, &lease(1, None)).await;
+        assert_eq!(sent.outcome, Outcome::Delivered { status: 200 });
+        assert_eq!((looked_up.load(Ordering::SeqCst), receiver.received().len()), (1, 1));
+        let sent = send_with(&sender, &url, LONG, &lease(2, None)).await;
+        assert_eq!(retry(&sent).0, "ADDRESS_REFUSED", "what passed before counts for nothing");
+        assert_eq!((looked_up.load(Ordering::SeqCst), receiver.received().len()), (2, 1));
+    }
+
+    #[tokio::test]
+    async fn of_a_names_addresses_only_those_that_pass_are_tried() {
+        let receiver = Receiver::start(|_, _| answer("200 OK", "")).await;
+        let url = receiver.url.replace("127.0.0.1", "mixed.example");
+        let (sender, _) = resolving(&settings(), vec![vec!["10.0.0.1", "127.0.0.1", "169.254.169.254"]]);
+        let sent = send_with(&sender, &url, LONG, &lease(1, None)).await;
+        assert_eq!(sent.outcome, Outcome::Delivered { status: 200 });
     }
 
     #[tokio::test]

@@ -1,0 +1,200 @@
+//! Dead letters: a topic of their own, a list, a way back. Invariant: what fails there goes no further, and what comes back
+//! from there is told apart from what it was. Time is moved, never waited for.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use sluice_tests::{Broker, Receiver, wait};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+async fn subscribe(broker: &Broker, topic: &str, group: &str, retries: u32) -> Value {
+    let body = json!({"topicName": topic, "consumerGroup": group, "type": "Pull", "maxRetries": retries});
+    broker.post("/subscriptions", &body).await.expect(201)
+}
+
+/// The topic's dead letters, once there are so many.
+async fn letters(broker: &Broker, topic: &str, count: usize) -> Vec<Value> {
+    wait::until(&format!("{count} dead letters of {topic}"), async || {
+        let listed = broker.get(&format!("/topics/{topic}/dlq")).await.expect(200);
+        let letters = listed["deadLetters"].as_array().expect("a list").clone();
+        (letters.len() == count).then_some(letters)
+    })
+    .await
+}
+
+/// Publishes a message that each of the groups turns away for the last time.
+async fn poison(broker: &Broker, payload: &str, groups: &[&str]) -> String {
+    let published = broker.publish("news", payload).header("kind", "poison").await;
+    for group in groups {
+        broker.consume("news", group).collect(1).await[0].nack().await;
+    }
+    published.message_id
+}
+
+async fn poisoned(groups: &[&str]) -> Broker {
+    let broker = Broker::start().await;
+    broker.create_topic("news", "PubSub").await;
+    for group in groups {
+        subscribe(&broker, "news", group, 0).await;
+    }
+    broker
+}
+
+#[tokio::test]
+async fn dead_letters_can_be_consumed_and_poison_among_them_ends() {
+    let broker = poisoned(&["g"]).await;
+    subscribe(&broker, "news.dlq", "alarm", 1).await;
+    poison(&broker, "bad", &["g"]).await;
+
+    for attempt in 1..=2 {
+        let delivery = broker.consume("news.dlq", "alarm").collect(1).await.remove(0);
+        assert_eq!((delivery.payload(), delivery.message.delivery_attempt), ("bad", attempt));
+        assert_eq!(
+            (delivery.message.topic_name.as_str(), delivery.message.headers["kind"].as_str()),
+            ("news.dlq", "poison")
+        );
+        delivery.nack().await;
+        broker.clock().advance(DAY).await;
+        if attempt == 2 {
+            // For good: there is no dead letter of a dead letter.
+            broker.consume("news.dlq", "alarm").expect_nothing().await;
+            let settled = broker.get(&format!("/messages/{}", delivery.id())).await.expect(200);
+            let of_alarm =
+                settled["groups"].as_array().expect("a list").iter().find(|group| group["consumerGroup"] == "alarm");
+            assert_eq!(of_alarm.map(|group| &group["status"]), Some(&json!("Settled")), "{settled}");
+        }
+    }
+    letters(&broker, "news", 1).await;
+    broker.get("/topics/news.dlq/dlq").await.expect_problem(404, "NOT_FOUND");
+    broker.get("/topics/news.dlq.dlq").await.expect_problem(404, "NOT_FOUND");
+    broker.consume("news", "g").expect_nothing().await;
+    broker.consume("news.dlq", "unknown").answer().await.expect_problem(404, "NOT_FOUND");
+
+    // Whoever acks one has read it: it stays on the list until it is replayed or discarded.
+    poison(&broker, "worse", &["g"]).await;
+    broker.consume("news.dlq", "alarm").collect(1).await[0].ack().await;
+    letters(&broker, "news", 2).await;
+}
+
+#[tokio::test]
+async fn dead_letters_can_be_sent_and_poison_among_them_ends() {
+    let (broker, receiver) = (poisoned(&["g"]).await, Receiver::start().await);
+    let alarm = broker.subscribe_push("news.dlq", "alarm", &receiver.url(), json!({"maxRetries": 1})).await;
+    receiver.answers([500_u16, 502]);
+    poison(&broker, "bad", &["g"]).await;
+    let requests = wait::until("the dead letter is sent twice", async || {
+        broker.clock().advance(Duration::from_secs(5)).await;
+        let requests = receiver.requests();
+        (requests.len() >= 2).then_some(requests)
+    })
+    .await;
+    for request in &requests {
+        request.verify(alarm["secret"].as_str().expect("a secret"));
+        assert_eq!((request.header("x-topic-name"), request.message().payload.as_deref()), ("news.dlq", Some("bad")));
+    }
+    // The next one is sent, the last one not again, not even in a day.
+    wait::until("the first is done with", async || {
+        let metrics = broker.get("/topics/news.dlq/metrics").await.expect(200);
+        let groups = metrics["groups"].as_array().expect("a list").clone();
+        let alarm = groups.into_iter().find(|group| group["consumerGroup"] == "alarm").expect("it has figures");
+        (alarm["deadLetteredTotal"] == 1 && alarm["retrying"] == 0).then_some(())
+    })
+    .await;
+    broker.clock().advance(DAY).await;
+    poison(&broker, "worse", &["g"]).await;
+    let requests = receiver.received(3).await;
+    let sent: Vec<Option<String>> = requests.iter().map(|request| request.message().payload).collect();
+    assert_eq!(sent, [Some("bad"), Some("bad"), Some("worse")].map(|payload| payload.map(str::to_owned)));
+    letters(&broker, "news", 2).await;
+}
+
+#[tokio::test]
+async fn poison_that_is_replayed_comes_back_with_its_facts() {
+    let broker = poisoned(&["a", "b"]).await;
+    let original = poison(&broker, "bad", &["a", "b"]).await;
+    let dead = letters(&broker, "news", 2).await;
+    for letter in &dead {
+        assert_eq!((&letter["deadLetter"]["originalMessageId"], &letter["payload"]), (&json!(original), &json!("bad")));
+        assert_eq!(letter["deadLetter"]["attempts"], 1, "{letter}");
+    }
+    let of_a = dead.iter().find(|letter| letter["deadLetter"]["consumerGroup"] == "a").expect("one for each group");
+    let path = format!("/topics/news/dlq/{}/replay", of_a["messageId"].as_str().expect("an id"));
+    let replayed = broker.post(&path, &json!({})).await.expect(200);
+    broker.post(&path, &json!({})).await.expect_problem(404, "NOT_FOUND");
+    letters(&broker, "news", 1).await;
+
+    broker.consume("news", "b").expect_nothing().await;
+    let again = broker.consume("news", "a").collect(1).await.remove(0);
+    assert_eq!((json!(again.id()), again.message.delivery_attempt), (replayed["messageId"].clone(), 1));
+    broker.clock().advance(Duration::from_secs(5)).await;
+    again.nack().await;
+    let dead = letters(&broker, "news", 2).await;
+    let facts = &dead[1]["deadLetter"];
+    assert_eq!((&facts["consumerGroup"], &facts["reason"]), (&json!("a"), &json!("NACK")), "{facts}");
+    assert_eq!((&facts["detail"], &facts["attempts"]), (&json!("the test says so"), &json!(1)), "{facts}");
+    assert_eq!(facts["originalMessageId"], replayed["messageId"], "{facts}");
+    assert!(facts["failedAt"].as_str() > dead[0]["deadLetter"]["failedAt"].as_str(), "{dead:?}");
+    assert_eq!(dead[1]["headers"]["kind"], "poison", "{dead:?}");
+}
+
+#[tokio::test]
+async fn many_are_replayed_by_group_and_reason_once_each_though_they_die_again() {
+    let (broker, receiver) = (poisoned(&["a"]).await, Receiver::start().await);
+    broker.subscribe_push("news", "hook", &receiver.url(), json!({"maxRetries": 0})).await;
+    receiver.answers([500_u16; 3]);
+    for payload in ["1", "2", "3"] {
+        poison(&broker, payload, &["a"]).await;
+    }
+    letters(&broker, "news", 6).await;
+    let replay = async |body: Value| {
+        let report = broker.post("/topics/news/dlq/replay", &body).await.expect(200);
+        (report["matched"].as_u64().expect("a count"), report["replayed"].as_u64().expect("a count"))
+    };
+    assert_eq!(replay(json!({"dryRun": true})).await, (6, 0));
+    assert_eq!(replay(json!({"consumerGroup": "nobody"})).await, (0, 0));
+    assert_eq!(replay(json!({"consumerGroup": "a", "reason": "HTTP_500"})).await, (0, 0));
+    letters(&broker, "news", 6).await;
+
+    // Those of the webhook fail again, at once: they are not taken twice by one call.
+    receiver.answers([502_u16; 3]);
+    broker.clock().advance(Duration::from_secs(1)).await;
+    assert_eq!(replay(json!({"reason": "HTTP_500"})).await, (3, 3));
+    receiver.received(6).await;
+    let dead = letters(&broker, "news", 6).await;
+    let statuses: Vec<&Value> = dead.iter().map(|letter| &letter["deadLetter"]["lastStatus"]).collect();
+    assert_eq!(statuses.iter().filter(|status| ***status == json!(502)).count(), 3, "{statuses:?}");
+
+    assert_eq!(replay(json!({})).await, (6, 6));
+    let mut again: Vec<String> =
+        broker.consume("news", "a").collect(3).await.iter().map(|delivery| delivery.payload().to_owned()).collect();
+    again.sort_unstable();
+    assert_eq!(again, ["1", "2", "3"]);
+    receiver.received(9).await;
+    letters(&broker, "news", 0).await;
+}
+
+#[tokio::test]
+async fn a_topics_figures_say_since_when_its_oldest_dead_letter_waits() {
+    let broker = poisoned(&["g"]).await;
+    let figures = async || {
+        let metrics = broker.get("/topics/news/metrics").await.expect(200);
+        (metrics["deadLetters"].as_u64().expect("a count"), metrics["oldestDeadLetterAt"].clone())
+    };
+    assert_eq!(figures().await, (0, Value::Null));
+    // Published long before they die: what counts is since when they wait for somebody.
+    broker.publish("news", "1").await;
+    broker.publish("news", "2").await;
+    let held = broker.consume("news", "g").ack_timeout(12 * 3600).collect(2).await;
+    for delivery in &held {
+        broker.clock().advance(Duration::from_secs(3600)).await;
+        delivery.nack().await;
+    }
+    let dead = letters(&broker, "news", 2).await;
+    let died: Vec<Value> = dead.iter().map(|letter| letter["deadLetter"]["failedAt"].clone()).collect();
+    assert_eq!(figures().await, (2, died[0].clone()), "{died:?}");
+    broker.delete(&format!("/topics/news/dlq/{}", dead[0]["messageId"].as_str().expect("an id"))).await.expect(204);
+    assert_eq!(figures().await, (1, died[1].clone()), "{died:?}");
+    broker.post("/topics/news/dlq/replay", &json!({})).await.expect(200);
+    assert_eq!(figures().await, (0, Value::Null));
+}
