@@ -9,6 +9,9 @@ use serde_json::{Value, json};
 use sluice_tests::receiver::{Request, Scripted};
 use sluice_tests::{Broker, Receiver, outside};
 
+/// Runs a script of an SDK.
+type Run = fn(&str, &Value) -> Value;
+
 /// A webhook as a library takes it, with what it must say of it.
 struct Case {
     what: &'static str,
@@ -92,7 +95,7 @@ async fn the_official_libraries_verify_every_delivery_also_while_a_secret_rotate
 #[tokio::test]
 async fn the_official_sdks_write_events_that_are_taken_and_read_them_back_as_they_were() {
     // The one for Node leaves what the binding percent-encodes in headers as it is (10.0.0), so it gets none of that.
-    let sdks: [(&str, fn(&str, &Value) -> Value, [&str; 3]); 2] = [
+    let sdks: [(&str, Run, [&str; 3]); 2] = [
         ("PyPI", outside::python, ["cloud_events.py", "größe \"1\" 100%", "ü x"]),
         ("npm", outside::node, ["cloud_events.cjs", "size-1", "x"]),
     ];
