@@ -54,6 +54,8 @@ async fn a_message_is_settled_by_its_id() {
     let state = group(&broker, failed);
     assert_eq!((&state["status"], &state["attempts"]), (&"Retrying".into(), &1.into()), "{state}");
     assert_eq!(state["failures"][0]["detail"], "no such customer", "{state}");
+    let shown = done(&broker, &["message", "get", failed]);
+    assert!(shown.contains("FAILED FOR") && shown.contains("no such customer"), "{shown}");
     assert!(said.contains(state["retryAt"].as_str().expect("a time")), "{said} {state}");
 
     let extended = json(&broker, &["extend", kept, "--receipt", receipt, "--ack-timeout", "300"]);

@@ -389,7 +389,7 @@ async fn check_retry(
     assert_eq!(facts["lastStatus"], seen["status"], "{facts}");
     let error = format!("{}: {}", facts["reason"].as_str().unwrap_or(""), facts["detail"].as_str().unwrap_or(""));
     assert_eq!(seen["error"].as_str(), Some(error.as_str()), "the dead letter says what the attempt said");
-    assert_eq!(state["lastFailure"]["reason"], facts["reason"], "{state}");
+    assert_eq!(state["failures"][0]["reason"], facts["reason"], "{state}");
 }
 
 /// So many dead letters of the topic.

@@ -15,8 +15,14 @@ const GROUP_COLUMNS: &[Column] = &[
     ("ATTEMPTS", "/attempts"),
     ("HELD UNTIL", "/ackDeadline"),
     ("AGAIN AT", "/retryAt"),
-    ("LAST FAILURE", "/lastFailure/reason"),
-    ("DETAIL", "/lastFailure/detail"),
+];
+const FAILURE_COLUMNS: &[Column] = &[
+    ("FAILED FOR", "/consumerGroup"),
+    ("ATTEMPT", "/attempt"),
+    ("WHEN", "/at"),
+    ("REASON", "/reason"),
+    ("HTTP STATUS", "/lastStatus"),
+    ("DETAIL", "/detail"),
 ];
 
 pub(super) const AFTER_HELP: &str = "\
@@ -58,7 +64,7 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     }
 }
 
-/// For people: the message, and below it a row per group.
+/// For people: the message, below it a row per group, and below that a row per attempt that failed.
 fn show(output: Output, mut message: Value) -> Result<(), Failure> {
     if output.is_json() {
         return output.document(&message);
@@ -66,5 +72,22 @@ fn show(output: Output, mut message: Value) -> Result<(), Failure> {
     let groups = message["groups"].take();
     output.thing(&message)?;
     output.line("")?;
-    output.list(groups.as_array().map_or(&[][..], Vec::as_slice), GROUP_COLUMNS, "no group is to get it")
+    let groups = groups.as_array().map_or(&[][..], Vec::as_slice);
+    output.list(groups, GROUP_COLUMNS, "no group is to get it")?;
+    let failures: Vec<Value> = groups.iter().flat_map(failures_of).collect();
+    if failures.is_empty() {
+        return Ok(());
+    }
+    output.line("")?;
+    output.list(&failures, FAILURE_COLUMNS, "")
+}
+
+/// A group's failures, each with the group's name.
+fn failures_of(group: &Value) -> impl Iterator<Item = Value> {
+    let failures = group["failures"].as_array().map_or(&[][..], Vec::as_slice);
+    failures.iter().map(|failed| {
+        let mut failed = failed.clone();
+        failed["consumerGroup"] = group["consumerGroup"].clone();
+        failed
+    })
 }
