@@ -21,8 +21,8 @@ use crate::config::Telemetry;
 pub use export::ExportError;
 pub use flood::left_out;
 pub use trace::{
-    Traced, current_trace_context, in_trace, is_sampled, link_to, new_trace, parse_traceparent, parse_tracestate,
-    set_parent, trace_id,
+    Traced, current_trace_context, in_trace, is_sampled, is_sampled_here, link_to, new_trace, parse_traceparent,
+    parse_tracestate, set_parent, trace_id,
 };
 
 /// How long a stop waits for the last spans to reach the collector: long enough for a healthy one, short enough that a
@@ -30,7 +30,7 @@ pub use trace::{
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Spans that may begin a trace, by name; who makes one asks [`is_sampled`] first. Others are made within one of these.
-const ROOTS: [&str; 2] = ["request", "push"];
+const ROOTS: [&str; 4] = ["request", "push", "consume", "prepare"];
 
 /// Measures how long something took, for metrics and logs. Never for deciding anything: decisions take a `Clock`.
 #[derive(Debug, Clone, Copy)]

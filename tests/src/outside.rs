@@ -1,6 +1,6 @@
 //! Programs that are not ours, as their makers publish them: official client libraries, and a tester of HTTP APIs.
-//! Invariant: their versions are pinned in `tests/outside/`, they are installed once, below the target folder, and never
-//! changed. Needs Python 3 with venv, and Node with npm.
+//! Invariant: their versions (not those of what they depend on) are pinned in `tests/outside/`, they are installed once, below
+//! the target folder, and never changed. Needs Python 3 with venv, and Node with npm.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;

@@ -11,11 +11,18 @@ pub struct Stream {
     client: Client,
     group: String,
     buffered: String,
+    last_id: String,
 }
 
 impl Stream {
     pub(crate) fn new(response: reqwest::Response, client: Client, group: &str) -> Stream {
-        Stream { response, client, group: group.to_owned(), buffered: String::new() }
+        Stream { response, client, group: group.to_owned(), buffered: String::new(), last_id: String::new() }
+    }
+
+    /// The id of the last event that arrived.
+    #[must_use]
+    pub fn last_event_id(&self) -> &str {
+        &self.last_id
     }
 
     /// The next delivery.
@@ -40,6 +47,9 @@ impl Stream {
         loop {
             while let Some((event, rest)) = self.buffered.split_once("\n\n") {
                 let data: Vec<&str> = event.lines().filter_map(|line| line.strip_prefix("data:")).collect();
+                if let Some(id) = event.lines().find_map(|line| line.strip_prefix("id:")) {
+                    id.trim_start().clone_into(&mut self.last_id);
+                }
                 let data = data.iter().map(|line| line.trim_start()).collect::<Vec<_>>().join("\n");
                 self.buffered = rest.to_owned();
                 if !data.is_empty() {

@@ -40,7 +40,8 @@ macro_rules! conformance {
             dead_letters: the_last_attempt_makes_a_dead_letter_with_its_facts, an_expired_last_lease_makes_a_dead_letter,
                 a_dead_letter_at_once, without_a_dead_letter_topic_the_message_is_done,
                 a_dead_letter_may_leave_its_payload_behind,
-                what_expires_undelivered_is_a_dead_letter_where_that_is_wanted, a_stage_turns_a_message_away,
+                what_expires_undelivered_is_a_dead_letter_where_that_is_wanted,
+                what_has_expired_is_a_dead_letter_whatever_moves_the_cursor_meanwhile, a_stage_turns_a_message_away,
                 discarding_takes_off_the_list, a_replay_is_for_its_group_alone_and_off_the_list,
                 an_outdated_replay_leaves_the_list_alone, dead_letters_are_listed_in_pages;
             dedup: a_repeat_gets_the_first_outcome, another_request_under_the_key_is_a_conflict, a_key_ages_out,

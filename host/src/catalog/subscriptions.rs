@@ -103,8 +103,10 @@ impl Catalog {
         previous_until: Timestamp,
         actor: &Actor,
     ) -> Result<Subscription, CatalogError> {
+        let now = self.clock.now();
         self.change(id, "subscription.secretRotated", actor, |before| {
-            let previous_secret = before.secret.clone().map(|secret| (secret, previous_until));
+            let signs_too = previous_until > now;
+            let previous_secret = before.secret.clone().filter(|_| signs_too).map(|secret| (secret, previous_until));
             Ok(Subscription { secret: Some(new), previous_secret, ..before })
         })
         .await

@@ -8,6 +8,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::remembered::Remembered;
+use tracing::Instrument as _;
+
 use crate::catalog::model::{Backoff, Guarantee, OnFault, OnReject, Scope, Subscription, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::entropy::Entropy;
@@ -176,12 +178,14 @@ impl Outbound {
         let look_up = |lease: &Lease| self.changed.get(&lease.receipt, (subscription.id, known));
         let remembered: Vec<Option<Arc<Draft>>> = leases.iter().map(look_up).collect();
         let fresh = leases.iter().zip(&remembered).filter(|(_, known)| known.is_none());
-        let ran = self.pipelines.run(scope, topic, fresh.map(|(lease, _)| draft(lease)).collect()).await?;
+        let fresh = fresh.map(|(lease, _)| draft(lease)).collect();
+        let ran = self.pipelines.run(scope, topic, fresh).instrument(prepare_span(topic)).await?;
         if ran.revision == known || remembered.iter().all(Option::is_none) {
             return Ok((ran.revision, remembered, ran.processed));
         }
         // The pipeline changed in between: what is remembered is of the one before.
-        let ran = self.pipelines.run(scope, topic, leases.iter().map(draft).collect()).await?;
+        let all = leases.iter().map(draft).collect();
+        let ran = self.pipelines.run(scope, topic, all).instrument(prepare_span(topic)).await?;
         Ok((ran.revision, vec![None; leases.len()], ran.processed))
     }
 
@@ -226,6 +230,14 @@ impl Outbound {
         self.changed.insert(&changed.receipt, (subscription.id, revision), draft);
         changed
     }
+}
+
+/// Of a subscription's stages: what they run on for a webhook stands in no request, and its delivery comes after.
+fn prepare_span(topic: &Topic) -> tracing::Span {
+    if !tracing::Span::current().is_disabled() || !crate::telemetry::is_sampled_here() {
+        return tracing::Span::none();
+    }
+    tracing::info_span!("prepare", messaging.system = "sluice", messaging.destination.name = %topic.name)
 }
 
 fn failure(reason: &str, stage: StageRef, detail: Arc<str>) -> Failure {

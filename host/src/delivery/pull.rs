@@ -65,6 +65,24 @@ pub enum ConsumeError {
     Outbound(#[from] OutboundError),
 }
 
+/// Of a request, or of an event stream, whose looks come after its request.
+fn span(request: &ConsumeRequest) -> tracing::Span {
+    if !crate::telemetry::is_sampled_here() {
+        return tracing::Span::none();
+    }
+    tracing::info_span!(
+        "consume",
+        otel.name = format!("receive {}", request.topic.name),
+        otel.kind = "consumer",
+        messaging.system = "sluice",
+        messaging.operation.name = "consume",
+        messaging.operation.type = "receive",
+        messaging.destination.name = %request.topic.name,
+        messaging.consumer.group.name = request.group,
+        messaging.batch.message_count = tracing::field::Empty,
+    )
+}
+
 impl Consumers {
     /// Serves from `outbound`. Once `stopping`, nobody is kept waiting.
     ///
@@ -89,17 +107,7 @@ impl Consumers {
     /// Nothing is held then.
     pub async fn consume(&self, request: &ConsumeRequest) -> Result<Prepared, ConsumeError> {
         let until = self.clock.now().plus(request.wait);
-        let span = tracing::info_span!(
-            "consume",
-            otel.name = format!("receive {}", request.topic.name),
-            otel.kind = "consumer",
-            messaging.system = "sluice",
-            messaging.operation.name = "consume",
-            messaging.operation.type = "receive",
-            messaging.destination.name = %request.topic.name,
-            messaging.consumer.group.name = request.group,
-            messaging.batch.message_count = tracing::field::Empty,
-        );
+        let span = span(request);
         let prepared = self.first(request, until).instrument(span.clone()).await?;
         span.record("messaging.batch.message_count", prepared.leases.len());
         for lease in &prepared.leases {

@@ -103,7 +103,7 @@ pub struct DeadLetterFacts {
     pub original: Option<Position>,
     /// The subscription that it failed for; none if it never got into its topic.
     pub group: Option<GroupId>,
-    /// That subscription's group name, or the topic's stage that turned it away.
+    /// That subscription's group name; empty where there is none.
     pub group_name: Arc<str>,
     /// What was said last: the consumer's reason, the stage's word, the endpoint's answer.
     pub last: Failure,

@@ -141,7 +141,7 @@ pub struct Batch {
     pub revision: Arc<Revision>,
     /// In order.
     pub drafts: Vec<Draft>,
-    /// The span of the first run.
+    /// The span of the first run that has one.
     pub span: tracing::Span,
     parts: Vec<(Arc<Gather>, usize, Range<usize>)>,
 }
@@ -388,6 +388,9 @@ impl Line {
             });
             if batch.revision.number != revision.number {
                 break;
+            }
+            if batch.span.is_disabled() {
+                batch.span = waiting.span.clone();
             }
             let messages_max = self.share.min(batch.revision.batch_messages_max());
             let (first, start) = (batch.drafts.len(), waiting.next);

@@ -73,6 +73,12 @@ pub fn is_sampled(upstream: Option<&TraceContext>) -> bool {
     }
 }
 
+/// The same for work that may stand in a request, in a delivery, or by itself, such as what an event stream hands out.
+#[must_use]
+pub fn is_sampled_here() -> bool {
+    SHARE.get().is_some() && is_sampled(current_trace_context().as_ref())
+}
+
 fn flags(parent: &str) -> Option<TraceFlags> {
     Some(TraceFlags::new(u8::from_str_radix(parent.get(53..55)?, 16).ok()?))
 }

@@ -265,7 +265,7 @@ impl Bed {
                 .item("/nacks/0"),
             Row::get("/api/v1/messages/consume/news?consumerGroup=g&limit=1&ackTimeout=60&wait=0"),
             Row::get("/api/v1/messages/stream/news?consumerGroup=g&maxInFlight=1&ackTimeout=60")
-                .header("Last-Event-ID", &self.leases[5].1),
+                .header("Last-Event-ID", &format!("{}.1", self.leases[5].1)),
         ]
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sluice::clock::Timestamp;
-use sluice::message::{DeadLetterFacts, FailedAttempt, Failure, GroupId, Message, StageRef};
+use sluice::message::{DeadLetterFacts, FailedAttempt, Failure, GroupId, Message, Offset, StageRef};
 use sluice::store::{
     AppendBatch, AppendItem, AppendOutcome, Entry, GroupSpec, SeekTo, SettleRefused, Settled, Settlement, StoreError,
     TopicSpec,
@@ -152,6 +152,24 @@ pub(crate) async fn what_expires_undelivered_is_a_dead_letter_where_that_is_want
             assert!(facts.failures.is_empty(), "nothing was tried");
         }
     }
+}
+
+pub(crate) async fn what_has_expired_is_a_dead_letter_whatever_moves_the_cursor_meanwhile(bed: Bed) {
+    let bed = bed.with_dead_letters().await;
+    bed.put_topic(TopicSpec { dead_letter: Some(DEAD), dead_letter_expired: true, ..topic(TOPIC) }).await.unwrap();
+    for text in ["a", "b", "c"] {
+        let mut message = bed.message(text);
+        message.meta.expires_at = Some(bed.later(Duration::from_secs(5)));
+        bed.append_one(item(message)).await;
+    }
+    bed.pass(Duration::from_secs(6)).await;
+    assert!(bed.take(10).await.is_empty());
+    // In a lane that has nothing.
+    let elsewhere = Offset::new(if bed.capabilities().lanes { 9 } else { 0 }, 3);
+    bed.seek(TOPIC, GROUP, SeekTo::Offset(0, elsewhere)).await.unwrap();
+    bed.tick().await.unwrap();
+    assert_eq!(bed.dead().await.len(), 3);
+    assert_eq!(bed.figures(GROUP).await.dead_lettered_total, 3);
 }
 
 /// An item that a stage turned away, as the pipeline makes it.

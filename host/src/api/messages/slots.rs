@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -41,6 +41,8 @@ struct Entry {
 /// One stream's slots.
 #[derive(Debug)]
 pub(super) struct StreamSlots {
+    /// Tells it from the others of this process.
+    pub(super) number: u64,
     /// The token's subject.
     holder: Arc<str>,
     held: AtomicUsize,
@@ -51,7 +53,9 @@ pub(super) struct StreamSlots {
 
 impl StreamSlots {
     pub(super) fn new(holder: Arc<str>) -> Arc<StreamSlots> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
         Arc::new(StreamSlots {
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
             holder,
             held: AtomicUsize::new(0),
             ended: std::sync::atomic::AtomicBool::new(false),
@@ -129,9 +133,9 @@ impl Slots {
         self.count.store(entries.by_position.len(), Ordering::Release);
     }
 
-    /// A group's cursor was moved: its leases have ended.
-    pub(in crate::api) fn sought(&self, topic: TopicId, group: GroupId) {
-        self.end(|(position, of), _| (position.topic, *of) == (topic, group));
+    /// A group's cursor was moved: the leases that it had before have ended. Those since are new.
+    pub(in crate::api) fn sought(&self, before: &[Receipt]) {
+        self.given_back(before);
     }
 
     /// A message was erased: its leases have ended.
@@ -159,28 +163,30 @@ impl Slots {
             .min()
     }
 
-    /// The leases that `holder`'s earlier, broken streams were granted after `last`, the receipt of the last event that
-    /// arrived: they were never received, so they need not stay held.
-    pub(super) fn unreceived(&self, holder: &str, last: &Receipt) -> Vec<Receipt> {
-        let mut entries = self.held.lock();
-        let lost = |entry: &Entry| {
-            let receipt = &entry.receipt;
-            let same = (receipt.group, receipt.epoch, receipt.position.topic);
-            entry.stream.ended.load(Ordering::Acquire)
+    /// The leases that `holder`'s broken stream of this number was granted after `last`, the receipt of its last event that
+    /// arrived: they were never received, so they need not stay held. What other streams were granted may have arrived there.
+    pub(super) fn unreceived(&self, holder: &str, stream: u64, last: &Receipt) -> Vec<Receipt> {
+        let entries = self.held.lock();
+        let lost = |entry: &&Entry| {
+            entry.stream.number == stream
+                && entry.stream.ended.load(Ordering::Acquire)
                 && *entry.stream.holder == *holder
-                && same == (last.group, last.epoch, last.position.topic)
-                && receipt.grant > last.grant
+                && entry.receipt.epoch == last.epoch
+                && entry.receipt.grant > last.grant
         };
-        let found: Vec<_> = entries
-            .by_position
-            .iter()
-            .filter(|(_, entry)| lost(entry))
-            .map(|(key, entry)| (*key, entry.receipt))
-            .collect();
-        let receipts = found.iter().map(|(_, receipt)| *receipt).collect();
-        found.into_iter().for_each(|(key, _)| entries.remove(key));
-        self.count.store(entries.by_position.len(), Ordering::Release);
-        receipts
+        entries.by_position.values().filter(lost).map(|entry| entry.receipt).collect()
+    }
+
+    /// These leases were given back.
+    pub(super) fn given_back(&self, receipts: &[Receipt]) {
+        self.end(|_, entry| receipts.contains(&entry.receipt));
+    }
+
+    /// The leases of a group whose cursor is about to be moved.
+    pub(in crate::api) fn of_group(&self, topic: TopicId, group: GroupId) -> Vec<Receipt> {
+        let entries = self.held.lock();
+        let of_group = |(position, of): &(Position, GroupId)| (position.topic, *of) == (topic, group);
+        entries.by_position.iter().filter(|(key, _)| of_group(key)).map(|(_, entry)| entry.receipt).collect()
     }
 }
 
@@ -267,23 +273,35 @@ mod tests {
         (1..=3).for_each(|grant| slots.take(&stream, &lease(grant)));
         slots.erased(lease(2).message.id);
         assert_eq!(stream.held(), 2);
-        slots.sought(TopicId(1), GroupId(4));
-        slots.sought(TopicId(2), GroupId(3));
-        assert_eq!(stream.held(), 2, "another group's cursor, another topic's");
-        slots.sought(TopicId(1), GroupId(3));
-        assert_eq!((stream.held(), slots.count.load(Ordering::Acquire)), (0, 0));
+        for (topic, group) in [(TopicId(1), GroupId(4)), (TopicId(2), GroupId(3))] {
+            assert!(slots.of_group(topic, group).is_empty(), "another group's cursor, another topic's");
+        }
+        let before = slots.of_group(TopicId(1), GroupId(3));
+        // Granted while the cursor was moved: it is not of those.
+        slots.take(&stream, &lease(4));
+        slots.sought(&before);
+        assert_eq!((stream.held(), slots.count.load(Ordering::Acquire)), (1, 1));
     }
 
     #[test]
-    fn only_what_a_broken_stream_of_the_same_holder_was_granted_later_is_lost() {
-        let (slots, stream) = (Slots::new(1), StreamSlots::new("ann".into()));
+    fn only_what_the_holders_broken_stream_was_granted_later_is_lost() {
+        let slots = Slots::new(2);
+        let [stream, other] = [(); 2].map(|()| StreamSlots::new("ann".into()));
         (1..=3).for_each(|grant| slots.take(&stream, &lease(grant)));
+        (4..=5).for_each(|grant| slots.take(&other, &lease(grant)));
         let last = lease(1).receipt;
-        assert!(slots.unreceived("ann", &last).is_empty());
+        let lost = |holder: &str| {
+            let mut grants: Vec<u64> =
+                slots.unreceived(holder, stream.number, &last).iter().map(|receipt| receipt.grant).collect();
+            grants.sort_unstable();
+            grants
+        };
+        assert!(lost("ann").is_empty(), "it is not broken");
         stream.end();
-        assert!(slots.unreceived("bob", &last).is_empty());
-        let mut lost: Vec<u64> = slots.unreceived("ann", &last).iter().map(|receipt| receipt.grant).collect();
-        lost.sort_unstable();
-        assert_eq!((lost, stream.held()), (vec![2, 3], 1));
+        other.end();
+        assert!(lost("bob").is_empty());
+        assert_eq!(lost("ann"), [2, 3], "what the other stream was granted may have arrived there");
+        slots.given_back(&slots.unreceived("ann", stream.number, &last));
+        assert_eq!((stream.held(), other.held()), (1, 2));
     }
 }

@@ -27,7 +27,7 @@ use crate::broker::Broker;
 use crate::catalog::model::Topic;
 use crate::delivery::envelope::Envelope;
 use crate::delivery::pull::ConsumeRequest;
-use crate::message::TopicName;
+use crate::message::{TopicId, TopicName};
 use crate::store::{Lease, LeaseRef, Receipt, Settle, Settlement};
 
 /// Leases of one stream at once: what one answer of the consume route may hold.
@@ -60,7 +60,7 @@ pub(super) struct StreamQuery {
         ("Last-Event-ID" = Option<String>, Header,
          description = "The last event that arrived: leases granted after it, whose events were lost, are given back"),
     ),
-    responses((status = 200, description = "Events `message`; data: the consume form; id: the receipt",
+    responses((status = 200, description = "Events `message`; data: the consume form; id: what to resume from",
                body = Envelope, content_type = "text/event-stream")),
 )]
 pub(super) async fn stream(
@@ -76,7 +76,7 @@ pub(super) async fn stream(
     let place = slots.begin().ok_or_else(|| {
         Problem::new(Code::Backpressure, "As many streams are open as the broker serves; come again later.")
     })?;
-    give_back_lost(&broker, &slots, &caller, &headers).await?;
+    give_back_lost(&broker, &slots, (&caller, request.topic.id), &headers).await?;
     let own = StreamSlots::new(Arc::clone(caller.subject()));
     // Also what earlier streams left is looked through here, so that it does not outlive its leases by much.
     slots.expire(&own, broker.clock.now());
@@ -106,18 +106,36 @@ fn request(
     Some((ConsumeRequest { topic, group, limit: 0, ack_timeout, wait, holder }, max as usize))
 }
 
-async fn give_back_lost(broker: &Broker, slots: &Slots, caller: &Caller, headers: &HeaderMap) -> Result<(), Problem> {
+/// An event's id: the receipt of what it carries, and the stream that it came by.
+fn event_id(receipt: &Receipt, stream: u64) -> String {
+    format!("{}.{stream:x}", receipt.encode())
+}
+
+fn read_event_id(text: &str) -> Option<(Receipt, u64)> {
+    let (receipt, stream) = text.rsplit_once('.')?;
+    Some((Receipt::decode(receipt)?, u64::from_str_radix(stream, 16).ok()?))
+}
+
+async fn give_back_lost(
+    broker: &Broker,
+    slots: &Slots,
+    (caller, topic): (&Caller, TopicId),
+    headers: &HeaderMap,
+) -> Result<(), Problem> {
     let Some(last) = headers.get("last-event-id") else { return Ok(()) };
-    let last = last.to_str().ok().and_then(Receipt::decode);
-    let last = last.ok_or_else(|| Problem::invalid_at("/Last-Event-ID", "is no id of an event of this stream"))?;
-    let lost = slots.unreceived(caller.subject(), &last);
+    let last = last.to_str().ok().and_then(read_event_id);
+    let last = last.filter(|(receipt, _)| receipt.position.topic == topic);
+    let refused = || Problem::invalid_at("/Last-Event-ID", "is no id of an event of this topic's streams");
+    let (last, stream) = last.ok_or_else(refused)?;
+    let lost = slots.unreceived(caller.subject(), stream, &last);
     if lost.is_empty() {
         return Ok(());
     }
     let release =
         |receipt| Settle { lease: LeaseRef::Receipt { receipt, message: None }, settlement: Settlement::Release };
-    // One that has ended meanwhile is refused, and waits again all the same.
-    broker.store.settle(lost.into_iter().map(release).collect()).await?;
+    // One that has ended meanwhile is refused: it waits again, or is settled.
+    broker.store.settle(lost.iter().copied().map(release).collect()).await?;
+    slots.given_back(&lost);
     Ok(())
 }
 
@@ -202,7 +220,7 @@ impl Feed {
         let mut events = Vec::new();
         for lease in leases {
             events.extend_from_slice(b"event: message\nid: ");
-            events.extend_from_slice(lease.receipt.encode().as_bytes());
+            events.extend_from_slice(event_id(&lease.receipt, self.own.number).as_bytes());
             events.extend_from_slice(b"\ndata: ");
             let envelope = Envelope::of_lease(&self.request.topic.name, lease, &lease.message);
             serde_json::to_writer(&mut events, &envelope).expect("an envelope is plain JSON, written into memory");

@@ -124,6 +124,7 @@ async fn seek(
     let subscription = reach::subscription(&broker, &caller, id)?;
     let topic = reach::topic(&broker, &caller, &subscription.topic_name)?;
     let to = body.check(|body, faults| sought(body, topic.settings.partition_count, faults))?;
+    let held = slots.of_group(topic.id, subscription.group);
     let told = match to {
         Sought::Place(to) => {
             broker.store.seek(topic.id, subscription.group, to).await?;
@@ -136,7 +137,7 @@ async fn seek(
             format!("snapshot {name}")
         }
     };
-    slots.sought(topic.id, subscription.group);
+    slots.sought(&held);
     let (entity_id, details) = (id.to_string(), serde_json::json!({ "to": told }));
     let event =
         Event { event_type: "subscription.sought", entity_type: "subscription", entity_id: &entity_id, details };

@@ -77,7 +77,8 @@ pub(super) struct TopicBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     dead_letter_payload: Option<DeadLetterPayload>,
-    /// Whether a message that expires before it is delivered becomes a dead letter (false); otherwise it is counted.
+    /// Whether a message that expires before it is delivered becomes a dead letter (false); otherwise it is counted. Either is
+    /// noticed when a consumer or a webhook looks for messages.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     dead_letter_expired: Option<bool>,

@@ -201,7 +201,9 @@ impl Target {
         headers.insert(TOPIC_NAME, self.topic_value.clone());
         headers.insert(DELIVERY_ATTEMPT, HeaderValue::from(delivery.attempt));
         headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-        headers.extend(delivery.body.content_type.as_ref().map(|given| (header::CONTENT_TYPE, media_type(given))));
+        if let Some(given) = &delivery.body.content_type {
+            headers.insert(header::CONTENT_TYPE, media_type(given));
+        }
         if let Some(trace) = &delivery.trace {
             // Stored as parsed, so it fits; what does not is left out rather than failing the delivery.
             headers.extend(HeaderValue::try_from(&*trace.parent).ok().map(|value| (TRACEPARENT, value)));

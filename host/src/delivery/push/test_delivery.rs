@@ -132,7 +132,7 @@ fn test_message(subscription: &Subscription, topic: &Topic, clock: &Clock, entro
             reply_to: None,
             published_at: now,
             expires_at: None,
-            trace: None,
+            trace: crate::telemetry::current_trace_context(),
             revision: 0,
             dead_letter: None,
             replay_of: None,

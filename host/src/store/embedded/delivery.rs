@@ -10,7 +10,7 @@ use super::ops::LaneId;
 use super::state::grant::{Granted, Pin, Stop};
 use super::state::settle::{Live, SettleItem};
 use crate::clock::Timestamp;
-use crate::message::{Message, Position, TopicId};
+use crate::message::{GroupId, Message, Position, TopicId};
 use crate::store::{Lease, LeaseRequest, Leased, Mode, Settle, StoreError};
 
 /// Scheduled messages that enter their logs in one frame.
@@ -174,6 +174,7 @@ fn look(core: &Core, now: Timestamp) -> Due {
     let mut state = core.state.lock();
     let mut due = Due { scheduled: Vec::new(), dying: Vec::new(), noted: !state.notes.is_empty(), next: None };
     let mut next = Timestamp::MAX;
+    let mut dying: Vec<(TopicId, GroupId)> = Vec::new();
     for (id, topic) in &mut state.topics {
         topic.run_timers(now);
         let window = topic.spec.dedup_window;
@@ -182,12 +183,19 @@ fn look(core: &Core, now: Timestamp) -> Due {
         due.scheduled.extend(topic.schedule.due(now).take(room).map(|number| (*id, number)));
         next = topic.schedule.due_after(now).map_or(next, |at| next.min(at));
         for (group_id, group) in &topic.groups {
-            let room = DYING_MAX - due.dying.len();
-            let dying = group.exhausted.iter().take(room);
-            due.dying.extend(dying.map(|(partition, offset)| ((*id, *group_id, *partition, *offset), None)));
+            if !group.exhausted.is_empty() {
+                dying.push((*id, *group_id));
+            }
             let timers = group.deadlines.first().into_iter().chain(group.retries.first());
             next = timers.map(|(at, ..)| *at).fold(next, Timestamp::min);
         }
+    }
+    // Each has its share of what one tick buries, so that one topic's dead letters keep no other's waiting.
+    let share = (DYING_MAX / dying.len().max(1)).max(1);
+    for (id, group) in dying {
+        let Some(exhausted) = state.topics.get(&id).and_then(|topic| topic.groups.get(&group)) else { continue };
+        let places = exhausted.exhausted.iter().take(share);
+        due.dying.extend(places.map(|(partition, offset)| ((id, group, *partition, *offset), None)));
     }
     due.next = (next < Timestamp::MAX).then_some(next);
     due

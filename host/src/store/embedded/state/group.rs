@@ -325,7 +325,9 @@ impl Group {
                 cursor.next = cursor.floor;
                 cursor.ready.clear();
                 let before = cursor.exceptions.len();
-                cursor.exceptions.retain(|_, exception| exception.held().is_some() || !exception.is_blank());
+                // One that is to be a dead letter is in that queue, and stays what it is.
+                let stays = |known: &Exception| known.held().is_some() || matches!(known.standing, Standing::Exhausted);
+                cursor.exceptions.retain(|_, exception| stays(exception) || !exception.is_blank());
                 self.exceptions -= before - cursor.exceptions.len();
                 for (sequence, exception) in &mut cursor.exceptions {
                     let offset = Offset::new(lane as u8, *sequence);

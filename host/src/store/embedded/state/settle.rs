@@ -191,7 +191,8 @@ impl State {
         if !matches!(exception.standing, Standing::Exhausted) || lacks_copy || !plan.exhausted.insert(place) {
             return;
         }
-        let (reason, detail) = match exception.attempts < found.spec.attempts_max {
+        let past = message.is_some_and(|message| message.meta.expires_at.is_some_and(|at| at <= now));
+        let (reason, detail) = match past && exception.attempts < found.spec.attempts_max {
             true => (EXPIRED, "it was not delivered before its expiresAt"),
             false => (LEASE_EXPIRED, "the last delivery was not settled before its deadline"),
         };
