@@ -29,7 +29,8 @@ pub use trace::{
 /// dead one does not hold up a rolling update.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Spans that may begin a trace, by name; who makes one asks [`is_sampled`] first. Others are made within one of these.
+/// Spans that may begin a trace, by name; who makes one asks [`is_sampled`] or
+/// [`is_sampled_here`] first. Others are made within one of these.
 const ROOTS: [&str; 4] = ["request", "push", "consume", "prepare"];
 
 /// Measures how long something took, for metrics and logs. Never for deciding anything: decisions take a `Clock`.

@@ -1,7 +1,7 @@
 //! Lists in pages. Invariant: a page never has more than its limit. Never sorts.
 
-use serde::Serialize;
-use utoipa::ToSchema;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 
 use super::problem::Faults;
 
@@ -15,6 +15,25 @@ pub struct Window {
     pub limit: u64,
     /// Items left out before.
     pub offset: u64,
+}
+
+/// Which part of a list is asked for, where nothing else can be asked.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct WindowQuery {
+    /// Items at most.
+    #[param(minimum = 1, maximum = 100, default = 100)]
+    limit: Option<u64>,
+    /// Items left out before.
+    offset: Option<u64>,
+}
+
+impl WindowQuery {
+    /// Checked.
+    pub fn window(self, faults: &mut Faults) -> Option<Window> {
+        Window::read(self.limit, self.offset, faults)
+    }
 }
 
 impl Window {

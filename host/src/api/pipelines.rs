@@ -7,13 +7,13 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Caller;
 use super::extract::{IfMatch, Json, Object, Param, Query};
-use super::page::{Paging, Window};
+use super::page::{Paging, WindowQuery};
 use super::problem::{Faults, Problem};
 use super::wire::Time;
 use super::{Api, answer, plugins, reach};
@@ -168,18 +168,6 @@ async fn subscription_put(
     set(&broker, &caller, scope, stages, if_match).await
 }
 
-/// What to list.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(default, deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct HistoryQuery {
-    /// Revisions at most.
-    #[param(minimum = 1, maximum = 100, default = 100)]
-    limit: Option<u64>,
-    /// Revisions left out before.
-    offset: Option<u64>,
-}
-
 /// Some revisions.
 #[derive(Debug, Serialize, ToSchema)]
 struct RevisionList {
@@ -192,14 +180,14 @@ struct RevisionList {
 /// List a topic's revisions.
 #[utoipa::path(
     get, path = "/api/v1/topics/{topic}/pipeline/history", tag = "pipelines",
-    params(("topic" = String, Path, description = "Its name"), HistoryQuery),
+    params(("topic" = String, Path, description = "Its name"), WindowQuery),
     responses((status = 200, description = "Latest first", body = RevisionList)),
 )]
 async fn topic_history(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(name): Param<TopicName>,
-    query: Query<HistoryQuery>,
+    query: Query<WindowQuery>,
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
     history(&broker, Scope::Topic(topic.id), query).await
@@ -208,14 +196,14 @@ async fn topic_history(
 /// List a subscription's revisions.
 #[utoipa::path(
     get, path = "/api/v1/subscriptions/{id}/pipeline/history", tag = "pipelines",
-    params(("id" = String, Path, description = "Its id"), HistoryQuery),
+    params(("id" = String, Path, description = "Its id"), WindowQuery),
     responses((status = 200, description = "Latest first", body = RevisionList)),
 )]
 async fn subscription_history(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
-    query: Query<HistoryQuery>,
+    query: Query<WindowQuery>,
 ) -> Result<Response, Problem> {
     let scope = subscription_scope(&broker, &caller, id)?;
     history(&broker, scope, query).await
@@ -262,8 +250,8 @@ async fn set(
     Ok(shown(PipelineView::of(Some(revision))))
 }
 
-async fn history(broker: &Broker, scope: Scope, query: Query<HistoryQuery>) -> Result<Response, Problem> {
-    let window = query.check(|query, faults| Window::read(query.limit, query.offset, faults))?;
+async fn history(broker: &Broker, scope: Scope, query: Query<WindowQuery>) -> Result<Response, Problem> {
+    let window = query.check(WindowQuery::window)?;
     let (revisions, total) = broker.catalog.pipeline_history(scope, window.limit, window.offset).await?;
     let revisions = revisions.into_iter().map(|revision| PipelineView::of(Some(revision))).collect();
     Ok(answer::ok(&RevisionList { revisions, paging: window.paging(total) }))

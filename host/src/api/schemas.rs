@@ -13,7 +13,7 @@ use utoipa_axum::routes;
 
 use super::auth::Caller;
 use super::extract::{Json, Param, Query};
-use super::page::{Paging, Window};
+use super::page::{Paging, Window, WindowQuery};
 use super::problem::{Faults, Problem};
 use super::wire::Time;
 use super::{Api, answer};
@@ -174,18 +174,6 @@ async fn get(State(broker): State<Arc<Broker>>, Param(id): Param<String>) -> Res
     Ok(answer::ok(&SchemaView::from(broker.schemas.get(&id).await?)))
 }
 
-/// What to list.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct VersionsQuery {
-    /// Versions at most.
-    #[param(minimum = 1, maximum = 100, default = 100)]
-    limit: Option<u64>,
-    /// Versions left out before.
-    offset: Option<u64>,
-}
-
 /// Some versions.
 #[derive(Debug, Serialize, ToSchema)]
 struct VersionList {
@@ -198,15 +186,15 @@ struct VersionList {
 /// List a schema's versions.
 #[utoipa::path(
     get, path = "/api/v1/schemas/{id}/versions", tag = "schemas",
-    params(("id" = String, Path, description = "Its id"), VersionsQuery),
+    params(("id" = String, Path, description = "Its id"), WindowQuery),
     responses((status = 200, description = "Latest first", body = VersionList)),
 )]
 async fn versions(
     State(broker): State<Arc<Broker>>,
     Param(id): Param<String>,
-    query: Query<VersionsQuery>,
+    query: Query<WindowQuery>,
 ) -> Result<Response, Problem> {
-    let window = query.check(|query, faults| Window::read(query.limit, query.offset, faults))?;
+    let window = query.check(WindowQuery::window)?;
     let (versions, paging) = window.of(broker.schemas.versions(&id).await?);
     Ok(answer::ok(&VersionList { versions: versions.into_iter().map(SchemaView::from).collect(), paging }))
 }

@@ -133,11 +133,6 @@ impl Slots {
         self.count.store(entries.by_position.len(), Ordering::Release);
     }
 
-    /// A group's cursor was moved: the leases that it had before have ended. Those since are new.
-    pub(in crate::api) fn sought(&self, before: &[Receipt]) {
-        self.given_back(before);
-    }
-
     /// A message was erased: its leases have ended.
     pub(super) fn erased(&self, message: MessageId) {
         self.end(|_, entry| entry.message == message);
@@ -177,8 +172,8 @@ impl Slots {
         entries.by_position.values().filter(lost).map(|entry| entry.receipt).collect()
     }
 
-    /// These leases were given back.
-    pub(super) fn given_back(&self, receipts: &[Receipt]) {
+    /// These leases have ended: given back, or by a seek. Those that were granted since are others.
+    pub(in crate::api) fn ended(&self, receipts: &[Receipt]) {
         self.end(|_, entry| receipts.contains(&entry.receipt));
     }
 
@@ -279,7 +274,7 @@ mod tests {
         let before = slots.of_group(TopicId(1), GroupId(3));
         // Granted while the cursor was moved: it is not of those.
         slots.take(&stream, &lease(4));
-        slots.sought(&before);
+        slots.ended(&before);
         assert_eq!((stream.held(), slots.count.load(Ordering::Acquire)), (1, 1));
     }
 
@@ -301,7 +296,7 @@ mod tests {
         other.end();
         assert!(lost("bob").is_empty());
         assert_eq!(lost("ann"), [2, 3], "what the other stream was granted may have arrived there");
-        slots.given_back(&slots.unreceived("ann", stream.number, &last));
+        slots.ended(&slots.unreceived("ann", stream.number, &last));
         assert_eq!((stream.held(), other.held()), (1, 2));
     }
 }

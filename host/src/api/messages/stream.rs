@@ -135,7 +135,7 @@ async fn give_back_lost(
         |receipt| Settle { lease: LeaseRef::Receipt { receipt, message: None }, settlement: Settlement::Release };
     // One that has ended meanwhile is refused: it waits again, or is settled.
     broker.store.settle(lost.iter().copied().map(release).collect()).await?;
-    slots.given_back(&lost);
+    slots.ended(&lost);
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -17,7 +17,7 @@ use super::snapshots::SnapshotName;
 use crate::api::auth::Caller;
 use crate::api::extract::{IfMatch, Json, NoBody, OptionalJson, Param, Query, not_null};
 use crate::api::messages::Slots;
-use crate::api::page::{Paging, Window};
+use crate::api::page::{Paging, WindowQuery};
 use crate::api::problem::{Code, Faults, Problem};
 use crate::api::wire::Iso;
 use crate::api::{Api, answer, reach};
@@ -137,7 +137,7 @@ async fn seek(
             format!("snapshot {name}")
         }
     };
-    slots.sought(&held);
+    slots.ended(&held);
     let (entity_id, details) = (id.to_string(), serde_json::json!({ "to": told }));
     let event =
         Event { event_type: "subscription.sought", entity_type: "subscription", entity_id: &entity_id, details };
@@ -182,18 +182,6 @@ async fn test(
     Ok(answer::ok(&broker.push.test(&subscription, &topic).await))
 }
 
-/// What to list.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct AttemptsQuery {
-    /// Attempts at most.
-    #[param(minimum = 1, maximum = 100, default = 100)]
-    limit: Option<u64>,
-    /// Attempts left out before.
-    offset: Option<u64>,
-}
-
 /// Recent attempts.
 #[derive(Debug, Serialize, ToSchema)]
 struct AttemptList {
@@ -206,17 +194,17 @@ struct AttemptList {
 /// List recent deliveries.
 #[utoipa::path(
     get, path = "/api/v1/subscriptions/{id}/attempts", tag = "subscriptions",
-    params(("id" = String, Path, description = "Its id"), AttemptsQuery),
+    params(("id" = String, Path, description = "Its id"), WindowQuery),
     responses((status = 200, description = "Deliveries to the endpoint, newest first", body = AttemptList)),
 )]
 async fn attempts(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
-    query: Query<AttemptsQuery>,
+    query: Query<WindowQuery>,
 ) -> Result<Response, Problem> {
     reach::subscription(&broker, &caller, id)?;
-    let window = query.check(|query, faults| Window::read(query.limit, query.offset, faults))?;
+    let window = query.check(WindowQuery::window)?;
     let (attempts, paging) = window.of(broker.push.attempts(id));
     Ok(answer::ok(&AttemptList { attempts, paging }))
 }

@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Serialize;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::auth::Caller;
 use crate::api::extract::{NoBody, Param, Params2, Query};
-use crate::api::page::{Paging, Window};
+use crate::api::page::{Paging, WindowQuery};
 use crate::api::problem::{Code, Problem};
 use crate::api::wire::Time;
 use crate::api::{Api, answer, reach};
@@ -68,18 +68,6 @@ impl From<(Arc<str>, Timestamp)> for SnapshotView {
     }
 }
 
-/// What to list.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct SnapshotsQuery {
-    /// Snapshots at most.
-    #[param(minimum = 1, maximum = 100, default = 100)]
-    limit: Option<u64>,
-    /// Snapshots left out before.
-    offset: Option<u64>,
-}
-
 /// Some snapshots.
 #[derive(Debug, Serialize, ToSchema)]
 struct SnapshotList {
@@ -92,17 +80,17 @@ struct SnapshotList {
 /// List snapshots.
 #[utoipa::path(
     get, path = "/api/v1/subscriptions/{id}/snapshots", tag = "subscriptions",
-    params(("id" = String, Path, description = "Its id"), SnapshotsQuery),
+    params(("id" = String, Path, description = "Its id"), WindowQuery),
     responses((status = 200, description = "At most 16", body = SnapshotList)),
 )]
 async fn list(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
-    query: Query<SnapshotsQuery>,
+    query: Query<WindowQuery>,
 ) -> Result<Response, Problem> {
     let subscription = reach::subscription(&broker, &caller, id)?;
-    let window = query.check(|query, faults| Window::read(query.limit, query.offset, faults))?;
+    let window = query.check(WindowQuery::window)?;
     let all = broker.store.snapshots(subscription.topic, subscription.group).await?;
     let (snapshots, paging) = window.of(all.into_iter().map(SnapshotView::from).collect());
     Ok(answer::ok(&SnapshotList { snapshots, paging }))
