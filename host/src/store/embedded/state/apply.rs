@@ -103,6 +103,7 @@ impl State {
                 }
             }
             Op::Seek { topic, group, starts } => {
+                self.forget_notes(topic, group, how);
                 if let Ok(found) = self.topic_mut(topic) {
                     place(found, group, &starts);
                     if let Some(group) = found.groups.get_mut(&group) {
@@ -121,7 +122,10 @@ impl State {
                     group.marks.remove(&name);
                 }
             }
-            Op::Restore { topic, group, name } => self.apply_restore((topic, group), &name, now),
+            Op::Restore { topic, group, name } => {
+                self.forget_notes(topic, group, how);
+                self.apply_restore((topic, group), &name, now);
+            }
             Op::Purge { topic, group, ends, except } => self.apply_purge(topic, group, &ends, &except, now),
             _ => debug_assert!(false, "every other op is carried out by `apply`"),
         }
@@ -135,6 +139,17 @@ impl State {
         }
         self.next_note = note + 1;
         true
+    }
+
+    /// What was granted while the frame that moves its cursor was synced is undone by that frame; written behind it, its note
+    /// would be carried out after it.
+    fn forget_notes(&mut self, topic: TopicId, group: GroupId, how: Applying) {
+        if how == Applying::Live {
+            self.notes.retain(|note| {
+                !matches!(note, Op::Granted { topic: of, group: by, .. } | Op::Passed { topic: of, group: by, .. }
+                    if (*of, *by) == (topic, group))
+            });
+        }
     }
 
     fn apply_topic(&mut self, spec: TopicSpec) {

@@ -17,6 +17,8 @@ struct Switches {
     synced: AtomicU32,
     /// Writes to segments wait.
     gate: AtomicBool,
+    /// Syncs of other files wait.
+    sync_gate: AtomicBool,
     /// One does, or did.
     at_gate: AtomicBool,
 }
@@ -30,6 +32,19 @@ impl Faulty {
     fn file(&self, path: &Path, file: Arc<dyn DataFile>) -> Arc<dyn DataFile> {
         let is_segment = path.extension().is_some_and(|extension| extension == "seg");
         Arc::new(FaultyFile(file, is_segment, Arc::clone(&self.0)))
+    }
+}
+
+impl Switches {
+    /// Not for ever: a test that fails meanwhile has to join this thread.
+    fn wait_at(&self, gate: &AtomicBool) {
+        self.at_gate.store(true, Ordering::SeqCst);
+        for _ in 0..30_000 {
+            if !gate.load(Ordering::SeqCst) {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -76,20 +91,16 @@ impl DataFile for FaultyFile {
         fails(&self.2.writes, io::ErrorKind::StorageFull)?;
         if self.1 {
             fails(&self.2.segments, io::ErrorKind::StorageFull)?;
-            self.2.at_gate.store(true, Ordering::SeqCst);
-            // Not for ever: a test that fails meanwhile has to join this thread.
-            for _ in 0..30_000 {
-                if !self.2.gate.load(Ordering::SeqCst) {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            self.2.wait_at(&self.2.gate);
         }
         self.0.write_at(bytes, offset)
     }
     fn sync(&self) -> io::Result<()> {
         fails(&self.2.syncs, io::ErrorKind::Other)?;
         self.2.synced.fetch_add(1, Ordering::SeqCst);
+        if !self.1 && self.2.sync_gate.load(Ordering::SeqCst) {
+            self.2.wait_at(&self.2.sync_gate);
+        }
         self.0.sync()
     }
     fn set_len(&self, len: u64) -> io::Result<()> {
@@ -273,6 +284,38 @@ async fn messages_that_retention_removes_while_they_are_written_to_a_segment_are
     assert_eq!(store.report(), &OpenReport::default());
     assert_eq!(payloads(&lease(&store, 10).await), ["payload 100", "payload 101"]);
     assert_eq!(read_all(&store, TOPIC).await, ["payload 100", "payload 101"]);
+}
+
+#[tokio::test]
+async fn what_is_leased_while_a_seek_is_synced_is_as_new_after_it_also_after_a_crash() {
+    for restores in [false, true] {
+        let dir = tempfile::tempdir().unwrap();
+        let clock = clock();
+        let (store, switches) = faulty(dir.path(), &clock).await;
+        publish(&store, 0..2).await;
+        store.put_snapshot(TOPIC, GROUP, "before".into()).await.unwrap();
+        switches.sync_gate.store(true, Ordering::SeqCst);
+        let moves = async {
+            if restores {
+                assert!(store.restore(TOPIC, GROUP, "before".into()).await.unwrap());
+            } else {
+                store.seek(TOPIC, GROUP, SeekTo::Earliest).await.unwrap();
+            }
+        };
+        let meanwhile = async {
+            until("the frame is being synced", &|| switches.at_gate.load(Ordering::SeqCst)).await;
+            let leases = lease(&store, 2).await;
+            switches.sync_gate.store(false, Ordering::SeqCst);
+            leases
+        };
+        let ((), leases) = tokio::join!(moves, meanwhile);
+        assert_eq!(leases.len(), 2);
+        // Writes what is noted.
+        store.tick().await.unwrap();
+        drop(store);
+        let again = lease(&open(dir.path(), &clock), 2).await;
+        assert_eq!(again.iter().map(|lease| lease.attempt).collect::<Vec<_>>(), [1, 1], "restores: {restores}");
+    }
 }
 
 #[tokio::test]
