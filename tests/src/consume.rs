@@ -45,6 +45,9 @@ pub struct Received {
     /// 1 for the first; in webhooks a header has it instead, so that all attempts send one body.
     #[serde(default)]
     pub delivery_attempt: u32,
+    /// Why it is one, of a dead letter.
+    #[serde(default)]
+    pub dead_letter: serde_json::Value,
     /// Settles the lease; webhooks have none.
     pub receipt: Option<String>,
 }

@@ -54,6 +54,11 @@ async fn dead_letters_can_be_consumed_and_poison_among_them_ends() {
             (delivery.message.topic_name.as_str(), delivery.message.headers["kind"].as_str()),
             ("news.dlq", "poison")
         );
+        let facts = &delivery.message.dead_letter;
+        assert_eq!(
+            (&facts["reason"], &facts["consumerGroup"], &facts["attempts"]),
+            (&json!("NACK"), &json!("g"), &json!(1))
+        );
         delivery.nack().await;
         broker.clock().advance(DAY).await;
         if attempt == 2 {
@@ -92,6 +97,7 @@ async fn dead_letters_can_be_sent_and_poison_among_them_ends() {
     for request in &requests {
         request.verify(alarm["secret"].as_str().expect("a secret"));
         assert_eq!((request.header("x-topic-name"), request.message().payload.as_deref()), ("news.dlq", Some("bad")));
+        assert_eq!(request.message().dead_letter["reason"], "NACK");
     }
     // The next one is sent, the last one not again, not even in a day.
     wait::until("the first is done with", async || {
@@ -197,4 +203,74 @@ async fn a_topics_figures_say_since_when_its_oldest_dead_letter_waits() {
     assert_eq!(figures().await, (1, died[1].clone()), "{died:?}");
     broker.post("/topics/news/dlq/replay", &json!({})).await.expect(200);
     assert_eq!(figures().await, (0, Value::Null));
+}
+
+#[tokio::test]
+async fn some_dead_letters_are_replayed_by_group_reason_payload_and_time() {
+    let broker = poisoned(&["a", "b"]).await;
+    for number in 0..6 {
+        poison(&broker, &json!({ "n": number }).to_string(), &["a", "b"]).await;
+    }
+    let before = letters(&broker, "news", 12).await;
+    let halfway = before[6]["deadLetter"]["failedAt"].as_str().expect("a time").to_owned();
+    broker.clock().advance(DAY).await;
+    let replay = async |body: Value| broker.post("/topics/news/dlq/replay", &body).await.expect(200);
+
+    let all = replay(json!({"dryRun": true})).await;
+    assert_eq!((&all["matched"], &all["replayed"], &all["hasMore"]), (&json!(12), &json!(0), &json!(false)), "{all}");
+    assert_eq!(all["reasons"], json!({"NACK": 12}));
+    assert_eq!(replay(json!({"dryRun": true, "filter": "$.n >= 4"})).await["matched"], 4);
+    let early = replay(json!({"dryRun": true, "until": halfway})).await["matched"].as_u64().expect("a number");
+    let late = replay(json!({"dryRun": true, "from": halfway})).await["matched"].as_u64().expect("a number");
+    assert!(early <= 6 && early + late == 12, "{early} before {halfway}, {late} from then on");
+
+    // In two calls, each of two: `nextToken` goes on behind the first.
+    let wanted = json!({"consumerGroup": "a", "filter": "$.n >= 2", "limit": 2});
+    let first = replay(wanted.clone()).await;
+    assert_eq!((&first["replayed"], &first["hasMore"]), (&json!(2), &json!(true)), "{first}");
+    let mut next = wanted.clone();
+    next["nextToken"] = first["nextToken"].clone();
+    assert_eq!(replay(next).await["replayed"], 2);
+    let again = broker.consume("news", "a").collect(4).await;
+    let payloads: Vec<&str> = again.iter().map(|delivery| delivery.payload()).collect();
+    assert_eq!(payloads, [r#"{"n":2}"#, r#"{"n":3}"#, r#"{"n":4}"#, r#"{"n":5}"#]);
+    broker.consume("news", "b").expect_nothing().await;
+    let listed = broker.get("/topics/news/dlq?limit=1").await.expect(200);
+    assert_eq!((&listed["total"], &listed["hasMore"]), (&json!(8), &json!(true)), "{listed}");
+    assert!(listed["oldestFailedAt"].is_string(), "{listed}");
+}
+
+#[tokio::test]
+async fn a_replay_with_a_rate_ends_its_call_in_time_and_goes_on_where_it_was() {
+    let broker = poisoned(&["g"]).await;
+    for number in 0..3 {
+        poison(&broker, &number.to_string(), &["g"]).await;
+    }
+    letters(&broker, "news", 3).await;
+    let mut body = json!({"rate": 1});
+    let (mut calls, mut replayed, mut moved) = (0, 0, 0);
+    let client = broker.admin();
+    while replayed < 3 {
+        let call = client.post("/topics/news/dlq/replay", &body);
+        let clock = async {
+            // The next one is due a second later, by the broker's clock.
+            loop {
+                wait::pause(Duration::from_millis(20)).await;
+                broker.clock().advance(Duration::from_secs(4)).await;
+                moved += 1;
+            }
+        };
+        let answer =
+            tokio::select! { answer = call => answer.expect(200), () = clock => unreachable!("it has no end") };
+        calls += 1;
+        replayed += answer["replayed"].as_u64().expect("a number");
+        if replayed < 3 {
+            assert!(answer["nextToken"].is_string(), "{answer}");
+        }
+        body["nextToken"] = answer["nextToken"].clone();
+        assert!(calls < 50, "{answer}");
+    }
+    assert!(moved >= 1, "three at one a second take two seconds of the broker's clock");
+    assert_eq!(broker.consume("news", "g").collect(3).await.len(), 3);
+    assert_eq!(broker.get("/topics/news/dlq").await.expect(200)["total"], 0);
 }

@@ -1,12 +1,17 @@
 //! Dead letters: listed, replayed, discarded. Invariant: a dead letter belongs to its topic, so the token's scope is held
 //! against that. Never replays by itself.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use payload_query::Query as PayloadQuery;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -14,77 +19,31 @@ use utoipa_axum::routes;
 
 use super::auth::Caller;
 use super::extract::{NoBody, OptionalJson, Param, Params2, Query};
-use super::messages::{FailureView, MessageView};
+use super::messages::MessageView;
 use super::page::LIMIT_MAX;
 use super::problem::{Faults, Problem};
 use super::wire::Time;
 use super::{Api, answer, reach};
 use crate::broker::Broker;
-use crate::delivery::dead_letters::{ReplayReport, Which};
-use crate::message::{DeadLetterFacts, MessageId, Position, TopicName};
+use crate::clock::Timestamp;
+use crate::delivery::dead_letters::{Replay, ReplayReport, Which};
+use crate::message::{MessageId, Position, TopicName};
 
 /// Characters of a `nextToken`: one place, as base64.
 const TOKEN_CHARS_MAX: usize = 64;
+/// Dead letters that are replayed in a second at most, where a rate is given.
+const RATE_MAX: u32 = 1000;
+const RATE_RANGE: &str = "is from 1 to 1000 a second";
+/// How long one call replays: well within the time of a request.
+const REPLAY_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(list))
-        .routes(routes!(replay_all))
+        .routes(routes!(replay_many))
         .routes(routes!(replay))
         .routes(routes!(discard))
-}
-
-/// Why a message is a dead letter.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) struct DeadLetterView<'a> {
-    /// Its id in the topic that it came from.
-    #[schema(value_type = String, format = Uuid)]
-    original_message_id: MessageId,
-    /// For which group; absent if it never got into its topic.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    consumer_group: &'a str,
-    /// In a word: `NACK`, `REJECTED`, ….
-    reason: &'a str,
-    /// In a sentence: the consumer's, the stage's, the endpoint's.
-    detail: &'a str,
-    /// The stage that turned it away.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stage: Option<&'a str>,
-    /// What that stage ran.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plugin: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plugin_version: Option<&'a str>,
-    /// The endpoint's last HTTP status.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_status: Option<u16>,
-    /// Deliveries that were tried.
-    attempts: u32,
-    /// The attempts that failed, oldest first: the last 8.
-    failures: Vec<FailureView<'a>>,
-    /// When it became a dead letter.
-    failed_at: Time,
-}
-
-impl<'a> DeadLetterView<'a> {
-    pub(super) fn of(facts: &'a DeadLetterFacts) -> DeadLetterView<'a> {
-        let stage = facts.last.stage.as_ref();
-        DeadLetterView {
-            original_message_id: facts.original_id,
-            consumer_group: &facts.group_name,
-            reason: &facts.last.reason,
-            detail: &facts.last.detail,
-            stage: stage.map(|stage| &*stage.name),
-            plugin: stage.map(|stage| &*stage.plugin),
-            plugin_version: stage.map(|stage| &*stage.version),
-            last_status: facts.last.last_status,
-            attempts: facts.attempts,
-            failures: facts.failures.as_slice().iter().map(FailureView::of).collect(),
-            failed_at: Time(facts.at),
-        }
-    }
 }
 
 /// What to list.
@@ -110,6 +69,11 @@ struct DeadLetterList<'a> {
     next_token: Option<String>,
     /// Whether there are more.
     has_more: bool,
+    /// All that are on the list.
+    total: u64,
+    /// When the oldest of them was put there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest_failed_at: Option<Time>,
 }
 
 /// List dead letters.
@@ -127,11 +91,13 @@ async fn list(
     let topic = reach::topic(&broker, &caller, &name)?;
     let (limit, after) = query.check(window)?;
     let page = broker.dead_letters.list(&topic, after, limit).await?;
-    let next = page.next.as_ref().and_then(|_| page.messages.last()).map(|(position, _)| encode(*position));
+    let next = page.next.as_ref().and_then(|_| page.messages.last()).map(|(position, _)| encode(position));
+    let (total, oldest) = broker.dead_letters.count(&topic).await?;
     let home = topic.dead_letter.and_then(|id| broker.directory.topic_by_id(id)).unwrap_or(topic);
     let dead_letters =
         page.messages.iter().map(|(position, message)| MessageView::of(&home, Some(*position), message)).collect();
-    Ok(answer::ok(&DeadLetterList { dead_letters, has_more: next.is_some(), next_token: next }))
+    let (has_more, oldest_failed_at) = (next.is_some(), oldest.map(Time));
+    Ok(answer::ok(&DeadLetterList { dead_letters, has_more, next_token: next, total, oldest_failed_at }))
 }
 
 fn window(query: ListQuery, faults: &mut Faults) -> Option<(usize, Option<Position>)> {
@@ -173,7 +139,7 @@ async fn replay(
     Ok(answer::ok(&ReplayAnswer { message_id }))
 }
 
-/// Which dead letters to replay.
+/// Which dead letters to replay. Without any field: all.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 struct ReplayBody {
@@ -181,19 +147,64 @@ struct ReplayBody {
     consumer_group: Option<String>,
     /// Only those that failed for this reason: `NACK`, `REJECTED`, ….
     reason: Option<String>,
+    /// Only those that failed at this time or later.
+    from: Option<Time>,
+    /// Only those that failed before this time.
+    until: Option<Time>,
+    /// Only those whose JSON payload fits this `payloadQuery`.
+    filter: Option<String>,
+    /// So many at most, in this call.
+    #[schema(minimum = 1)]
+    limit: Option<u64>,
+    /// So many a second at most; by default as fast as they can be stored.
+    #[schema(minimum = 1, maximum = 1000)]
+    rate: Option<u64>,
     /// Only count them.
     dry_run: bool,
+    /// Where the call before ended.
+    next_token: Option<String>,
 }
 
-/// What a replay of many came to.
+impl ReplayBody {
+    fn read(self, due: Timestamp, faults: &mut Faults) -> Option<Replay> {
+        let filter = faults.keep("/filter", self.filter.map(|text| PayloadQuery::parse(&text)).transpose());
+        if self.limit == Some(0) {
+            faults.push("/limit", "is at least 1");
+        }
+        let rate = self.rate.map(|rate| {
+            u32::try_from(rate).ok().filter(|rate| *rate <= RATE_MAX).and_then(NonZeroU32::new).ok_or(RATE_RANGE)
+        });
+        let rate = faults.keep("/rate", rate.transpose());
+        if self.from.zip(self.until).is_some_and(|(from, until)| from.0 >= until.0) {
+            faults.push("/until", "is after `from`");
+        }
+        let after = self.next_token.map(|token| decode(&token).ok_or("is no token of this route"));
+        let after = faults.keep("/nextToken", after.transpose());
+        let (from, until) = (self.from.map(|Time(at)| at), self.until.map(|Time(at)| at));
+        let which = Which { group: self.consumer_group, reason: self.reason, from, until, filter: filter? };
+        let at_most = self.limit.unwrap_or(u64::MAX);
+        Some(Replay { which, dry_run: self.dry_run, at_most, rate: rate?, after: after?, due })
+    }
+}
+
+/// What a replay of many came to, in this call.
 #[derive(Debug, Serialize, ToSchema)]
-struct ReplayAllAnswer {
+#[serde(rename_all = "camelCase")]
+struct ReplayManyAnswer {
     /// Dead letters that fit.
     matched: u64,
     /// Of these, replayed.
     replayed: u64,
-    /// Of these, refused: the first few.
+    /// How many fit, by their reason.
+    #[schema(value_type = BTreeMap<String, u64>)]
+    reasons: BTreeMap<Arc<str>, u64>,
+    /// Of those that fit, refused: the first few.
     failed: Vec<ReplayFailure>,
+    /// Where to go on: a call ends after some seconds, or with its `limit`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_token: Option<String>,
+    /// Whether some were not looked at.
+    has_more: bool,
 }
 
 /// A dead letter that was not replayed.
@@ -205,30 +216,35 @@ struct ReplayFailure {
     reason: String,
 }
 
-impl From<ReplayReport> for ReplayAllAnswer {
-    fn from(report: ReplayReport) -> ReplayAllAnswer {
-        let failure = |(message_id, reason)| ReplayFailure { message_id, reason };
-        let failed = report.failed.into_iter().map(failure).collect();
-        ReplayAllAnswer { matched: report.matched, replayed: report.replayed, failed }
+impl From<ReplayReport> for ReplayManyAnswer {
+    fn from(report: ReplayReport) -> ReplayManyAnswer {
+        let ReplayReport { matched, replayed, reasons, failed, next } = report;
+        let failed = failed.into_iter().map(|(message_id, reason)| ReplayFailure { message_id, reason }).collect();
+        let next_token = next.as_ref().map(encode);
+        ReplayManyAnswer { matched, replayed, reasons, failed, has_more: next_token.is_some(), next_token }
     }
 }
 
 /// Replay many dead letters.
+///
+/// A call ends with the list, or after some seconds: then `hasMore` is true, and `nextToken` goes on where it ended. What
+/// dies again meanwhile is not replayed again.
 #[utoipa::path(
     post, path = "/api/v1/topics/{topic}/dlq/replay", tag = "dead letters", request_body = ReplayBody,
     params(("topic" = String, Path, description = "The topic that they failed on")),
-    responses((status = 200, description = "How many fit and were replayed", body = ReplayAllAnswer)),
+    responses((status = 200, description = "How many fit and were replayed", body = ReplayManyAnswer)),
 )]
-async fn replay_all(
+async fn replay_many(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(name): Param<TopicName>,
     OptionalJson(body): OptionalJson<ReplayBody>,
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
-    let ReplayBody { consumer_group: group, reason, dry_run } = body.plain()?;
-    let report = broker.dead_letters.replay_all(&topic, &Which { group, reason }, dry_run).await?;
-    Ok(answer::ok(&ReplayAllAnswer::from(report)))
+    let time = REPLAY_TIME_MAX.min(broker.config.limits.request_timeout / 2);
+    let replay = body.check(|body, faults| body.read(broker.clock.now().plus(time), faults))?;
+    let report = broker.dead_letters.replay_many(&topic, &replay).await?;
+    Ok(answer::ok(&ReplayManyAnswer::from(report)))
 }
 
 /// Discard a dead letter.
@@ -250,15 +266,15 @@ async fn discard(
     Ok(answer::no_content())
 }
 
-fn encode(position: Position) -> String {
-    URL_SAFE_NO_PAD.encode(postcard::to_stdvec(&position).expect("a position is plain numbers"))
+fn encode<T: Serialize>(place: &T) -> String {
+    URL_SAFE_NO_PAD.encode(postcard::to_stdvec(place).expect("a place is plain numbers"))
 }
 
-fn decode(token: &str) -> Option<Position> {
+fn decode<T: DeserializeOwned>(token: &str) -> Option<T> {
     if token.len() > TOKEN_CHARS_MAX {
         return None;
     }
     let bytes = URL_SAFE_NO_PAD.decode(token).ok()?;
-    let (position, rest) = postcard::take_from_bytes(&bytes).ok()?;
-    rest.is_empty().then_some(position)
+    let (place, rest) = postcard::take_from_bytes(&bytes).ok()?;
+    rest.is_empty().then_some(place)
 }

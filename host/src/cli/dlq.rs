@@ -1,6 +1,10 @@
 //! `sluice dlq`: dead letters. Invariant: all of them are replayed only when that is said.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use clap::Subcommand;
+use indicatif::ProgressBar;
 use serde_json::{Value, json};
 
 use super::arguments::Noun;
@@ -28,7 +32,8 @@ const REPLAY_AFTER_HELP: &str = "\
 Examples:
   sluice dlq replay orders MESSAGE_ID          one message, to the group that it failed for
   sluice dlq replay orders --all --dry-run     how many it would be
-  sluice dlq replay orders --all --group billing --reason NACK";
+  sluice dlq replay orders --all --group billing --reason NACK
+  sluice dlq replay orders --all --filter \"$.total > 100\" --rate 50 --limit 1000";
 
 /// Dead letters.
 #[derive(Debug, Subcommand)]
@@ -59,6 +64,21 @@ pub(super) enum Action {
         /// Of all, only those that failed for this reason, such as NACK
         #[arg(long, requires = "all")]
         reason: Option<String>,
+        /// Of all, only those that failed at this time or later (RFC 3339)
+        #[arg(long, requires = "all", value_name = "TIME")]
+        from: Option<String>,
+        /// Of all, only those that failed before this time (RFC 3339)
+        #[arg(long, requires = "all", value_name = "TIME")]
+        until: Option<String>,
+        /// Of all, only those whose JSON payload fits, such as "$.total > 100"
+        #[arg(long, requires = "all", value_name = "QUERY")]
+        filter: Option<String>,
+        /// So many at most
+        #[arg(long, requires = "all", value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+        limit: Option<u64>,
+        /// So many a second at most [default: as fast as they can be stored]
+        #[arg(long, requires = "all", value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1000))]
+        rate: Option<u64>,
         /// Only count them
         #[arg(long, requires = "all")]
         dry_run: bool,
@@ -85,19 +105,76 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
             let answer = client.act(&["topics", topic, "dlq", id, "replay"], Query::default()).await?;
             output.done(&format!("replayed {id}"), &answer)
         }
-        Action::Replay { topic, message_id: None, group, reason, dry_run, .. } => {
-            let mut body = json!({ "dryRun": dry_run });
-            for (name, value) in [("consumerGroup", group), ("reason", reason)] {
-                if let Some(value) = value {
-                    body[name] = json!(value);
-                }
-            }
-            let answer = client.post(&["topics", topic, "dlq", "replay"], Query::default(), &body).await?;
+        Action::Replay { topic, message_id: None, .. } => {
+            let answer = replay_many(&client, topic, &args.action).await?;
             output.thing(&answer)
         }
         Action::Discard { topic, message_id } => {
             let answer: Value = client.delete(&["topics", topic, "dlq", message_id], Query::default()).await?;
             output.done(&format!("discarded {message_id}"), &answer)
         }
+    }
+}
+
+/// One call after the other until all are done: a call ends after some seconds.
+async fn replay_many(client: &Client, topic: &str, action: &Action) -> Result<Value, Failure> {
+    let Action::Replay { group, reason, from, until, filter, limit, rate, dry_run, .. } = action else {
+        return Ok(Value::Null);
+    };
+    let mut body = json!({ "dryRun": dry_run, "rate": rate });
+    for (name, value) in
+        [("consumerGroup", group), ("reason", reason), ("from", from), ("until", until), ("filter", filter)]
+    {
+        if let Some(value) = value {
+            body[name] = json!(value);
+        }
+    }
+    let (mut sum, bar) = (Sum::default(), ProgressBar::new_spinner());
+    bar.enable_steady_tick(Duration::from_millis(200));
+    loop {
+        if let Some(limit) = limit {
+            body["limit"] = json!(limit.saturating_sub(sum.matched));
+        }
+        let answer = client.post(&["topics", topic, "dlq", "replay"], Query::default(), &body).await?;
+        sum.add(&answer);
+        bar.set_message(format!("{} of {} replayed", sum.replayed, sum.matched));
+        body["nextToken"] = answer["nextToken"].clone();
+        if body["nextToken"].is_null() || limit.is_some_and(|limit| sum.matched >= limit) {
+            bar.finish_and_clear();
+            return Ok(sum.into_value(&answer));
+        }
+    }
+}
+
+/// Of all calls of one replay.
+#[derive(Default)]
+struct Sum {
+    matched: u64,
+    replayed: u64,
+    reasons: BTreeMap<String, u64>,
+    failed: Vec<Value>,
+}
+
+/// Refusals that are shown, as one call shows them.
+const FAILURES_SHOWN_MAX: usize = 20;
+
+impl Sum {
+    fn add(&mut self, answer: &Value) {
+        let number = |value: &Value| value.as_u64().unwrap_or(0);
+        self.matched += number(&answer["matched"]);
+        self.replayed += number(&answer["replayed"]);
+        for (reason, count) in answer["reasons"].as_object().into_iter().flatten() {
+            *self.reasons.entry(reason.clone()).or_default() += number(count);
+        }
+        let room = FAILURES_SHOWN_MAX.saturating_sub(self.failed.len());
+        self.failed.extend(answer["failed"].as_array().into_iter().flatten().take(room).cloned());
+    }
+
+    fn into_value(self, last: &Value) -> Value {
+        let Sum { matched, replayed, reasons, failed } = self;
+        json!({
+            "matched": matched, "replayed": replayed, "reasons": reasons, "failed": failed,
+            "hasMore": last["hasMore"],
+        })
     }
 }

@@ -1,12 +1,17 @@
 //! Messages that failed for good: listed, replayed, discarded. Invariant: a replay is stored and its dead letter taken off
 //! the list in one unit, so a crash neither loses nor doubles it. Never replays by itself.
 
+use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
+use payload_query::Query as PayloadQuery;
+use serde::{Deserialize, Serialize};
 
 use crate::catalog::model::{DeadLetterPayload, Scope, Topic};
-use crate::clock::Clock;
+use crate::clock::{Clock, Timestamp};
 use crate::entropy::Entropy;
 use crate::message::{DeadLetterFacts, GroupId, Message, MessageId, Position};
 use crate::pipeline::Pipelines;
@@ -28,27 +33,69 @@ pub struct DeadLetters {
 }
 
 /// Which dead letters.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Which {
     /// Those that failed for this group.
     pub group: Option<String>,
     /// Those that failed for this reason: `NACK`, `REJECTED`, ….
     pub reason: Option<String>,
+    /// Those that failed at this time or later.
+    pub from: Option<Timestamp>,
+    /// Those that failed before this time.
+    pub until: Option<Timestamp>,
+    /// Those whose JSON payload fits.
+    pub filter: Option<PayloadQuery>,
 }
 
-/// What a replay of many came to.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// A replay of many.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// Of these.
+    pub which: Which,
+    /// Only counts them.
+    pub dry_run: bool,
+    /// At most so many that fit.
+    pub at_most: u64,
+    /// So many a second at most.
+    pub rate: Option<NonZeroU32>,
+    /// Where the call before ended.
+    pub after: Option<ReplayCursor>,
+    /// When this call ends, done or not.
+    pub due: Timestamp,
+}
+
+/// Where a replay of many goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplayCursor {
+    /// Behind this one; none: before the first.
+    after: Option<Position>,
+    /// When the replay began: what dies again while it runs comes later in the list, and must not be replayed without end.
+    begun: Timestamp,
+    /// When its rate lets the next one through.
+    next_at: Timestamp,
+}
+
+/// What a replay of many came to, in one call.
+#[derive(Debug, Clone, Default)]
 pub struct ReplayReport {
     /// Dead letters that fit.
     pub matched: u64,
     /// Of these, replayed.
     pub replayed: u64,
-    /// Of these, refused, with the reason of the first few.
+    /// How many fit, by their reason.
+    pub reasons: BTreeMap<Arc<str>, u64>,
+    /// Of those that fit, refused: the first few, with the reason.
     pub failed: Vec<(MessageId, String)>,
+    /// Where to go on; none at the end of the list.
+    pub next: Option<ReplayCursor>,
 }
 
 /// Refusals that a report names.
 const FAILURES_NAMED_MAX: usize = 20;
+/// Reasons that a report counts apart; a consumer's own words may be many.
+const REASONS_MAX: usize = 50;
+/// What the others are counted as.
+const OTHER_REASONS: &str = "OTHER";
 
 /// Why a dead letter was not replayed or discarded.
 #[derive(Debug, thiserror::Error)]
@@ -97,6 +144,16 @@ impl DeadLetters {
         Ok(self.store.dead_letters(home(topic)?, after, limit).await?)
     }
 
+    /// How many a topic has, and when the oldest of them became one.
+    ///
+    /// # Errors
+    /// `NotFound` for a topic that is itself one of dead letters.
+    pub async fn count(&self, topic: &Topic) -> Result<(u64, Option<Timestamp>), DeadLetterError> {
+        let listed =
+            self.store.stats(home(topic)?).await?.groups.into_iter().find(|group| group.group == GroupId::SHARED);
+        Ok(listed.map_or((0, None), |list| (list.waiting, list.oldest_unsettled)))
+    }
+
     /// Replays one; returns the id under which it is delivered again.
     ///
     /// # Errors
@@ -106,43 +163,87 @@ impl DeadLetters {
         self.replay_one(topic, position, message).await
     }
 
-    /// Replays all that fit; with `dry_run`, only counts them.
+    /// Replays those that fit, until the list ends, there are enough, or the call's time is over.
     ///
     /// # Errors
     /// When the list cannot be read. Single refusals are in the report.
-    pub async fn replay_all(
-        &self,
-        topic: &Arc<Topic>,
-        which: &Which,
-        dry_run: bool,
-    ) -> Result<ReplayReport, DeadLetterError> {
+    pub async fn replay_many(&self, topic: &Arc<Topic>, replay: &Replay) -> Result<ReplayReport, DeadLetterError> {
+        let now = self.clock.now();
         let mut report = ReplayReport::default();
-        let mut after = None;
-        // What dies again while this runs comes later in the list; it must not be replayed without end.
-        let begun = self.clock.now();
+        let mut cursor = replay.after.unwrap_or(ReplayCursor { after: None, begun: now, next_at: now });
         loop {
-            let page = self.list(topic, after, PAGE).await?;
-            let Some((last, _)) = page.messages.last() else { return Ok(report) };
-            after = Some(*last);
+            let page = self.list(topic, cursor.after, PAGE).await?;
+            if page.messages.is_empty() {
+                return Ok(report);
+            }
             for (position, message) in page.messages {
-                let Some(facts) = message.meta.dead_letter.as_deref() else { continue };
-                if facts.at > begun || !which.fits(facts) {
-                    continue;
+                let fits = self.fits(topic, &replay.which, &message, cursor.begun).await?;
+                if fits && !replay.dry_run && !self.is_its_turn(replay, &mut cursor).await {
+                    report.next = Some(cursor);
+                    return Ok(report);
                 }
-                report.matched += 1;
-                if dry_run {
-                    continue;
-                }
-                let id = message.id;
-                match self.replay_one(topic, position, message).await {
-                    Ok(_) => report.replayed += 1,
-                    Err(DeadLetterError::Store(error)) => return Err(error.into()),
-                    Err(refused) if report.failed.len() < FAILURES_NAMED_MAX => {
-                        report.failed.push((id, refused.to_string()));
+                cursor.after = Some(position);
+                if fits {
+                    report.count(&message);
+                    if !replay.dry_run {
+                        self.replay_into(topic, position, message, &mut report).await?;
                     }
-                    Err(_) => {}
+                }
+                if report.matched >= replay.at_most || self.clock.now() >= replay.due {
+                    report.next = Some(cursor);
+                    return Ok(report);
                 }
             }
+        }
+    }
+
+    /// Waits until the rate lets one more through; false where that is after the call's end.
+    async fn is_its_turn(&self, replay: &Replay, cursor: &mut ReplayCursor) -> bool {
+        let Some(rate) = replay.rate else { return true };
+        if cursor.next_at >= replay.due {
+            return false;
+        }
+        self.clock.sleep_until(cursor.next_at).await;
+        // Counted from now where it was late: what was missed is not made up for by a burst.
+        let now = self.clock.now();
+        cursor.next_at = cursor.next_at.max(now).plus(Duration::from_millis(u64::from(1000_u32.div_ceil(rate.get()))));
+        true
+    }
+
+    async fn replay_into(
+        &self,
+        topic: &Arc<Topic>,
+        position: Position,
+        message: Message,
+        report: &mut ReplayReport,
+    ) -> Result<(), DeadLetterError> {
+        let id = message.id;
+        match self.replay_one(topic, position, message).await {
+            Ok(_) => report.replayed += 1,
+            Err(DeadLetterError::Store(error)) => return Err(error.into()),
+            Err(refused) if report.failed.len() < FAILURES_NAMED_MAX => report.failed.push((id, refused.to_string())),
+            Err(_) => {}
+        }
+        Ok(())
+    }
+
+    async fn fits(
+        &self,
+        topic: &Topic,
+        which: &Which,
+        message: &Message,
+        begun: Timestamp,
+    ) -> Result<bool, DeadLetterError> {
+        let Some(facts) = message.meta.dead_letter.as_deref() else { return Ok(false) };
+        if facts.at > begun || !which.fits(facts) {
+            return Ok(false);
+        }
+        let Some(filter) = &which.filter else { return Ok(true) };
+        match self.payload(topic, message, facts).await {
+            Ok(payload) => Ok(serde_json::from_slice(&payload).is_ok_and(|payload| filter.matches(&payload))),
+            Err(DeadLetterError::Store(error)) => Err(error.into()),
+            // What is not kept fits nothing.
+            Err(_) => Ok(false),
         }
     }
 
@@ -260,6 +361,18 @@ impl Which {
     fn fits(&self, facts: &DeadLetterFacts) -> bool {
         self.group.as_deref().is_none_or(|group| group == &*facts.group_name)
             && self.reason.as_deref().is_none_or(|reason| reason == &*facts.last.reason)
+            && self.from.is_none_or(|from| facts.at >= from)
+            && self.until.is_none_or(|until| facts.at < until)
+    }
+}
+
+impl ReplayReport {
+    fn count(&mut self, message: &Message) {
+        self.matched += 1;
+        let reason =
+            message.meta.dead_letter.as_deref().map_or_else(Arc::default, |facts| Arc::clone(&facts.last.reason));
+        let is_one_more = self.reasons.len() >= REASONS_MAX && !self.reasons.contains_key(&reason);
+        *self.reasons.entry(if is_one_more { OTHER_REASONS.into() } else { reason }).or_default() += 1;
     }
 }
 

@@ -13,6 +13,7 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::cloud_event;
+use super::failure_view::DeadLetterView;
 use crate::catalog::model::PushFormat;
 use crate::message::{Message, MessageId, Partition, Position, TopicName};
 use crate::store::Lease;
@@ -62,6 +63,9 @@ pub struct Envelope<'a> {
     /// When the publish was accepted: RFC 3339, UTC.
     #[schema(format = DateTime)]
     pub timestamp: String,
+    /// Why it is one, of a dead letter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dead_letter: Option<DeadLetterView<'a>>,
     /// W3C trace context of the publish. In pull answers; a webhook has it as headers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub traceparent: Option<&'a str>,
@@ -118,6 +122,7 @@ impl<'a> Envelope<'a> {
             partition: position.partition,
             offset: position.offset.0,
             timestamp: meta.published_at.rfc3339(),
+            dead_letter: meta.dead_letter.as_deref().map(DeadLetterView::of),
             traceparent: None,
             tracestate: None,
             delivery_attempt: None,

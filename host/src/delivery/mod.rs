@@ -5,6 +5,7 @@ pub mod backoff;
 mod cloud_event;
 pub mod dead_letters;
 pub mod envelope;
+pub mod failure_view;
 pub mod outbound;
 pub mod pull;
 pub mod push;

@@ -95,7 +95,7 @@ pub(super) struct Bed {
     /// Ids and receipts of leases of the latter.
     leases: Vec<(String, String)>,
     dead_letters: Vec<String>,
-    tokens: [String; 2],
+    tokens: [String; 3],
 }
 
 impl Bed {
@@ -122,7 +122,9 @@ impl Bed {
         }
         let dead_letters = broker.get("/topics/news/dlq?limit=1").await.expect(200);
         let browsed = broker.get("/topics/news/messages?limit=1").await.expect(200);
-        let tokens = [&browsed, &dead_letters].map(|page| text(&page["nextToken"]));
+        let counted = json!({"dryRun": true, "limit": 1});
+        let counted = broker.post("/topics/news/dlq/replay", &counted).await.expect(200);
+        let tokens = [&browsed, &dead_letters, &counted].map(|page| text(&page["nextToken"]));
         let all = broker.get("/topics/news/dlq").await.expect(200);
         let dead_letters = all["deadLetters"].as_array().expect("a list").iter();
         let dead_letters = dead_letters.map(|letter| text(&letter["messageId"])).collect();
@@ -165,7 +167,7 @@ impl Bed {
             "name": "passing", "plugin": "filter", "version": "latest", "config": {"headerMatches": {}},
             "onReject": "drop", "onFault": "pass", "timeoutMs": 50, "memoryMb": 32, "emitTo": ["jobs"],
         }]});
-        let [browse, letters] = &self.tokens;
+        let [browse, letters, _] = &self.tokens;
         vec![
             Row::post("/api/v1/topics").body(topic("orders", "Queue")),
             Row::get("/api/v1/topics?type=Queue&limit=10&offset=0"),
@@ -272,7 +274,10 @@ impl Bed {
     /// What takes away comes last.
     fn ends(&self) -> Vec<Row> {
         let [first, second] = self.dead_letters.as_slice() else { panic!("two dead letters") };
-        let replay = json!({"consumerGroup": "g", "reason": "NACK", "dryRun": false});
+        let replay = json!({
+            "consumerGroup": "g", "reason": "NACK", "dryRun": false, "from": self.in_days(-1), "until": self.in_days(1),
+            "filter": "$.a == 1", "limit": 10, "rate": 100, "nextToken": self.tokens[2],
+        });
         let (push, pull) = (&self.push, &self.pull);
         vec![
             Row::post(format!("/api/v1/topics/news/dlq/{first}/replay")),

@@ -20,7 +20,7 @@ use super::Api;
 
 pub(super) use self::browse::offset;
 pub(super) use self::consume::ACK_TIMEOUT_MAX;
-pub(super) use self::one::{FailureView, MessageView};
+pub(super) use self::one::MessageView;
 pub use self::slots::Slots;
 
 /// The routes.

@@ -12,7 +12,6 @@ use utoipa::ToSchema;
 
 use super::slots::Slots;
 use crate::api::auth::Caller;
-use crate::api::dlq::DeadLetterView;
 use crate::api::extract::Param;
 use crate::api::problem::Problem;
 use crate::api::wire::Time;
@@ -21,7 +20,8 @@ use crate::broker::Broker;
 use crate::catalog::Event;
 use crate::catalog::model::Topic;
 use crate::delivery::envelope::{HeaderPairs, text_of};
-use crate::message::{FailedAttempt, Failure, Message, MessageId, Position};
+use crate::delivery::failure_view::{DeadLetterView, FailureView};
+use crate::message::{Message, MessageId, Position};
 use crate::store::{DeliveryState, Found, GroupStatus};
 
 /// A stored message.
@@ -132,48 +132,6 @@ struct GroupView<'a> {
     /// The attempts that failed, oldest first: the last 8, as long as it is not settled. Those in between without a word
     /// ended with their lease.
     failures: Vec<FailureView<'a>>,
-}
-
-/// An attempt that failed.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(in crate::api) struct FailureView<'a> {
-    /// Which, from 1.
-    attempt: u32,
-    /// When.
-    at: Time,
-    /// In a word: `NACK`, `HTTP_500`, `TIMEOUT`, ….
-    reason: &'a str,
-    /// In a sentence, which only the last one keeps.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    detail: &'a str,
-    /// The stage that said so.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stage: Option<&'a str>,
-    /// What that stage ran.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plugin: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    plugin_version: Option<&'a str>,
-    /// The endpoint's status.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    last_status: Option<u16>,
-}
-
-impl<'a> FailureView<'a> {
-    pub(in crate::api) fn of(failed: &'a FailedAttempt) -> FailureView<'a> {
-        let FailedAttempt { attempt, at, failure: Failure { reason, detail, stage, last_status } } = failed;
-        FailureView {
-            attempt: *attempt,
-            at: Time(*at),
-            reason,
-            detail,
-            stage: stage.as_ref().map(|stage| &*stage.name),
-            plugin: stage.as_ref().map(|stage| &*stage.plugin),
-            plugin_version: stage.as_ref().map(|stage| &*stage.version),
-            last_status: *last_status,
-        }
-    }
 }
 
 /// Show a message.
