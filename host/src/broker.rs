@@ -21,8 +21,10 @@ use crate::delivery::dead_letters::{DeadLetters, DeadLettersParts};
 use crate::delivery::outbound::Outbound;
 use crate::delivery::pull::Consumers;
 use crate::delivery::push::{PushError, PushParts, PushSupervisor};
+use crate::delivery::replies::Replies;
 use crate::directory::{Directory, DirectoryError, DirectoryParts};
 use crate::entropy::Entropy;
+use crate::events::{self, Events, Thresholds};
 use crate::pipeline::{PipelineError, PipelineOptions, Pipelines};
 use crate::publish::Publisher;
 use crate::schemas::Schemas;
@@ -66,10 +68,14 @@ pub struct Broker {
     pub consumers: Consumers,
     /// Out, to endpoints.
     pub push: Arc<PushSupervisor>,
+    /// Replies to those who wait for one.
+    pub replies: Replies,
     /// The end of deliveries.
     pub settler: Settler,
     /// What failed for good.
     pub dead_letters: DeadLetters,
+    /// Where it is told what happens to topics and endpoints.
+    pub events: Events,
     /// Figures.
     pub registry: Registry,
     /// Figures per topic, read when asked.
@@ -175,15 +181,19 @@ impl Broker {
             at_most: (config.limits.topics_max, config.limits.subscriptions_max),
         })
         .await?;
+        crate::system_topics::ensure(&directory).await?;
         let outbound =
             Arc::new(Outbound::new(Arc::clone(&store), Arc::clone(&pipelines), clock.clone(), entropy.clone()));
+        let (events, waiting) = events::channel(clock.clone(), &registry)?;
         let publisher = Arc::new(Publisher::new(
             Arc::clone(&store),
             Arc::clone(&pipelines),
             Arc::clone(&directory),
             (clock.clone(), entropy.clone()),
+            events.clone(),
             &registry,
         )?);
+        tokio::spawn(waiting.publish(Arc::clone(&publisher), Arc::clone(&directory), clock.clone()));
         let consumers = Consumers::new(
             Arc::clone(&outbound),
             Arc::clone(&directory),
@@ -191,6 +201,7 @@ impl Broker {
             (clock.clone(), stopping.clone()),
             &registry,
         )?;
+        let replies = Replies::new(Arc::clone(&store), clock.clone(), stopping.clone());
         let settler =
             Settler::new(Arc::clone(&store), Arc::clone(&directory), Arc::clone(&outbound), clock.clone(), &registry)?;
         let dead_letters = DeadLetters::new(DeadLettersParts {
@@ -228,8 +239,10 @@ impl Broker {
             publisher,
             consumers,
             push,
+            replies,
             settler,
             dead_letters,
+            events,
             registry,
             topic_metrics,
             started_at,
@@ -257,12 +270,14 @@ impl Broker {
             (Trouble::with("what is due"), Trouble::with("retention"), Trouble::with("trimming the audit log"));
         let left_out = crate::telemetry::left_out();
         let mut told = left_out.get();
+        let mut thresholds = Thresholds::default();
         while !self.stopping.is_cancelled() {
             let ticked = self.store.tick().await;
             due.heard(ticked.as_ref().err());
             let next = ticked.ok().flatten();
             if self.clock.now() >= next_retain {
                 retention.heard(self.store.retain().await.as_ref().err());
+                thresholds.look(&self.directory, &self.dead_letters, &self.events).await;
                 next_retain = self.clock.now().plus(RETAIN_EVERY);
                 if left_out.get() > told {
                     tracing::warn!(lines = left_out.get() - told, "the log left lines out: it had said the same often");

@@ -219,8 +219,11 @@ impl Directory {
         if self.topic(&name).is_some() {
             return Err(DirectoryError::Conflict(format!("the topic '{name}' exists")));
         }
-        // Each has one for its dead letters.
-        within(self.current.load().topics.len() / 2, self.at_most.0, ("topics", "limits.topics_max"))?;
+        if !name.is_system() {
+            // Each has one for its dead letters.
+            let there = self.current.load().topics.keys().filter(|name| !name.is_system()).count() / 2;
+            within(there, self.at_most.0, ("topics", "limits.topics_max"))?;
+        }
         let (id, dead_letter_id) = (self.catalog.reserve_topic_id().await?, self.catalog.reserve_topic_id().await?);
         let now = self.clock.now();
         let dead_letter = Topic {
@@ -276,6 +279,7 @@ impl Directory {
             dedup_keys_max: of.dedup_keys_max,
             dead_letter_payload: DeadLetterPayload::Original,
             dead_letter_expired: false,
+            dead_letter_threshold: None,
         }
     }
 
@@ -325,6 +329,9 @@ impl Directory {
     ) -> Result<(), DirectoryError> {
         let _one_at_a_time = self.editing.lock().await;
         let topic = self.topic(name).ok_or_else(|| no_topic(name))?;
+        if name.is_system() {
+            return Err(DirectoryError::Conflict(format!("the topic '{name}' is the broker's own, and stays")));
+        }
         check_version(topic.version, expected_version)?;
         let Some(dead_letter) = topic.dead_letter else {
             return Err(DirectoryError::Conflict(format!(

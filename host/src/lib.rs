@@ -22,7 +22,9 @@ pub mod telemetry;
 // What it is about: topics, subscriptions, schemas, plugins.
 pub mod catalog;
 pub mod directory;
+pub mod events;
 pub mod schemas;
+pub mod system_topics;
 pub mod topic_metrics;
 
 // Around it.

@@ -20,6 +20,12 @@ pub use failure::{DeadLetterFacts, FailedAttempt, Failure, Failures, StageRef};
 
 /// The suffix of the topic that holds another topic's dead letters.
 pub const DEAD_LETTER_SUFFIX: &str = ".dlq";
+/// How the names of the broker's own topics begin.
+pub const SYSTEM_PREFIX: &str = "sluice.";
+/// The topic of what happens to endpoints and topics, for those who look after them.
+pub const EVENTS_TOPIC: &str = "sluice.events";
+/// The topic that replies go to where the one who asks names none.
+pub const REPLIES_TOPIC: &str = "sluice.replies";
 /// Bytes in a topic's name, from API.md.
 pub const TOPIC_NAME_BYTES_MAX: usize = 255;
 /// Headers of one message, from API.md.
@@ -171,6 +177,12 @@ impl TopicName {
     #[must_use]
     pub fn is_dead_letter(&self) -> bool {
         self.0.ends_with(DEAD_LETTER_SUFFIX)
+    }
+
+    /// Whether it is the broker's own: made by it, and never by a request.
+    #[must_use]
+    pub fn is_system(&self) -> bool {
+        self.0.starts_with(SYSTEM_PREFIX)
     }
 
     /// The name of the topic that holds this one's dead letters.

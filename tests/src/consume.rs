@@ -45,6 +45,10 @@ pub struct Received {
     /// 1 for the first; in webhooks a header has it instead, so that all attempts send one body.
     #[serde(default)]
     pub delivery_attempt: u32,
+    /// Names a conversation.
+    pub correlation_id: Option<String>,
+    /// Where an answer is awaited.
+    pub reply_to: Option<String>,
     /// Why it is one, of a dead letter.
     #[serde(default)]
     pub dead_letter: serde_json::Value,

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 
 use serde_json::{Value, json};
-use sluice_tests::{Broker, Receiver, wait, warm};
+use sluice_tests::{Broker, Client, Receiver, wait, warm};
 use tempfile::TempDir;
 
 use super::cli::done;
@@ -19,7 +19,8 @@ const HEADINGS: [&str; 3] = ["Examples:", "Example:", "First steps:"];
 /// Blanks between an example and what is said about it.
 const ASIDE: &str = "    ";
 /// What ends an example that goes on until it is interrupted: the broker is ready, or a message is shown.
-const ENDLESS: [(&str, &str); 2] = [("sluice serve", "listening on http://"), ("--follow", "\n")];
+const ENDLESS: [(&str, &str); 3] =
+    [("sluice serve", "listening on http://"), ("--follow", "\n"), ("sluice listen deployment", "\n")];
 /// Routes that no command is for: `consume --follow` polls, `broker metrics` tells the figures, browsers read the rest.
 const WITHOUT_COMMAND: [&str; 7] = [
     "/api/v1/messages/stream/{topic}",
@@ -139,7 +140,7 @@ impl World {
             for (name, kind) in [("orders", "Queue"), ("deployment.events", "PubSub")] {
                 self.broker.create_topic(name, kind).await;
             }
-            for name in ["events", "clock", "reminders"] {
+            for name in ["events", "clock", "reminders", "quotes"] {
                 self.broker.create_topic(name, "Queue").await;
             }
             if !example.contains("sluice subscribe ") {
@@ -191,6 +192,7 @@ impl World {
         let mut script = example
             .replace("http://broker:5000", self.broker.url())
             .replace("localhost:5000", address)
+            .replace("http://localhost:3000/", &self.receiver.url())
             .replace("/etc/sluice", &self.path("etc/sluice"))
             .replace("/var/lib/sluice", &self.path("var/lib/sluice"));
         // RECEIPT is the beginning of RECEIPT_1: from behind, the longer word comes first.
@@ -211,6 +213,7 @@ impl World {
         bash.process_group(0).stdout(file(&stdout)).stderr(file(&stderr));
         let mut running = Running(bash.spawn().expect("bash starts"));
         let sign = ENDLESS.iter().find(|(word, _)| example.contains(word)).map(|(_, sign)| *sign);
+        let serving = example.contains("sluice request").then(|| tokio::spawn(serve(self.broker.admin())));
         let said = |path: &Path| String::from_utf8_lossy(&fs::read(path).expect("a file of ours")).into_owned();
         let ended: Option<ExitStatus> = wait::until(example, async || {
             if let Some(status) = running.0.try_wait().expect("a child can be waited for") {
@@ -220,11 +223,17 @@ impl World {
             if !said(&stdout).contains(sign) {
                 // Whoever looks from now on is to see something, too.
                 self.broker.publish("orders", r#"{"total": 200}"#).await;
+                if example.contains("listen") {
+                    self.broker.publish("deployment.events", r#"{"severity": 9}"#).await;
+                }
                 return None;
             }
             Some(None)
         })
         .await;
+        if let Some(serving) = serving {
+            serving.abort();
+        }
         let (stdout, stderr) = (said(&stdout), said(&stderr));
         let well = match ended {
             Some(status) => status.success() && sign.is_none(),
@@ -234,6 +243,18 @@ impl World {
             return Ok(());
         }
         Err(format!("{example}\n  as {script}\n  ended with {ended:?}\n{stdout}\n{stderr}"))
+    }
+}
+
+/// Replies to what is asked on `quotes`.
+async fn serve(client: Client) {
+    loop {
+        for delivery in client.consume("quotes", "").wait(20).await {
+            let (to, id) = (&delivery.message.reply_to, &delivery.message.correlation_id);
+            let reply = json!({"topicName": to, "correlationId": id, "payload": {"price": 1}});
+            client.post("/messages/publish", &reply).await.expect(202);
+            delivery.ack().await;
+        }
     }
 }
 

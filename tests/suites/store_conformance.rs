@@ -36,6 +36,7 @@ macro_rules! conformance {
                 an_unknown_topic_or_partition_is_refused, a_key_value_write_meets_the_version_it_was_read_at,
                 a_deleted_topic_is_gone, a_topics_settings_change_and_its_partitions_do_not, a_closed_store_refuses;
             browse: pages_show_each_message_once_in_order, a_page_keeps_its_bounds, reading_begins_where_it_is_told,
+                a_reader_that_goes_on_where_it_was_follows_the_log,
                 reading_moves_no_cursor, a_message_is_found_by_its_id, an_erased_message_is_nowhere, figures_add_up;
             dead_letters: the_last_attempt_makes_a_dead_letter_with_its_facts, an_expired_last_lease_makes_a_dead_letter,
                 a_dead_letter_at_once, without_a_dead_letter_topic_the_message_is_done,

@@ -31,6 +31,8 @@ use crate::message::{MessageId, Position, TopicName};
 
 /// Characters of a `nextToken`: one place, as base64.
 const TOKEN_CHARS_MAX: usize = 64;
+/// Dead letters that one call replays at most.
+const REPLAYED_MAX: u64 = 1_000_000;
 /// Dead letters that are replayed in a second at most, where a rate is given.
 const RATE_MAX: u32 = 1000;
 const RATE_RANGE: &str = "is from 1 to 1000 a second";
@@ -91,7 +93,7 @@ async fn list(
     let topic = reach::topic(&broker, &caller, &name)?;
     let (limit, after) = query.check(window)?;
     let page = broker.dead_letters.list(&topic, after, limit).await?;
-    let next = page.next.as_ref().and_then(|_| page.messages.last()).map(|(position, _)| encode(position));
+    let next = page.next().and_then(|_| page.messages.last()).map(|(position, _)| encode(position));
     let (total, oldest) = broker.dead_letters.count(&topic).await?;
     let home = topic.dead_letter.and_then(|id| broker.directory.topic_by_id(id)).unwrap_or(topic);
     let dead_letters =
@@ -153,8 +155,8 @@ struct ReplayBody {
     until: Option<Time>,
     /// Only those whose JSON payload fits this `payloadQuery`.
     filter: Option<String>,
-    /// So many at most, in this call.
-    #[schema(minimum = 1)]
+    /// So many at most, in this call (a million).
+    #[schema(minimum = 1, maximum = 1_000_000)]
     limit: Option<u64>,
     /// So many a second at most; by default as fast as they can be stored.
     #[schema(minimum = 1, maximum = 1000)]
@@ -168,8 +170,8 @@ struct ReplayBody {
 impl ReplayBody {
     fn read(self, due: Timestamp, faults: &mut Faults) -> Option<Replay> {
         let filter = faults.keep("/filter", self.filter.map(|text| PayloadQuery::parse(&text)).transpose());
-        if self.limit == Some(0) {
-            faults.push("/limit", "is at least 1");
+        if self.limit.is_some_and(|limit| !(1..=REPLAYED_MAX).contains(&limit)) {
+            faults.push("/limit", format!("is from 1 to {REPLAYED_MAX}"));
         }
         let rate = self.rate.map(|rate| {
             u32::try_from(rate).ok().filter(|rate| *rate <= RATE_MAX).and_then(NonZeroU32::new).ok_or(RATE_RANGE)
@@ -182,7 +184,7 @@ impl ReplayBody {
         let after = faults.keep("/nextToken", after.transpose());
         let (from, until) = (self.from.map(|Time(at)| at), self.until.map(|Time(at)| at));
         let which = Which { group: self.consumer_group, reason: self.reason, from, until, filter: filter? };
-        let at_most = self.limit.unwrap_or(u64::MAX);
+        let at_most = self.limit.unwrap_or(REPLAYED_MAX);
         Some(Replay { which, dry_run: self.dry_run, at_most, rate: rate?, after: after?, due })
     }
 }

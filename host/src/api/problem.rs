@@ -73,6 +73,8 @@ pub enum Code {
     ShuttingDown,
     /// It may or may not be stored.
     OutcomeUnknown,
+    /// The request is stored, and no reply came in time.
+    ReplyTimeout,
 }
 
 impl Code {
@@ -102,6 +104,7 @@ impl Code {
             Code::StoreUnavailable | Code::PluginFault | Code::ShuttingDown | Code::OutcomeUnknown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            Code::ReplyTimeout => StatusCode::GATEWAY_TIMEOUT,
         }
     }
 
@@ -135,6 +138,7 @@ impl Code {
             Code::PluginFault => "PLUGIN_FAULT",
             Code::ShuttingDown => "SHUTTING_DOWN",
             Code::OutcomeUnknown => "OUTCOME_UNKNOWN",
+            Code::ReplyTimeout => "REPLY_TIMEOUT",
         }
     }
 
@@ -168,6 +172,7 @@ impl Code {
             Code::PluginFault => "A stage failed",
             Code::ShuttingDown => "The broker is stopping",
             Code::OutcomeUnknown => "It is not known whether it was stored",
+            Code::ReplyTimeout => "No reply came in time",
         }
     }
 

@@ -79,13 +79,17 @@ struct TopicList {
 /// List topics.
 #[utoipa::path(
     get, path = "/api/v1/topics", tag = "topics", params(ListQuery),
-    responses((status = 200, description = "Those that the token reaches", body = TopicList)),
+    responses((status = 200, description = "Those that the token reaches, without the broker's own (`sluice.…`)",
+               body = TopicList)),
 )]
 async fn list(State(broker): State<Arc<Broker>>, caller: Caller, query: Query<ListQuery>) -> Result<Response, Problem> {
     let (kind, window) =
         query.check(|query, faults| Some((query.kind, Window::read(query.limit, query.offset, faults)?)))?;
     let mut all = broker.directory.topics();
-    all.retain(|topic| kind.is_none_or(|kind| topic.settings.kind == kind) && caller.need_topic(&topic.name).is_ok());
+    all.retain(|topic| {
+        let wanted = kind.is_none_or(|kind| topic.settings.kind == kind) && !topic.name.is_system();
+        wanted && caller.need_topic(&topic.name).is_ok()
+    });
     let (part, paging) = window.of(all);
     let mut topics = Vec::with_capacity(part.len());
     for topic in &part {

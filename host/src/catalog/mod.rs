@@ -42,6 +42,11 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     Migrator::with_migrations(vec![
         migration(1, "catalog", include_str!("../../../migrations/sqlite/0001_catalog.sql")),
         migration(2, "expired_dead_letters", include_str!("../../../migrations/sqlite/0002_expired_dead_letters.sql")),
+        migration(
+            4,
+            "dead_letter_threshold",
+            include_str!("../../../migrations/sqlite/0004_dead_letter_threshold.sql"),
+        ),
     ])
 });
 

@@ -91,7 +91,12 @@ pub struct TopicSettings {
     pub dead_letter_payload: DeadLetterPayload,
     /// Whether a message that passes its `expires_at` undelivered becomes one.
     pub dead_letter_expired: bool,
+    /// How many dead letters make somebody be told.
+    pub dead_letter_threshold: Option<u64>,
 }
+
+/// So many, where its owner does not say.
+pub const DEAD_LETTER_THRESHOLD: u64 = 100;
 
 /// A subscription's id in the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]

@@ -124,8 +124,8 @@ pub(super) async fn insert(writing: &mut Writing, topic: &Topic) -> Result<(), C
     sqlx::query(
         "INSERT INTO topics (topic_id, name, dead_letter_topic_id, description, type, schema_id, delivery_guarantee,
              retention_ms, retention_bytes, partition_count, max_message_size, dedup_window_ms, dedup_keys_max,
-             dead_letter_payload, dead_letter_expired, created_at, updated_at, version)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)",
+             dead_letter_payload, dead_letter_expired, dead_letter_threshold, created_at, updated_at, version)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
     )
     .bind(i64::from(topic.id.0))
     .bind(topic.name.as_str())
@@ -142,6 +142,7 @@ pub(super) async fn insert(writing: &mut Writing, topic: &Topic) -> Result<(), C
     .bind(i64::from(settings.dedup_keys_max))
     .bind(name(settings.dead_letter_payload))
     .bind(i64::from(settings.dead_letter_expired))
+    .bind(settings.dead_letter_threshold.map(integer))
     .bind(topic.created_at.0)
     .bind(topic.updated_at.0)
     .bind(integer(topic.version))
@@ -156,7 +157,8 @@ async fn write_settings(writing: &mut Writing, topic: &Topic) -> Result<(), Cata
     sqlx::query(
         "UPDATE topics SET description = $2, schema_id = $3, delivery_guarantee = $4, retention_ms = $5,
              retention_bytes = $6, max_message_size = $7, dedup_window_ms = $8, dedup_keys_max = $9,
-             dead_letter_payload = $10, dead_letter_expired = $11, updated_at = $12, version = $13
+             dead_letter_payload = $10, dead_letter_expired = $11, dead_letter_threshold = $12, updated_at = $13,
+             version = $14
          WHERE topic_id = $1",
     )
     .bind(i64::from(topic.id.0))
@@ -170,6 +172,7 @@ async fn write_settings(writing: &mut Writing, topic: &Topic) -> Result<(), Cata
     .bind(i64::from(settings.dedup_keys_max))
     .bind(name(settings.dead_letter_payload))
     .bind(i64::from(settings.dead_letter_expired))
+    .bind(settings.dead_letter_threshold.map(integer))
     .bind(topic.updated_at.0)
     .bind(integer(topic.version))
     .execute(&mut **writing)
@@ -210,6 +213,7 @@ pub(super) fn topic(row: &SqliteRow) -> Result<Topic, CatalogError> {
             dedup_keys_max: columns.number("dedup_keys_max")?,
             dead_letter_payload: columns.named("dead_letter_payload")?,
             dead_letter_expired: columns.int("dead_letter_expired")? != 0,
+            dead_letter_threshold: columns.number_opt("dead_letter_threshold")?,
         },
         created_at: columns.time("created_at")?,
         updated_at: columns.time("updated_at")?,
@@ -239,5 +243,6 @@ fn shown(topic: &Topic) -> Value {
         "dedupKeysMax": settings.dedup_keys_max,
         "deadLetterPayload": settings.dead_letter_payload,
         "deadLetterExpired": settings.dead_letter_expired,
+        "deadLetterThreshold": settings.dead_letter_threshold,
     })
 }

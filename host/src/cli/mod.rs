@@ -12,12 +12,14 @@ mod consume;
 mod dlq;
 mod failure;
 mod health;
+mod listen;
 mod message;
 mod output;
 mod pipeline;
 mod plugin;
 mod publish;
 mod repair;
+mod request;
 mod schema;
 mod serve;
 mod settle;
@@ -95,6 +97,10 @@ enum Command {
     Extend(settle::ExtendArgs),
     /// Look at a topic's messages without taking them
     Tail(tail::TailArgs),
+    /// Send a topic's messages to a URL on this machine, as webhooks
+    Listen(listen::ListenArgs),
+    /// Publish a message and wait for the reply to it
+    Request(request::RequestArgs),
     /// One stored message: get, erase
     #[command(after_help = message::AFTER_HELP)]
     Message(Noun<message::Action>),
@@ -160,6 +166,8 @@ async fn run_client(command: Command) -> Result<(), Failure> {
         Command::Nack(args) => settle::nack(&args).await,
         Command::Extend(args) => settle::extend(&args).await,
         Command::Tail(args) => tail::run(&args).await,
+        Command::Listen(args) => listen::run(&args).await,
+        Command::Request(args) => request::run(&args).await,
         Command::Message(args) => message::run(&args).await,
         Command::Plugin(args) => plugin::run(&args).await,
         Command::Pipeline(args) => pipeline::run(&args).await,

@@ -67,7 +67,7 @@ pub(super) struct PublishArgs {
 
 /// What stands around a payload.
 #[derive(Debug, Args)]
-struct Envelope {
+pub(super) struct Envelope {
     /// Messages of one key keep their order
     #[arg(long)]
     key: Option<String>,
@@ -105,7 +105,7 @@ struct Envelope {
 
 impl Envelope {
     /// A publish request of this payload.
-    fn around(&self, topic: &str, payload: &[u8]) -> Map<String, Value> {
+    pub(super) fn around(&self, topic: &str, payload: &[u8]) -> Map<String, Value> {
         let headers =
             || -> Map<String, Value> { self.header.iter().map(|(name, value)| (name.clone(), json!(value))).collect() };
         let mut body = Map::from_iter([("topicName".to_owned(), json!(topic))]);

@@ -137,6 +137,9 @@ pub(super) struct Settings {
     /// Whether a message that expires undelivered becomes a dead letter [default: false]
     #[arg(long, value_name = "BOOL")]
     dead_letter_expired: Option<bool>,
+    /// How many dead letters make the topic sluice.events tell of it [default: 100]
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    dead_letter_threshold: Option<u64>,
 }
 
 impl Settings {
@@ -152,6 +155,7 @@ impl Settings {
             ("dedupMaxKeys", self.dedup_max_keys.map(|it| json!(it))),
             ("deadLetterPayload", self.dead_letter_payload.as_ref().map(|it| json!(it))),
             ("deadLetterExpired", self.dead_letter_expired.map(|it| json!(it))),
+            ("deadLetterThreshold", self.dead_letter_threshold.map(|it| json!(it))),
         ];
         body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
     }

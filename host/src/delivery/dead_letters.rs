@@ -402,6 +402,7 @@ fn publish_again(topic: Arc<Topic>, payload: Bytes, message: &Message) -> Publis
         deliver_at: None,
         correlation_id: meta.correlation_id.clone(),
         reply_to: meta.reply_to.clone(),
+        correlated_by_us: false,
         key: meta.key.clone(),
         idempotency_key: None,
         when: None,

@@ -10,4 +10,5 @@ pub mod outbound;
 pub mod pull;
 pub mod push;
 mod remembered;
+pub mod replies;
 mod turns;

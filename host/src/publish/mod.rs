@@ -22,12 +22,13 @@ use crate::catalog::model::{Guarantee, OnFault, OnReject, Scope, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::directory::Directory;
 use crate::entropy::Entropy;
+use crate::events::Events;
 use crate::message::{
     DeadLetterFacts, Failure, Message, MessageId, MessageMeta, Partition, Position, StageRef, TopicId,
 };
 use crate::pipeline::Pipelines;
 use crate::pipeline::draft::{Draft, Processed, Verdict};
-use crate::store::{AppendBatch, AppendItem, DedupKey, Entry, MessageStore, StoreError};
+use crate::store::{AppendBatch, AppendItem, AppendOutcome, DedupKey, Entry, MessageStore, StoreError};
 use crate::telemetry::Stopwatch;
 
 /// How often a batch is run again because its pipeline changed under it. Each change is an operator's act; so many in
@@ -45,6 +46,7 @@ pub struct Publisher {
     entropy: Entropy,
     /// Spreads messages without a key over the partitions.
     next_partition: AtomicUsize,
+    events: Events,
     metrics: PublishMetrics,
 }
 
@@ -71,11 +73,12 @@ impl Publisher {
         pipelines: Arc<Pipelines>,
         directory: Arc<Directory>,
         (clock, entropy): (Clock, Entropy),
+        events: Events,
         registry: &Registry,
     ) -> prometheus::Result<Publisher> {
         let next_partition = AtomicUsize::new(0);
         let metrics = PublishMetrics::new(registry)?;
-        Ok(Publisher { store, pipelines, directory, clock, entropy, next_partition, metrics })
+        Ok(Publisher { store, pipelines, directory, clock, entropy, next_partition, events, metrics })
     }
 
     /// Publishes one message.
@@ -358,6 +361,9 @@ impl Publisher {
         for (index, published) in unstored {
             results[index] = Some(Ok(published));
         }
+        if outcomes.iter().any(|outcome| matches!(outcome, AppendOutcome::TopicFull)) {
+            self.events.topic_full(topic);
+        }
         for ((index, published), outcome) in answers.into_iter().zip(outcomes) {
             results[index] = Some(answer(topic, published, outcome));
         }
@@ -498,6 +504,7 @@ pub(crate) mod tests {
                 dedup_keys_max: 1000,
                 dead_letter_payload: DeadLetterPayload::Original,
                 dead_letter_expired: false,
+                dead_letter_threshold: None,
             },
             created_at: Timestamp(0),
             updated_at: Timestamp(0),
@@ -518,6 +525,7 @@ pub(crate) mod tests {
             deliver_at: None,
             correlation_id: None,
             reply_to: None,
+            correlated_by_us: false,
             key: None,
             idempotency_key: None,
             when: None,

@@ -36,6 +36,8 @@ pub struct PublishRequest {
     pub correlation_id: Option<Arc<str>>,
     /// Where an answer is awaited.
     pub reply_to: Option<Arc<str>>,
+    /// The broker chose `correlation_id`: a repeat of the request has another one.
+    pub correlated_by_us: bool,
     /// Partition key.
     pub key: Option<Arc<str>>,
     /// Makes repeats harmless.
@@ -60,7 +62,8 @@ impl PublishRequest {
         };
         field(&self.payload);
         field(self.content_type.as_bytes());
-        for text in [&self.schema_version, &self.correlation_id, &self.reply_to, &self.key, &self.when] {
+        let correlation_id = if self.correlated_by_us { &None } else { &self.correlation_id };
+        for text in [&self.schema_version, correlation_id, &self.reply_to, &self.key, &self.when] {
             field(&[u8::from(text.is_some())]);
             field(text.as_deref().unwrap_or_default().as_bytes());
         }
@@ -187,5 +190,8 @@ mod tests {
             assert_ne!(other.hash(), request.hash(), "{index}");
         }
         assert_eq!(request.clone().hash(), request.hash());
+        let asked =
+            |id: &str| PublishRequest { correlation_id: Some(id.into()), correlated_by_us: true, ..request.clone() };
+        assert_eq!(asked("a").hash(), asked("b").hash());
     }
 }

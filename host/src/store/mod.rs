@@ -575,8 +575,18 @@ pub struct ReadCursor(pub Vec<(Partition, Offset)>);
 pub struct Page {
     /// The messages.
     pub messages: Vec<(Position, Message)>,
+    /// Where it ended: what is read from there is what comes next, at the end of the log what comes later.
+    pub reached: ReadCursor,
+    /// Whether there is more of the log now.
+    pub more: bool,
+}
+
+impl Page {
     /// Where the next page begins; none at the end of the log.
-    pub next: Option<ReadCursor>,
+    #[must_use]
+    pub fn next(&self) -> Option<&ReadCursor> {
+        self.more.then_some(&self.reached)
+    }
 }
 
 /// What retention did.

@@ -243,6 +243,7 @@ fn topic(name: &str, id: TopicId, dead_letter: Option<TopicId>) -> Topic {
         dedup_keys_max: 1000,
         dead_letter_payload: DeadLetterPayload::Original,
         dead_letter_expired: false,
+        dead_letter_threshold: None,
     };
     let name = name.parse().expect("this is a name");
     let (created_at, updated_at) = (Timestamp(0), Timestamp(0));

@@ -51,6 +51,7 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
         VALUES,
         "any JSON is a payload, to the letter; who reads it bounds its own depth",
     ),
+    excuse("messages/request", "/payload", VALUES, "as in a publish"),
     excuse("publish", "/data", VALUES, "any JSON is the data of an event, to the letter"),
     excuse("publish/batch", "/data", VALUES, "any JSON is the data of an event, to the letter"),
     excuse("", "/data", &["half a character"], "any JSON is the data of an event, to the letter"),

@@ -103,6 +103,10 @@ impl Bed {
         let broker = Broker::start().await;
         broker.create_topic("jobs", "Queue").await;
         broker.create_topic("news", "PubSub").await;
+        // Whose messages go nowhere: a request to it need not wait for a reply.
+        broker.create_topic("dropped", "Queue").await;
+        let config = json!({"headerMatches": {"no": "such"}});
+        broker.put_pipeline("dropped", json!([{"name": "none", "plugin": "filter", "config": config}])).await;
         let schema = json!({"schemaId": "order", "version": "1", "schemaDefinition": {"type": "object"}});
         broker.post("/schemas", &schema).await.expect(201);
         let push = broker.subscribe_push("news", "hooks", "http://127.0.0.1:9/", json!({})).await;
@@ -160,7 +164,7 @@ impl Bed {
                 "name": name, "type": kind, "description": "orders", "schemaId": "order", "storage": "default",
                 "deliveryGuarantee": "AtLeastOnce", "retentionPeriod": "P1D", "retentionBytes": 1_000_000,
                 "partitionCount": 1, "maxMessageSize": 1000, "dedupWindow": "PT1M", "dedupMaxKeys": 1000,
-                "deadLetterPayload": "none", "deadLetterExpired": true,
+                "deadLetterPayload": "none", "deadLetterExpired": true, "deadLetterThreshold": 10,
             })
         };
         let stages = json!({"stages": [{
@@ -251,6 +255,19 @@ impl Bed {
         vec![
             Row::post("/api/v1/messages/publish?explain=true").body(message.clone()),
             Row::post("/api/v1/messages/publish").body(keyless.clone()).header("Idempotency-Key", "two"),
+            Row::post("/api/v1/messages/request?timeout=1")
+                .body(with(
+                    message.clone(),
+                    &[
+                        ("topicName", json!("dropped")),
+                        ("replyTo", json!("news")),
+                        ("idempotencyKey", json!("five")),
+                        ("deliverAt", json!(self.in_days(0))),
+                    ],
+                ))
+                .header("Idempotency-Key", "five"),
+            Row::post("/api/v1/messages/request?timeout=1")
+                .body(json!({"topicName": "dropped", "payloadBase64": "AAEC", "ttl": "PT2H", "delay": "PT0S"})),
             Row::post(format!("{batch}?atomic=true"))
                 .body(json!({"messages": [with(message.clone(), &[("idempotencyKey", json!("three"))])]}))
                 .item("/messages/0"),

@@ -215,7 +215,7 @@ impl Run {
         // The dead letters first: they tell which messages died with the opening.
         for id in [DEAD, TOPIC] {
             let page = self.persist(async || self.bed.read(self.bed.whole(id)).await).await;
-            assert!(page.next.is_none(), "the model's logs are short");
+            assert!(page.next().is_none(), "the model's logs are short");
             let stats = self.persist(async || self.bed.stats(id).await).await;
             self.oracles.each(|oracle| {
                 oracle.observe(id, &page.messages, &stats);

@@ -145,6 +145,7 @@ use Role::{Admin, Consumer, PluginAuthor, Producer, Viewer};
 pub static ROUTES: &[Route] = &[
     one_step(within(Publish, post("/api/v1/messages/publish", Producer))),
     one_step(within(Publish, post("/api/v1/messages/publish/batch", Producer))),
+    one_step(within(Publish, post("/api/v1/messages/request", Producer))),
     within(Consume, Route { safe: false, ..get("/api/v1/messages/consume/{topic}", Consumer) }),
     within(
         Consume,

@@ -129,6 +129,7 @@ impl Wanted {
             let request =
                 ReadRequest { topic: topic.id, partition: self.partition, from, limit, bytes_max: READ_BYTES_MAX };
             let page = broker.store.read(request).await?;
+            let next = page.next().cloned();
             scanned += page.messages.len();
             reads += 1;
             for (position, message) in page.messages {
@@ -137,7 +138,7 @@ impl Wanted {
                     found.push((position, message));
                 }
             }
-            let Some(next) = page.next else { return Ok((found, None)) };
+            let Some(next) = next else { return Ok((found, None)) };
             let enough = found.len() >= self.limit || bytes >= ANSWER_BYTES_MAX;
             if enough || scanned >= SCANNED_MAX || reads >= READS_MAX {
                 return Ok((found, Some(next)));

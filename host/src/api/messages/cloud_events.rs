@@ -397,6 +397,7 @@ impl Event<'_> {
             deliver_at: None,
             correlation_id: None,
             reply_to: None,
+            correlated_by_us: false,
             when: None,
             trace: reading.trace(),
             replay_of: None,

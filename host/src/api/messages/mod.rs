@@ -8,6 +8,7 @@ mod consume;
 mod one;
 mod publish;
 mod publish_body;
+mod request;
 mod settle;
 mod settle_batch;
 mod slots;
@@ -28,6 +29,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(publish::publish))
         .routes(routes!(batch::publish_batch))
+        .routes(routes!(request::request))
         .routes(routes!(consume::consume))
         .routes(routes!(stream::stream))
         .routes(routes!(settle::ack))

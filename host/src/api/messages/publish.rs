@@ -18,7 +18,7 @@ use crate::api::wire::Time;
 use crate::api::{answer, reach};
 use crate::broker::Broker;
 use crate::catalog::model::Topic;
-use crate::message::{MessageId, TopicName};
+use crate::message::{MessageId, REPLIES_TOPIC, TopicName};
 use crate::pipeline::draft::StageWord;
 use crate::publish::Published;
 
@@ -81,6 +81,11 @@ pub(super) struct Explained<'a> {
 }
 
 impl<'a> PublishAnswer<'a> {
+    /// The message's id.
+    pub(super) fn id(&self) -> MessageId {
+        self.message_id
+    }
+
     pub(super) fn of(published: &'a Published, durability: &'static str, explain: bool) -> PublishAnswer<'a> {
         let explained = |word: &'a StageWord| Explained {
             stage: &word.stage,
@@ -164,10 +169,17 @@ pub(super) fn destination(
     name: &TopicName,
     pointer: &str,
 ) -> Result<Arc<Topic>, Problem> {
+    if name.as_str() == REPLIES_TOPIC {
+        // Open to all who publish: whom a reply is for is said by its `correlationId`, which only the one asked knows.
+        return broker.directory.topic(name).ok_or_else(|| Problem::not_found("topic", name));
+    }
     let topic = reach::topic(broker, caller, name)?;
     if topic.name.is_dead_letter() {
         let message = "dead letters come to this topic by themselves; publish to the topic whose they are";
         return Err(Problem::invalid_at(pointer, message));
+    }
+    if topic.name.is_system() {
+        return Err(Problem::invalid_at(pointer, "what this topic tells is told by the broker itself"));
     }
     Ok(topic)
 }

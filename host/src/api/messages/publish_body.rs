@@ -242,6 +242,7 @@ impl<'r> Reading<'r> {
             deliver_at,
             correlation_id,
             reply_to,
+            correlated_by_us: false,
             key,
             idempotency_key,
             when,

@@ -10,9 +10,11 @@ use utoipa::ToSchema;
 use crate::api::extract::{not_null, nullable};
 use crate::api::problem::{Faults, NUL_REFUSED};
 use crate::api::wire::{Iso, Time};
-use crate::catalog::model::{DeadLetterPayload, Guarantee, SchemaStatus, Topic, TopicKind, TopicSettings};
+use crate::catalog::model::{
+    DEAD_LETTER_THRESHOLD, DeadLetterPayload, Guarantee, SchemaStatus, Topic, TopicKind, TopicSettings,
+};
 use crate::config::Config;
-use crate::message::{DEAD_LETTER_SUFFIX, PARTITIONS_MAX, TOPIC_NAME_BYTES_MAX, TopicName};
+use crate::message::{DEAD_LETTER_SUFFIX, PARTITIONS_MAX, SYSTEM_PREFIX, TOPIC_NAME_BYTES_MAX, TopicName};
 use crate::schemas::SCHEMA_ID_BYTES_MAX;
 
 /// `dedupWindow` of a topic that does not say, from API.md.
@@ -24,6 +26,7 @@ const DEDUP_KEYS_MAX: u32 = 1_000_000;
 /// Less would be gone before anyone could consume it.
 const RETENTION_MIN: Duration = Duration::from_secs(1);
 const DESCRIPTION_BYTES_MAX: usize = 4096;
+const DEAD_LETTER_THRESHOLD_MAX: u64 = 1_000_000;
 
 /// A topic to be made, or a change of one.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -82,6 +85,10 @@ pub(super) struct TopicBody {
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     dead_letter_expired: Option<bool>,
+    /// How many dead letters on the list make `sluice.events` tell of it, 1 to 1 000 000 (100); `null`: never.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<u64>, minimum = 1, maximum = 1_000_000)]
+    dead_letter_threshold: Option<Option<u64>>,
     /// Where messages are kept. Cannot change.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
@@ -115,6 +122,7 @@ impl TopicBody {
             dedup_keys_max: DEDUP_KEYS_MAX,
             dead_letter_payload: DeadLetterPayload::Original,
             dead_letter_expired: false,
+            dead_letter_threshold: Some(DEAD_LETTER_THRESHOLD),
         };
         let settings = self.over(defaults, config, faults);
         kind?;
@@ -143,6 +151,7 @@ impl TopicBody {
             dedup_keys_max: self.dedup_max_keys.unwrap_or(base.dedup_keys_max),
             dead_letter_payload: self.dead_letter_payload.unwrap_or(base.dead_letter_payload),
             dead_letter_expired: self.dead_letter_expired.unwrap_or(base.dead_letter_expired),
+            dead_letter_threshold: self.dead_letter_threshold.unwrap_or(base.dead_letter_threshold),
         };
         check(&settings, config, faults);
         settings
@@ -169,6 +178,9 @@ fn check(settings: &TopicSettings, config: &Config, faults: &mut Faults) {
     if settings.retention_bytes == Some(0) {
         faults.push("/retentionBytes", "is at least 1");
     }
+    if settings.dead_letter_threshold.is_some_and(|threshold| !(1..=DEAD_LETTER_THRESHOLD_MAX).contains(&threshold)) {
+        faults.push("/deadLetterThreshold", format!("is from 1 to {DEAD_LETTER_THRESHOLD_MAX}"));
+    }
     if !(1..=PARTITIONS_MAX).contains(&settings.partition_count) {
         faults.push("/partitionCount", format!("is from 1 to {PARTITIONS_MAX}"));
     }
@@ -189,6 +201,9 @@ fn topic_name(text: &str) -> Result<TopicName, String> {
     let name: TopicName = text.parse()?;
     if name.is_dead_letter() {
         return Err(format!("does not end in {DEAD_LETTER_SUFFIX}: such topics come with the topic they belong to"));
+    }
+    if name.is_system() {
+        return Err(format!("does not begin with {SYSTEM_PREFIX}: such topics are the broker's own"));
     }
     if text.len() + DEAD_LETTER_SUFFIX.len() > TOPIC_NAME_BYTES_MAX {
         return Err(format!("has at most {} bytes", TOPIC_NAME_BYTES_MAX - DEAD_LETTER_SUFFIX.len()));
@@ -221,6 +236,9 @@ pub(super) struct TopicView {
     dedup_max_keys: u32,
     dead_letter_payload: DeadLetterPayload,
     dead_letter_expired: bool,
+    /// How many dead letters make `sluice.events` tell of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dead_letter_threshold: Option<u64>,
     /// Where its dead letters are; absent for such a topic itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -254,6 +272,7 @@ impl TopicView {
             dedup_max_keys: settings.dedup_keys_max,
             dead_letter_payload: settings.dead_letter_payload,
             dead_letter_expired: settings.dead_letter_expired,
+            dead_letter_threshold: settings.dead_letter_threshold,
             dead_letter_topic: topic.dead_letter.map(|_| topic.name.dead_letter()),
             storage: Storage::Default,
             durability,

@@ -38,6 +38,7 @@ pub(super) fn topic(guarantee: Guarantee) -> Topic {
             dedup_keys_max: 1000,
             dead_letter_payload: DeadLetterPayload::Original,
             dead_letter_expired: false,
+            dead_letter_threshold: None,
         },
         created_at: Timestamp(0),
         updated_at: Timestamp(0),

@@ -246,6 +246,7 @@ fn topic_named(name: &str, id: u32) -> Topic {
         dedup_keys_max: 1000,
         dead_letter_payload: DeadLetterPayload::Original,
         dead_letter_expired: false,
+        dead_letter_threshold: None,
     };
     let name: TopicName = name.parse().unwrap();
     let (created_at, updated_at) = (Timestamp(0), Timestamp(0));

@@ -315,12 +315,12 @@ impl Core {
         let (mut messages, mut bytes) = (Vec::new(), 0);
         loop {
             let first = heads.iter().enumerate().filter_map(|(nth, head)| Some((head.as_ref()?.stamp, nth))).min();
-            let Some((_, nth)) = first else { return Ok(Page { messages, next: None }) };
-            let size = heads[nth].as_ref().map_or(0, |head| head.body.payload.len());
-            if messages.len() >= limit || (!messages.is_empty() && bytes + size > bytes_max) {
-                let next = places.iter().map(|(id, next)| (id.partition, offset(*id, *next))).collect();
-                return Ok(Page { messages, next: Some(ReadCursor(next)) });
-            }
+            let size = first.and_then(|(_, nth)| heads[nth].as_ref()).map_or(0, |head| head.body.payload.len());
+            let full = messages.len() >= limit || (!messages.is_empty() && bytes + size > bytes_max);
+            let Some((_, nth)) = first.filter(|_| !full) else {
+                let reached = places.iter().map(|(id, next)| (id.partition, offset(*id, *next))).collect();
+                return Ok(Page { messages, reached: ReadCursor(reached), more: first.is_some() });
+            };
             bytes += size;
             let (id, sequence) = places[nth];
             if let Some(message) = heads[nth].take().and_then(|head| head.body.message()) {

@@ -149,7 +149,7 @@ async fn read_all(store: &EmbeddedStore, topic: TopicId) -> Vec<String> {
         let page =
             store.read(ReadRequest { topic, partition: None, from, limit: 100, bytes_max: usize::MAX }).await.unwrap();
         all.extend(page.messages.iter().map(|(_, message)| text(message)));
-        match page.next {
+        match page.next().cloned() {
             Some(next) => from = ReadFrom::Cursor(next),
             None => return all,
         }

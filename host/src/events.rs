@@ -1,0 +1,264 @@
+//! What those who look after topics and endpoints are told, as messages of the topic `sluice.events`. Invariant: telling
+//! never waits and never fails its cause; what is told is told once a change, not once a message. Never acts on what it
+//! tells.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+
+use crate::catalog::model::{Subscription, Topic};
+use crate::clock::{Clock, Timestamp};
+use crate::delivery::dead_letters::DeadLetters;
+use crate::directory::Directory;
+use crate::message::{EVENTS_TOPIC, TopicId, TopicName, json_media_type};
+use crate::publish::{PublishError, PublishRequest, Publisher};
+
+/// Events that wait to be published; beyond them they are counted, and left out.
+const WAITING_MAX: usize = 1000;
+/// How often the publishing of one is tried while the store takes nothing.
+const TRIES_MAX: u32 = 30;
+/// Before it is tried again.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
+/// A topic that is full again so soon is still full.
+const STILL_FULL: Duration = Duration::from_secs(60);
+/// The header that says what happened, so that a filter need not read the payload.
+const TYPE_HEADER: &str = "type";
+
+/// Why an endpoint is sent nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Disabled {
+    /// It answered 410: its subscription is paused until somebody resumes it.
+    Gone,
+    /// It keeps failing: its messages wait, and it is probed.
+    BreakerOpen,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// `endpoint.disabled`, ….
+    kind: &'static str,
+    /// What it happened to: those of one subject keep their order.
+    subject: String,
+    /// The facts.
+    facts: Value,
+}
+
+/// Where what happens is told. Cheap to clone.
+#[derive(Clone)]
+pub struct Events {
+    sender: mpsc::Sender<(Timestamp, Event)>,
+    clock: Clock,
+    left_out: IntCounter,
+    /// When a topic was last found full.
+    full: Arc<Mutex<HashMap<TopicId, Timestamp>>>,
+}
+
+/// What waits to be published.
+pub struct Waiting {
+    receiver: mpsc::Receiver<(Timestamp, Event)>,
+    told: IntCounterVec,
+    left_out: IntCounter,
+}
+
+/// A place to tell, and what [`Waiting::publish`] takes from it.
+///
+/// # Errors
+/// When the metrics are registered already.
+pub fn channel(clock: Clock, registry: &Registry) -> prometheus::Result<(Events, Waiting)> {
+    let (sender, receiver) = mpsc::channel(WAITING_MAX);
+    let told = IntCounterVec::new(Opts::new("sluice_events_total", "Messages of sluice.events, by type."), &["type"])?;
+    let left_out = IntCounter::new(
+        "sluice_events_left_out_total",
+        "Events that could not be published: too many at once, or the store took none.",
+    )?;
+    registry.register(Box::new(told.clone()))?;
+    registry.register(Box::new(left_out.clone()))?;
+    let events = Events { sender, clock, left_out: left_out.clone(), full: Arc::default() };
+    Ok((events, Waiting { receiver, told, left_out }))
+}
+
+impl Events {
+    /// An endpoint is sent nothing any more, for now or for good.
+    pub fn endpoint_disabled(&self, subscription: &Subscription, why: Disabled, detail: &str) {
+        let reason = match why {
+            Disabled::Gone => "GONE",
+            Disabled::BreakerOpen => "BREAKER_OPEN",
+        };
+        self.of_endpoint("endpoint.disabled", subscription, json!({ "reason": reason, "detail": detail }));
+    }
+
+    /// A delivery succeeded after that.
+    pub fn endpoint_recovered(&self, subscription: &Subscription) {
+        self.of_endpoint("endpoint.recovered", subscription, json!({}));
+    }
+
+    fn of_endpoint(&self, kind: &'static str, subscription: &Subscription, mut facts: Value) {
+        let subject = subscription.id.to_string();
+        facts["subscriptionId"] = json!(subject);
+        facts["topicName"] = json!(subscription.topic_name);
+        facts["consumerGroup"] = json!(subscription.consumer_group);
+        self.tell(Event { kind, subject, facts });
+    }
+
+    /// A topic took no message, because it is full.
+    pub fn topic_full(&self, topic: &Topic) {
+        if topic.name.as_str() == EVENTS_TOPIC {
+            return; // There is no room to tell it in.
+        }
+        let now = self.clock.now();
+        let mut full = self.full.lock();
+        full.retain(|_, at| now.since(*at) < STILL_FULL);
+        if full.insert(topic.id, now).is_some() {
+            return;
+        }
+        drop(full);
+        let facts = json!({ "topicName": topic.name, "retentionBytes": topic.settings.retention_bytes });
+        self.tell(Event { kind: "topic.full", subject: topic.name.to_string(), facts });
+    }
+
+    fn dead_letters(&self, topic: &Topic, count: u64, threshold: u64, oldest: Option<Timestamp>) {
+        let facts = json!({
+            "topicName": topic.name, "deadLetters": count, "threshold": threshold,
+            "oldestFailedAt": oldest.map(Timestamp::rfc3339),
+        });
+        self.tell(Event { kind: "deadletter.threshold", subject: topic.name.to_string(), facts });
+    }
+
+    fn tell(&self, event: Event) {
+        if self.sender.try_send((self.clock.now(), event)).is_err() {
+            self.left_out.inc();
+        }
+    }
+}
+
+impl Waiting {
+    /// Publishes what comes, until nobody can tell anything any more.
+    pub async fn publish(mut self, publisher: Arc<Publisher>, directory: Arc<Directory>, clock: Clock) {
+        let Ok(name) = EVENTS_TOPIC.parse::<TopicName>() else { return };
+        while let Some((at, event)) = self.receiver.recv().await {
+            let Some(topic) = directory.topic(&name) else { continue };
+            let kind = event.kind;
+            let request = request(topic, at, event);
+            match published(&publisher, &request, &clock).await {
+                Ok(()) => self.told.with_label_values(&[kind]).inc(),
+                Err(error) => {
+                    tracing::error!(%error, event = kind, "an event could not be published: it is left out");
+                    self.left_out.inc();
+                }
+            }
+        }
+    }
+}
+
+/// Tries for as long as a store usually takes to come back.
+async fn published(publisher: &Publisher, request: &PublishRequest, clock: &Clock) -> Result<(), PublishError> {
+    let mut tries = 1;
+    loop {
+        match publisher.publish(request.clone()).await {
+            Ok(_) => return Ok(()),
+            Err(error) if tries == TRIES_MAX => return Err(error),
+            Err(_) => clock.sleep_until(clock.now().plus(TRY_AGAIN)).await,
+        }
+        tries += 1;
+    }
+}
+
+fn request(topic: Arc<Topic>, at: Timestamp, event: Event) -> PublishRequest {
+    let Event { kind, subject, facts } = event;
+    let mut payload = json!({ "type": kind, "at": at.rfc3339() });
+    for (name, value) in facts.as_object().into_iter().flatten() {
+        payload[name] = value.clone();
+    }
+    PublishRequest {
+        topic,
+        // A repeat, after an outcome that was not known, is the same event.
+        idempotency_key: Some(format!("{kind} {subject} {}", at.0).into()),
+        payload: payload.to_string().into(),
+        content_type: json_media_type(),
+        schema_version: None,
+        headers: vec![(TYPE_HEADER.into(), kind.into())],
+        priority: 0,
+        expires_at: None,
+        deliver_at: None,
+        correlation_id: None,
+        reply_to: None,
+        correlated_by_us: false,
+        key: Some(subject.into()),
+        when: None,
+        trace: None,
+        replay_of: None,
+    }
+}
+
+/// Looks at how many dead letters topics have.
+#[derive(Default)]
+pub struct Thresholds {
+    /// Those that have as many as was to be told, and of which it was.
+    told: HashSet<TopicId>,
+}
+
+impl Thresholds {
+    /// Tells of topics that came to have as many as their owners want to know of. Told again when there were fewer in between.
+    pub async fn look(&mut self, directory: &Directory, dead_letters: &DeadLetters, events: &Events) {
+        let topics = directory.topics();
+        let mut above = HashSet::new();
+        for topic in topics {
+            let Some(threshold) = topic.settings.dead_letter_threshold else { continue };
+            let Ok((count, oldest)) = dead_letters.count(&topic).await else {
+                // Not known now: as it was.
+                above.extend(self.told.contains(&topic.id).then_some(topic.id));
+                continue;
+            };
+            if count < threshold {
+                continue;
+            }
+            above.insert(topic.id);
+            if !self.told.contains(&topic.id) {
+                events.dead_letters(&topic, count, threshold, oldest);
+            }
+        }
+        self.told = above;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_told_beyond_the_bound_is_counted_and_left_out() {
+        let clock = Clock::fixed(Timestamp(0));
+        let (events, mut waiting) = channel(clock, &Registry::new()).unwrap();
+        for number in 0..WAITING_MAX + 3 {
+            let subject = number.to_string();
+            events.tell(Event { kind: "topic.full", subject, facts: json!({}) });
+        }
+        assert_eq!(events.left_out.get(), 3);
+        let mut told = 0;
+        while waiting.receiver.try_recv().is_ok() {
+            told += 1;
+        }
+        assert_eq!(told, WAITING_MAX);
+    }
+
+    #[test]
+    fn a_topic_that_stays_full_is_told_of_once() {
+        let clock = Clock::fixed(Timestamp(0));
+        let (events, mut waiting) = channel(clock.clone(), &Registry::new()).unwrap();
+        let topic = crate::publish::tests::topic("orders");
+        for _ in 0..10 {
+            events.topic_full(&topic);
+            clock.advance(STILL_FULL / 2);
+        }
+        assert!(waiting.receiver.try_recv().is_ok() && waiting.receiver.try_recv().is_err());
+        clock.advance(STILL_FULL);
+        events.topic_full(&topic);
+        assert!(waiting.receiver.try_recv().is_ok(), "it had room in between");
+    }
+}
