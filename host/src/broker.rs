@@ -218,6 +218,7 @@ impl Broker {
                 outbound,
                 clock: clock.clone(),
                 entropy: entropy.clone(),
+                events: events.clone(),
                 settings: config.push.clone(),
                 node_id: config.node_id.as_str().into(),
             },

@@ -182,6 +182,8 @@ pub struct Push {
     pub allow_networks: Vec<String>,
     /// Requests under way to one endpoint at most.
     pub concurrency_max: u32,
+    /// Requests under way to all endpoints at most (1024).
+    pub requests_max: usize,
 }
 
 /// Plugins.

@@ -18,6 +18,7 @@ pub mod config;
 pub mod entropy;
 pub mod message;
 pub mod telemetry;
+pub mod window;
 
 // What it is about: topics, subscriptions, schemas, plugins.
 pub mod catalog;

@@ -14,6 +14,7 @@ pub mod consume;
 pub mod events;
 pub mod fuzz;
 pub mod guest;
+pub mod h2_receiver;
 pub mod history;
 pub mod outside;
 pub mod publish;

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -49,6 +50,8 @@ pub enum Identity {
     Expired,
     /// One that nobody else signed.
     SelfSigned,
+    /// As [`Identity::Good`], and it answers only who shows a certificate that `clients-ca.pem` signed.
+    AsksForCertificate,
 }
 
 #[derive(Debug, Default)]
@@ -91,7 +94,7 @@ impl RawReceiver {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let counts = Arc::new(Counts::default());
-        let (counted, acceptor) = (Arc::clone(&counts), acceptor(identity));
+        let (counted, acceptor) = (Arc::clone(&counts), acceptor(identity, &[]));
         let server = tokio::spawn(async move {
             // Ends with the server: nothing of a receiver outlives its test.
             let mut connections = tokio::task::JoinSet::new();
@@ -128,22 +131,32 @@ impl RawReceiver {
     }
 }
 
-fn acceptor(identity: Identity) -> Option<TlsAcceptor> {
+/// With these protocols to choose from.
+pub(crate) fn acceptor(identity: Identity, protocols: &[&[u8]]) -> Option<TlsAcceptor> {
     let name = match identity {
         Identity::Plain => return None,
-        Identity::Good => "good.pem",
+        Identity::Good | Identity::AsksForCertificate => "good.pem",
         Identity::OtherHost => "other-host.pem",
         Identity::Expired => "expired.pem",
         Identity::SelfSigned => "self-signed.pem",
     };
     let certificate = CertificateDer::from_pem_file(file(name)).expect("a certificate of the repository");
     let key = PrivateKeyDer::from_pem_file(file("receiver.key")).expect("the key of the repository");
-    let config = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
-        .expect("ring has what TLS takes")
-        .with_no_client_auth()
-        .with_single_cert(vec![certificate], key)
-        .expect("key and certificate belong together");
+        .expect("ring has what TLS takes");
+    let config = if identity == Identity::AsksForCertificate {
+        let mut clients = RootCertStore::empty();
+        let authority = CertificateDer::from_pem_file(file("clients-ca.pem")).expect("a certificate of the repository");
+        clients.add(authority).expect("an authority");
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(clients), provider).build();
+        config.with_client_cert_verifier(verifier.expect("it has an authority"))
+    } else {
+        config.with_no_client_auth()
+    };
+    let mut config = config.with_single_cert(vec![certificate], key).expect("key and certificate belong together");
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Some(TlsAcceptor::from(Arc::new(config)))
 }
 

@@ -112,6 +112,7 @@ impl World {
             ("orders.schema.json", SCHEMA),
             ("events.ndjson", "{\"id\": 1}\n{\"id\": 2}\n"),
             ("stages.json", "[]"),
+            ("token.txt", "t0k3n\n"),
             ("plugins/README", "plugins come here"),
             (".local/share/bash-completion/completions/README", ""),
             (".zfunc/README", ""),

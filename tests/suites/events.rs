@@ -90,3 +90,47 @@ async fn a_full_topic_is_told_of_once_while_it_lasts_and_the_news_can_be_subscri
     told_once(&broker, "topic.full", 2).await;
     assert_eq!(broker.metric(r#"sluice_events_total{type="topic.full"}"#).await, Some(2.0));
 }
+
+#[tokio::test]
+async fn an_endpoint_that_is_sent_nothing_is_told_of_once_and_so_is_its_recovery() {
+    let (broker, receiver) = (Broker::start().await, Receiver::start().await);
+    broker.create_topic("orders", "PubSub").await;
+    let made = broker.subscribe_push("orders", "hook", &receiver.url(), json!({"maxRetries": 100})).await;
+    let id = made["subscriptionId"].as_str().expect("an id").to_owned();
+    // Ten failures in a row open the breaker; one probe fails, the next one does not.
+    receiver.answers([500_u16; 11]);
+    for number in 0..12 {
+        broker.publish("orders", number).await;
+    }
+    let disabled = told_once(&broker, "endpoint.disabled", 1).await.remove(0);
+    let detail = disabled["detail"].as_str().expect("a text");
+    assert!(disabled["reason"] == "BREAKER_OPEN" && detail.starts_with("HTTP_500"), "{disabled}");
+    assert_eq!(
+        (&disabled["subscriptionId"], &disabled["topicName"], &disabled["consumerGroup"]),
+        (&json!(id), &json!("orders"), &json!("hook"))
+    );
+    let recovered = wait::until("it works again", async || {
+        broker.clock().advance(Duration::from_secs(20)).await;
+        told(&broker, "endpoint.recovered").await.pop()
+    })
+    .await;
+    assert_eq!(recovered["subscriptionId"], json!(id));
+    told_once(&broker, "endpoint.disabled", 1).await;
+    wait::until("all came", async || {
+        broker.clock().advance(Duration::from_secs(60)).await;
+        (receiver.requests().len() >= 23).then_some(())
+    })
+    .await;
+
+    receiver.answers([410_u16]);
+    broker.publish("orders", "gone").await;
+    let gone = told_once(&broker, "endpoint.disabled", 2).await.pop().expect("there are two");
+    assert_eq!(gone["reason"], "GONE", "{gone}");
+    wait::until("it is paused", async || {
+        let shown = broker.get(&format!("/subscriptions/{id}")).await.expect(200);
+        (shown["isActive"] == false).then_some(())
+    })
+    .await;
+    broker.post(&format!("/subscriptions/{id}/resume"), &json!({})).await.expect(200);
+    told_once(&broker, "endpoint.recovered", 2).await;
+}

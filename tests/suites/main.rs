@@ -12,6 +12,7 @@ mod cloud_events;
 mod crash;
 mod dead_letters;
 mod delivery;
+mod endpoints;
 mod events;
 mod failures;
 mod fairness;

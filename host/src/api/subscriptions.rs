@@ -2,6 +2,8 @@
 //! never again; a subscription is in the scope of its topic. Never delivers by itself.
 
 mod body;
+mod credentials;
+mod endpoint;
 mod operate;
 mod snapshots;
 
@@ -30,6 +32,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(create, list))
         .routes(routes!(get, put, delete))
         .merge(operate::routes())
+        .merge(endpoint::routes())
         .merge(snapshots::routes())
 }
 
@@ -43,7 +46,7 @@ async fn create(
     caller: Caller,
     body: Json<SubscriptionBody>,
 ) -> Result<Response, Problem> {
-    let new = body.check(|body, faults| body.create(&broker.config.push, faults))?;
+    let new = body.check(|body, faults| body.create(&broker.config.push, broker.clock.now(), faults))?;
     let topic = reach::topic(&broker, &caller, &new.topic)?;
     let start = new.start(&topic)?;
     let Wanted { consumer_group, settings, signature, .. } = new;
@@ -137,7 +140,8 @@ async fn put(
     body: Json<SubscriptionBody>,
 ) -> Result<Response, Problem> {
     let before = reach::subscription(&broker, &caller, id)?;
-    let settings = body.check(|body, faults| body.update(&before, &broker.config.push, faults))?;
+    let by = (&broker.config.push, broker.clock.now());
+    let settings = body.check(|body, faults| body.update(&before, by, faults))?;
     let expected = if_match.expected()?;
     let subscription = broker.directory.update_subscription(id, settings, expected, &caller.actor()).await?;
     Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))

@@ -72,7 +72,12 @@ fn config(data_dir: PathBuf) -> Config {
             dead_letter_retention: Duration::from_secs(30 * 86_400),
         },
         jwt: Jwt { secret: Some(secret()), issuer: None, audience: None, expiration: Duration::from_secs(3600) },
-        push: Push { allow_http: true, allow_networks: vec!["127.0.0.0/8".to_owned()], concurrency_max: 8 },
+        push: Push {
+            allow_http: true,
+            allow_networks: vec!["127.0.0.0/8".to_owned()],
+            concurrency_max: 8,
+            requests_max: 1024,
+        },
         plugins: Plugins {
             dir: None,
             workers: 1,

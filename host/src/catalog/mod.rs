@@ -42,6 +42,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
     Migrator::with_migrations(vec![
         migration(1, "catalog", include_str!("../../../migrations/sqlite/0001_catalog.sql")),
         migration(2, "expired_dead_letters", include_str!("../../../migrations/sqlite/0002_expired_dead_letters.sql")),
+        migration(3, "endpoint_credentials", include_str!("../../../migrations/sqlite/0003_endpoint_credentials.sql")),
         migration(
             4,
             "dead_letter_threshold",

@@ -213,6 +213,14 @@ pub struct SubscriptionSettings {
     pub format: PushFormat,
     /// Extra headers (Push); their values are secret.
     pub headers: BTreeMap<String, Secret>,
+    /// What proves to the endpoint who sends, beyond the signature (Push).
+    pub authorization: Option<Authorization>,
+    /// What is shown to an endpoint that asks for a certificate (Push).
+    pub client_certificate: Option<ClientCertificate>,
+    /// Authorities that vouch for the endpoint in place of the system's (Push): certificates in PEM.
+    pub ca_certificate: Option<String>,
+    /// Whether the beginnings of an endpoint's answers are kept (Push).
+    pub attempt_bodies: AttemptBodies,
 }
 
 impl Eq for SubscriptionSettings {}
@@ -233,8 +241,43 @@ impl SubscriptionSettings {
             rate_limit: None,
             format: PushFormat::Envelope,
             headers: BTreeMap::new(),
+            authorization: None,
+            client_certificate: None,
+            ca_certificate: None,
+            attempt_bodies: AttemptBodies::Keep,
         }
     }
+}
+
+/// What goes out as a webhook's `Authorization`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "camelCase")]
+pub enum Authorization {
+    /// RFC 6750.
+    Bearer {
+        /// Sent as it is.
+        token: Secret,
+    },
+}
+
+/// A certificate that webhooks are sent with, and the key that goes with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClientCertificate {
+    /// The certificate, then those that lead to its authority: PEM.
+    pub certificate: String,
+    /// PKCS #8, PKCS #1 or SEC 1: PEM.
+    pub private_key: Secret,
+}
+
+/// What the list of attempts remembers of answers' bodies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum AttemptBodies {
+    /// Their beginnings.
+    Keep,
+    /// Nothing.
+    Redact,
 }
 
 /// Texts by name, as someone writes them; a name that is there twice is an error, since one of the two values would

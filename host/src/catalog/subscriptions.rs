@@ -8,7 +8,9 @@ use serde_json::{Value, json};
 use sqlx::sqlite::SqliteRow;
 
 use super::columns::{self, Columns, integer, millis, name};
-use super::model::{Backoff, Pause, Secret, Subscription, SubscriptionId, SubscriptionSettings, TopicKind};
+use super::model::{
+    Authorization, Backoff, Pause, Secret, Subscription, SubscriptionId, SubscriptionSettings, TopicKind,
+};
 use super::{Actor, Catalog, CatalogError, Event, Writing, conflict, expect_version, topics};
 use crate::clock::Timestamp;
 use crate::message::{GroupId, TopicId};
@@ -175,9 +177,10 @@ async fn insert(writing: &mut Writing, new: &Subscription) -> Result<(), Catalog
         "INSERT INTO subscriptions (subscription_id, consumer_endpoint, filter, max_retries, ack_timeout_ms,
              backoff_initial_ms, backoff_multiplier, backoff_max_ms, backoff_jitter, ordered, max_in_flight, rate_limit,
              format, headers, secret, previous_secret, previous_secret_until, pause_reason, paused_since, updated_at,
-             version, topic_id, group_id, consumer_group, type, created_by, created_at)
+             version, endpoint_authorization, client_certificate, ca_certificate, attempt_bodies, topic_id, group_id,
+             consumer_group, type, created_by, created_at)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-             $23, $24, $25, $26, $27)",
+             $23, $24, $25, $26, $27, $28, $29, $30, $31)",
     );
     bind_changeable(insert, new)
         .bind(i64::from(new.topic.0))
@@ -202,7 +205,8 @@ async fn update(writing: &mut Writing, changed: &Subscription) -> Result<(), Cat
         "UPDATE subscriptions SET consumer_endpoint = $2, filter = $3, max_retries = $4, ack_timeout_ms = $5,
              backoff_initial_ms = $6, backoff_multiplier = $7, backoff_max_ms = $8, backoff_jitter = $9, ordered = $10,
              max_in_flight = $11, rate_limit = $12, format = $13, headers = $14, secret = $15, previous_secret = $16,
-             previous_secret_until = $17, pause_reason = $18, paused_since = $19, updated_at = $20, version = $21
+             previous_secret_until = $17, pause_reason = $18, paused_since = $19, updated_at = $20, version = $21,
+             endpoint_authorization = $22, client_certificate = $23, ca_certificate = $24, attempt_bodies = $25
          WHERE subscription_id = $1",
     );
     bind_changeable(update, changed).execute(&mut **writing).await?;
@@ -211,7 +215,7 @@ async fn update(writing: &mut Writing, changed: &Subscription) -> Result<(), Cat
 
 type Statement<'q> = sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
 
-/// The id and what can change: the first 21 values of both statements.
+/// The id and what can change: the first 25 values of both statements.
 fn bind_changeable<'q>(statement: Statement<'q>, of: &Subscription) -> Statement<'q> {
     let settings = &of.settings;
     statement
@@ -236,6 +240,10 @@ fn bind_changeable<'q>(statement: Statement<'q>, of: &Subscription) -> Statement
         .bind(of.pause.as_ref().map(|pause| pause.since.0))
         .bind(of.updated_at.0)
         .bind(integer(of.version))
+        .bind(settings.authorization.as_ref().map(columns::json))
+        .bind(settings.client_certificate.as_ref().map(columns::json))
+        .bind(settings.ca_certificate.clone())
+        .bind(name(settings.attempt_bodies))
 }
 
 pub(super) fn subscription(row: &SqliteRow) -> Result<Subscription, CatalogError> {
@@ -277,6 +285,10 @@ fn settings(columns: &Columns<'_>) -> Result<SubscriptionSettings, CatalogError>
         rate_limit: columns.number_opt("rate_limit")?,
         format: columns.named("format")?,
         headers: columns.json("headers")?,
+        authorization: columns.json_opt("endpoint_authorization")?,
+        client_certificate: columns.json_opt("client_certificate")?,
+        ca_certificate: columns.text_opt("ca_certificate")?,
+        attempt_bodies: columns.named("attempt_bodies")?,
     })
 }
 
@@ -284,8 +296,8 @@ fn event<'a>(event_type: &'a str, id: &'a str, details: Value) -> Event<'a> {
     Event { event_type, entity_type: "subscription", entity_id: id, details }
 }
 
-/// A subscription as the audit log shows it: without its signing secret, the values of its headers, and those parts of
-/// the endpoint's address that often hold a password or a token.
+/// A subscription as the audit log shows it: without its signing secret, the values of its headers, its token and its key,
+/// and those parts of the endpoint's address that often hold a password or a token.
 fn shown(of: &Subscription) -> Value {
     let settings = &of.settings;
     let headers: BTreeMap<&str, &str> = settings.headers.keys().map(|name| (name.as_str(), "[redacted]")).collect();
@@ -309,6 +321,10 @@ fn shown(of: &Subscription) -> Value {
         "rateLimit": settings.rate_limit,
         "format": settings.format,
         "headers": headers,
+        "authorization": settings.authorization.as_ref().map(|Authorization::Bearer { .. }| "bearer"),
+        "clientCertificate": settings.client_certificate.as_ref().map(|both| both.certificate.as_str()),
+        "caCertificate": settings.ca_certificate,
+        "attemptBodies": settings.attempt_bodies,
         "pause": of.pause,
         "previousSecretUntil": of.previous_secret.as_ref().map(|(_, until)| until.rfc3339()),
     })

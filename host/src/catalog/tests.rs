@@ -94,6 +94,13 @@ impl Fixture {
                 rate_limit: None,
                 format: PushFormat::CloudEventsStructured,
                 headers: BTreeMap::from([("authorization".to_owned(), Secret::new("Bearer s3cr3t".to_owned()))]),
+                authorization: Some(Authorization::Bearer { token: Secret::new("t0k3n".to_owned()) }),
+                client_certificate: Some(ClientCertificate {
+                    certificate: "a certificate".to_owned(),
+                    private_key: Secret::new("pr1vate".to_owned()),
+                }),
+                ca_certificate: Some("an authority".to_owned()),
+                attempt_bodies: AttemptBodies::Redact,
             },
             secret: Some(Secret::new("whsec_first".to_owned())),
             previous_secret: None,
@@ -469,9 +476,11 @@ async fn every_change_is_told_without_secrets() {
     ];
     assert_eq!(events, expected);
     let text = format!("{entries:?}");
-    for secret in ["whsec_", "s3cr3t", "hunter2", "t0ps3cret", "c0nf1g"] {
+    for secret in ["whsec_", "s3cr3t", "hunter2", "t0ps3cret", "c0nf1g", "t0k3n", "pr1vate"] {
         assert!(!text.contains(secret), "{secret} is in the audit log");
     }
+    let debug = format!("{:?}", subscription.settings);
+    assert!(!debug.contains("t0k3n") && !debug.contains("pr1vate"), "{debug}");
     assert_eq!(entries[10].details["after"]["name"], "orders");
     assert_eq!(entries[10].trace_id, alice().trace_id);
 

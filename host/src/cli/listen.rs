@@ -207,7 +207,7 @@ impl Forward {
         }
         // Whoever runs this command may reach what this machine reaches.
         let anywhere = ["0.0.0.0/0", "::/0"].map(str::to_owned).to_vec();
-        let settings = config::Push { allow_http: true, allow_networks: anywhere, concurrency_max: 1 };
+        let settings = config::Push { allow_http: true, allow_networks: anywhere, concurrency_max: 1, requests_max: 1 };
         let sender = Sender::new(&settings, clock.clone()).map_err(|error| usage(error.to_string()))?;
         Ok(Forward { sender, target, secret: shown, clock })
     }

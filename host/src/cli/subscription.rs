@@ -1,10 +1,12 @@
 //! `sluice subscribe` and `sluice subscription`: consumer groups and webhooks. Invariant: a signing secret is shown when it
 //! is made and at no other time; an update keeps what is not given.
 
+use std::path::PathBuf;
+
 use clap::{Args, Subcommand};
 use serde_json::{Map, Value, json};
 
-use super::arguments::{Noun, iso_duration, pair, unset};
+use super::arguments::{Noun, iso_duration, pair, read_text, unset};
 use super::client::{Client, ClientArgs, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
@@ -29,7 +31,14 @@ const ATTEMPT_COLUMNS: &[Column] = &[
 ];
 
 /// Options that an update can take away.
-const UNSET: [(&str, &str); 3] = [("filter", "filter"), ("max-in-flight", "maxInFlight"), ("rate-limit", "rateLimit")];
+const UNSET: [(&str, &str); 6] = [
+    ("filter", "filter"),
+    ("max-in-flight", "maxInFlight"),
+    ("rate-limit", "rateLimit"),
+    ("bearer-token", "authorization"),
+    ("client-certificate", "clientCertificate"),
+    ("ca-certificate", "caCertificate"),
+];
 
 pub(super) const AFTER_HELP: &str = "\
 `sluice subscribe` makes one.
@@ -64,6 +73,8 @@ Examples:
   sluice subscribe deployment.events --group pager --endpoint https://pager.example.com \\
       --filter-query '$.severity >= 7' --filter-header region=eu --max-retries 10
   sluice subscribe orders --group mesh --endpoint https://broker.example.com --format cloudEvents
+  sluice subscribe orders --group bank --endpoint https://bank.example.com \\
+      --bearer-token-file token.txt
 
 The answer to a webhook holds its signing secret (whsec_…): it is shown once.";
 
@@ -184,12 +195,28 @@ pub(super) enum Action {
         id: String,
     },
     /// Show recent deliveries, newest first
-    #[command(after_help = "Example:\n  sluice subscription attempts SUBSCRIPTION_ID --limit 20")]
+    #[command(
+        after_help = "Examples:\n  sluice subscription attempts SUBSCRIPTION_ID --limit 20\n  sluice subscription attempts SUBSCRIPTION_ID --clear"
+    )]
     Attempts {
         /// Its id
         id: String,
         #[command(flatten)]
         part: Part,
+        /// Forget them instead
+        #[arg(long)]
+        clear: bool,
+    },
+    /// Show what became of deliveries in the last minutes or hours
+    #[command(
+        after_help = "Examples:\n  sluice subscription metrics SUBSCRIPTION_ID\n  sluice subscription metrics SUBSCRIPTION_ID --window P1D"
+    )]
+    Metrics {
+        /// Its id
+        id: String,
+        /// How far to look back, ISO 8601, PT1M to P1D [default: PT1H]
+        #[arg(long, value_name = "DURATION", value_parser = iso_duration)]
+        window: Option<String>,
     },
     /// Make a new signing secret; the old one signs beside it for a while
     #[command(
@@ -255,10 +282,26 @@ pub(super) struct Settings {
     /// An extra header of each delivery (Push); its value is kept secret; may be given again
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     header: Vec<(String, String)>,
+    /// Send the token in this file as `Authorization: Bearer` (Push); - is standard input
+    #[arg(long, value_name = "FILE")]
+    bearer_token_file: Option<PathBuf>,
+    /// Show this certificate (PEM) to an endpoint that asks for one (Push)
+    #[arg(long, value_name = "FILE", requires = "client_key")]
+    client_certificate: Option<PathBuf>,
+    /// The certificate's private key (PEM, without a password)
+    #[arg(long, value_name = "FILE", requires = "client_certificate")]
+    client_key: Option<PathBuf>,
+    /// Authorities (PEM) that vouch for the endpoint in place of those that the broker's system trusts (Push)
+    #[arg(long, value_name = "FILE")]
+    ca_certificate: Option<PathBuf>,
+    /// Whether the beginnings of answers are kept among the attempts (Push) [default: keep]
+    #[arg(long, value_name = "WHAT", value_parser = ["keep", "redact"])]
+    attempt_bodies: Option<String>,
 }
 
 impl Settings {
-    fn write(&self, body: &mut Map<String, Value>) {
+    fn write(&self, body: &mut Map<String, Value>) -> Result<(), Failure> {
+        self.write_credentials(body)?;
         let pairs = |pairs: &[(String, String)]| -> Map<String, Value> {
             pairs.iter().map(|(name, value)| (name.clone(), json!(value))).collect()
         };
@@ -287,9 +330,26 @@ impl Settings {
             ("maxInFlight", self.max_in_flight.map(|it| json!(it))),
             ("rateLimit", self.rate_limit.map(|it| json!(it))),
             ("format", self.format.as_ref().map(|it| json!(it))),
+            ("attemptBodies", self.attempt_bodies.as_ref().map(|it| json!(it))),
             ("headers", (!self.header.is_empty()).then(|| Value::Object(pairs(&self.header)))),
         ];
         body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+        Ok(())
+    }
+
+    fn write_credentials(&self, body: &mut Map<String, Value>) -> Result<(), Failure> {
+        if let Some(file) = &self.bearer_token_file {
+            let token = read_text(file)?;
+            body.insert("authorization".to_owned(), json!({"type": "bearer", "token": token.trim()}));
+        }
+        if let (Some(certificate), Some(key)) = (&self.client_certificate, &self.client_key) {
+            let both = json!({"certificate": read_text(certificate)?, "privateKey": read_text(key)?});
+            body.insert("clientCertificate".to_owned(), both);
+        }
+        if let Some(file) = &self.ca_certificate {
+            body.insert("caCertificate".to_owned(), json!(read_text(file)?));
+        }
+        Ok(())
     }
 }
 
@@ -303,7 +363,7 @@ pub(super) async fn subscribe(args: &SubscribeArgs) -> Result<(), Failure> {
     );
     body.extend(args.signature.as_ref().map(|scheme| ("signature".to_owned(), json!(scheme))));
     body.extend(args.start_from.as_ref().map(|place| ("startFrom".to_owned(), json!(place))));
-    args.settings.write(&mut body);
+    args.settings.write(&mut body)?;
     let made = client.post(&["subscriptions"], Query::default(), &Value::Object(body)).await?;
     show_secret(output, &format!("subscribed {} to {}", args.group, args.topic), &made)
 }
@@ -340,7 +400,7 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
         Action::Get { id } => output.thing(&client.get(&["subscriptions", id], Query::default()).await?.body),
         Action::Update { id, settings, unset: away } => {
             let mut body = Map::new();
-            settings.write(&mut body);
+            settings.write(&mut body)?;
             unset(&mut body, away, &UNSET)?;
             update(&client, output, id, body).await
         }
@@ -372,7 +432,15 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
             output.list(&found, SNAPSHOT_COLUMNS, "no snapshots; `sluice subscription snapshot ID NAME` makes one")
         }
         Action::Test { id } => output.thing(&client.act(&["subscriptions", id, "test"], Query::default()).await?),
-        Action::Attempts { id, part } => {
+        Action::Attempts { id, clear: true, .. } => {
+            let answer = client.delete(&["subscriptions", id, "attempts"], Query::default()).await?;
+            output.done(&format!("forgot the deliveries of {id}"), &answer)
+        }
+        Action::Metrics { id, window } => {
+            let asked = Query::default().with("window", window.as_ref());
+            output.thing(&client.get(&["subscriptions", id, "metrics"], asked).await?.body)
+        }
+        Action::Attempts { id, part, clear: false } => {
             let attempts = client.list(&["subscriptions", id, "attempts"], "attempts", *part, &[]).await?;
             output.list(&attempts, ATTEMPT_COLUMNS, "no deliveries yet")
         }

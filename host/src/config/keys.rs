@@ -122,6 +122,12 @@ pub static KEYS: &[Key] = &[
         show: |c| c.push.concurrency_max.to_string(),
     },
     Key {
+        path: "push.requests_max",
+        kind: Kind::Integer(1, 100_000),
+        doc: "Requests under way to all endpoints at most; beyond it endpoints wait, those with none first (1024)",
+        show: |c| c.push.requests_max.to_string(),
+    },
+    Key {
         path: "plugins.dir",
         kind: Kind::Text,
         doc: "Directory that is watched for name.wasm and name@1.2.0.wasm (unset: none)",

@@ -123,6 +123,7 @@ fn push(values: &Values<'_>, development: bool) -> Push {
             .get("push.allow_networks")
             .unwrap_or_else(|| if development { loopback() } else { Vec::new() }),
         concurrency_max: values.get("push.concurrency_max").unwrap_or(32),
+        requests_max: values.get("push.requests_max").unwrap_or(1024),
     }
 }
 

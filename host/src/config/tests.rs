@@ -98,6 +98,7 @@ const TURNED: &[(&str, &str)] = &[
     ("push.allow_http", "false"),
     ("push.allow_networks", "10.0.0.0/8,fd00::/8"),
     ("push.concurrency_max", "3"),
+    ("push.requests_max", "77"),
     ("plugins.dir", "/plugins"),
     ("plugins.workers", "77"),
     ("plugins.instances_per_stage_max", "5"),

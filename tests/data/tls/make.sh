@@ -28,4 +28,20 @@ signed other-host DNS:other.example 20200101000000Z 21200101000000Z
 signed expired IP:127.0.0.1 20200101000000Z 20200102000000Z
 openssl req -x509 -new -key receiver.key -subj '/CN=self-signed' -addext subjectAltName=IP:127.0.0.1 \
     -addext basicConstraints=critical,CA:FALSE -days 36500 -out self-signed.pem
-rm -f ca.key ca.cnf index* request.csr [0-9A-F]*.pem
+# What brokers show to receivers that ask for a certificate.
+: > index
+openssl ecparam -name prime256v1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out clients-ca.key
+openssl req -x509 -new -key clients-ca.key -subj '/CN=Sluice test authority of clients' -days 36500 -out clients-ca.pem
+openssl ecparam -name prime256v1 -genkey -noout -out client-sec1.key
+openssl pkcs8 -topk8 -nocrypt -in client-sec1.key -out client.key
+openssl genrsa -traditional -out client-rsa-pkcs1.key 2048
+openssl pkcs8 -topk8 -nocrypt -in client-rsa-pkcs1.key -out client-rsa.key
+client() { # name, key, first day, last day
+    openssl req -new -key "$2" -subj "/CN=$1" -addext extendedKeyUsage=clientAuth -out request.csr
+    openssl ca -batch -notext -config ca.cnf -keyfile clients-ca.key -cert clients-ca.pem -in request.csr \
+        -startdate "$3" -enddate "$4" -out "$1.pem"
+}
+client client client.key 20200101000000Z 21200101000000Z
+client client-rsa client-rsa.key 20200101000000Z 21200101000000Z
+client client-expired client.key 20200101000000Z 20200102000000Z
+rm -f ca.key clients-ca.key ca.cnf index* request.csr [0-9A-F]*.pem

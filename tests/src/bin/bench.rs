@@ -4,6 +4,8 @@
 
 #[path = "bench/bare.rs"]
 mod bare;
+#[path = "bench/endpoints.rs"]
+mod endpoints;
 #[path = "bench/footprint.rs"]
 mod footprint;
 #[path = "bench/hostile.rs"]
@@ -37,8 +39,8 @@ const TOPIC: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The groups of rows, by the names that choose them.
-const GROUPS: [&str; 9] =
-    ["publish", "batch", "consume", "stages", "push", "telemetry", "footprint", "hostile", "swaps"];
+const GROUPS: [&str; 10] =
+    ["publish", "batch", "consume", "stages", "push", "endpoints", "telemetry", "footprint", "hostile", "swaps"];
 
 #[tokio::main]
 async fn main() {
@@ -61,6 +63,7 @@ async fn main() {
             "consume" => http_rows::consume(&mut report).await,
             "stages" => stages::rows(&mut report).await,
             "push" => push::rows(&mut report).await,
+            "endpoints" => endpoints::rows(&mut report).await,
             "telemetry" => footprint::telemetry(&mut report).await,
             "footprint" => footprint::rows(&mut report).await,
             "hostile" => hostile::rows(&mut report).await,

@@ -205,10 +205,13 @@ impl Bed {
         let settings = |group: &str| {
             json!({
                 "topicName": "news", "consumerGroup": group, "type": "Push",
-                "consumerEndpoint": "http://127.0.0.1:9/hook", "maxRetries": 3, "ackTimeout": "PT30S",
+                "consumerEndpoint": "https://127.0.0.1:9/hook", "maxRetries": 3, "ackTimeout": "PT30S",
                 "filter": {"headerMatches": {"k": "v"}, "payloadQuery": "$.a == 1"}, "format": "raw",
                 "backoff": {"initial": "PT2S", "multiplier": 2, "max": "PT1H", "jitter": 0.2}, "ordered": true,
                 "maxInFlight": 10, "rateLimit": 10, "headers": {"x-key": "v"}, "signature": "hmac",
+                "authorization": {"type": "bearer", "token": "t"}, "caCertificate": pem("ca.pem"),
+                "clientCertificate": {"certificate": pem("client.pem"), "privateKey": pem("client.key")},
+                "attemptBodies": "redact",
             })
         };
         let mut new = settings("more");
@@ -223,6 +226,8 @@ impl Bed {
             Row::get(format!("/api/v1/subscriptions/{push}")),
             Row::put(format!("/api/v1/subscriptions/{push}")).body(settings("hooks")).header("If-Match", "*"),
             Row::get(format!("/api/v1/subscriptions/{push}/attempts?limit=10&offset=0")),
+            Row::delete(format!("/api/v1/subscriptions/{push}/attempts")),
+            Row::get(format!("/api/v1/subscriptions/{push}/metrics?window=PT1H")),
             Row::get(format!("/api/v1/subscriptions/{push}/pipeline")),
             Row::put(format!("/api/v1/subscriptions/{push}/pipeline")).body(stages).header("If-Match", "*"),
             Row::get(format!("/api/v1/subscriptions/{push}/pipeline/history?limit=10&offset=0")),
@@ -316,6 +321,11 @@ impl Bed {
         let at = self.broker.clock().now_ms() + days * 86_400_000;
         jiff::Timestamp::from_millisecond(at).expect("a time of this age").to_string()
     }
+}
+
+fn pem(name: &str) -> String {
+    let path = sluice_tests::binary::repository().join("tests/data/tls").join(name);
+    std::fs::read_to_string(path).expect("a file of the repository")
 }
 
 /// Events, in each mode.

@@ -182,6 +182,8 @@ pub static ROUTES: &[Route] = &[
     post("/api/v1/subscriptions/{id}/seek", Consumer),
     one_step(post("/api/v1/subscriptions/{id}/test", Consumer)),
     get("/api/v1/subscriptions/{id}/attempts", Viewer),
+    delete("/api/v1/subscriptions/{id}/attempts", Consumer),
+    get("/api/v1/subscriptions/{id}/metrics", Viewer),
     get("/api/v1/subscriptions/{id}/snapshots", Viewer),
     put("/api/v1/subscriptions/{id}/snapshots/{name}", Consumer),
     delete("/api/v1/subscriptions/{id}/snapshots/{name}", Consumer),

@@ -9,13 +9,14 @@ use payload_query::Query as PayloadQuery;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+use super::credentials::{self, AuthorizationBody, AuthorizationView, ClientCertificateBody, ClientCertificateView};
 use crate::api::extract::{Object, not_null, nullable, pointer_of};
 use crate::api::messages::{ACK_TIMEOUT_MAX, offset};
 use crate::api::problem::{Faults, Problem};
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::{
-    Backoff, Filter, PushFormat, Secret, Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic,
-    TopicKind, each_name_once,
+    AttemptBodies, Backoff, Filter, PushFormat, Secret, Subscription, SubscriptionId, SubscriptionKind,
+    SubscriptionSettings, Topic, TopicKind, each_name_once,
 };
 use crate::clock::Timestamp;
 use crate::config;
@@ -34,7 +35,7 @@ const BACKOFF_MULTIPLIER_MAX: f64 = 100.0;
 /// Headers that a filter compares at most.
 const FILTER_HEADERS_MAX: usize = 64;
 /// Stands for a header's value where it is shown; written back, it keeps the value.
-const REDACTED: &str = "[redacted]";
+pub(super) const REDACTED: &str = "[redacted]";
 
 /// A subscription to be made, or a change of one.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -100,6 +101,22 @@ pub(super) struct SubscriptionBody {
     #[serde(default, deserialize_with = "headers_once")]
     #[schema(nullable = false)]
     headers: Option<BTreeMap<String, String>>,
+    /// What proves to the endpoint who sends, beyond the signature (Push).
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<AuthorizationBody>)]
+    authorization: Option<Option<Object<AuthorizationBody>>>,
+    /// What is shown to an endpoint by https that asks for a certificate (Push).
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<ClientCertificateBody>)]
+    client_certificate: Option<Option<Object<ClientCertificateBody>>>,
+    /// Who vouches for the endpoint's own certificate in place of the authorities that the system trusts (Push): PEM.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<String>)]
+    ca_certificate: Option<Option<String>>,
+    /// Whether the beginnings of the endpoint's answers are kept among the attempts (Push, `keep`).
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    attempt_bodies: Option<AttemptBodies>,
 }
 
 fn headers_once<'de, D: Deserializer<'de>>(source: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
@@ -154,7 +171,7 @@ impl Wanted {
 }
 
 impl SubscriptionBody {
-    pub(super) fn create(self, push: &config::Push, faults: &mut Faults) -> Option<Wanted> {
+    pub(super) fn create(self, push: &config::Push, now: Timestamp, faults: &mut Faults) -> Option<Wanted> {
         let topic = faults.require("/topicName", self.topic_name.clone());
         let topic = topic.and_then(|name| faults.keep("/topicName", name.parse::<TopicName>()));
         let group = faults.require("/consumerGroup", self.consumer_group.clone());
@@ -166,7 +183,7 @@ impl SubscriptionBody {
             faults.push("/signature", "is for type Push alone");
         }
         let signature = self.signature.unwrap_or_default();
-        let settings = self.over(SubscriptionSettings::new(kind?), push, faults);
+        let settings = self.over(SubscriptionSettings::new(kind?), (push, now), faults);
         Some(Wanted { topic: topic?, consumer_group: group?, settings, signature, start: start? })
     }
 
@@ -174,7 +191,7 @@ impl SubscriptionBody {
     pub(super) fn update(
         self,
         before: &Subscription,
-        push: &config::Push,
+        by: (&config::Push, Timestamp),
         faults: &mut Faults,
     ) -> Option<SubscriptionSettings> {
         if self.topic_name.as_deref().is_some_and(|name| name != before.topic_name.as_str()) {
@@ -189,15 +206,25 @@ impl SubscriptionBody {
         if self.start_from.is_some() {
             faults.push("/startFrom", "counts at creation only; move the cursor by `seek`");
         }
-        Some(self.over(before.settings.clone(), push, faults))
+        Some(self.over(before.settings.clone(), by, faults))
     }
 
-    fn over(self, base: SubscriptionSettings, push: &config::Push, faults: &mut Faults) -> SubscriptionSettings {
+    fn over(
+        self,
+        base: SubscriptionSettings,
+        (push, now): (&config::Push, Timestamp),
+        faults: &mut Faults,
+    ) -> SubscriptionSettings {
+        let given = credentials::Given {
+            authorization: self.authorization,
+            client_certificate: self.client_certificate,
+            ca_certificate: self.ca_certificate,
+        };
         let headers = match self.headers {
             Some(headers) => merged(headers, &base.headers, faults),
             None => base.headers,
         };
-        let settings = SubscriptionSettings {
+        let mut settings = SubscriptionSettings {
             kind: self.kind.unwrap_or(base.kind),
             endpoint: self.consumer_endpoint.or(base.endpoint),
             filter: self.filter.map_or(base.filter, |filter| filter.map(|Object(filter)| filter)),
@@ -209,7 +236,12 @@ impl SubscriptionBody {
             rate_limit: self.rate_limit.unwrap_or(base.rate_limit),
             format: self.format.unwrap_or(base.format),
             headers,
+            authorization: base.authorization,
+            client_certificate: base.client_certificate,
+            ca_certificate: base.ca_certificate,
+            attempt_bodies: self.attempt_bodies.unwrap_or(base.attempt_bodies),
         };
+        given.over(&mut settings, now, faults);
         check(&settings, faults);
         check_endpoint(&settings, push, faults);
         settings
@@ -303,6 +335,7 @@ fn check_endpoint(settings: &SubscriptionSettings, push: &config::Push, faults: 
         (SubscriptionKind::Push, Some(url)) => {
             faults.keep("/consumerEndpoint", validate_endpoint(url, push).map(drop));
             faults.keep("/headers", validate_headers(&settings.headers));
+            credentials::check(settings, faults);
         }
         (SubscriptionKind::Pull, endpoint) => {
             let push_only = [
@@ -311,6 +344,10 @@ fn check_endpoint(settings: &SubscriptionSettings, push: &config::Push, faults: 
                 ("/maxInFlight", settings.max_in_flight.is_some()),
                 ("/rateLimit", settings.rate_limit.is_some()),
                 ("/format", settings.format != PushFormat::Envelope),
+                ("/authorization", settings.authorization.is_some()),
+                ("/clientCertificate", settings.client_certificate.is_some()),
+                ("/caCertificate", settings.ca_certificate.is_some()),
+                ("/attemptBodies", settings.attempt_bodies != AttemptBodies::Keep),
             ];
             for (pointer, _) in push_only.into_iter().filter(|(_, given)| *given) {
                 faults.push(pointer, "is for type Push alone");
@@ -387,6 +424,18 @@ pub(super) struct SubscriptionView {
     /// Names of the extra headers; values are `[redacted]`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     headers: BTreeMap<String, &'static str>,
+    /// What goes out as `Authorization`, without the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    authorization: Option<AuthorizationView>,
+    /// The certificate that is shown to the endpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_certificate: Option<ClientCertificateView>,
+    /// Who vouches for the endpoint, where it is not who the system trusts: PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca_certificate: Option<String>,
+    /// Whether the beginnings of answers are kept among the attempts (Push).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    attempt_bodies: Option<AttemptBodies>,
     is_active: bool,
     /// Why and since when it does not deliver.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -442,6 +491,10 @@ impl SubscriptionView {
             rate_limit: settings.rate_limit,
             format: (settings.kind == SubscriptionKind::Push).then_some(settings.format),
             headers: settings.headers.keys().map(|name| (name.clone(), REDACTED)).collect(),
+            authorization: settings.authorization.as_ref().map(AuthorizationView::of),
+            client_certificate: settings.client_certificate.as_ref().and_then(ClientCertificateView::of),
+            ca_certificate: settings.ca_certificate.clone(),
+            attempt_bodies: (settings.kind == SubscriptionKind::Push).then_some(settings.attempt_bodies),
             is_active: pause.is_none(),
             pause: pause.map(|pause| PauseView { reason: pause.reason.clone(), since: Time(pause.since) }),
             endpoint,

@@ -1,4 +1,4 @@
-//! Subscriptions in operation: paused, resumed, moved, tested, their attempts and secrets. Invariant: as `subscriptions.rs`.
+//! Subscriptions in operation: paused, resumed, moved, their secrets. Invariant: as `subscriptions.rs`.
 //! Never changes a subscription's settings.
 
 use std::sync::Arc;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -15,17 +15,15 @@ use super::body::{SubscriptionView, seek_to};
 use super::shown;
 use super::snapshots::SnapshotName;
 use crate::api::auth::Caller;
-use crate::api::extract::{IfMatch, Json, NoBody, OptionalJson, Param, Query, not_null};
+use crate::api::extract::{IfMatch, Json, NoBody, OptionalJson, Param, not_null};
 use crate::api::messages::Slots;
-use crate::api::page::{Paging, WindowQuery};
-use crate::api::problem::{Code, Faults, Problem};
+use crate::api::problem::{Faults, Problem};
 use crate::api::wire::Iso;
 use crate::api::{Api, answer, reach};
 use crate::broker::Broker;
 use crate::catalog::Event;
-use crate::catalog::model::{Pause, SubscriptionId, SubscriptionKind};
+use crate::catalog::model::{Pause, SubscriptionId};
 use crate::delivery::push::signature::Scheme;
-use crate::delivery::push::{AttemptRecord, TestResult};
 use crate::directory::paused_by;
 use crate::message::Partition;
 use crate::store::SeekTo;
@@ -39,8 +37,6 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(pause))
         .routes(routes!(resume))
         .routes(routes!(seek))
-        .routes(routes!(test))
-        .routes(routes!(attempts))
         .routes(routes!(rotate_secret))
 }
 
@@ -160,53 +156,6 @@ fn sought(body: SeekBody, partitions: u16, faults: &mut Faults) -> Option<Sought
         faults.push("/snapshot", "stands alone: give it, or `to`");
     }
     faults.keep("/snapshot", name.parse()).map(Sought::Snapshot)
-}
-
-/// Make a test delivery.
-#[utoipa::path(
-    post, path = "/api/v1/subscriptions/{id}/test", tag = "subscriptions",
-    params(("id" = String, Path, description = "Its id")),
-    responses((status = 200, description = "What was sent, and what came back", body = TestResult)),
-)]
-async fn test(
-    State(broker): State<Arc<Broker>>,
-    caller: Caller,
-    Param(id): Param<SubscriptionId>,
-    _: NoBody,
-) -> Result<Response, Problem> {
-    let subscription = reach::subscription(&broker, &caller, id)?;
-    if subscription.settings.kind != SubscriptionKind::Push {
-        return Err(Problem::new(Code::Conflict, "A Pull subscription has no endpoint to test."));
-    }
-    let topic = reach::topic(&broker, &caller, &subscription.topic_name)?;
-    Ok(answer::ok(&broker.push.test(&subscription, &topic).await))
-}
-
-/// Recent attempts.
-#[derive(Debug, Serialize, ToSchema)]
-struct AttemptList {
-    /// Newest first; of this broker alone, since it started, at most 100.
-    attempts: Vec<AttemptRecord>,
-    #[serde(flatten)]
-    paging: Paging,
-}
-
-/// List recent deliveries.
-#[utoipa::path(
-    get, path = "/api/v1/subscriptions/{id}/attempts", tag = "subscriptions",
-    params(("id" = String, Path, description = "Its id"), WindowQuery),
-    responses((status = 200, description = "Deliveries to the endpoint, newest first", body = AttemptList)),
-)]
-async fn attempts(
-    State(broker): State<Arc<Broker>>,
-    caller: Caller,
-    Param(id): Param<SubscriptionId>,
-    query: Query<WindowQuery>,
-) -> Result<Response, Problem> {
-    reach::subscription(&broker, &caller, id)?;
-    let window = query.check(WindowQuery::window)?;
-    let (attempts, paging) = window.of(broker.push.attempts(id));
-    Ok(answer::ok(&AttemptList { attempts, paging }))
 }
 
 /// How to rotate a secret.

@@ -11,18 +11,22 @@ use serde::{Serialize, Serializer};
 use utoipa::ToSchema;
 
 use super::breaker::{Breaker, BreakerState, Gate};
+use super::figures::{EndpointMetrics, History};
 use super::limits::{Concurrency, Pacer};
 use super::metrics::PushMetrics;
 use super::sender::{Outcome, Sent};
-use crate::catalog::model::SubscriptionSettings;
+use crate::catalog::model::{AttemptBodies, Authorization, ClientCertificate, Subscription, SubscriptionSettings};
 use crate::clock::{Clock, Timestamp};
 use crate::entropy::Entropy;
+use crate::events::{Disabled, Events};
 use crate::message::MessageId;
 
 /// Attempts that are remembered per subscription: enough to see a pattern, at most some 110 KB.
 pub const ATTEMPTS_MAX: usize = 100;
 /// How much of a successful answer is remembered; failed ones are kept whole, as people read those.
 const SUCCESS_BODY_CHARS: usize = 128;
+/// Stands for an answer's body where none is remembered.
+const REDACTED: &str = "[redacted]";
 /// How long one `Retry-After` holds back the other messages of an endpoint at most. The message itself waits for as long
 /// as it was asked to.
 const HOLD_MAX: Duration = Duration::from_secs(300);
@@ -50,14 +54,23 @@ pub struct AttemptRecord {
     /// What went wrong, in a word and a sentence.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// How the answer's body begins.
+    /// How the answer's body begins; `[redacted]` where the subscription says so.
     pub body_start: String,
+}
+
+/// How an answer's body begins, as far as the subscription lets it be seen.
+#[must_use]
+pub fn visible(body_start: &str, bodies: AttemptBodies) -> &str {
+    match bodies {
+        AttemptBodies::Redact if !body_start.is_empty() => REDACTED,
+        _ => body_start,
+    }
 }
 
 impl AttemptRecord {
     /// The record of a send.
     #[must_use]
-    pub fn of(message_id: MessageId, attempt: u32, sent: &Sent) -> AttemptRecord {
+    pub fn of(message_id: MessageId, attempt: u32, sent: &Sent, bodies: AttemptBodies) -> AttemptRecord {
         let (outcome, error) = match &sent.outcome {
             Outcome::Delivered { .. } => ("delivered", None),
             Outcome::Gone => ("gone", Some("HTTP_410: the endpoint wants no more".to_owned())),
@@ -72,7 +85,7 @@ impl AttemptRecord {
             outcome,
             status: sent.status,
             error,
-            body_start: sent.body_start.chars().take(kept).collect(),
+            body_start: visible(&sent.body_start, bodies).chars().take(kept).collect(),
         }
     }
 }
@@ -83,14 +96,26 @@ impl AttemptRecord {
 pub struct EndpointStatus {
     /// Whether messages are sent, wait, or one is tried.
     pub breaker: BreakerState,
+    /// Since when the breaker is in that state; none if it has never changed.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_rfc3339")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub breaker_since: Option<Timestamp>,
+    /// When the next probe may go out, while the breaker is open.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_rfc3339")]
+    #[schema(value_type = Option<String>, format = DateTime)]
+    pub next_probe_at: Option<Timestamp>,
     /// When nothing will be sent before: the breaker is open, or the endpoint asked to wait.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "optional_rfc3339")]
     #[schema(value_type = Option<String>, format = DateTime)]
     pub waits_until: Option<Timestamp>,
-    /// How many may be under way now.
+    /// How many may be under way now: adapts between 1 and `concurrencyMax`.
     pub concurrency: usize,
+    /// How many may ever be: `push.concurrency_max`, or `maxInFlight`.
+    pub concurrency_max: u32,
     /// How many are.
     pub in_flight: usize,
+    /// It waits as all endpoints together have as many under way as may be (`push.requests_max`).
+    pub waits_for_room: bool,
     /// Failures since the last success.
     pub consecutive_failures: u32,
     /// When a delivery last succeeded.
@@ -110,7 +135,7 @@ pub struct EndpointStatus {
     pub failed: u64,
 }
 
-fn rfc3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+pub(super) fn rfc3339<S: Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&at.rfc3339())
 }
 
@@ -138,16 +163,49 @@ pub struct Endpoint {
     clock: Clock,
     entropy: Entropy,
     metrics: PushMetrics,
+    /// None: nobody is told.
+    news: Option<News>,
+}
+
+/// Where it is told that an endpoint is sent nothing any more, and that it works again.
+pub struct News {
+    /// There.
+    pub events: Events,
+    /// Whose endpoint it is.
+    pub subscription: Arc<Subscription>,
+}
+
+/// What makes an endpoint another one: where it is, and how one gets in.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Reach {
+    url: Option<String>,
+    authorization: Option<Authorization>,
+    client_certificate: Option<ClientCertificate>,
+    ca_certificate: Option<String>,
+}
+
+impl Reach {
+    fn of(settings: &SubscriptionSettings) -> Reach {
+        Reach {
+            url: settings.endpoint.clone(),
+            authorization: settings.authorization.clone(),
+            client_certificate: settings.client_certificate.clone(),
+            ca_certificate: settings.ca_certificate.clone(),
+        }
+    }
 }
 
 struct State {
-    url: Option<String>,
-    /// Rises with the URL: what is under way to the old one counts for nothing any more.
+    reach: Reach,
+    /// Rises with the reach: what is under way to the old one counts for nothing any more.
     generation: u64,
     rate: Option<u32>,
     concurrency: Concurrency,
+    concurrency_max: u32,
     pacer: Option<Pacer>,
     breaker: Breaker,
+    breaker_since: Option<Timestamp>,
+    waits_for_room: bool,
     held_until: Timestamp,
     in_flight: usize,
     next_ticket: u64,
@@ -156,19 +214,31 @@ struct State {
     last_success_at: Option<Timestamp>,
     last_failure: Option<(Timestamp, String)>,
     attempts: VecDeque<AttemptRecord>,
+    bodies: AttemptBodies,
+    /// It was told that nothing is sent.
+    disabled: bool,
+    history: History,
 }
 
 impl Endpoint {
     /// Nothing is known of it yet.
     #[must_use]
-    pub fn new(concurrency_max: u32, clock: Clock, entropy: Entropy, metrics: PushMetrics) -> Arc<Endpoint> {
+    pub fn new(
+        concurrency_max: u32,
+        (clock, entropy): (Clock, Entropy),
+        metrics: PushMetrics,
+        news: Option<News>,
+    ) -> Arc<Endpoint> {
         let state = Mutex::new(State {
-            url: None,
+            reach: Reach::default(),
             generation: 0,
             rate: None,
             concurrency: Concurrency::new(concurrency_max),
+            concurrency_max,
             pacer: None,
             breaker: Breaker::default(),
+            breaker_since: None,
+            waits_for_room: false,
             held_until: Timestamp(i64::MIN),
             in_flight: 0,
             next_ticket: 0,
@@ -177,24 +247,36 @@ impl Endpoint {
             last_success_at: None,
             last_failure: None,
             attempts: VecDeque::new(),
+            bodies: AttemptBodies::Keep,
+            disabled: false,
+            history: History::new(clock.now()),
         });
-        Arc::new(Endpoint { state, concurrency_max, clock, entropy, metrics })
+        Arc::new(Endpoint { state, concurrency_max, clock, entropy, metrics, news })
     }
 
-    /// Takes over its subscription's settings. Another URL is another endpoint: what was learnt of the old one is
-    /// forgotten, but for the attempts.
+    /// Takes over its subscription's settings. Another URL is another endpoint, and so is one that is come to with other
+    /// credentials: what was learnt of the old one is forgotten, but for the attempts.
     pub fn configure(&self, settings: &SubscriptionSettings) {
         let max = settings.max_in_flight.unwrap_or(u32::MAX).min(self.concurrency_max);
         let mut state = self.state.lock();
-        if state.url != settings.endpoint {
-            state.url.clone_from(&settings.endpoint);
+        let reach = Reach::of(settings);
+        if state.reach != reach {
+            state.reach = reach;
             state.generation += 1;
             state.in_flight = 0;
             state.concurrency = Concurrency::new(max);
             state.breaker = Breaker::default();
+            state.breaker_since = None;
             state.held_until = Timestamp(i64::MIN);
         }
+        state.bodies = settings.attempt_bodies;
+        if state.bodies == AttemptBodies::Redact {
+            for record in &mut state.attempts {
+                record.body_start = visible(&record.body_start, AttemptBodies::Redact).to_owned();
+            }
+        }
         state.concurrency.set_max(max);
+        state.concurrency_max = max.max(1);
         if state.rate != settings.rate_limit {
             state.rate = settings.rate_limit;
             state.pacer = settings.rate_limit.map(Pacer::new);
@@ -240,6 +322,11 @@ impl Endpoint {
         Ok(Permit { endpoint: Arc::clone(self), ticket, generation: state.generation, ended: false })
     }
 
+    /// Whether it waits for the room that all endpoints share.
+    pub fn waits_for_room(&self, waits: bool) {
+        self.state.lock().waits_for_room = waits;
+    }
+
     /// Says why nothing can be sent at all.
     pub fn broken(&self, why: String) {
         self.state.lock().last_failure = Some((self.clock.now(), why));
@@ -259,9 +346,13 @@ impl Endpoint {
         let held = Some(state.held_until).filter(|until| *until > now);
         EndpointStatus {
             breaker: state.breaker.state(),
+            breaker_since: state.breaker_since,
+            next_probe_at: state.breaker.opens_until(),
             waits_until: held.max(state.breaker.opens_until()),
             concurrency: state.concurrency.limit(),
+            concurrency_max: state.concurrency_max,
             in_flight: state.in_flight,
+            waits_for_room: state.waits_for_room,
             consecutive_failures: state.breaker.failures(),
             last_success_at: state.last_success_at,
             last_failure_at: state.last_failure.as_ref().map(|(at, _)| *at),
@@ -277,12 +368,43 @@ impl Endpoint {
         self.state.lock().attempts.iter().rev().cloned().collect()
     }
 
+    /// Forgets the attempts; says how many there were.
+    pub fn clear_attempts(&self) -> usize {
+        std::mem::take(&mut self.state.lock().attempts).len()
+    }
+
+    /// What it did in the `window` before now.
+    #[must_use]
+    pub fn metrics(&self, window: Duration) -> EndpointMetrics {
+        self.state.lock().history.metrics(self.clock.now(), window)
+    }
+
     fn watched(&self, state: &mut State, change: impl FnOnce(&mut Breaker)) {
         let before = state.breaker.state();
         change(&mut state.breaker);
         let after = state.breaker.state();
         if before != after {
+            state.breaker_since = Some(self.clock.now());
             self.metrics.breaker(after);
+        }
+        if before == BreakerState::Closed && after == BreakerState::Open {
+            self.disabled(state, Disabled::BreakerOpen);
+        }
+    }
+
+    fn disabled(&self, state: &mut State, why: Disabled) {
+        state.disabled = true;
+        if let Some(news) = &self.news {
+            let detail = state.last_failure.as_ref().map_or("", |(_, why)| why);
+            news.events.endpoint_disabled(&news.subscription, why, detail);
+        }
+    }
+
+    fn delivered(&self, state: &mut State) {
+        if std::mem::take(&mut state.disabled)
+            && let Some(news) = &self.news
+        {
+            news.events.endpoint_recovered(&news.subscription);
         }
     }
 }
@@ -322,8 +444,9 @@ impl Permit {
         self.ended = true;
         let endpoint = &self.endpoint;
         let now = endpoint.clock.now();
-        let record = AttemptRecord::of(message, attempt, sent);
         let mut state = endpoint.state.lock();
+        let record = AttemptRecord::of(message, attempt, sent, state.bodies);
+        state.history.count(now, attempt, sent);
         let delivered = matches!(sent.outcome, Outcome::Delivered { .. });
         if delivered {
             state.delivered += 1;
@@ -352,10 +475,14 @@ impl Permit {
         if delivered {
             state.concurrency.succeeded(in_flight);
             endpoint.watched(state, Breaker::succeeded);
+            endpoint.delivered(state);
         } else {
             state.concurrency.failed(self.ticket, next);
             let fraction = endpoint.entropy.fraction();
             endpoint.watched(state, |breaker| breaker.failed(self.ticket, now, fraction));
+        }
+        if sent.outcome == Outcome::Gone {
+            endpoint.disabled(state, Disabled::Gone);
         }
         if let Outcome::Retry { retry_after: Some(wait), .. } = &sent.outcome {
             state.held_until = state.held_until.max(now.plus((*wait).min(HOLD_MAX)));
@@ -388,14 +515,15 @@ mod tests {
 
     fn endpoint(clock: &Clock) -> Arc<Endpoint> {
         let metrics = PushMetrics::new(&Registry::new()).unwrap();
-        let endpoint = Endpoint::new(32, clock.clone(), Entropy::seeded(1), metrics);
+        let endpoint = Endpoint::new(32, (clock.clone(), Entropy::seeded(1)), metrics, None);
         endpoint.configure(&subscription("http://127.0.0.1/").settings);
         endpoint
     }
 
     fn sent(outcome: Outcome) -> Sent {
         let status = if let Outcome::Delivered { status } = outcome { Some(status) } else { None };
-        Sent { outcome, at: Timestamp(0), latency: Duration::from_millis(5), status, body_start: "x".repeat(500) }
+        let latency = Duration::from_millis(5);
+        Sent { outcome, at: Timestamp(0), latency, status, body_start: "x".repeat(500), body_bytes: 10 }
     }
 
     fn failed(retry_after: Option<Duration>) -> Sent {
@@ -485,6 +613,40 @@ mod tests {
         let written = serde_json::to_value(&attempts[0]).unwrap();
         assert_eq!((&written["at"], &written["latencyMs"]), (&"1970-01-01T00:00:00.000Z".into(), &5.into()));
         assert_eq!(attempts[0].body_start.len(), SUCCESS_BODY_CHARS);
+    }
+
+    #[test]
+    fn bodies_of_answers_are_forgotten_when_their_owner_says_so() {
+        let endpoint = endpoint(&Clock::fixed(Timestamp(0)));
+        end(endpoint.begin().unwrap(), &failed(None));
+        let mut settings = subscription("http://127.0.0.1/").settings;
+        settings.attempt_bodies = AttemptBodies::Redact;
+        endpoint.configure(&settings);
+        end(endpoint.begin().unwrap(), &failed(None));
+        let bodies: Vec<String> = endpoint.attempts().into_iter().map(|attempt| attempt.body_start).collect();
+        assert_eq!(bodies, [REDACTED, REDACTED]);
+        assert_eq!((endpoint.clear_attempts(), endpoint.attempts().len()), (2, 0));
+        assert_eq!(endpoint.status().failed, 2, "figures stay");
+    }
+
+    #[test]
+    fn the_breakers_state_is_told_with_its_times_and_other_credentials_are_a_new_start() {
+        let clock = Clock::fixed(Timestamp(0));
+        let endpoint = endpoint(&clock);
+        assert_eq!((endpoint.status().breaker_since, endpoint.status().next_probe_at), (None, None));
+        clock.advance(Duration::from_secs(1));
+        open(&endpoint);
+        let status = endpoint.status();
+        assert_eq!(status.breaker_since, Some(Timestamp(1000)));
+        assert!(status.next_probe_at.is_some_and(|at| at > Timestamp(4000)), "{status:?}");
+        assert_eq!(endpoint.metrics(Duration::from_secs(60)).failed, u64::from(FAILURES_TO_OPEN));
+        let mut settings = subscription("http://127.0.0.1/").settings;
+        endpoint.configure(&settings);
+        assert_eq!(endpoint.status().breaker, BreakerState::Open);
+        let token = crate::catalog::model::Secret::new("new".to_owned());
+        settings.authorization = Some(Authorization::Bearer { token });
+        endpoint.configure(&settings);
+        assert_eq!((endpoint.status().breaker, endpoint.obstacle()), (BreakerState::Closed, None));
     }
 
     #[test]

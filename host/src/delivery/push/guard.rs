@@ -330,6 +330,7 @@ mod tests {
             allow_http,
             allow_networks: networks.iter().map(|&network| network.to_owned()).collect(),
             concurrency_max: 8,
+            requests_max: 1,
         }
     }
 

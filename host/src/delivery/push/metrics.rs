@@ -19,6 +19,7 @@ pub struct PushMetrics {
     in_flight: IntGauge,
     transitions: IntCounterVec,
     unsettled: IntCounterVec,
+    waiting: IntGauge,
 }
 
 impl PushMetrics {
@@ -54,13 +55,23 @@ impl PushMetrics {
                 ),
                 &["reason"],
             )?,
+            waiting: IntGauge::new(
+                "sluice_push_waiting_endpoints",
+                "Endpoints that wait because as many webhooks are under way as may be (push.requests_max).",
+            )?,
         };
         registry.register(Box::new(metrics.deliveries.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
         registry.register(Box::new(metrics.in_flight.clone()))?;
         registry.register(Box::new(metrics.transitions.clone()))?;
         registry.register(Box::new(metrics.unsettled.clone()))?;
+        registry.register(Box::new(metrics.waiting.clone()))?;
         Ok(metrics)
+    }
+
+    /// How many endpoints wait for room.
+    pub(super) fn waiting(&self) -> IntGauge {
+        self.waiting.clone()
     }
 
     pub(super) fn begun(&self) {

@@ -1,16 +1,23 @@
 //! One signed POST and what it came to. Invariant: a send begins only before its lease's deadline, follows no redirect,
-//! reaches no address that the guard refuses, and reads a bounded part of the answer. Never retries by itself: that would
-//! be an attempt that nobody counts.
+//! reaches no address that the guard refuses, and reads a bounded part of the answer. Never repeats by itself what the
+//! endpoint may have seen: that would be an attempt that nobody counts.
 
 use std::error::Error as _;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{HeaderMap, RETRY_AFTER};
+use moka::policy::EvictionPolicy;
+use moka::sync::Cache;
+use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::CryptoProvider;
+use rustls::sign::SingleCertAndKey;
 use tracing::Instrument as _;
 
+use super::credentials::Credentials;
 use super::guard::{AddressGuard, GuardedResolver, LookupError};
 use super::target::{Delivery, Target};
 use crate::clock::{Clock, Timestamp};
@@ -30,6 +37,17 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long an idle connection is kept: less than the 5 s after which the most impatient common server (Node.js) closes
 /// it, as a request that meets the closing is a failed attempt.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(4);
+/// How long a connection of HTTP/2 may be silent while requests wait on it before it is asked whether it is alive, and how
+/// long it has to say so. A dead one would take all attempts with it until the system gives it up, after a quarter of an
+/// hour.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// HTTP clients for subscriptions with certificates of their own, those with the same ones sharing one: each weighs some ten
+/// kilobytes and its connections.
+const CLIENTS_MAX: u64 = 512;
+/// How long such a client is kept though nothing is sent.
+const CLIENT_IDLE_TIME_MAX: Duration = Duration::from_secs(600);
+/// TLS sessions that such a client remembers: it has one endpoint, or few.
+const SESSIONS_MAX: usize = 8;
 /// Bytes of a failure's detail.
 const DETAIL_BYTES_MAX: usize = 512;
 
@@ -80,6 +98,8 @@ pub struct Sent {
     pub status: Option<u16>,
     /// How the answer's body begins.
     pub body_start: String,
+    /// Bytes of the request's body.
+    pub body_bytes: u64,
 }
 
 /// Sends webhooks. Cheap to clone; clones share connections.
@@ -88,6 +108,17 @@ pub struct Sender {
     client: reqwest::Client,
     guard: AddressGuard,
     clock: Clock,
+    own: Arc<OwnClients>,
+}
+
+/// The clients of those that have certificates of their own.
+struct OwnClients {
+    settings: config::Push,
+    resolver: GuardedResolver,
+    /// Trusts whom the system trusts; read once, when it is first asked for.
+    system: OnceLock<Arc<dyn ServerCertVerifier>>,
+    /// By the digest of the certificates.
+    clients: Cache<[u8; 32], reqwest::Client>,
 }
 
 /// An answer, as far as it was read.
@@ -127,7 +158,15 @@ impl Sender {
             tracing::warn!(%error, "no usable system certificates: webhooks to https endpoints will fail");
             builder(settings, &resolver).tls_certs_only([]).build()
         })?;
-        Ok(Sender { client, guard, clock })
+        let own = Arc::new(OwnClients::new(settings, resolver));
+        Ok(Sender { client, guard, clock, own })
+    }
+
+    fn client_for(&self, target: &Target) -> Result<reqwest::Client, Outcome> {
+        match &target.credentials {
+            None => Ok(self.client.clone()),
+            Some(credentials) => self.own.of(credentials).map_err(|why| failed("TLS", why)),
+        }
     }
 
     /// Sends once. `None`: the deadline has passed, nothing was sent.
@@ -162,6 +201,7 @@ impl Sender {
     pub async fn post(&self, target: &Target, headers: HeaderMap, body: Bytes, due: Timestamp) -> Sent {
         let at = self.clock.now();
         let watch = Stopwatch::start();
+        let body_bytes = body.len() as u64;
         let answer = self.exchange(target, headers, body, due).await;
         let latency = watch.elapsed();
         match answer {
@@ -171,8 +211,9 @@ impl Sender {
                 latency,
                 status: Some(answer.status.as_u16()),
                 body_start: String::from_utf8_lossy(&answer.body.start).into_owned(),
+                body_bytes,
             },
-            Err(outcome) => Sent { outcome, at, latency, status: None, body_start: String::new() },
+            Err(outcome) => Sent { outcome, at, latency, status: None, body_start: String::new(), body_bytes },
         }
     }
 
@@ -184,7 +225,8 @@ impl Sender {
         due: Timestamp,
     ) -> Result<Answer, Outcome> {
         self.guard.check_literal(&target.url).map_err(|refused| failed("ADDRESS_REFUSED", refused.to_string()))?;
-        let request = self.client.post(target.url.clone()).headers(headers).body(body).send();
+        let client = self.client_for(target)?;
+        let request = client.post(target.url.clone()).headers(headers).body(body).send();
         let response = tokio::select! {
             response = request => response.map_err(|error| classify(&error))?,
             () = self.clock.sleep_until(due) => {
@@ -209,13 +251,62 @@ impl Sender {
     }
 }
 
+impl OwnClients {
+    fn new(settings: &config::Push, resolver: GuardedResolver) -> OwnClients {
+        let clients = Cache::builder()
+            .max_capacity(CLIENTS_MAX)
+            // Whoever sends now counts more than who has sent often.
+            .eviction_policy(EvictionPolicy::lru())
+            .time_to_idle(CLIENT_IDLE_TIME_MAX)
+            .build();
+        OwnClients { settings: settings.clone(), resolver, system: OnceLock::new(), clients }
+    }
+
+    /// Made once for equal certificates, as long as it is in use.
+    fn of(&self, credentials: &Credentials) -> Result<reqwest::Client, String> {
+        self.clients.try_get_with(credentials.digest, || self.make(credentials)).map_err(|why| why.to_string())
+    }
+
+    fn make(&self, credentials: &Credentials) -> Result<reqwest::Client, String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ClientConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?;
+        let config = match &credentials.authorities {
+            Some(authorities) => config.with_root_certificates(Arc::clone(authorities)),
+            None => config.dangerous().with_custom_certificate_verifier(self.system(provider)?),
+        };
+        let mut config = match &credentials.certified_key {
+            Some(key) => config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key.clone()))),
+            None => config.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.resumption = Resumption::in_memory_sessions(SESSIONS_MAX);
+        let builder = builder(&self.settings, &self.resolver).tls_backend_preconfigured(config);
+        builder.build().map_err(|error| error.to_string())
+    }
+
+    /// As the client without certificates checks them.
+    fn system(&self, provider: Arc<CryptoProvider>) -> Result<Arc<dyn ServerCertVerifier>, String> {
+        if let Some(known) = self.system.get() {
+            return Ok(Arc::clone(known));
+        }
+        let verifier = rustls_platform_verifier::Verifier::new(provider).map_err(|error| error.to_string())?;
+        Ok(Arc::clone(self.system.get_or_init(|| Arc::new(verifier))))
+    }
+}
+
+/// What the endpoint says that it has not looked at (HTTP/2's REFUSED_STREAM, and requests beyond its last one when it
+/// closes a connection in good order, as servers do every thousand requests) is sent again at once, twice at most and
+/// before the same deadline: it is the client's own rule, and no attempt.
 fn builder(settings: &config::Push, resolver: &GuardedResolver) -> reqwest::ClientBuilder {
     reqwest::Client::builder()
         .dns_resolver(Arc::new(resolver.clone()))
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .referer(false)
-        .retry(reqwest::retry::never())
+        .http2_keep_alive_interval(ALIVE_INTERVAL)
+        .http2_keep_alive_timeout(ALIVE_INTERVAL)
         .connect_timeout(CONNECT_TIME_MAX)
         .pool_idle_timeout(IDLE_TIME_MAX)
         .pool_max_idle_per_host(settings.concurrency_max as usize)
@@ -486,6 +577,24 @@ mod tests {
             assert_eq!(retry(&sent).0, "ADDRESS_REFUSED", "{host}");
         }
         assert!(receiver.received().is_empty());
+    }
+
+    #[tokio::test]
+    async fn equal_certificates_share_a_client_and_clients_are_bounded() {
+        let own = sender().own;
+        let credentials = |number: u64| {
+            let mut digest = [0; 32];
+            digest[..8].copy_from_slice(&number.to_be_bytes());
+            Credentials { digest, certified_key: None, authorities: Some(Arc::new(rustls::RootCertStore::empty())) }
+        };
+        for number in 0..CLIENTS_MAX + 100 {
+            own.of(&credentials(number)).unwrap();
+            own.of(&credentials(number)).unwrap();
+            own.clients.run_pending_tasks();
+            assert!(own.clients.entry_count() <= CLIENTS_MAX, "{number}");
+            assert!(number > 0 || own.clients.entry_count() == 1, "one for both");
+        }
+        assert!(own.clients.contains_key(&credentials(CLIENTS_MAX + 99).digest), "the newest is kept");
     }
 
     /// A sender for which all names have these addresses, those of the first look-up first; the last stay.

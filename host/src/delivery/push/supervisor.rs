@@ -13,9 +13,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::endpoint::{AttemptRecord, Endpoint, EndpointStatus};
+use super::endpoint::{AttemptRecord, Endpoint, EndpointStatus, News};
 use super::feed::BrokerFeed;
+use super::figures::EndpointMetrics;
 use super::metrics::PushMetrics;
+use super::room::Room;
 use super::sender::{Sender, SenderError};
 use super::test_delivery::{self, TestResult};
 use super::worker::{Worker, WorkerParts};
@@ -25,6 +27,7 @@ use crate::config;
 use crate::delivery::outbound::Outbound;
 use crate::directory::Directory;
 use crate::entropy::Entropy;
+use crate::events::Events;
 use crate::store::MessageStore;
 
 /// Test deliveries at once: people make them by hand, and each may hold a connection for some seconds.
@@ -44,6 +47,8 @@ pub struct PushParts {
     pub clock: Clock,
     /// Jitter and test messages.
     pub entropy: Entropy,
+    /// Where it is told what becomes of endpoints.
+    pub events: Events,
     /// Which endpoints may be reached, and how hard.
     pub settings: config::Push,
     /// This broker's name, as leases know their holder.
@@ -73,6 +78,7 @@ struct Shared {
     parts: PushParts,
     sender: Sender,
     metrics: PushMetrics,
+    room: Arc<Room>,
     /// One per Push subscription that has been active; kept while it is paused, removed when it is deleted.
     endpoints: Mutex<HashMap<SubscriptionId, Arc<Endpoint>>>,
 }
@@ -91,7 +97,8 @@ impl PushSupervisor {
     pub fn start(parts: PushParts, registry: &Registry) -> Result<Arc<PushSupervisor>, PushError> {
         let sender = Sender::new(&parts.settings, parts.clock.clone())?;
         let metrics = PushMetrics::new(registry)?;
-        let shared = Arc::new(Shared { parts, sender, metrics, endpoints: Mutex::default() });
+        let room = Room::new(parts.settings.requests_max, metrics.waiting());
+        let shared = Arc::new(Shared { parts, sender, metrics, room, endpoints: Mutex::default() });
         let stop = CancellationToken::new();
         let task = tokio::spawn(supervise(Arc::clone(&shared), stop.clone()));
         Ok(Arc::new(PushSupervisor { shared, stop, task: Mutex::new(Some(task)), tests: Semaphore::new(TESTS_MAX) }))
@@ -108,6 +115,20 @@ impl PushSupervisor {
     pub fn attempts(&self, id: SubscriptionId) -> Vec<AttemptRecord> {
         let endpoint = self.shared.endpoints.lock().get(&id).cloned();
         endpoint.map(|endpoint| endpoint.attempts()).unwrap_or_default()
+    }
+
+    /// Forgets the attempts of a subscription on this broker; says how many there were.
+    #[must_use]
+    pub fn clear_attempts(&self, id: SubscriptionId) -> usize {
+        let endpoint = self.shared.endpoints.lock().get(&id).cloned();
+        endpoint.map_or(0, |endpoint| endpoint.clear_attempts())
+    }
+
+    /// What was sent for a subscription by this broker in the `window` before now.
+    #[must_use]
+    pub fn metrics(&self, id: SubscriptionId, window: Duration) -> EndpointMetrics {
+        let endpoint = self.shared.endpoints.lock().get(&id).cloned();
+        endpoint.map_or_else(|| EndpointMetrics::none(self.shared.parts.clock.now()), |known| known.metrics(window))
     }
 
     /// One signed test delivery; it has no effect on the subscription.
@@ -192,7 +213,8 @@ fn begin(shared: &Arc<Shared>, subscription: Arc<Subscription>, workers: &mut Jo
     let parts = &shared.parts;
     let endpoint = Arc::clone(shared.endpoints.lock().entry(subscription.id).or_insert_with(|| {
         let max = parts.settings.concurrency_max;
-        Endpoint::new(max, parts.clock.clone(), parts.entropy.clone(), shared.metrics.clone())
+        let news = News { events: parts.events.clone(), subscription: Arc::clone(&subscription) };
+        Endpoint::new(max, (parts.clock.clone(), parts.entropy.clone()), shared.metrics.clone(), Some(news))
     }));
     let id = subscription.id;
     let stop = CancellationToken::new();
@@ -216,6 +238,7 @@ fn begin(shared: &Arc<Shared>, subscription: Arc<Subscription>, workers: &mut Jo
                 clock: shared.parts.clock.clone(),
                 entropy: shared.parts.entropy.clone(),
                 metrics: shared.metrics.clone(),
+                room: Arc::clone(&shared.room),
                 subscription: receiver.clone(),
                 stop: stopped.clone(),
             });

@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use url::Url;
 
+use super::credentials::{Credentials, CredentialsError, authorization_value};
 use super::signature::{SecretError, SigningKeys};
 use crate::catalog::model::{PushFormat, Secret, Subscription};
 use crate::clock::Timestamp;
@@ -68,6 +69,9 @@ pub enum TargetError {
     /// One of its extra headers cannot be sent.
     #[error("{0}")]
     Header(String),
+    /// Its certificates cannot be used.
+    #[error("the subscription's certificates cannot be used: {0}")]
+    Credentials(#[from] CredentialsError),
 }
 
 /// Checks a subscription's extra headers.
@@ -114,6 +118,8 @@ pub struct Target {
     pub format: PushFormat,
     /// The topic, as receivers are told.
     pub topic: TopicName,
+    /// What its connections are made with, beyond what all are made with.
+    pub credentials: Option<Credentials>,
     extra: HeaderMap,
     keys: SigningKeys,
     /// Header values that every request shares.
@@ -171,8 +177,14 @@ impl Target {
                 extra.insert(name, value);
             }
         }
+        if let Some(authorization) = &settings.authorization {
+            let value = Secret::new(authorization_value(authorization));
+            let (name, value) = parse_header(header::AUTHORIZATION.as_str(), &value).map_err(TargetError::Header)?;
+            extra.insert(name, value);
+        }
         Ok(Target {
             url,
+            credentials: Credentials::of(settings)?,
             timeout: settings.ack_timeout,
             format: settings.format,
             topic: subscription.topic_name.clone(),
@@ -236,6 +248,7 @@ mod tests {
 
     use super::super::testing;
     use super::*;
+    use crate::catalog::model::Authorization;
     use crate::message::{TopicId, TraceContext};
 
     fn delivery() -> Delivery {
@@ -280,6 +293,18 @@ mod tests {
         let shown = target.shown(&headers);
         assert_eq!(shown["x-team"], "[redacted]");
         assert_eq!(shown["x-topic-name"], "orders");
+    }
+
+    #[test]
+    fn a_token_goes_out_and_is_never_shown() {
+        let mut subscription = testing::subscription("https://example.com/");
+        let token = Secret::new("t0k3n".to_owned());
+        subscription.settings.authorization = Some(Authorization::Bearer { token });
+        let target = Target::of(&subscription).unwrap();
+        let headers = target.headers(&delivery(), Timestamp(0));
+        assert_eq!(headers["authorization"], "Bearer t0k3n");
+        assert_eq!(target.shown(&headers)["authorization"], "[redacted]");
+        assert!(!format!("{target:?} {headers:?}").contains("t0k3n"));
     }
 
     #[test]

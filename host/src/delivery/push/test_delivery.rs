@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::json;
 use utoipa::ToSchema;
 
-use super::endpoint::AttemptRecord;
+use super::endpoint::{AttemptRecord, visible};
 use super::sender::Sender;
 use super::target::{Delivery, Target};
 use crate::catalog::model::{Subscription, Topic};
@@ -62,7 +62,7 @@ pub struct TestRequest {
 pub struct TestResponse {
     /// Its status.
     pub status: u16,
-    /// How its body begins.
+    /// How its body begins; `[redacted]` where the subscription says so.
     pub body_start: String,
 }
 
@@ -101,11 +101,13 @@ pub(super) async fn send(
         body: String::from_utf8_lossy(&delivery.body.bytes).into_owned(),
     };
     let sent = sender.post(&target, headers, delivery.body.bytes, due).await;
-    let record = AttemptRecord::of(message.id, 1, &sent);
+    let bodies = subscription.settings.attempt_bodies;
+    let record = AttemptRecord::of(message.id, 1, &sent, bodies);
+    let body_start = visible(&sent.body_start, bodies).to_owned();
     TestResult {
         delivered: record.error.is_none(),
         request: Some(request),
-        response: sent.status.map(|status| TestResponse { status, body_start: sent.body_start.clone() }),
+        response: sent.status.map(|status| TestResponse { status, body_start }),
         latency_ms: record.latency_ms,
         error: record.error,
     }
@@ -145,7 +147,7 @@ mod tests {
     use super::super::signature::SigningKeys;
     use super::super::testing::{Receiver, answer, settings, subscription, topic};
     use super::*;
-    use crate::catalog::model::{Guarantee, Secret};
+    use crate::catalog::model::{AttemptBodies, Authorization, Guarantee, Secret};
     use crate::clock::Timestamp;
 
     async fn test(subscription: &Subscription) -> TestResult {
@@ -173,6 +175,20 @@ mod tests {
         assert_eq!((result.delivered, response.status, response.body_start.as_str()), (false, 422, "ok"));
         let shown = serde_json::to_string(&result).unwrap();
         assert!(!shown.contains("hidden") && !shown.contains("whsec_"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn neither_token_nor_answer_is_shown_where_the_owner_says_so() {
+        let receiver = Receiver::start(|_, _| answer("200 OK", "")).await;
+        let mut subscription = subscription(&receiver.url);
+        subscription.settings.attempt_bodies = AttemptBodies::Redact;
+        let token = Secret::new("hidden".to_owned());
+        subscription.settings.authorization = Some(Authorization::Bearer { token });
+        let result = test(&subscription).await;
+        assert_eq!(receiver.received()[0].header("authorization"), Some("Bearer hidden"));
+        let shown = serde_json::to_value(&result).unwrap();
+        assert_eq!(shown["request"]["headers"]["authorization"], "[redacted]");
+        assert_eq!(shown["response"]["bodyStart"], "[redacted]");
     }
 
     #[tokio::test]

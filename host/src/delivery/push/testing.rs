@@ -73,6 +73,7 @@ pub(super) fn settings() -> config::Push {
         allow_http: true,
         allow_networks: vec!["127.0.0.0/8".to_owned(), "::1/128".to_owned()],
         concurrency_max: 32,
+        requests_max: 1024,
     }
 }
 

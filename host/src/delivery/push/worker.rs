@@ -17,6 +17,7 @@ use super::endpoint::{Endpoint, Wait};
 use super::feed::{Feed, settle_durably};
 use super::metrics::PushMetrics;
 use super::queue::Queue;
+use super::room::{Place, Room, Seat};
 use super::sender::{Outcome, Sender, Sent};
 use super::target::{Delivery, Target};
 use crate::catalog::model::Subscription;
@@ -44,6 +45,8 @@ pub struct WorkerParts {
     pub entropy: Entropy,
     /// What `/metrics` says.
     pub metrics: PushMetrics,
+    /// The room that all endpoints share.
+    pub room: Arc<Room>,
     /// The subscription, as it is now.
     pub subscription: watch::Receiver<Arc<Subscription>>,
     /// Ends it: what is under way is finished, the rest given back.
@@ -65,6 +68,11 @@ pub struct Worker {
     /// The topic grants at most once: the grant has settled the message, and nothing can be given back.
     at_most_once: bool,
     queue: Queue,
+    seat: Seat,
+    /// Room that was taken before what it is for was leased.
+    places: Vec<Place>,
+    /// There is something that room is needed for.
+    needs_room: bool,
     sends: FuturesUnordered<BoxFuture<'static, Finished>>,
     /// Payload bytes under way.
     sending_bytes: usize,
@@ -90,12 +98,16 @@ impl Worker {
     #[must_use]
     pub fn new(parts: WorkerParts) -> Worker {
         let subscription = Arc::clone(&parts.subscription.borrow());
+        let seat = parts.room.seat();
         let mut worker = Worker {
             parts,
             subscription,
             target: None,
             at_most_once: false,
             queue: Queue::default(),
+            seat,
+            places: Vec::new(),
+            needs_room: false,
             sends: FuturesUnordered::new(),
             sending_bytes: 0,
             leasing: None,
@@ -117,8 +129,10 @@ impl Worker {
     pub async fn run(mut self) {
         while !(self.stopping && self.is_idle()) {
             self.give_back_what_cannot_go();
+            self.needs_room = false;
             self.begin_lease();
             let wait_until = self.begin_sends();
+            self.leave_room();
             self.begin_settle();
             self.wait(wait_until).await;
         }
@@ -155,11 +169,14 @@ impl Worker {
     fn begin_sends(&mut self) -> Timestamp {
         let Some(target) = self.target.clone().filter(|_| !self.gone) else { return Timestamp::MAX };
         while self.queue.has_ready() {
-            let permit = match self.parts.endpoint.begin() {
-                Ok(permit) => permit,
-                Err(Wait::Pace(until) | Wait::Blocked(until)) => return until,
-                Err(Wait::Slot | Wait::Probing) => return Timestamp::MAX,
-            };
+            match self.parts.endpoint.obstacle() {
+                None => {}
+                Some(Wait::Pace(until) | Wait::Blocked(until)) => return until,
+                Some(Wait::Slot | Wait::Probing) => return Timestamp::MAX,
+            }
+            let Some(place) = self.place() else { return Timestamp::MAX };
+            // Nobody else sends to this endpoint, so that what was no obstacle is none.
+            let Ok(permit) = self.parts.endpoint.begin() else { return Timestamp::MAX };
             let lease = self.queue.pop().expect("something is ready");
             self.sending_bytes += lease.message.payload.len();
             let (sender, target) = (self.parts.sender.clone(), Arc::clone(&target));
@@ -170,6 +187,7 @@ impl Worker {
                     if let Some(sent) = &sent {
                         permit.end(lease.message.id, lease.attempt, sent);
                     }
+                    drop(place);
                     Finished { lease, sent }
                 }
                 .boxed(),
@@ -212,6 +230,7 @@ impl Worker {
             }
             Ok(()) = self.parts.subscription.changed() => self.apply_settings(),
             () = woken(&mut self.wakes) => self.hungry = true,
+            () = self.seat.called() => {}
             () = self.parts.clock.sleep_until(until), if until < Timestamp::MAX => {}
             () = tokio::time::sleep(IDLE_POLL) => self.hungry = true,
         }

@@ -8,6 +8,7 @@ use futures_util::FutureExt as _;
 
 use super::super::endpoint::Wait;
 use super::super::feed::Want;
+use super::super::room::Place;
 use super::{Worker, settle};
 use crate::catalog::model::Guarantee;
 use crate::clock::Timestamp;
@@ -90,6 +91,7 @@ impl Worker {
             self.at_most_once = at_most_once;
         }
         let max = self.appetite();
+        let max = self.with_room(max);
         if max == 0 {
             return;
         }
@@ -145,6 +147,49 @@ impl Worker {
         }
         let room = window.saturating_sub(held).min(pace.saturating_sub(self.queue.len()));
         room.min(leases.saturating_sub(held + settling)).min(LEASE_MAX)
+    }
+
+    /// How many of `max` there is room for. A message is leased when its endpoint has room, so that no lease passes while
+    /// it waits for it; what an endpoint leases ahead while it sends waits for its own sends.
+    fn with_room(&mut self, max: usize) -> usize {
+        if max == 0 {
+            return 0;
+        }
+        self.needs_room = true;
+        if self.at_most_once {
+            // A grant settles: each needs a place of its own that nobody else can take.
+            while self.places.len() < max
+                && let Some(place) = self.seat.enter(self.sends.len() + self.places.len())
+            {
+                self.places.push(place);
+            }
+            return max.min(self.places.len());
+        }
+        if !self.sends.is_empty() || !self.queue.is_empty() {
+            return if self.seat.waits() { 0 } else { max };
+        }
+        if self.places.is_empty() {
+            self.places.extend(self.seat.enter(0));
+        }
+        if self.places.is_empty() { 0 } else { max }
+    }
+
+    /// Room for one send.
+    pub(super) fn place(&mut self) -> Option<Place> {
+        self.needs_room = true;
+        self.places.pop().or_else(|| self.seat.enter(self.sends.len()))
+    }
+
+    /// Gives back what room is not needed, and says whether some is waited for.
+    pub(super) fn leave_room(&mut self) {
+        if self.leasing.is_none() {
+            // What waits for its endpoint's pace does not hold room that others could use, unless it can't be given back.
+            self.places.truncate(if self.at_most_once { self.queue.len() } else { 0 });
+        }
+        if !self.needs_room {
+            self.seat.leave();
+        }
+        self.parts.endpoint.waits_for_room(self.seat.waits());
     }
 
     pub(super) fn leased(&mut self, prepared: Result<Prepared, OutboundError>) {

@@ -143,13 +143,18 @@ struct Rig {
 impl Rig {
     fn start(subscription: Subscription, guarantee: Guarantee, clock: Clock) -> Rig {
         let metrics = PushMetrics::new(&Registry::new()).unwrap();
+        Rig::sharing(&Room::new(1024, metrics.waiting()), subscription, guarantee, clock)
+    }
+
+    fn sharing(room: &Arc<Room>, subscription: Subscription, guarantee: Guarantee, clock: Clock) -> Rig {
+        let metrics = PushMetrics::new(&Registry::new()).unwrap();
         let feed = Arc::new(MemoryFeed {
             clock: clock.clone(),
             guarantee,
             state: Mutex::default(),
             wake: watch::channel(0).0,
         });
-        let endpoint = Endpoint::new(16, clock.clone(), Entropy::seeded(2), metrics.clone());
+        let endpoint = Endpoint::new(16, (clock.clone(), Entropy::seeded(2)), metrics.clone(), None);
         let (settings, receiver) = watch::channel(Arc::new(subscription));
         let stop = CancellationToken::new();
         let worker = Worker::new(WorkerParts {
@@ -159,6 +164,7 @@ impl Rig {
             clock: clock.clone(),
             entropy: Entropy::seeded(3),
             metrics,
+            room: Arc::clone(room),
             subscription: receiver,
             stop: stop.clone(),
         });
@@ -385,4 +391,49 @@ async fn a_settlement_is_repeated_while_the_store_takes_none() {
     rig.feed.publish(0..1, |_| None);
     rig.until("acked after all", |state| state.acked.len() == 1).await;
     assert_eq!((receiver.received().len(), rig.feed.state.lock().settles), (1, 3));
+}
+
+/// Two of three have nothing to send to but a receiver that says nothing, and would take all the room there is.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn webhooks_of_all_endpoints_are_bounded_and_no_endpoint_takes_all_the_room() {
+    let (dead, well) = (Receiver::start(|_, _| Reply::Hang).await, Receiver::start(|_, _| answer("200 OK", "")).await);
+    let clock = Clock::fixed(START);
+    let room = Room::new(4, PushMetrics::new(&Registry::new()).unwrap().waiting());
+    let rig = |url: &str, guarantee| Rig::sharing(&room, testing::subscription(url), guarantee, clock.clone());
+    let hanging = [rig(&dead.url, Guarantee::AtLeastOnce), rig(&dead.url, Guarantee::AtLeastOnce)];
+    hanging.iter().for_each(|rig| rig.feed.publish(0..50, |_| None));
+    // One takes two of four, as that leaves two; the other one of two.
+    eventually("both have sent", || dead.received().len() == 3).await;
+    eventually("both wait", || hanging.iter().all(|rig| rig.endpoint.status().waits_for_room)).await;
+    let healthy = rig(&well.url, Guarantee::AtLeastOnce);
+    healthy.feed.publish(0..200, |_| None);
+    healthy.until("all acked", |state| state.acked.len() == 200).await;
+    assert_eq!(dead.received().len(), 3);
+    hanging.iter().for_each(|rig| assert_eq!(rig.feed.state.lock().failures.len(), 0));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_leased_for_an_endpoint_that_waits_for_room() {
+    for guarantee in [Guarantee::AtLeastOnce, Guarantee::AtMostOnce] {
+        let (dead, well) =
+            (Receiver::start(|_, _| Reply::Hang).await, Receiver::start(|_, _| answer("200 OK", "")).await);
+        let clock = Clock::fixed(START);
+        let room = Room::new(1, PushMetrics::new(&Registry::new()).unwrap().waiting());
+        let rig = |url: &str, guarantee| Rig::sharing(&room, testing::subscription(url), guarantee, clock.clone());
+        let hanging = rig(&dead.url, Guarantee::AtLeastOnce);
+        hanging.feed.publish(0..1, |_| None);
+        eventually("it hangs", || dead.received().len() == 1).await;
+        let waiting = rig(&well.url, guarantee);
+        waiting.feed.publish(0..20, |_| None);
+        eventually("it waits", || waiting.endpoint.status().waits_for_room).await;
+        waiting.advance(Duration::from_secs(10));
+        tokio::task::yield_now().await;
+        assert_eq!(waiting.feed.state.lock().grants, 0, "{guarantee:?}");
+        // The room is free again when the one that hangs has timed out.
+        hanging.advance(Duration::from_secs(30));
+        eventually("all are sent", || well.received().len() == 20).await;
+        let attempts: HashSet<_> =
+            well.received().iter().map(|request| request.header("x-delivery-attempt").unwrap().to_owned()).collect();
+        assert_eq!(attempts, HashSet::from(["1".to_owned()]), "waiting is no attempt");
+    }
 }
