@@ -18,6 +18,7 @@ use crate::changes::Changes;
 use crate::clock::{Clock, Timestamp};
 use crate::config::{Config, Profile};
 use crate::delivery::dead_letters::{DeadLetters, DeadLettersParts};
+use crate::delivery::liveness::Liveness;
 use crate::delivery::outbound::Outbound;
 use crate::delivery::pull::Consumers;
 use crate::delivery::push::{PushError, PushParts, PushSupervisor};
@@ -31,6 +32,7 @@ use crate::schemas::Schemas;
 use crate::settle::Settler;
 use crate::store::embedded::{EmbeddedOptions, EmbeddedStore, OpenError};
 use crate::store::{MessageStore, StoreError};
+use crate::topic_history::TopicHistory;
 use crate::topic_metrics::TopicMetrics;
 
 /// How often the store is asked to do what is due, when it does not know a better time.
@@ -80,6 +82,10 @@ pub struct Broker {
     pub registry: Registry,
     /// Figures per topic, read when asked.
     pub topic_metrics: TopicMetrics,
+    /// What topics did lately.
+    pub topic_history: TopicHistory,
+    /// Which consumers are there.
+    pub liveness: Arc<Liveness>,
     /// When it started.
     pub started_at: Timestamp,
     /// What is carried to its end whoever hangs up.
@@ -194,7 +200,9 @@ impl Broker {
             &registry,
         )?);
         tokio::spawn(waiting.publish(Arc::clone(&publisher), Arc::clone(&directory), clock.clone()));
+        let liveness = Arc::new(Liveness::new(clock.clone()));
         let consumers = Consumers::new(
+            Arc::clone(&liveness),
             Arc::clone(&outbound),
             Arc::clone(&directory),
             Arc::clone(&store),
@@ -225,6 +233,7 @@ impl Broker {
             &registry,
         )?;
         let topic_metrics = TopicMetrics::new(&registry)?;
+        let topic_history = TopicHistory::new(clock.clone());
         registry.register(Box::new(crate::telemetry::left_out()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         let started_at = clock.now();
@@ -246,6 +255,8 @@ impl Broker {
             events,
             registry,
             topic_metrics,
+            topic_history,
+            liveness,
             started_at,
             changes: Changes::default(),
             stopping,
@@ -279,6 +290,8 @@ impl Broker {
             if self.clock.now() >= next_retain {
                 retention.heard(self.store.retain().await.as_ref().err());
                 thresholds.look(&self.directory, &self.dead_letters, &self.events).await;
+                self.topic_history.look(&self.directory, &*self.store).await;
+                self.liveness.forget();
                 next_retain = self.clock.now().plus(RETAIN_EVERY);
                 if left_out.get() > told {
                     tracing::warn!(lines = left_out.get() - told, "the log left lines out: it had said the same often");

@@ -26,6 +26,7 @@ pub mod directory;
 pub mod events;
 pub mod schemas;
 pub mod system_topics;
+pub mod topic_history;
 pub mod topic_metrics;
 
 // Around it.

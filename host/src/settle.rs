@@ -50,6 +50,17 @@ pub enum Held {
     },
 }
 
+impl Held {
+    /// Whose cursor it is on.
+    #[must_use]
+    pub fn cursor(&self) -> (TopicId, GroupId) {
+        match self {
+            Held::Receipt { receipt, .. } => (receipt.position.topic, receipt.group),
+            Held::By { topic, group, .. } => (topic.id, *group),
+        }
+    }
+}
+
 /// What a consumer says.
 #[derive(Debug, Clone)]
 pub enum Word {

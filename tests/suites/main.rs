@@ -16,6 +16,7 @@ mod endpoints;
 mod events;
 mod failures;
 mod fairness;
+mod figures;
 mod full_disk;
 mod guide;
 mod hostile;

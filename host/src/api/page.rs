@@ -1,12 +1,18 @@
 //! Lists in pages. Invariant: a page never has more than its limit. Never sorts.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
 use super::problem::Faults;
+use super::wire::Iso;
+use crate::window::{WINDOW_MAX, WINDOW_MIN};
 
 /// Items in one page at most, from API.md.
 pub const LIMIT_MAX: u64 = 100;
+/// The window of figures for which none is asked.
+const WINDOW: Duration = Duration::from_secs(3600);
 
 /// Which part of a list is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +71,26 @@ impl Window {
     pub fn paging(self, total: u64) -> Paging {
         let has_more = self.offset.saturating_add(self.limit) < total;
         Paging { total, limit: self.limit, offset: self.offset, has_more }
+    }
+}
+
+/// How far figures look back.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct FiguresQuery {
+    /// From `PT1M` to `P1D` (`PT1H`): to a full minute, to a full hour where it is longer than one.
+    window: Option<Iso>,
+}
+
+impl FiguresQuery {
+    /// The window, if it is one.
+    pub fn window(self, faults: &mut Faults) -> Option<Duration> {
+        let window = self.window.map_or(WINDOW, |Iso(window)| window);
+        if !(WINDOW_MIN..=WINDOW_MAX).contains(&window) {
+            faults.push("/window", "is from PT1M to P1D");
+        }
+        Some(window)
     }
 }
 

@@ -2,6 +2,7 @@
 //! refused. Never touches a message by itself.
 
 mod body;
+mod figures;
 
 use std::sync::Arc;
 
@@ -18,15 +19,12 @@ use super::auth::Caller;
 use super::extract::{IfMatch, Json, NoBody, Param, Query};
 use super::page::{Paging, Window};
 use super::problem::Problem;
-use super::wire::Time;
 use super::{Api, answer, reach};
 use crate::broker::Broker;
 use crate::catalog::Event;
 use crate::catalog::model::{Topic, TopicKind};
-use crate::clock::Timestamp;
-use crate::message::{GroupId, TopicName};
+use crate::message::TopicName;
 use crate::schemas::SchemaError;
-use crate::store::GroupStats;
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -34,7 +32,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
         .routes(routes!(create, list))
         .routes(routes!(get, put, delete))
         .routes(routes!(purge))
-        .routes(routes!(metrics))
+        .routes(routes!(figures::metrics))
 }
 
 /// Create a topic.
@@ -200,109 +198,6 @@ async fn purge_groups(broker: &Broker, topic: &Topic) -> Result<u64, Problem> {
         purged += broker.store.purge(topic.id, group).await?;
     }
     Ok(purged)
-}
-
-/// Figures of a topic. Totals count from its creation.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct TopicMetricsView {
-    #[schema(value_type = String)]
-    topic_name: TopicName,
-    /// In the log.
-    messages: u64,
-    /// On disk.
-    bytes: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    oldest_message_at: Option<Time>,
-    /// Waiting until they are due.
-    scheduled: u64,
-    /// On the dead-letter list.
-    dead_letters: u64,
-    /// When the oldest of them was put there.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    oldest_dead_letter_at: Option<Time>,
-    published_total: u64,
-    removed_total: u64,
-    idempotency_keys: u64,
-    groups: Vec<GroupMetricsView>,
-}
-
-/// Figures of one group.
-#[derive(Debug, Serialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-struct GroupMetricsView {
-    /// Empty for a Queue without a subscription.
-    #[schema(value_type = String)]
-    consumer_group: Arc<str>,
-    /// Granted to nobody, and due now.
-    lag: u64,
-    /// Seconds since the oldest message that it has not settled entered the log; 0 where there is none.
-    lag_seconds: u64,
-    in_flight: u64,
-    retrying: u64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    oldest_unsettled_at: Option<Time>,
-    delivered_total: u64,
-    acked_total: u64,
-    dead_lettered_total: u64,
-    expired_total: u64,
-}
-
-/// Figures of a topic.
-#[utoipa::path(
-    get, path = "/api/v1/topics/{topic}/metrics", tag = "topics",
-    params(("topic" = String, Path, description = "Its name")),
-    responses((status = 200, description = "As of now", body = TopicMetricsView)),
-)]
-async fn metrics(
-    State(broker): State<Arc<Broker>>,
-    caller: Caller,
-    Param(name): Param<TopicName>,
-) -> Result<Response, Problem> {
-    let topic = reach::topic(&broker, &caller, &name)?;
-    Ok(answer::ok(&figures(&broker, &topic).await?))
-}
-
-async fn figures(broker: &Broker, topic: &Topic) -> Result<TopicMetricsView, Problem> {
-    let stats = broker.store.stats(topic.id).await?;
-    let list = match topic.dead_letter {
-        Some(id) => broker.store.stats(id).await?.groups.into_iter().find(|group| group.group == GroupId::SHARED),
-        None => None,
-    };
-    let now = broker.clock.now();
-    let subscriptions = broker.directory.subscriptions_of(topic.id);
-    let named = |group: &GroupStats| {
-        let known = subscriptions.iter().find(|subscription| subscription.group == group.group);
-        group_figures(known.map_or_else(|| "".into(), |known| Arc::clone(&known.consumer_group)), group, now)
-    };
-    Ok(TopicMetricsView {
-        topic_name: topic.name.clone(),
-        messages: stats.messages,
-        bytes: stats.bytes,
-        oldest_message_at: stats.oldest.map(Time),
-        scheduled: stats.scheduled,
-        dead_letters: list.as_ref().map_or(0, |list| list.waiting),
-        oldest_dead_letter_at: list.and_then(|list| list.oldest_unsettled).map(Time),
-        published_total: stats.appended_total,
-        removed_total: stats.removed_total,
-        idempotency_keys: stats.dedup_keys,
-        groups: stats.groups.iter().map(named).collect(),
-    })
-}
-
-fn group_figures(consumer_group: Arc<str>, group: &GroupStats, now: Timestamp) -> GroupMetricsView {
-    GroupMetricsView {
-        consumer_group,
-        lag: group.waiting,
-        lag_seconds: group.oldest_unsettled.map_or(0, |oldest| now.since(oldest).as_secs()),
-        in_flight: group.leased,
-        retrying: group.retrying,
-        oldest_unsettled_at: group.oldest_unsettled.map(Time),
-        delivered_total: group.delivered_total,
-        acked_total: group.acked_total,
-        dead_lettered_total: group.dead_lettered_total,
-        expired_total: group.expired_total,
-    }
 }
 
 async fn view(broker: &Broker, topic: &Topic) -> Result<TopicView, Problem> {

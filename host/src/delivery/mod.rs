@@ -6,6 +6,7 @@ mod cloud_event;
 pub mod dead_letters;
 pub mod envelope;
 pub mod failure_view;
+pub mod liveness;
 pub mod outbound;
 pub mod pull;
 pub mod push;

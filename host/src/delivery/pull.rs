@@ -11,6 +11,7 @@ use tracing::Instrument as _;
 
 use crate::catalog::model::{Subscription, SubscriptionKind, Topic, TopicKind};
 use crate::clock::{Clock, Timestamp};
+use crate::delivery::liveness::Liveness;
 use crate::delivery::outbound::{Ask, Outbound, OutboundError, Prepared};
 use crate::delivery::turns::{Place, Turn, Turns};
 use crate::directory::Directory;
@@ -25,6 +26,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(2);
 
 /// Serves consumers.
 pub struct Consumers {
+    liveness: Arc<Liveness>,
     outbound: Arc<Outbound>,
     directory: Arc<Directory>,
     store: Arc<dyn MessageStore>,
@@ -89,6 +91,7 @@ impl Consumers {
     /// # Errors
     /// When its metric is registered already.
     pub fn new(
+        liveness: Arc<Liveness>,
         outbound: Arc<Outbound>,
         directory: Arc<Directory>,
         store: Arc<dyn MessageStore>,
@@ -98,7 +101,7 @@ impl Consumers {
         let delivered =
             IntCounter::new("sluice_pull_delivered_messages_total", "Messages handed to consumers that fetch.")?;
         registry.register(Box::new(delivered.clone()))?;
-        Ok(Consumers { outbound, directory, store, clock, stopping, turns: Turns::default(), delivered })
+        Ok(Consumers { liveness, outbound, directory, store, clock, stopping, turns: Turns::default(), delivered })
     }
 
     /// Leases messages for a consumer, waiting up to `request.wait` for the first.
@@ -122,6 +125,7 @@ impl Consumers {
     /// Looks until there is something, the wait is over, or the broker stops.
     async fn first(&self, request: &ConsumeRequest, until: Timestamp) -> Result<Prepared, ConsumeError> {
         let cursor = (request.topic.id, self.cursor(request)?.0);
+        let _open = self.liveness.asks(cursor, &request.holder);
         // Who waits does not push in before those who do.
         if self.clock.now() >= until || !self.turns.has_line(cursor) {
             let prepared = self.once(request).await?;

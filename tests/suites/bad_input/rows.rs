@@ -177,7 +177,7 @@ impl Bed {
             Row::get("/api/v1/topics?type=Queue&limit=10&offset=0"),
             Row::get("/api/v1/topics/news"),
             Row::put("/api/v1/topics/news").body(topic("news", "PubSub")).header("If-Match", "*"),
-            Row::get("/api/v1/topics/news/metrics"),
+            Row::get("/api/v1/topics/news/metrics?window=PT1H"),
             Row::get("/api/v1/topics/news/messages?from=earliest&partition=0&limit=10&filter=%24.a%20%3D%3D%201"),
             Row::get(format!("/api/v1/topics/news/messages?nextToken={browse}")),
             Row::get(format!("/api/v1/topics/news/dlq?limit=10&nextToken={letters}")),

@@ -195,6 +195,7 @@ async fn settle(
     let results = broker.settler.settle(vec![(held.clone(), word)]).await?;
     let settled = results.into_iter().next().expect("one word gets one result")?;
     slots.settled(&held, settled);
+    broker.liveness.settles(held.cursor(), caller.subject());
     Ok(answer::ok(&SettleAnswer::of(lease.message, settled)))
 }
 

@@ -134,7 +134,7 @@ pub(super) async fn settle_batch(
 ) -> Result<Response, Problem> {
     expect_json(&headers)?;
     let items = read(&broker, &caller, &body)?;
-    let results = settle_items(&broker, &slots, items).await?;
+    let results = settle_items(&broker, &slots, &caller, items).await?;
     let bytes = (results.len() + 1) * RESULT_BYTES;
     Ok(answer::ok_of_bytes(&SettleBatchAnswer { results }, bytes))
 }
@@ -225,7 +225,13 @@ impl Named<'_> {
     }
 }
 
-async fn settle_items(broker: &Broker, slots: &Slots, items: Vec<Item>) -> Result<Vec<SettleItemAnswer>, Problem> {
+async fn settle_items(
+    broker: &Broker,
+    slots: &Slots,
+    caller: &Caller,
+    items: Vec<Item>,
+) -> Result<Vec<SettleItemAnswer>, Problem> {
+    let mut last = None;
     let words: Vec<(Held, Word)> = items.iter().filter_map(|item| item.wanted.as_ref().ok().cloned()).collect();
     let results = if words.is_empty() { Vec::new() } else { broker.settler.settle(words).await? };
     let mut results = results.into_iter();
@@ -233,6 +239,10 @@ async fn settle_items(broker: &Broker, slots: &Slots, items: Vec<Item>) -> Resul
         let settled = item.wanted.and_then(|(held, _)| {
             let settled = results.next().expect("one result for each word")?;
             slots.settled(&held, settled);
+            // Most batches are of one group.
+            if last.replace(held.cursor()) != Some(held.cursor()) {
+                broker.liveness.settles(held.cursor(), caller.subject());
+            }
             Ok(settled)
         });
         match settled {

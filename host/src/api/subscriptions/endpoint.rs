@@ -2,29 +2,24 @@
 //! subscription.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use serde::Serialize;
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::api::auth::Caller;
 use crate::api::extract::{NoBody, Param, Query};
-use crate::api::page::{Paging, WindowQuery};
-use crate::api::problem::{Code, Faults, Problem};
+use crate::api::page::{FiguresQuery, Paging, WindowQuery};
+use crate::api::problem::{Code, Problem};
 use crate::api::wire::Iso;
 use crate::api::{Api, answer, reach};
 use crate::broker::Broker;
 use crate::catalog::Event;
 use crate::catalog::model::{Subscription, SubscriptionId, SubscriptionKind};
 use crate::delivery::push::{AttemptRecord, EndpointMetrics, TestResult};
-use crate::window::{WINDOW_MAX, WINDOW_MIN};
-
-/// The window of figures for which none is asked.
-const WINDOW: Duration = Duration::from_secs(3600);
 
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(test)).routes(routes!(attempts, clear_attempts)).routes(routes!(metrics))
@@ -102,25 +97,6 @@ async fn clear_attempts(
     Ok(answer::no_content())
 }
 
-/// How far to look back.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct MetricsQuery {
-    /// From `PT1M` to `P1D` (`PT1H`): to a full minute, to a full hour where it is longer than one.
-    window: Option<Iso>,
-}
-
-impl MetricsQuery {
-    fn window(self, faults: &mut Faults) -> Option<Duration> {
-        let window = self.window.map_or(WINDOW, |Iso(window)| window);
-        if !(WINDOW_MIN..=WINDOW_MAX).contains(&window) {
-            faults.push("/window", "is from PT1M to P1D");
-        }
-        Some(window)
-    }
-}
-
 /// An endpoint's figures.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
@@ -136,17 +112,17 @@ struct MetricsView {
 /// Figures of a webhook's endpoint.
 #[utoipa::path(
     get, path = "/api/v1/subscriptions/{id}/metrics", tag = "subscriptions",
-    params(("id" = String, Path, description = "Its id"), MetricsQuery),
+    params(("id" = String, Path, description = "Its id"), FiguresQuery),
     responses((status = 200, description = "Attempts of this broker in the window, since it started at most", body = MetricsView)),
 )]
 async fn metrics(
     State(broker): State<Arc<Broker>>,
     caller: Caller,
     Param(id): Param<SubscriptionId>,
-    query: Query<MetricsQuery>,
+    query: Query<FiguresQuery>,
 ) -> Result<Response, Problem> {
     let subscription = reach::subscription(&broker, &caller, id)?;
-    let window = query.check(MetricsQuery::window)?;
+    let window = query.check(FiguresQuery::window)?;
     need_endpoint(
         &subscription,
         "A Pull subscription has no endpoint; GET /topics/{topic}/metrics has its group's figures.",
