@@ -11,6 +11,7 @@ mod cloud_events;
 mod crash;
 mod dead_letters;
 mod delivery;
+mod directory;
 mod failures;
 mod fairness;
 mod full_disk;
