@@ -45,6 +45,8 @@ pub struct Received {
     /// 1 for the first; in webhooks a header has it instead, so that all attempts send one body.
     #[serde(default)]
     pub delivery_attempt: u32,
+    /// When the lease ends by itself; webhooks do not say.
+    pub ack_deadline: Option<String>,
     /// Settles the lease; webhooks have none.
     pub receipt: Option<String>,
 }
@@ -180,6 +182,16 @@ impl Delivery {
     #[must_use]
     pub fn payload(&self) -> &str {
         self.message.payload.as_deref().expect("the payload is text")
+    }
+
+    /// When the lease ends by itself, in milliseconds since 1970.
+    ///
+    /// # Panics
+    /// When the delivery does not say.
+    #[must_use]
+    pub fn deadline_ms(&self) -> i64 {
+        let text = self.message.ack_deadline.as_deref().expect("a lease has a deadline");
+        text.parse::<jiff::Timestamp>().expect("RFC 3339").as_millisecond()
     }
 
     /// The payload as JSON.

@@ -31,4 +31,5 @@ mod soak;
 mod streams;
 mod swaps;
 mod telemetry;
+mod trouble;
 mod webhooks;
