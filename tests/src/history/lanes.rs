@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn each_broken_promise_is_found() {
-        let stories: &[(&str, &[(u8, usize)], &[u8])] = &[
+        type Story<'a> = (&'a str, &'a [(u8, usize)], &'a [u8]);
+        let stories: &[Story<'_>] = &[
             ("while higher and lower ones waited", &[(0, 1), (4, 1), (9, 1)], &[4]),
             ("out of turn", &[(0, 3), (9, 9)], &[9, 0, 9, 9, 0]),
             ("in a row", &[(0, 1), (9, 9)], &[9; 8]),
