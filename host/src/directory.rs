@@ -3,9 +3,10 @@
 //! the catalog last, delete the other way round, so that a crash leaves nothing listed that is not there. Never touches
 //! messages.
 
+mod snapshot;
 mod specs;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +22,12 @@ use crate::catalog::{Actor, Catalog, CatalogError};
 use crate::clock::{Clock, Timestamp};
 use crate::delivery::push::signature::{Scheme, new_secret};
 use crate::entropy::Entropy;
-use crate::message::{GroupId, TopicId, TopicName};
+use crate::message::{GroupId, SYSTEM_TOPICS, TopicId, TopicName};
 use crate::pipeline::{PipelineError, Pipelines};
 use crate::schemas::{SchemaError, Schemas};
 use crate::store::{MessageStore, SeekTo, StoreError};
 
+use self::snapshot::Snapshot;
 use self::specs::{group_spec, needs_shared_group, shared_group};
 pub use self::specs::{group_specs, topic_spec};
 
@@ -44,14 +46,6 @@ pub struct Directory {
     changes: watch::Sender<u64>,
     /// Changes are rare and touch three places: one at a time.
     editing: Mutex<()>,
-}
-
-#[derive(Default)]
-struct Snapshot {
-    topics: HashMap<TopicName, Arc<Topic>>,
-    by_id: HashMap<TopicId, Arc<Topic>>,
-    subscriptions: HashMap<SubscriptionId, Arc<Subscription>>,
-    by_topic: HashMap<TopicId, Vec<Arc<Subscription>>>,
 }
 
 /// What a directory is made of.
@@ -134,7 +128,7 @@ impl Directory {
             changes: watch::channel(0).0,
             editing: Mutex::new(()),
         };
-        directory.reload().await?;
+        directory.load().await?;
         directory.reconcile().await?;
         Ok(Arc::new(directory))
     }
@@ -183,14 +177,14 @@ impl Directory {
     /// The subscriptions of one topic.
     #[must_use]
     pub fn subscriptions_of(&self, topic: TopicId) -> Vec<Arc<Subscription>> {
-        self.current.load().by_topic.get(&topic).cloned().unwrap_or_default()
+        self.current.load().of_topic(topic).to_vec()
     }
 
     /// The cursor that `group` consumes from, with its subscription; `None` if a PubSub topic has no such group.
     #[must_use]
     pub fn cursor(&self, topic: &Topic, group: &str) -> Option<(GroupId, Option<Arc<Subscription>>)> {
         let snapshot = self.current.load();
-        let mut subscriptions = snapshot.by_topic.get(&topic.id).into_iter().flatten();
+        let mut subscriptions = snapshot.of_topic(topic.id).iter();
         match topic.settings.kind {
             TopicKind::Queue => Some((GroupId::SHARED, subscriptions.next().cloned())),
             TopicKind::PubSub => subscriptions
@@ -221,8 +215,9 @@ impl Directory {
         }
         if !name.is_system() {
             // Each has one for its dead letters.
-            let there = self.current.load().topics.keys().filter(|name| !name.is_system()).count() / 2;
-            within(there, self.at_most.0, ("topics", "limits.topics_max"))?;
+            let own = SYSTEM_TOPICS.iter().filter_map(|name| self.topic(&name.parse().ok()?)).count();
+            let there = self.current.load().topics.len() / 2;
+            within(there.saturating_sub(own), self.at_most.0, ("topics", "limits.topics_max"))?;
         }
         let (id, dead_letter_id) = (self.catalog.reserve_topic_id().await?, self.catalog.reserve_topic_id().await?);
         let now = self.clock.now();
@@ -261,7 +256,10 @@ impl Directory {
             self.store.delete_topic(dead_letter_id).await?;
             return Err(error);
         }
-        self.reload().await?;
+        self.change(|snapshot| {
+            snapshot.put_topic(dead_letter);
+            snapshot.put_topic(topic.clone());
+        });
         Ok(Arc::new(topic))
     }
 
@@ -312,7 +310,7 @@ impl Directory {
                 return Err(error.into());
             }
         };
-        self.reload().await?;
+        self.change(|snapshot| snapshot.put_topic(topic.clone()));
         self.store.put_topic(topic_spec(&topic)).await?;
         Ok(Arc::new(topic))
     }
@@ -346,7 +344,10 @@ impl Directory {
             )));
         }
         self.catalog.delete_topic(topic.id, actor).await?;
-        self.reload().await?;
+        self.change(|snapshot| {
+            snapshot.remove_topic(topic.id);
+            snapshot.remove_topic(dead_letter);
+        });
         for subscription in subscriptions {
             self.pipelines.forget(Scope::Subscription(subscription.topic, subscription.id)).await;
         }
@@ -405,7 +406,7 @@ impl Directory {
             }
             return Err(error);
         }
-        self.reload().await?;
+        self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
         Ok(Arc::new(subscription))
     }
 
@@ -444,7 +445,7 @@ impl Directory {
                 return Err(error.into());
             }
         };
-        self.reload().await?;
+        self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
         self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
         Ok(Arc::new(subscription))
     }
@@ -463,7 +464,7 @@ impl Directory {
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(before.version, expected_version)?;
         let subscription = self.catalog.set_pause(id, pause, actor).await?;
-        self.reload().await?;
+        self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
         Ok(Arc::new(subscription))
     }
 
@@ -489,7 +490,7 @@ impl Directory {
         let secret = new_secret(scheme, &self.entropy);
         let until = self.clock.now().plus(overlap);
         let subscription = self.catalog.rotate_secret(id, secret, until, actor).await?;
-        self.reload().await?;
+        self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
         Ok(Arc::new(subscription))
     }
 
@@ -507,7 +508,7 @@ impl Directory {
         let subscription = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(subscription.version, expected_version)?;
         self.catalog.delete_subscription(id, actor).await?;
-        self.reload().await?;
+        self.change(|snapshot| snapshot.remove_subscription(&subscription));
         self.pipelines.forget(Scope::Subscription(subscription.topic, id)).await;
         if subscription.group == GroupId::SHARED {
             self.store.put_group(shared_group(subscription.topic)).await?;
@@ -551,26 +552,28 @@ impl Directory {
         }
     }
 
-    async fn reload(&self) -> Result<(), DirectoryError> {
-        let mut snapshot = Snapshot::default();
-        for topic in self.catalog.topics().await?.into_iter().map(Arc::new) {
-            snapshot.topics.insert(topic.name.clone(), Arc::clone(&topic));
-            snapshot.by_id.insert(topic.id, topic);
-        }
-        for subscription in self.catalog.subscriptions().await?.into_iter().map(Arc::new) {
-            snapshot.by_topic.entry(subscription.topic).or_default().push(Arc::clone(&subscription));
-            snapshot.subscriptions.insert(subscription.id, subscription);
-        }
-        self.current.store(Arc::new(snapshot));
-        self.changes.send_modify(|change| *change += 1);
+    async fn load(&self) -> Result<(), DirectoryError> {
+        let (topics, subscriptions) = (self.catalog.topics().await?, self.catalog.subscriptions().await?);
+        self.change(|snapshot| {
+            topics.into_iter().for_each(|topic| snapshot.put_topic(topic));
+            subscriptions.into_iter().for_each(|subscription| snapshot.put_subscription(subscription));
+        });
         Ok(())
+    }
+
+    /// What the catalog has taken is seen by everybody from now on. Under `editing`, or before anybody sees the directory.
+    fn change(&self, change: impl FnOnce(&mut Snapshot)) {
+        let mut next = Snapshot::clone(&self.current.load());
+        change(&mut next);
+        self.current.store(Arc::new(next));
+        self.changes.send_modify(|change| *change += 1);
     }
 
     /// The catalog decides: what it does not know goes, what the store lacks is made.
     async fn reconcile(&self) -> Result<(), DirectoryError> {
         let snapshot = self.current.load_full();
         let stored: HashSet<TopicId> = self.store.topics().await?.into_iter().collect();
-        for stray in stored.iter().filter(|id| !snapshot.by_id.contains_key(id)) {
+        for stray in stored.iter().filter(|id| snapshot.by_id.get(id).is_none()) {
             tracing::warn!(topic = stray.0, "removing a topic that the catalog does not know");
             self.store.delete_topic(*stray).await?;
         }

@@ -26,6 +26,8 @@ pub const SYSTEM_PREFIX: &str = "sluice.";
 pub const EVENTS_TOPIC: &str = "sluice.events";
 /// The topic that replies go to where the one who asks names none.
 pub const REPLIES_TOPIC: &str = "sluice.replies";
+/// All of the broker's own topics.
+pub const SYSTEM_TOPICS: [&str; 2] = [EVENTS_TOPIC, REPLIES_TOPIC];
 /// Bytes in a topic's name, from API.md.
 pub const TOPIC_NAME_BYTES_MAX: usize = 255;
 /// Headers of one message, from API.md.

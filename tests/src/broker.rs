@@ -284,6 +284,7 @@ impl Broker {
     async fn launch(&mut self, listen: &str) {
         // Emptied first, or the line of the start before would be taken for this one's.
         fs::write(self.stdout_file(), "").expect("a file in a folder of ours can be written");
+        self.clock.begins();
         self.process = Some(self.command(listen).spawn().expect("the broker's process starts"));
         let url = wait::until("the broker is ready", async || {
             let ended = self.process.as_mut().and_then(|process| process.try_wait().ok().flatten());

@@ -73,7 +73,14 @@ impl Client {
     /// # Errors
     /// The status.
     pub async fn try_stream(&self, topic: &str, group: &str, in_flight: u32) -> Result<Stream, u16> {
-        self.open_stream(topic, group, in_flight, &[]).await
+        self.open_stream(topic, group, in_flight, &[]).await.expect("the broker answers")
+    }
+
+    /// Opens a stream, again where one is given whose last event that arrived this is; none where it is refused or there
+    /// is no answer.
+    pub async fn reach_stream(&self, topic: &str, group: &str, in_flight: u32, last: Option<&str>) -> Option<Stream> {
+        let headers: Vec<(&str, &str)> = last.map(|last| ("last-event-id", last)).into_iter().collect();
+        self.open_stream(topic, group, in_flight, &headers).await.ok()?.ok()
     }
 
     /// Opens a stream again whose last event that arrived is this one.
@@ -82,7 +89,7 @@ impl Client {
     /// When it is refused.
     pub async fn resume_stream(&self, topic: &str, group: &str, in_flight: u32, last: &str) -> Stream {
         let resumed = self.open_stream(topic, group, in_flight, &[("last-event-id", last)]).await;
-        resumed.unwrap_or_else(|status| panic!("the stream is refused: {status}"))
+        resumed.expect("the broker answers").unwrap_or_else(|status| panic!("the stream is refused: {status}"))
     }
 
     async fn open_stream(
@@ -91,15 +98,15 @@ impl Client {
         group: &str,
         in_flight: u32,
         headers: &[(&str, &str)],
-    ) -> Result<Stream, u16> {
+    ) -> Result<Result<Stream, u16>, reqwest::Error> {
         let query = format!("consumerGroup={group}&maxInFlight={in_flight}");
         let url = format!("{}/api/v1/messages/stream/{topic}?{query}", self.url);
         let request = self.http.get(url).headers(header_map(headers)).bearer_auth(&self.token);
-        let response = request.send().await.expect("the broker answers");
-        match response.status().as_u16() {
+        let response = request.send().await?;
+        Ok(match response.status().as_u16() {
             200 => Ok(Stream::new(response, self.clone(), group)),
             refused => Err(refused),
-        }
+        })
     }
 
     /// Creates a topic of this name and type (`Queue` or `PubSub`), else as by default.

@@ -1,5 +1,6 @@
-//! The broker's clock, as a test moves it. Invariant: it only goes forward, and `advance` returns when the broker has
-//! seen it. Never touches the system's clock.
+//! The broker's clock, as a test moves it. Invariant: while a broker runs its clock only goes forward, whatever the file
+//! says, and so does this one; the next one begins with what the file says. `advance` returns when the broker has seen it.
+//! Never touches the system's clock.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +16,9 @@ pub struct TestClock(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     file: PathBuf,
+    /// What the file says.
+    said_ms: AtomicU64,
+    /// What the broker that runs goes by: the most that the file has said since it started.
     ahead_ms: AtomicU64,
 }
 
@@ -22,7 +26,11 @@ impl TestClock {
     /// A clock that does not run ahead yet, told to the broker through `file`.
     #[must_use]
     pub fn in_file(file: &Path) -> TestClock {
-        let clock = TestClock(Arc::new(Inner { file: file.to_owned(), ahead_ms: AtomicU64::new(0) }));
+        let clock = TestClock(Arc::new(Inner {
+            file: file.to_owned(),
+            said_ms: AtomicU64::new(0),
+            ahead_ms: AtomicU64::new(0),
+        }));
         clock.write(0);
         clock
     }
@@ -30,12 +38,27 @@ impl TestClock {
     /// Moves the broker's time forward.
     pub async fn advance(&self, by: Duration) {
         let millis = u64::try_from(by.as_millis()).expect("a test moves time by less than an age");
-        let ahead = self.0.ahead_ms.fetch_add(millis, Ordering::SeqCst) + millis;
-        self.write(ahead);
+        let said = self.0.said_ms.fetch_add(millis, Ordering::SeqCst) + millis;
+        self.0.ahead_ms.fetch_max(said, Ordering::SeqCst);
+        self.write(said);
         wait::taken_up().await;
     }
 
-    /// What time it is for the broker, in milliseconds since 1970.
+    /// Sets the clock back, as far as to the system's time: a broker that runs goes on from where it is, the next one begins
+    /// there.
+    pub fn set_back(&self, by: Duration) {
+        let millis = u64::try_from(by.as_millis()).expect("a test moves time by less than an age");
+        let back = |said: u64| Some(said.saturating_sub(millis));
+        let before = self.0.said_ms.fetch_update(Ordering::SeqCst, Ordering::SeqCst, back).expect("always some");
+        self.write(before.saturating_sub(millis));
+    }
+
+    /// A broker starts.
+    pub(crate) fn begins(&self) {
+        self.0.ahead_ms.store(self.0.said_ms.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+
+    /// What time it is for the broker, in milliseconds since 1970: its own clock is never ahead of this.
     #[must_use]
     pub fn now_ms(&self) -> i64 {
         system_ms() + i64::try_from(self.0.ahead_ms.load(Ordering::SeqCst)).expect("less than an age")

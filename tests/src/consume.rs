@@ -52,6 +52,8 @@ pub struct Received {
     /// Why it is one, of a dead letter.
     #[serde(default)]
     pub dead_letter: serde_json::Value,
+    /// When the lease ends by itself; webhooks do not say.
+    pub ack_deadline: Option<String>,
     /// Settles the lease; webhooks have none.
     pub receipt: Option<String>,
 }
@@ -187,6 +189,16 @@ impl Delivery {
     #[must_use]
     pub fn payload(&self) -> &str {
         self.message.payload.as_deref().expect("the payload is text")
+    }
+
+    /// When the lease ends by itself, in milliseconds since 1970.
+    ///
+    /// # Panics
+    /// When the delivery does not say.
+    #[must_use]
+    pub fn deadline_ms(&self) -> i64 {
+        let text = self.message.ack_deadline.as_deref().expect("a lease has a deadline");
+        text.parse::<jiff::Timestamp>().expect("RFC 3339").as_millisecond()
     }
 
     /// The payload as JSON.

@@ -1,7 +1,10 @@
 //! What clients of one topic of a broker that is being killed have seen. Invariant: a verdict rests on the clients' own
-//! requests and answers alone, ordered by when they were sent and received. Never asks the broker.
+//! requests and answers alone, ordered by when they were sent and received; what time it was is the broker's word in them.
+//! Never asks the broker.
 
+mod by_clock;
 mod judge;
+mod lanes;
 
 use std::collections::BTreeSet;
 
@@ -23,6 +26,31 @@ pub enum Promise {
     Ordered,
     /// As at least once, but what stays too long may be gone.
     Brief,
+    /// As at least once, to one consumer that asks for the next when it has the last: the highest lane goes first, and the
+    /// lowest is not forgotten.
+    Lanes,
+}
+
+/// What a publisher asked for beside the payload.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// Not to be delivered before, by the broker's clock.
+    pub due_ms: Option<i64>,
+    /// Not to be delivered from then on.
+    pub expires_ms: Option<i64>,
+    /// Its lane.
+    pub priority: u8,
+}
+
+/// When a delivery began, by the broker's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// Not before: a webhook says whole seconds.
+    pub from_ms: i64,
+    /// Not after.
+    pub to_ms: i64,
+    /// When its lease ends by itself, where the broker says so.
+    pub until_ms: Option<i64>,
 }
 
 /// The clients' record. A message is known by its tag: a text in its payload that no other message has.
@@ -34,17 +62,19 @@ pub struct History {
 
 #[derive(Debug, Clone)]
 enum Entry {
-    Asked { tag: String, key: Option<String> },
+    Asked { tag: String, key: Option<String>, terms: Terms },
     Accepted { tag: String, id: String },
     Refused { tag: String },
     ConsumeBegan,
     ConsumeLost { limit: usize },
-    Delivered { tag: String, id: String, began: Moment },
-    AckAsked { tag: String },
-    AckConfirmed { tag: String },
+    Delivered { tag: String, id: String, began: Moment, times: Option<Times> },
+    AckAsked { tag: String, until_ms: Option<i64> },
+    AckConfirmed { tag: String, by_ms: Option<i64> },
     NackAsked { tag: String },
     LeasesMayEnd,
     LeasesEnded { since: Moment },
+    Clock { ms: i64 },
+    Killed { by_ms: i64 },
 }
 
 impl History {
@@ -80,12 +110,17 @@ impl History {
 
     /// A publish is about to be sent.
     pub fn publish_asked(&self, tag: &str) {
-        self.push(Entry::Asked { tag: tag.to_owned(), key: None });
+        self.publish_on_terms_asked(tag, None, Terms::default());
     }
 
     /// A publish under a partition key is about to be sent; the one before it under that key has ended.
     pub fn publish_under_key_asked(&self, tag: &str, key: &str) {
-        self.push(Entry::Asked { tag: tag.to_owned(), key: Some(key.to_owned()) });
+        self.publish_on_terms_asked(tag, Some(key), Terms::default());
+    }
+
+    /// A publish on these terms is about to be sent; if it has a key, the one before it under that key has ended.
+    pub fn publish_on_terms_asked(&self, tag: &str, key: Option<&str>, terms: Terms) {
+        self.push(Entry::Asked { tag: tag.to_owned(), key: key.map(str::to_owned), terms });
     }
 
     /// A publish was answered with 2xx.
@@ -110,17 +145,32 @@ impl History {
 
     /// A consume that began at `began` handed this message out.
     pub fn delivered(&self, tag: &str, id: &str, began: Moment) {
-        self.push(Entry::Delivered { tag: tag.to_owned(), id: id.to_owned(), began });
+        self.push(Entry::Delivered { tag: tag.to_owned(), id: id.to_owned(), began, times: None });
+    }
+
+    /// The same, with the broker's word on when.
+    pub fn delivered_at(&self, tag: &str, id: &str, began: Moment, times: Times) {
+        self.push(Entry::Delivered { tag: tag.to_owned(), id: id.to_owned(), began, times: Some(times) });
     }
 
     /// An ack is about to be sent.
     pub fn ack_asked(&self, tag: &str) {
-        self.push(Entry::AckAsked { tag: tag.to_owned() });
+        self.push(Entry::AckAsked { tag: tag.to_owned(), until_ms: None });
+    }
+
+    /// An ack of a lease that ends by itself at this time is about to be sent.
+    pub fn ack_asked_until(&self, tag: &str, until_ms: i64) {
+        self.push(Entry::AckAsked { tag: tag.to_owned(), until_ms: Some(until_ms) });
     }
 
     /// An ack was answered with 2xx.
     pub fn ack_confirmed(&self, tag: &str) {
-        self.push(Entry::AckConfirmed { tag: tag.to_owned() });
+        self.push(Entry::AckConfirmed { tag: tag.to_owned(), by_ms: None });
+    }
+
+    /// An ack was answered with 2xx, or its effect seen, when the broker's clock was at this time at most.
+    pub fn ack_confirmed_by(&self, tag: &str, by_ms: i64) {
+        self.push(Entry::AckConfirmed { tag: tag.to_owned(), by_ms: Some(by_ms) });
     }
 
     /// A nack is about to be sent.
@@ -140,6 +190,16 @@ impl History {
         self.push(Entry::LeasesEnded { since });
     }
 
+    /// The broker has said what time it is.
+    pub fn clock_shown(&self, ms: i64) {
+        self.push(Entry::Clock { ms });
+    }
+
+    /// The broker is gone; its clock was at this time at most, and the next one's may be anywhere.
+    pub fn killed(&self, by_ms: i64) {
+        self.push(Entry::Killed { by_ms });
+    }
+
     /// The tags of all messages that were accepted.
     #[must_use]
     pub fn accepted(&self) -> BTreeSet<String> {
@@ -149,6 +209,23 @@ impl History {
             _ => None,
         });
         tags.collect()
+    }
+
+    /// The tags of all messages that were accepted, never expire, and were not delivered yet.
+    #[must_use]
+    pub fn owed(&self) -> BTreeSet<String> {
+        let entries = self.entries.lock();
+        let (mut lasting, mut accepted, mut delivered) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for entry in entries.iter() {
+            match entry {
+                Entry::Asked { tag, terms, .. } if terms.expires_ms.is_none() => drop(lasting.insert(tag)),
+                Entry::Accepted { tag, .. } => drop(accepted.insert(tag)),
+                Entry::Delivered { tag, .. } => drop(delivered.insert(tag)),
+                _ => {}
+            }
+        }
+        let owed = accepted.into_iter().filter(|tag| lasting.contains(tag) && !delivered.contains(tag));
+        owed.cloned().collect()
     }
 
     /// Every promise that was broken, in a sentence each. To be asked once nothing waits any more: a message that was

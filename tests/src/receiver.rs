@@ -1,5 +1,5 @@
 //! A webhook receiver. Invariant: it records every request before it answers, in the order of arrival, and answers what
-//! the test has scripted, then 200. Bounded by the test: nothing is thrown away while it runs, unless the test takes it.
+//! the test has scripted, then 200; or what the test decides, which then records by itself. Bounded by the test: nothing is thrown away while it runs, unless the test takes it.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -66,6 +66,9 @@ struct Recorder {
     script: Mutex<VecDeque<Scripted>>,
 }
 
+/// What a test makes of each request.
+type Decide = dyn Fn(&Request) -> u16 + Send + Sync;
+
 /// A receiver on a free port; stops when dropped.
 #[derive(Debug)]
 pub struct Receiver {
@@ -83,10 +86,19 @@ impl Drop for Receiver {
 impl Receiver {
     /// Listens on a free port of the loopback interface.
     pub async fn start() -> Receiver {
+        let recorder = Arc::new(Recorder::default());
+        Receiver::serve(recorder.clone(), Router::new().fallback(record).with_state(recorder)).await
+    }
+
+    /// The same, answering each request with the status that `decide` makes of it.
+    pub async fn deciding(decide: impl Fn(&Request) -> u16 + Send + Sync + 'static) -> Receiver {
+        let decide: Arc<Decide> = Arc::new(decide);
+        Receiver::serve(Arc::default(), Router::new().fallback(answer).with_state(decide)).await
+    }
+
+    async fn serve(recorder: Arc<Recorder>, app: Router) -> Receiver {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
-        let recorder = Arc::new(Recorder::default());
-        let app = Router::new().fallback(record).with_state(recorder.clone());
         let server = tokio::spawn(async move {
             axum::serve(listener, app).await.expect("a local server runs until it is aborted");
         });
@@ -140,6 +152,10 @@ async fn record(State(recorder): State<Arc<Recorder>>, uri: Uri, headers: Header
         response = response.header(name, value);
     }
     response.body(axum::body::Body::empty()).expect("the script holds valid headers")
+}
+
+async fn answer(State(decide): State<Arc<Decide>>, uri: Uri, headers: HeaderMap, body: Bytes) -> http::StatusCode {
+    http::StatusCode::from_u16(decide(&Request { uri, headers, body })).expect("a test decides on a status")
 }
 
 impl Request {

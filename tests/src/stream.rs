@@ -30,10 +30,15 @@ impl Stream {
     /// # Panics
     /// When none comes within [`wait::PATIENCE`], or the stream ends.
     pub async fn next(&mut self) -> Delivery {
-        let next = tokio::time::timeout(wait::PATIENCE, self.event());
-        let data = next.await.expect("an event comes").expect("the stream goes on");
+        let next = tokio::time::timeout(wait::PATIENCE, self.try_next());
+        next.await.expect("an event comes").expect("the stream goes on")
+    }
+
+    /// The next delivery, where the end of the stream is an outcome too.
+    pub async fn try_next(&mut self) -> Option<Delivery> {
+        let data = self.event().await?;
         let message: Received = serde_json::from_str(&data).unwrap_or_else(|error| panic!("{error}: {data}"));
-        Delivery::new(message, self.client.clone(), &self.group)
+        Some(Delivery::new(message, self.client.clone(), &self.group))
     }
 
     /// Whether the broker ends the stream, after whatever it still sends.

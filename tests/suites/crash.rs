@@ -94,7 +94,7 @@ async fn set_up(broker: &Broker, receiver: &Receiver) -> Arc<[Line]> {
         let guarantee = match promise {
             Promise::AtMostOnce => "AtMostOnce",
             Promise::ExactlyOnce => "ExactlyOnce",
-            Promise::AtLeastOnce | Promise::Ordered | Promise::Brief => "AtLeastOnce",
+            _ => "AtLeastOnce",
         };
         // The clock moves by minutes a round: nothing but the brief topic's messages may grow too old meanwhile.
         let topic = json!({

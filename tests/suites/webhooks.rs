@@ -249,3 +249,22 @@ async fn a_test_delivery_shows_request_and_response() {
     broker.consume("events", "hook").answer().await;
     assert_eq!(receiver.requests().len(), 1, "a test stores nothing");
 }
+
+#[tokio::test]
+async fn what_expires_behind_another_of_its_key_is_not_posted_but_counted() {
+    let (broker, receiver) = (Broker::start().await, Receiver::start().await);
+    broker.create_topic("orders", "PubSub").await;
+    broker.subscribe_push("orders", "hook", &receiver.url(), json!({})).await;
+    let release = Arc::new(Notify::new());
+    receiver.answers([Scripted::from(200).held_until(Arc::clone(&release))]);
+    broker.publish("orders", "first").key("k").await;
+    receiver.received(1).await;
+    broker.publish("orders", "second").key("k").field("ttl", "PT10S").await;
+    let figure = async |name: &str| broker.get("/topics/orders/metrics").await.expect(200)["groups"][0][name].clone();
+    wait::until("the second waits behind the first", async || (figure("inFlight").await == 2).then_some(())).await;
+    broker.clock().advance(Duration::from_secs(11)).await;
+    release.notify_one();
+    wait::until("the first is acked", async || (figure("ackedTotal").await == 1).then_some(())).await;
+    wait::until("the second is counted", async || (figure("expiredTotal").await == 1).then_some(())).await;
+    assert_eq!(receiver.requests().len(), 1);
+}

@@ -244,7 +244,8 @@ impl Forward {
         let deadline = self.clock.now().plus(Duration::from_secs(LEASE_SECONDS));
         let (position, message) = read.message().map_err(|error| client.foreign(error))?;
         let body = PushBody::of(self.target.format, &self.target.topic, position, &message);
-        let delivery = Delivery { id, body, attempt, deadline, trace: message.meta.trace };
+        let trace = message.meta.trace;
+        let delivery = Delivery { id, body, attempt, deadline, expires_at: None, trace };
         let Some(sent) = self.sender.send(&self.target, &delivery).await else { return Ok(false) };
         let refused = refusal(&sent);
         show(output, &sent, &delivery, refused.as_deref())?;

@@ -18,10 +18,14 @@ mod load;
 mod push;
 #[path = "bench/report.rs"]
 mod report;
+#[path = "bench/scale.rs"]
+mod scale;
 #[path = "bench/stages.rs"]
 mod stages;
 #[path = "bench/swaps.rs"]
 mod swaps;
+#[path = "bench/wake.rs"]
+mod wake;
 
 use std::path::Path;
 use std::time::Duration;
@@ -39,8 +43,20 @@ const TOPIC: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The groups of rows, by the names that choose them.
-const GROUPS: [&str; 10] =
-    ["publish", "batch", "consume", "stages", "push", "endpoints", "telemetry", "footprint", "hostile", "swaps"];
+const GROUPS: [&str; 12] = [
+    "publish",
+    "batch",
+    "consume",
+    "wake",
+    "stages",
+    "push",
+    "endpoints",
+    "telemetry",
+    "footprint",
+    "scale",
+    "hostile",
+    "swaps",
+];
 
 #[tokio::main]
 async fn main() {
@@ -61,11 +77,13 @@ async fn main() {
             "publish" => http_rows::publish(&mut report).await,
             "batch" => http_rows::batch(&mut report).await,
             "consume" => http_rows::consume(&mut report).await,
+            "wake" => wake::rows(&mut report).await,
             "stages" => stages::rows(&mut report).await,
             "push" => push::rows(&mut report).await,
             "endpoints" => endpoints::rows(&mut report).await,
             "telemetry" => footprint::telemetry(&mut report).await,
             "footprint" => footprint::rows(&mut report).await,
+            "scale" => scale::rows(&mut report).await,
             "hostile" => hostile::rows(&mut report).await,
             _ => swaps::rows(&mut report).await,
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::{Entry, Moment, Promise};
+use super::{Entry, Moment, Promise, Terms, Times, by_clock, lanes};
 
 /// Every promise that was broken, in a sentence each.
 pub(super) fn violations(promise: Promise, entries: &[Entry]) -> Vec<String> {
@@ -12,6 +12,7 @@ pub(super) fn violations(promise: Promise, entries: &[Entry]) -> Vec<String> {
     let mut found = Vec::new();
     facts.stored_as_said(&mut found);
     facts.not_after_ack(&mut found);
+    by_clock::violations(&facts, entries, &mut found);
     match promise {
         Promise::AtMostOnce => {
             facts.at_most_once(&mut found);
@@ -27,33 +28,51 @@ pub(super) fn violations(promise: Promise, entries: &[Entry]) -> Vec<String> {
             facts.one_live_lease(&mut found);
             facts.in_order(&mut found);
         }
+        Promise::Lanes => {
+            facts.none_lost(&mut found);
+            facts.one_live_lease(&mut found);
+            lanes::violations(entries, &mut found);
+        }
     }
     found
 }
 
 /// A consume's answer that held the message.
 #[derive(Debug, Clone, Copy)]
-struct Handed {
-    began: Moment,
-    at: Moment,
+pub(super) struct Handed {
+    pub(super) began: Moment,
+    pub(super) at: Moment,
+    pub(super) times: Option<Times>,
+}
+
+impl Handed {
+    /// Whether both leases lived at one time, as far as the broker said when they began and end.
+    fn may_meet(&self, other: &Handed) -> bool {
+        let ends_before = |one: &Handed, other: &Handed| match (one.times, other.times) {
+            (Some(Times { until_ms: Some(until), .. }), Some(other)) => until <= other.from_ms,
+            _ => false,
+        };
+        !(ends_before(self, other) || ends_before(other, self))
+    }
 }
 
 /// What is known of one message.
 #[derive(Debug, Default)]
-struct Life {
+pub(super) struct Life {
     asked: bool,
+    pub(super) terms: Terms,
     refused: bool,
     accepted_as: BTreeSet<String>,
     delivered_as: BTreeSet<String>,
-    handed: Vec<Handed>,
+    pub(super) handed: Vec<Handed>,
     ack_asked: Option<Moment>,
-    ack_confirmed: Option<Moment>,
+    pub(super) ack_confirmed: Option<Moment>,
     nacks: Vec<Moment>,
 }
 
 #[derive(Debug, Default)]
-struct Facts {
-    lives: BTreeMap<String, Life>,
+pub(super) struct Facts {
+    pub(super) lives: BTreeMap<String, Life>,
     /// Key → its tags in the order they were published.
     keys: BTreeMap<String, Vec<String>>,
     /// Spans in which all leases ended.
@@ -72,32 +91,31 @@ impl Facts {
 
     fn take(&mut self, at: Moment, entry: &Entry) {
         match entry {
-            Entry::Asked { tag, key } => {
+            Entry::Asked { tag, key, terms } => {
                 if let Some(key) = key {
                     self.keys.entry(key.clone()).or_default().push(tag.clone());
                 }
                 let life = self.life(tag);
-                (life.asked, life.refused) = (true, false);
+                (life.asked, life.terms, life.refused) = (true, *terms, false);
             }
             Entry::Accepted { tag, id } => {
                 self.life(tag).accepted_as.insert(id.clone());
             }
             Entry::Refused { tag } => self.life(tag).refused = true,
-            Entry::ConsumeBegan => {}
+            Entry::ConsumeBegan | Entry::LeasesMayEnd | Entry::Clock { .. } | Entry::Killed { .. } => {}
             Entry::ConsumeLost { limit } => self.room_lost += limit,
-            Entry::Delivered { tag, id, began } => {
+            Entry::Delivered { tag, id, began, times } => {
                 let life = self.life(tag);
                 life.delivered_as.insert(id.clone());
-                life.handed.push(Handed { began: *began, at });
+                life.handed.push(Handed { began: *began, at, times: *times });
             }
-            Entry::AckAsked { tag } => {
+            Entry::AckAsked { tag, .. } => {
                 self.life(tag).ack_asked.get_or_insert(at);
             }
-            Entry::AckConfirmed { tag } => {
+            Entry::AckConfirmed { tag, .. } => {
                 self.life(tag).ack_confirmed.get_or_insert(at);
             }
             Entry::NackAsked { tag } => self.life(tag).nacks.push(at),
-            Entry::LeasesMayEnd => {}
             Entry::LeasesEnded { since } => self.leases_ended.push(*since..at),
         }
     }
@@ -144,8 +162,11 @@ impl Facts {
         }
     }
 
+    /// What expires may be gone.
     fn never_delivered(&self) -> impl Iterator<Item = &String> {
-        let undelivered = |(_, life): &(&String, &Life)| !life.accepted_as.is_empty() && life.handed.is_empty();
+        let undelivered = |(_, life): &(&String, &Life)| {
+            !life.accepted_as.is_empty() && life.handed.is_empty() && life.terms.expires_ms.is_none()
+        };
         self.lives.iter().filter(undelivered).map(|(tag, _)| tag)
     }
 
@@ -169,7 +190,7 @@ impl Facts {
                 let between = pair[0].began.min(pair[1].began)..pair[1].at;
                 let nacked = life.nacks.iter().any(|moment| between.contains(moment));
                 let ended = self.leases_ended.iter().any(|span| span.start < between.end && between.start < span.end);
-                if !(ended || nacked) {
+                if pair[0].may_meet(&pair[1]) && !(ended || nacked) {
                     found.push(format!(
                         "{tag} was leased twice at {:?} and {:?}, nothing ended the first",
                         pair[0], pair[1]

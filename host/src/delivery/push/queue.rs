@@ -3,6 +3,7 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::clock::Timestamp;
 use crate::store::Lease;
@@ -47,10 +48,11 @@ impl Queue {
         self.bytes
     }
 
-    /// The deadline that passes first.
+    /// The deadline that passes first, with so much time before it, or the expiry.
     #[must_use]
-    pub fn deadline_min(&self) -> Option<Timestamp> {
-        self.ready.iter().chain(self.keys.values().flat_map(|state| &state.parked)).map(|lease| lease.deadline).min()
+    pub fn stale_at(&self, margin: Duration) -> Option<Timestamp> {
+        let all = self.ready.iter().chain(self.keys.values().flat_map(|state| &state.parked));
+        all.map(|lease| stale_at(lease, margin)).min()
     }
 
     /// Whether [`Queue::pop`] has something.
@@ -97,18 +99,17 @@ impl Queue {
         }
     }
 
-    /// Takes out what could no longer be sent in good time, with everything else of the same keys: a message must not
-    /// overtake an earlier one of its key that goes back.
-    pub fn take_stale(&mut self, deadline_min: Timestamp) -> Vec<Lease> {
+    /// Takes out what could no longer be sent so long before its deadline, or has expired, with everything else of the same
+    /// keys: a message must not overtake an earlier one of its key that goes back.
+    pub fn take_stale(&mut self, now: Timestamp, margin: Duration) -> Vec<Lease> {
         let all = || self.ready.iter().chain(self.keys.values().flat_map(|state| &state.parked));
-        let stale = |lease: &&Lease| lease.deadline < deadline_min;
+        let is_stale = |lease: &Lease| stale_at(lease, margin) <= now;
+        let stale = |lease: &&Lease| is_stale(lease);
         if !all().any(|lease| stale(&lease)) {
             return Vec::new();
         }
         let keys: HashSet<Arc<str>> = all().filter(stale).filter_map(|lease| lease.message.meta.key.clone()).collect();
-        self.take(|lease| {
-            lease.deadline < deadline_min || lease.message.meta.key.as_ref().is_some_and(|key| keys.contains(key))
-        })
+        self.take(|lease| is_stale(lease) || lease.message.meta.key.as_ref().is_some_and(|key| keys.contains(key)))
     }
 
     /// Takes out all messages of this key.
@@ -151,6 +152,14 @@ impl Queue {
     }
 }
 
+/// From when on a lease is not to be sent: so long before its deadline (at that very time it still may), or its message's
+/// expiry.
+#[must_use]
+pub fn stale_at(lease: &Lease, margin: Duration) -> Timestamp {
+    let too_late = lease.deadline.minus(margin).plus(Duration::from_millis(1));
+    lease.message.meta.expires_at.map_or(too_late, |expires| expires.min(too_late))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -187,11 +196,13 @@ mod tests {
         {
             queue.push(Lease { deadline: Timestamp(deadline), ..lease(at, key) });
         }
-        let mut stale: Vec<u64> = queue.take_stale(Timestamp(50)).iter().map(sequence).collect();
+        let mut stale: Vec<u64> =
+            queue.take_stale(Timestamp(40), Duration::from_millis(10)).iter().map(sequence).collect();
         stale.sort_unstable();
         assert_eq!(stale, [0, 1, 3]);
         assert_eq!(queue.len(), 2);
-        assert!(queue.take_stale(Timestamp(50)).is_empty());
+        assert_eq!(queue.stale_at(Duration::from_millis(10)), Some(Timestamp(90)));
+        assert!(queue.take_stale(Timestamp(89), Duration::from_millis(10)).is_empty());
         assert_eq!(queue.take_all().len(), 2);
         assert_eq!((queue.len(), queue.bytes()), (0, 0));
     }

@@ -169,10 +169,10 @@ impl Sender {
         }
     }
 
-    /// Sends once. `None`: the deadline has passed, nothing was sent.
+    /// Sends once. `None`: the deadline has passed or the message has expired, nothing was sent.
     pub async fn send(&self, target: &Target, delivery: &Delivery) -> Option<Sent> {
         let at = self.clock.now();
-        if at >= delivery.deadline {
+        if !delivery.may_begin(at) {
             return None;
         }
         let span = span(target, delivery);
@@ -661,13 +661,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_sent_after_the_deadline() {
+    async fn nothing_is_sent_after_the_deadline_or_the_expiry() {
         let receiver = Receiver::start(|_, _| answer("200 OK", "")).await;
         let clock = Clock::fixed(Timestamp(1_700_000_000_000));
         let sender = Sender::new(&settings(), clock.clone()).unwrap();
         let target = Target::of(&subscription(&receiver.url)).unwrap();
-        let delivery = Delivery { deadline: clock.now(), ..Delivery::of(&target, &lease(1, None)) };
-        assert!(sender.send(&target, &delivery).await.is_none());
+        let delivery = Delivery::of(&target, &lease(1, None));
+        let late = Delivery { deadline: clock.now(), ..delivery.clone() };
+        assert!(sender.send(&target, &late).await.is_none());
+        let expired = Delivery { expires_at: Some(clock.now()), ..delivery };
+        assert!(sender.send(&target, &expired).await.is_none());
         assert!(receiver.received().is_empty());
     }
 }

@@ -143,6 +143,8 @@ pub struct Delivery {
     pub attempt: u32,
     /// It is not sent after this.
     pub deadline: Timestamp,
+    /// Nor from then on; an answer may come later.
+    pub expires_at: Option<Timestamp>,
     /// The trace of the publish.
     pub trace: Option<crate::message::TraceContext>,
 }
@@ -157,8 +159,15 @@ impl Delivery {
             body: PushBody::of(target.format, &target.topic, lease.position, message),
             attempt: lease.attempt,
             deadline: lease.deadline,
+            expires_at: message.meta.expires_at,
             trace: message.meta.trace.clone(),
         }
+    }
+
+    /// Whether sending it may begin.
+    #[must_use]
+    pub fn may_begin(&self, at: Timestamp) -> bool {
+        at < self.deadline && self.expires_at.is_none_or(|expires| at < expires)
     }
 }
 
@@ -261,6 +270,7 @@ mod tests {
             },
             attempt: 3,
             deadline: Timestamp::MAX,
+            expires_at: None,
             trace: Some(TraceContext { parent: "00-a-b-01".into(), state: Some("v=1".into()) }),
         }
     }

@@ -91,7 +91,7 @@ pub(super) async fn send(
     let message = test_message(subscription, topic, clock, entropy);
     let position = Position { topic: topic.id, partition: 0, offset: Offset(0) };
     let body = PushBody::of(target.format, &target.topic, position, &message);
-    let delivery = Delivery { id: message.id, body, attempt: 1, deadline: due, trace: None };
+    let delivery = Delivery { id: message.id, body, attempt: 1, deadline: due, expires_at: None, trace: None };
     let mut headers = target.headers(&delivery, now);
     headers.insert(TEST_HEADER, http::HeaderValue::from_static("true"));
     let request = TestRequest {

@@ -241,8 +241,11 @@ impl Worker {
         let key = lease.message.meta.key.clone();
         self.sending_bytes -= lease.message.payload.len();
         let Some(sent) = sent else {
-            // The lease has ended by itself: there is nothing to settle.
             self.parts.metrics.expired(1);
+            // If the lease has ended by itself, there is nothing to settle.
+            if !self.at_most_once && self.parts.clock.now() < lease.deadline {
+                self.release(vec![lease]);
+            }
             self.queue.done(&key);
             return;
         };

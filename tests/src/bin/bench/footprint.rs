@@ -112,7 +112,8 @@ async fn cpu_per_message(broker: &Broker) -> f64 {
     (cpu_seconds(broker) - before) / done.messages as f64
 }
 
-fn cpu_seconds(broker: &Broker) -> f64 {
+/// Of the broker, since it started.
+pub fn cpu_seconds(broker: &Broker) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", broker.process_id())).expect("the broker runs");
     // The name in brackets may hold spaces; user and system time are the 12th and 13th fields behind it.
     let fields: Vec<&str> = stat.rsplit_once(')').expect("a name in brackets").1.split_whitespace().collect();

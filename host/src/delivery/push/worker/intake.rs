@@ -8,6 +8,7 @@ use futures_util::FutureExt as _;
 
 use super::super::endpoint::Wait;
 use super::super::feed::Want;
+use super::super::queue::stale_at;
 use super::super::room::Place;
 use super::{Worker, settle};
 use crate::catalog::model::Guarantee;
@@ -60,21 +61,21 @@ impl Worker {
             return;
         }
         self.stale_at = Timestamp::MAX;
+        let margin = self.stale_margin();
+        let stale = self.queue.take_stale(now, margin);
         if self.at_most_once {
-            // The grant has settled them: until the very end they may go, after it they may not.
-            let expired = self.queue.take_stale(now);
-            self.parts.metrics.expired(expired.len());
+            self.parts.metrics.expired(stale.len());
         } else {
-            let stale = self.queue.take_stale(now.plus(self.send_time()));
+            // What has expired is counted when it would be leased again.
             self.release(stale);
         }
-        self.stale_at = self.queue.deadline_min().map_or(Timestamp::MAX, |deadline| self.stale_time(deadline));
+        self.stale_at = self.queue.stale_at(margin).unwrap_or(Timestamp::MAX);
     }
 
-    fn stale_time(&self, deadline: Timestamp) -> Timestamp {
-        // Just after, as a deadline that is exactly far enough away still does.
-        let margin = if self.at_most_once { Duration::ZERO } else { self.send_time() };
-        deadline.minus(margin).plus(Duration::from_millis(1))
+    /// How long before its deadline a lease is given back. What a grant has settled may go until the very end, after it it
+    /// may not.
+    fn stale_margin(&self) -> Duration {
+        if self.at_most_once { Duration::ZERO } else { self.send_time() }
     }
 
     pub(super) fn begin_lease(&mut self) {
@@ -196,8 +197,9 @@ impl Worker {
         match prepared {
             Ok(prepared) => {
                 self.hungry |= prepared.more;
+                let margin = self.stale_margin();
                 for lease in prepared.leases {
-                    self.stale_at = self.stale_at.min(self.stale_time(lease.deadline));
+                    self.stale_at = self.stale_at.min(stale_at(&lease, margin));
                     self.queue.push(lease);
                 }
             }
