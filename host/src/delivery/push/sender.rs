@@ -35,7 +35,8 @@ const BODY_READ_TIME_MAX: Duration = Duration::from_secs(2);
 /// How long a connection may take to be made, where the time for the whole answer is longer.
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long an idle connection is kept: less than the 5 s after which the most impatient common server (Node.js) closes
-/// it, as a request that meets the closing is a failed attempt.
+/// it, as a request that meets the closing is a failed attempt. One of HTTP/2 counts as idle from its last request on: it
+/// takes no more then, and what is under way on it goes on.
 const IDLE_TIME_MAX: Duration = Duration::from_secs(4);
 /// How long a connection of HTTP/2 may be silent while requests wait on it before it is asked whether it is alive, and how
 /// long it has to say so. A dead one would take all attempts with it until the system gives it up, after a quarter of an

@@ -158,13 +158,14 @@ impl Worker {
         }
         self.needs_room = true;
         if self.at_most_once {
-            // A grant settles: each needs a place of its own that nobody else can take.
-            while self.places.len() < max
+            // A grant settles: each needs a place of its own that nobody else can take, beside those of what is held already.
+            let held = self.queue.len();
+            while self.places.len() < held + max
                 && let Some(place) = self.seat.enter(self.sends.len() + self.places.len())
             {
                 self.places.push(place);
             }
-            return max.min(self.places.len());
+            return max.min(self.places.len().saturating_sub(held));
         }
         if !self.sends.is_empty() || !self.queue.is_empty() {
             return if self.seat.waits() { 0 } else { max };
