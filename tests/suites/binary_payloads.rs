@@ -3,6 +3,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use http::Method;
 use serde_json::{Value, json};
 use sluice_tests::{Answer, Broker, Receiver, wait};
 
@@ -96,6 +97,20 @@ async fn a_stream_a_batch_and_a_restart_keep_bytes_too() {
         assert_eq!(bytes_of(&read), bytes);
         delivery.ack().await;
     }
+}
+
+#[tokio::test]
+async fn lines_keep_bytes_too() {
+    let broker = Broker::start().await;
+    broker.create_topic("blobs", "Queue").await;
+    let line = |bytes: &Vec<u8>| json!({"topicName": "blobs", "payloadBase64": STANDARD.encode(bytes)}).to_string();
+    let lines: Vec<String> = payloads().iter().map(line).collect();
+    let headers = [("content-type", "application/x-ndjson")];
+    let answer = broker.send(Method::POST, "/messages/publish/batch", &headers, lines.join("\n")).await.expect(200);
+    assert_eq!(answer["accepted"], payloads().len(), "{answer}");
+    let browsed = broker.get("/topics/blobs/messages").await.expect(200);
+    let stored: Vec<Vec<u8>> = browsed["messages"].as_array().expect("a list").iter().map(bytes_of).collect();
+    assert_eq!(stored, payloads());
 }
 
 #[tokio::test]

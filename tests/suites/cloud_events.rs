@@ -100,6 +100,7 @@ async fn an_event_goes_out_in_binary_mode_as_it_came() {
     request.verify(&secret);
     assert_eq!((&request.body[..], request.header("content-type")), (&[0x00, 0xff][..], "image/png"));
     assert_eq!(request.header("x-message-id"), published["messageId"]);
+    assert_eq!(&request.header("traceparent")[3..35], "0af7651916cd43dd8448eb211c80319c", "the event's own trace");
     let expected = [
         ("dataschema", "https://example.com/s"),
         ("id", "A%201"),
@@ -186,6 +187,28 @@ async fn all_attempts_send_one_event() {
             assert_eq!(attributes(request), attributes(&requests[0]));
         }
     }
+}
+
+#[tokio::test]
+async fn an_event_that_has_expired_is_not_delivered() {
+    let broker = Broker::start().await;
+    broker.create_topic("orders", "Queue").await;
+    let in_hours = |hours: i64| {
+        let at = broker.clock().now_ms() + hours * 3_600_000;
+        jiff::Timestamp::from_millisecond(at).expect("a time of this age").to_string()
+    };
+    let (soon, late) = (in_hours(1), in_hours(48));
+    publish_structured(&broker, "orders", &event("1", json!({"expirytime": soon}))).await.expect(202);
+    let headers = [&required("2")[..], &[("ce-expirytime", &late)]].concat();
+    publish(&broker, "orders", &headers, "x").await.expect(202);
+    broker.clock().advance(Duration::from_secs(2 * 3600)).await;
+    let taken = broker.get("/messages/consume/orders?consumerGroup=g&limit=10").await.expect(200);
+    let taken = taken["messages"].as_array().expect("a list");
+    let headers: Vec<&Value> = taken.iter().map(|message| &message["headers"]).collect();
+    assert_eq!(headers.len(), 1, "{headers:?}");
+    assert_eq!((&headers[0]["ce-id"], &headers[0]["ce-expirytime"]), (&json!("2"), &json!(late)));
+    let past = publish_structured(&broker, "orders", &event("3", json!({"expirytime": soon}))).await;
+    assert_eq!(past.expect_problem(400, "VALIDATION_ERROR")["errors"][0]["pointer"], "/expirytime");
 }
 
 #[tokio::test]

@@ -20,6 +20,12 @@ pub const REQUIRED: [&str; 4] = ["specversion", "id", "source", "type"];
 pub const DATA_CONTENT_TYPE: &str = "datacontenttype";
 /// The attribute of the partitioning extension: messages of one key keep their order.
 pub const PARTITION_KEY: &str = "partitionkey";
+/// The attribute of the expiration extension: after this time nobody wants the event any more.
+pub const EXPIRY_TIME: &str = "expirytime";
+/// The attributes of the distributed tracing extension: the trace in which the event came to be.
+pub const TRACE_PARENT: &str = "traceparent";
+/// Goes with [`TRACE_PARENT`].
+pub const TRACE_STATE: &str = "tracestate";
 
 /// Bytes of an idempotency key that is made from an event's attributes; longer ones are hashed.
 const IDENTITY_BYTES_MAX: usize = 1024;
@@ -65,7 +71,7 @@ pub fn check_value(name: &str, value: &str) -> Result<(), &'static str> {
             Err("is a URI or a reference to one such as /sensors/7 (RFC 3986), not empty")
         }
         "dataschema" if !is_uri(value) => Err("is an absolute URI (RFC 3986)"),
-        "time" if !is_time(value) => Err("is an RFC 3339 time such as 2026-01-31T12:00:00Z"),
+        "time" | EXPIRY_TIME if !is_time(value) => Err("is an RFC 3339 time such as 2026-01-31T12:00:00Z"),
         _ => Ok(()),
     }
 }
@@ -117,6 +123,12 @@ fn is_time(text: &str) -> bool {
 #[must_use]
 pub fn to_header(value: &str) -> String {
     utf8_percent_encode(value, ENCODED).to_string()
+}
+
+/// How many bytes [`to_header`] makes of the value.
+#[must_use]
+pub fn header_bytes(value: &str) -> usize {
+    utf8_percent_encode(value, ENCODED).map(str::len).sum()
 }
 
 /// The value that an HTTP header holds, by the binding's two steps: one string in double quotes is taken out of them, as
@@ -185,6 +197,7 @@ mod tests {
             ("time", "2018-04-05T17:31:00Z"),
             ("time", "2018-04-05t17:31:00.123456789+01:00"),
             ("time", "1985-04-12T23:20:50.52-08:00"),
+            ("expirytime", "2018-04-05T17:31:00Z"),
             ("empty", ""),
         ] {
             assert_eq!(check_value(name, value), Ok(()), "{name}: {value}");
@@ -210,6 +223,8 @@ mod tests {
             ("time", "2018-04-05T17:31:00.Z"),
             ("time", "2018-13-05T17:31:00Z"),
             ("time", "2018-04-05T17:31:00+01"),
+            ("expirytime", "60"),
+            ("expirytime", ""),
             ("any", "a\tb"),
             ("any", "\u{85}"),
             ("any", "\u{ffff}"),
@@ -257,6 +272,7 @@ mod tests {
         fn what_is_written_into_a_header_is_read_back(value in any::<String>()) {
             let written = to_header(&value);
             prop_assert!(written.bytes().all(|byte| (0x21..=0x7e).contains(&byte)));
+            prop_assert_eq!(header_bytes(&value), written.len());
             prop_assert_eq!(from_header(written.as_bytes()), Ok(value));
         }
     }

@@ -334,7 +334,7 @@ fn cloud_events() -> Vec<Row> {
         let mut event = json!({
             "specversion": "1.0", "id": id, "source": "/shop", "type": "order.created", "subject": "order 7",
             "time": "2026-01-31T12:00:00Z", "datacontenttype": "application/json", "partitionkey": "k",
-            "dataschema": "https://example.com/order.json",
+            "dataschema": "https://example.com/order.json", "expirytime": "2999-01-31T12:00:00Z",
         });
         event.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
         event
@@ -353,6 +353,7 @@ fn cloud_events() -> Vec<Row> {
         ("ce-time", "2026-01-31T12:00:00Z"),
         ("ce-dataschema", "https://example.com/order.json"),
         ("ce-partitionkey", "k"),
+        ("ce-expirytime", "2999-01-31T12:00:00Z"),
     ];
     vec![
         one.clone().body(event("data", data.clone())),

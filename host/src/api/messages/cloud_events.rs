@@ -22,11 +22,14 @@ use crate::api::extract::{Spare, Text, decode, decode_list, expect_json, is_medi
 use crate::api::problem::{Code, Fault, Faults, Problem};
 use crate::api::wire::Time;
 use crate::catalog::model::Topic;
+use crate::clock::Timestamp;
 use crate::message::cloud_event::{
-    DATA_CONTENT_TYPE, PARTITION_KEY, PREFIX, REQUIRED, check_name, check_value, from_header, identity, is_core,
+    DATA_CONTENT_TYPE, EXPIRY_TIME, PARTITION_KEY, PREFIX, REQUIRED, TRACE_PARENT, TRACE_STATE, check_name,
+    check_value, from_header, header_bytes, identity, is_core,
 };
-use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, TopicName, is_json, json_media_type};
+use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, TopicName, TraceContext, is_json, json_media_type};
 use crate::publish::PublishRequest;
+use crate::telemetry::{parse_traceparent, parse_tracestate};
 
 /// What all media types of events begin with, whatever format they name.
 const ANY_FORMAT: &str = "application/cloudevents";
@@ -44,6 +47,7 @@ const MEMBERS_MAX: usize = HEADERS_MAX + 3;
 type Find<'f> = dyn Fn(&TopicName, &str) -> Result<Arc<Topic>, Problem> + 'f;
 
 /// A CloudEvent in JSON. Any other member is an extension attribute: a string, a whole number of 32 bits, or a truth value.
+/// `traceparent` and `tracestate` are the message's trace where the request has no valid header `traceparent`.
 #[derive(Debug, ToSchema)]
 #[schema(as = CloudEvent)]
 #[expect(dead_code, reason = "what the documentation shows: it is read member by member")]
@@ -66,6 +70,8 @@ pub(super) struct CloudEventBody {
     dataschema: Option<String>,
     /// Events of one key keep their order.
     partitionkey: Option<String>,
+    /// Not delivered after this time.
+    expirytime: Option<Time>,
     /// Any JSON value, whose exact text is stored; where `datacontenttype` is of no JSON, a string that holds the data.
     #[schema(value_type = Option<serde_json::Value>)]
     data: Option<()>,
@@ -208,6 +214,7 @@ struct Event<'e> {
     attributes: Vec<(Cow<'e, str>, Cow<'e, str>)>,
     content_type: Arc<str>,
     data: Bytes,
+    expires_at: Option<Timestamp>,
 }
 
 fn binary(reading: &Reading<'_>, headers: &HeaderMap, faults: &mut Faults) -> Event<'static> {
@@ -227,6 +234,7 @@ fn binary(reading: &Reading<'_>, headers: &HeaderMap, faults: &mut Faults) -> Ev
         }
     }
     check(&attributes, PREFIX, faults);
+    let expires_at = expiry(reading, &attributes, PREFIX, faults);
     let is_empty = reading.bytes().is_empty();
     let content_type = match headers.get(header::CONTENT_TYPE) {
         // Clients that are given no type send this one by themselves; nobody sends a form without fields.
@@ -236,7 +244,7 @@ fn binary(reading: &Reading<'_>, headers: &HeaderMap, faults: &mut Faults) -> Ev
         None if is_empty => json_media_type(),
         None => binary_media_type(),
     };
-    Event { attributes, content_type, data: reading.bytes().clone() }
+    Event { attributes, content_type, data: reading.bytes().clone(), expires_at }
 }
 
 /// The members of an event in JSON; a name that is there twice is an error.
@@ -299,6 +307,7 @@ fn structured<'t>(
         }
     }
     check(&attributes, "", faults);
+    let expires_at = expiry(reading, &attributes, "", faults);
     let content_type = match content_type {
         Some(given) => media_type("/datacontenttype", &given, faults),
         None if base64.is_some() => binary_media_type(),
@@ -320,7 +329,7 @@ fn structured<'t>(
             Cow::Owned(text) => text.into(),
         }),
     };
-    Ok(data.map(|data| Event { attributes, content_type, data }))
+    Ok(data.map(|data| Event { attributes, content_type, data, expires_at }))
 }
 
 /// An attribute's value as text; none of one that is unset (`null`), or wrong.
@@ -359,7 +368,7 @@ fn check(attributes: &[(Cow<'_, str>, Cow<'_, str>)], prefix: &str, faults: &mut
     if attributes.len() > HEADERS_MAX {
         faults.push("", format!("an event has at most {HEADERS_MAX} attributes"));
     }
-    let bytes = |(name, value): &(Cow<'_, str>, Cow<'_, str>)| PREFIX.len() + name.len() + value.len();
+    let bytes = |(name, value): &(Cow<'_, str>, Cow<'_, str>)| PREFIX.len() + name.len() + header_bytes(value);
     let all: usize = attributes.iter().map(bytes).sum();
     if let Some((largest, _)) = attributes.iter().max_by_key(|attribute| bytes(attribute))
         && all > HEADERS_BYTES_MAX
@@ -370,9 +379,32 @@ fn check(attributes: &[(Cow<'_, str>, Cow<'_, str>)], prefix: &str, faults: &mut
     }
 }
 
+/// When the event expires, by its own word.
+fn expiry(
+    reading: &Reading<'_>,
+    attributes: &[(Cow<'_, str>, Cow<'_, str>)],
+    prefix: &str,
+    faults: &mut Faults,
+) -> Option<Timestamp> {
+    let (_, given) = attributes.iter().find(|(name, _)| name == EXPIRY_TIME)?;
+    // What is no time at all was said of the attribute already.
+    let at = Timestamp::parse_rfc3339(given).ok()?;
+    if at <= reading.now() {
+        faults.push(pointer_of([format!("{prefix}{EXPIRY_TIME}")]), "is past");
+    }
+    Some(at)
+}
+
 impl Event<'_> {
     fn get(&self, name: &str) -> Option<&str> {
         self.attributes.iter().find(|(known, _)| known == name).map(|(_, value)| &**value)
+    }
+
+    /// The trace in which the event came to be; none of what is malformed, which stays an attribute like any other.
+    fn trace(&self) -> Option<TraceContext> {
+        let mut context = parse_traceparent(self.get(TRACE_PARENT)?)?;
+        context.state = self.get(TRACE_STATE).and_then(parse_tracestate);
+        Some(context)
     }
 
     fn into_request(mut self, reading: &Reading<'_>, topic: Arc<Topic>) -> PublishRequest {
@@ -384,6 +416,7 @@ impl Event<'_> {
             topic,
             key: self.get(PARTITION_KEY).map(Arc::from),
             idempotency_key: reading.header_key().or_else(by_identity),
+            trace: reading.trace_of_event(|| self.trace()),
             headers: self
                 .attributes
                 .iter()
@@ -393,13 +426,12 @@ impl Event<'_> {
             content_type: self.content_type,
             schema_version: None,
             priority: 0,
-            expires_at: None,
+            expires_at: self.expires_at,
             deliver_at: None,
             correlation_id: None,
             reply_to: None,
             correlated_by_us: false,
             when: None,
-            trace: reading.trace(),
             replay_of: None,
         }
     }

@@ -21,6 +21,7 @@ use crate::catalog::model::Topic;
 use crate::message::{MessageId, REPLIES_TOPIC, TopicName};
 use crate::pipeline::draft::StageWord;
 use crate::publish::Published;
+use crate::telemetry::parse_traceparent;
 
 /// How to publish.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -124,6 +125,7 @@ impl<'a> PublishAnswer<'a> {
         ("ce-time" = Option<String>, Header, description = "RFC 3339"),
         ("ce-dataschema" = Option<String>, Header, description = "An absolute URI"),
         ("ce-partitionkey" = Option<String>, Header, description = "Events of one key keep their order"),
+        ("ce-expirytime" = Option<String>, Header, description = "RFC 3339: not delivered after this time"),
     ),
     request_body(
         description = "A message; a CloudEvent in structured mode; the data of one in binary mode",
@@ -150,7 +152,10 @@ pub(super) async fn publish(
 /// What this request's messages are read with.
 pub(super) fn reading<'r>(broker: &Broker, headers: &HeaderMap, bytes: &'r Bytes) -> Result<Reading<'r>, Problem> {
     let trace = trace_to_store(broker, headers);
-    Ok(Reading::new(bytes, broker.clock.now(), idempotency_key(headers)?, trace))
+    // A malformed one counts for nothing, as W3C Trace Context has it.
+    let given = headers.get("traceparent").and_then(|given| given.to_str().ok());
+    let is_given = given.and_then(parse_traceparent).is_some();
+    Ok(Reading::new(bytes, broker.clock.now(), idempotency_key(headers)?, trace).with_trace_given(is_given))
 }
 
 /// The trace that deliveries link to: the request's span where spans are exported, else what the publisher sent, if

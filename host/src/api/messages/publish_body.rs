@@ -142,6 +142,8 @@ pub struct Reading<'r> {
     /// The header `Idempotency-Key`.
     idempotency_key: Option<Arc<str>>,
     trace: Option<TraceContext>,
+    /// Whether the client named that trace.
+    is_trace_given: bool,
     /// Where the message before went: most batches go to one topic, which is then looked up once.
     before: RefCell<Option<Arc<Topic>>>,
 }
@@ -155,7 +157,19 @@ impl<'r> Reading<'r> {
         idempotency_key: Option<Arc<str>>,
         trace: Option<TraceContext>,
     ) -> Reading<'r> {
-        Reading { bytes, now, idempotency_key, trace, before: RefCell::default() }
+        Reading { bytes, now, idempotency_key, trace, is_trace_given: false, before: RefCell::default() }
+    }
+
+    /// Says whether the client named the trace itself, so that it counts before one that an event brings.
+    #[must_use]
+    pub fn with_trace_given(self, is_trace_given: bool) -> Reading<'r> {
+        Reading { is_trace_given, ..self }
+    }
+
+    /// When what is read came.
+    #[must_use]
+    pub fn now(&self) -> Timestamp {
+        self.now
     }
 
     /// The whole text.
@@ -170,10 +184,12 @@ impl<'r> Reading<'r> {
         self.idempotency_key.clone()
     }
 
-    /// The trace that this is a part of.
+    /// The trace that an event is a part of: the one that the client named for the request, else the one in which the
+    /// event came to be, as its attributes say, else the request's own.
     #[must_use]
-    pub fn trace(&self) -> Option<TraceContext> {
-        self.trace.clone()
+    pub fn trace_of_event(&self, own: impl FnOnce() -> Option<TraceContext>) -> Option<TraceContext> {
+        let own = if self.is_trace_given { None } else { own() };
+        own.or_else(|| self.trace.clone())
     }
 
     /// Reads one message; `topic` finds its topic and checks that the caller reaches it.

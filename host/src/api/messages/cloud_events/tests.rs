@@ -147,6 +147,56 @@ fn an_event_has_as_many_attributes_and_bytes_as_a_message_has_of_headers() {
     let request = read_structured(&with(&format!(r#","a":"{}""#, "x".repeat(room)))).expect("right");
     assert_eq!(bytes(&request), HEADERS_BYTES_MAX);
     assert_eq!(pointers(read_structured(&with(&format!(r#","a":"{}""#, "x".repeat(room + 1))))), ["/a"]);
+
+    // A space is three bytes in a header, so a webhook never gets more than the bound.
+    let spaces =
+        |more: usize| read_structured(&with(&format!(r#","a":"{}{}""#, " ".repeat(room / 3), "x".repeat(more))));
+    spaces(room % 3).expect("right");
+    assert_eq!(pointers(spaces(room % 3 + 1)), ["/a"]);
+}
+
+#[test]
+fn an_event_expires_when_it_says() {
+    let request = read_structured(&with(r#","expirytime":"2023-11-14T23:13:21+01:00""#)).expect("right");
+    assert_eq!(request.expires_at, Some(Timestamp(NOW.0 + 1000)));
+    assert!(attributes(&request).contains(&("ce-expirytime", "2023-11-14T23:13:21+01:00")), "kept as it was written");
+    for wrong in [r#""2023-11-14T22:13:20Z""#, r#""1900-01-01T00:00:00Z""#, r#""soon""#, "60"] {
+        assert_eq!(pointers(read_structured(&with(&format!(r#","expirytime":{wrong}"#)))), ["/expirytime"], "{wrong}");
+    }
+    let past = [
+        ("ce-specversion", "1.0"),
+        ("ce-id", "1"),
+        ("ce-source", "/s"),
+        ("ce-type", "t"),
+        ("ce-expirytime", "2000-01-01T00:00:00Z"),
+    ];
+    assert_eq!(pointers(read(&headers(&past), Some("orders"), b"x")), ["/ce-expirytime"]);
+    assert_eq!(read_structured(&with("")).expect("right").expires_at, None);
+}
+
+#[test]
+fn an_events_trace_counts_where_the_request_names_none() {
+    let trace = |at: char| TraceContext {
+        parent: format!("00-{}-b7ad6b7169203331-01", at.to_string().repeat(32)).into(),
+        state: None,
+    };
+    let of = |members: &str, requests: Option<TraceContext>, is_given: bool| {
+        let bytes = Bytes::from(with(members));
+        let reading = Reading::new(&bytes, NOW, None, requests).with_trace_given(is_given);
+        let found = crate::publish::tests::request("orders", "{}").topic;
+        let headers = headers(&[("content-type", STRUCTURED)]);
+        message(&reading, &headers, Some("orders"), &|_, _| Ok(Arc::clone(&found))).expect("right").trace
+    };
+    let own = format!(r#","traceparent":"{}","tracestate":"a=1,b=2""#, trace('a').parent);
+    let expected = TraceContext { state: Some("a=1,b=2".into()), ..trace('a') };
+    assert_eq!(of(&own, None, false), Some(expected.clone()));
+    assert_eq!(of(&own, Some(trace('b')), false), Some(expected), "a span that the broker began");
+    assert_eq!(of(&own, Some(trace('b')), true), Some(trace('b')), "the header");
+    let half = format!(r#","traceparent":"{}","tracestate":"no state""#, trace('a').parent);
+    assert_eq!(of(&half, None, false), Some(trace('a')), "the state alone is malformed");
+    for none in ["", r#","traceparent":"mine""#, r#","traceparent":"","tracestate":"a=1""#] {
+        assert_eq!(of(none, Some(trace('b')), false), Some(trace('b')), "{none}");
+    }
 }
 
 #[test]
