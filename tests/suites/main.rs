@@ -23,6 +23,7 @@ mod guide;
 mod hostile;
 mod http;
 mod idempotency;
+mod ingest;
 mod limits;
 mod main_job;
 mod offline;

@@ -311,6 +311,7 @@ fn accepts(headers: &HeaderMap, produces: Produces) -> Result<(), Problem> {
     let wanted = match produces {
         Produces::Json => "application/json",
         Produces::Events => "text/event-stream",
+        Produces::Lines => "application/x-ndjson",
         Produces::Anything => return Ok(()),
     };
     let mut given = headers.get_all(header::ACCEPT).iter().peekable();

@@ -278,7 +278,10 @@ impl Bed {
                 .item("/messages/0"),
             Row::post(batch).body(json!({"messages": [keyless.clone()]})).item("/messages/0"),
             lines.clone().body(with(message, &[("idempotencyKey", json!("four"))])).item(""),
-            lines.body(keyless).item(""),
+            lines.body(keyless.clone()).item(""),
+            Row { media_type: "application/x-ndjson", ..Row::post("/api/v1/messages/publish/stream") }
+                .body(keyless)
+                .item(""),
             Row::get(format!("/api/v1/messages/{}", self.leases[0].0)),
             of(0, "ack").body(settle(0)),
             of(1, "nack").body(with(settle(1), &again)),

@@ -40,6 +40,8 @@ pub enum Produces {
     Json,
     /// `text/event-stream`.
     Events,
+    /// `application/x-ndjson`.
+    Lines,
     /// Whatever it is, no header asks for anything else.
     Anything,
 }
@@ -145,6 +147,7 @@ use Role::{Admin, Consumer, PluginAuthor, Producer, Viewer};
 pub static ROUTES: &[Route] = &[
     one_step(within(Publish, post("/api/v1/messages/publish", Producer))),
     one_step(within(Publish, post("/api/v1/messages/publish/batch", Producer))),
+    within(Publish, Route { produces: Produces::Lines, ..one_step(post("/api/v1/messages/publish/stream", Producer)) }),
     one_step(within(Publish, post("/api/v1/messages/request", Producer))),
     within(Consume, Route { safe: false, ..get("/api/v1/messages/consume/{topic}", Consumer) }),
     within(

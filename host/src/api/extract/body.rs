@@ -83,9 +83,7 @@ impl Intake {
         let mut rest = BytesMut::new();
         let mut budget: Option<OwnedSemaphorePermit> = None;
         while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-            let frame = frame.map_err(|error| {
-                Problem::new(Code::MalformedJson, "The body broke off; send the whole request again.").because(error)
-            })?;
+            let frame = frame.map_err(|error| self.broke_off(error))?;
             let Ok(data) = frame.into_data() else { continue };
             let held = first.as_ref().map_or(rest.len(), Bytes::len);
             if held + data.len() > self.body_bytes_max {
@@ -107,8 +105,25 @@ impl Intake {
         Ok(RawBody { bytes: first.unwrap_or_else(|| rest.freeze()), _budget: budget })
     }
 
+    /// What is said of a body whose connection ends in it.
+    pub fn broke_off(&self, error: axum::Error) -> Problem {
+        Problem::new(Code::MalformedJson, "The body broke off; send the whole request again.").because(error)
+    }
+
+    /// The body as it is, for who reads it as it comes.
+    ///
+    /// # Errors
+    /// `UNSUPPORTED_MEDIA_TYPE` for one that is coded.
+    pub fn decoded(&self, headers: &HeaderMap, body: Body) -> Result<Body, Problem> {
+        expect_uncoded(headers)?;
+        Ok(body)
+    }
+
     /// Books what a body of `bytes` needs beyond what it has booked.
-    fn book(&self, budget: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Problem> {
+    ///
+    /// # Errors
+    /// `BACKPRESSURE`.
+    pub fn book(&self, budget: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Problem> {
         if bytes <= SMALL_BODY_BYTES {
             return Ok(());
         }

@@ -74,7 +74,7 @@ pub(super) struct BatchAnswer<'a> {
 /// What became of one message.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-enum ItemAnswer<'a> {
+pub(super) enum ItemAnswer<'a> {
     /// Taken.
     Accepted(PublishAnswer<'a>),
     /// Refused; nothing of it is stored.
@@ -132,7 +132,7 @@ fn items(
         return cloud_events::batch(&reading, topic, &|name, pointer| destination(broker, caller, name, pointer));
     }
     let find = |name: &TopicName| destination(broker, caller, name, "/topicName");
-    let lines = headers.get(header::CONTENT_TYPE).is_some_and(|given| is_media_type(given.as_bytes(), NDJSON));
+    let lines = is_ndjson(headers);
     if !lines {
         expect_json(headers)?;
     }
@@ -143,6 +143,11 @@ fn items(
         ));
     }
     if lines { from_lines(&reading, &find) } else { from_json(&reading, &find) }
+}
+
+/// Whether a body has one message a line.
+pub(super) fn is_ndjson(headers: &HeaderMap) -> bool {
+    headers.get(header::CONTENT_TYPE).is_some_and(|given| is_media_type(given.as_bytes(), NDJSON))
 }
 
 const NDJSON: &[&str] = &["application/x-ndjson", "application/ndjson"];
@@ -221,7 +226,7 @@ fn check_count(count: usize) -> Result<(), Problem> {
     Err(Problem::invalid_at("/messages", format!("a batch has 1 to {ITEMS_MAX} messages")))
 }
 
-async fn publish_items(broker: &Broker, items: Vec<Item>, atomic: bool) -> Vec<Result<Published, Problem>> {
+pub(super) async fn publish_items(broker: &Broker, items: Vec<Item>, atomic: bool) -> Vec<Result<Published, Problem>> {
     if atomic && items.iter().any(Result::is_err) {
         let refuse = |item: Item| Err(item.err().unwrap_or_else(|| PublishError::NotAttempted.into()));
         return items.into_iter().map(refuse).collect();
@@ -247,9 +252,14 @@ async fn publish_items(broker: &Broker, items: Vec<Item>, atomic: bool) -> Vec<R
 
 fn summary<'a>(results: &'a [Result<Published, Problem>], durability: &'static str) -> BatchAnswer<'a> {
     let accepted = results.iter().filter(|result| result.is_ok()).count();
-    let item = |result: &'a Result<Published, Problem>| match result {
+    let results_of = results.iter().map(|result| item_answer(result, durability)).collect();
+    BatchAnswer { accepted, refused: results.len() - accepted, results: results_of }
+}
+
+/// What the publisher of one of many is told.
+pub(super) fn item_answer<'a>(result: &'a Result<Published, Problem>, durability: &'static str) -> ItemAnswer<'a> {
+    match result {
         Ok(published) => ItemAnswer::Accepted(PublishAnswer::of(published, durability, false)),
         Err(problem) => ItemAnswer::Refused { status: "Rejected", error: Box::new(problem.item_body()) },
-    };
-    BatchAnswer { accepted, refused: results.len() - accepted, results: results.iter().map(item).collect() }
+    }
 }

@@ -8,6 +8,7 @@ mod consume;
 mod one;
 mod publish;
 mod publish_body;
+mod publish_stream;
 mod request;
 mod settle;
 mod settle_batch;
@@ -29,6 +30,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new()
         .routes(routes!(publish::publish))
         .routes(routes!(batch::publish_batch))
+        .routes(routes!(publish_stream::publish_stream))
         .routes(routes!(request::request))
         .routes(routes!(consume::consume))
         .routes(routes!(stream::stream))
