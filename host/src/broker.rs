@@ -45,6 +45,8 @@ const AUDIT_ENTRIES_MAX: u64 = 1_000_000;
 const TRIM_AUDIT_EVERY: Duration = Duration::from_secs(3600);
 /// How often retention is enforced.
 const RETAIN_EVERY: Duration = Duration::from_secs(5);
+/// How often all topics are looked at.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
 
 /// All parts of a running broker; what the API works on.
 pub struct Broker {
@@ -276,22 +278,32 @@ impl Broker {
         Ok(())
     }
 
+    /// Looks at all topics, now and again: apart from what is due, which must not wait for that.
+    async fn keep_watch(self: Arc<Broker>) {
+        let mut thresholds = Thresholds::default();
+        while !self.stopping.is_cancelled() {
+            thresholds.look(&self.directory, &self.dead_letters, &self.events).await;
+            self.topic_history.look(&self.directory, &*self.store).await;
+            self.liveness.forget();
+            tokio::select! {
+                () = self.clock.sleep_until(self.clock.now().plus(WATCH_EVERY)) => {}
+                () = self.stopping.cancelled() => {}
+            }
+        }
+    }
+
     async fn keep_house(self: Arc<Broker>) {
         let (mut next_retain, mut next_trim) = (self.clock.now(), self.clock.now());
         let (mut due, mut retention, mut audit) =
             (Trouble::with("what is due"), Trouble::with("retention"), Trouble::with("trimming the audit log"));
         let left_out = crate::telemetry::left_out();
         let mut told = left_out.get();
-        let mut thresholds = Thresholds::default();
         while !self.stopping.is_cancelled() {
             let ticked = self.store.tick().await;
             due.heard(ticked.as_ref().err());
             let next = ticked.ok().flatten();
             if self.clock.now() >= next_retain {
                 retention.heard(self.store.retain().await.as_ref().err());
-                thresholds.look(&self.directory, &self.dead_letters, &self.events).await;
-                self.topic_history.look(&self.directory, &*self.store).await;
-                self.liveness.forget();
                 next_retain = self.clock.now().plus(RETAIN_EVERY);
                 if left_out.get() > told {
                     tracing::warn!(lines = left_out.get() - told, "the log left lines out: it had said the same often");
@@ -348,6 +360,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Res
     let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
     let broker = Broker::open(config).await?;
     let housekeeping: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_house());
+    let watching: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_watch());
     broker.pipelines.watch()?;
     stop_on_signals(broker.stopping.clone())?;
     ready(listener.local_addr()?);
@@ -355,6 +368,7 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Res
     crate::api::server::serve(Arc::clone(&broker), listener).await;
     // A housekeeper that panicked has been logged by the panic hook; the stop goes on.
     drop(housekeeping.await);
+    drop(watching.await);
     broker.close().await?;
     tracing::info!("stopped");
     Ok(())

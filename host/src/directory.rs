@@ -154,6 +154,12 @@ impl Directory {
         topics
     }
 
+    /// All topics, those of dead letters too, in no order.
+    #[must_use]
+    pub fn all_topics(&self) -> Vec<Arc<Topic>> {
+        self.current.load().topics.values().cloned().collect()
+    }
+
     /// The topic whose dead letters `id` takes; `None` if `id` is no such topic.
     #[must_use]
     pub fn source_of_dead_letters(&self, id: TopicId) -> Option<Arc<Topic>> {

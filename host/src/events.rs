@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 
 use crate::catalog::model::{Subscription, Topic};
@@ -162,7 +163,7 @@ async fn published(publisher: &Publisher, request: &PublishRequest, clock: &Cloc
     loop {
         match publisher.publish(request.clone()).await {
             Ok(_) => return Ok(()),
-            Err(error) if tries == TRIES_MAX => return Err(error),
+            Err(error) if tries == TRIES_MAX || !error.is_retryable() => return Err(error),
             Err(_) => clock.sleep_until(clock.now().plus(TRY_AGAIN)).await,
         }
         tries += 1;
@@ -175,11 +176,12 @@ fn request(topic: Arc<Topic>, at: Timestamp, event: Event) -> PublishRequest {
     for (name, value) in facts.as_object().into_iter().flatten() {
         payload[name] = value.clone();
     }
+    let payload = payload.to_string();
     PublishRequest {
         topic,
         // A repeat, after an outcome that was not known, is the same event.
-        idempotency_key: Some(format!("{kind} {subject} {}", at.0).into()),
-        payload: payload.to_string().into(),
+        idempotency_key: Some(format!("{kind} {subject} {}", hex::encode(&Sha256::digest(&payload)[..16])).into()),
+        payload: payload.into(),
         content_type: json_media_type(),
         schema_version: None,
         headers: vec![(TYPE_HEADER.into(), kind.into())],

@@ -80,6 +80,12 @@ impl Offset {
         Offset(u64::from(lane) << Self::LANE_SHIFT | sequence)
     }
 
+    /// Whether a store can have handed it out: those of clients may be made up.
+    #[must_use]
+    pub fn is_plausible(self) -> bool {
+        self.0 >> Self::LANE_SHIFT <= u64::from(PRIORITY_MAX) && self.sequence() < (1 << Self::LANE_SHIFT) - 1
+    }
+
     /// The lane: the priority that the message was published with.
     #[must_use]
     pub fn lane(self) -> u8 {
@@ -184,7 +190,7 @@ impl TopicName {
     /// Whether it is the broker's own: made by it, and never by a request.
     #[must_use]
     pub fn is_system(&self) -> bool {
-        self.0.starts_with(SYSTEM_PREFIX)
+        SYSTEM_TOPICS.contains(&&*self.0)
     }
 
     /// The name of the topic that holds this one's dead letters.

@@ -101,10 +101,11 @@ impl<C: Totals + PartialEq> Track<C> {
     }
 
     fn look(&mut self, totals: C, now: Timestamp) {
-        if totals != self.last {
-            let rise = totals.since(&self.last);
+        // Who read the totals before another and comes after it brings nothing new.
+        let rise = totals.since(&self.last);
+        if rise != C::default() {
             self.rises.record(now, |counts| counts.merge(&rise));
-            self.last = totals;
+            self.last.merge(&rise);
         }
     }
 }
@@ -127,7 +128,7 @@ impl TopicHistory {
 
     /// Looks at all topics' totals.
     pub async fn look(&self, directory: &Directory, store: &dyn MessageStore) {
-        let topics = directory.topics();
+        let topics = directory.all_topics();
         for topic in &topics {
             if let Ok(stats) = store.stats(topic.id).await {
                 self.saw(topic.id, topic.created_at, &stats);

@@ -70,7 +70,7 @@ async fn a_queue_is_listened_to_only_by_who_means_it() {
     let url = local.url();
     refused(&broker, &["listen", "jobs", "--forward", &url], 2, "--take");
     refused(&broker, &["listen", "jobs", "--forward", "ftp://localhost/", "--take"], 2, "http or https");
-    refused(&broker, &["listen", "nothing", "--forward", &url], 1, "NOT_FOUND");
+    refused(&broker, &["listen", "--topic", "nothing", "--forward", &url], 1, "NOT_FOUND");
     let shown = done(&broker, &["listen", "jobs", "--forward", &url, "--take", "--limit", "1"]);
     assert!(shown.contains(" 200"), "{shown}");
     assert_eq!(local.received(1).await[0].message().payload.as_deref(), Some("one"));

@@ -133,12 +133,52 @@ async fn certificates_that_cannot_be_used_are_refused_when_they_are_set() {
             "/clientCertificate/certificate",
         ),
         ("https://127.0.0.1:9/", json!({"caCertificate": "none"}), "/caCertificate"),
+        // A file with both: the key would be kept, and shown, as part of the certificate.
+        (
+            "https://127.0.0.1:9/",
+            json!({"clientCertificate": {"certificate": pem("client.pem") + &pem("client.key"), "privateKey": pem("client.key")}}),
+            "/clientCertificate/certificate",
+        ),
+        ("https://127.0.0.1:9/", json!({"caCertificate": pem("client.key") + &pem("ca.pem")}), "/caCertificate"),
     ] {
         let refused = broker.post("/subscriptions", &body(endpoint, more)).await;
         let problem = refused.expect_problem(400, "VALIDATION_ERROR");
         assert_eq!(problem["errors"][0]["pointer"], pointer, "{problem}");
         assert!(!refused.text().contains("PRIVATE KEY"), "{problem}");
     }
+}
+
+#[tokio::test]
+async fn what_was_given_for_one_endpoint_is_not_sent_to_another() {
+    let (broker, stranger) = (Broker::start().await, sluice_tests::Receiver::start().await);
+    broker.create_topic("orders", "PubSub").await;
+    let secrets = json!({
+        "headers": {"x-api-key": "hidden"}, "authorization": {"type": "bearer", "token": "hidden-too"},
+    });
+    let made = broker.subscribe_push("orders", "hook", "http://127.0.0.1:9/a", secrets).await;
+    let path = path_of(&made);
+    let moves = async |more: Value| {
+        let mut body = json!({"consumerEndpoint": stranger.url()});
+        body.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        broker.put(&path, &body).await
+    };
+    let pointers = |problem: &Value| -> Vec<String> {
+        let errors = problem["errors"].as_array().expect("faults").iter();
+        errors.map(|fault| fault["pointer"].as_str().expect("a text").to_owned()).collect()
+    };
+    let refused = moves(json!({})).await.expect_problem(400, "VALIDATION_ERROR");
+    assert_eq!(pointers(&refused), ["/authorization", "/headers"]);
+    let kept = json!({
+        "headers": {"x-api-key": "[redacted]"}, "authorization": {"type": "bearer", "token": "[redacted]"},
+    });
+    let refused = moves(kept).await.expect_problem(400, "VALIDATION_ERROR");
+    assert_eq!(pointers(&refused), ["/authorization/token", "/headers/x-api-key"]);
+    // Another path of the same server is the same endpoint to be trusted; what is given anew may go anywhere.
+    broker.put(&path, &json!({"consumerEndpoint": "http://127.0.0.1:9/b"})).await.expect(200);
+    moves(json!({"headers": {"x-api-key": "new"}, "authorization": null})).await.expect(200);
+    broker.publish("orders", "1").await;
+    let sent = stranger.received(1).await.remove(0);
+    assert_eq!((sent.header("x-api-key"), sent.headers.get("authorization")), ("new", None));
 }
 
 fn says_ok() -> Conduct {

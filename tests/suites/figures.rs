@@ -42,7 +42,7 @@ async fn what_lately_happened_is_told_by_its_window() {
     broker.get("/topics/orders/metrics?window=P2D").await.expect_problem(400, "VALIDATION_ERROR");
 
     // Totals are the store's, what happened lately is this process's.
-    broker.restart().await;
+    broker.crash().await;
     let fresh = metrics(&broker, "P1D").await;
     assert_eq!((&fresh["publishedTotal"], &fresh["window"]["published"]), (&json!(11), &json!(0)), "{fresh}");
 }

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sluice_tests::{Broker, wait};
+use sluice_tests::token::Claims;
+use sluice_tests::{Broker, Client, wait};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -19,12 +20,16 @@ struct Answers(Lines<BufReader<OwnedReadHalf>>);
 
 impl Publishing {
     async fn begin(broker: &Broker) -> Publishing {
+        Publishing::begin_as(broker, &broker.admin()).await
+    }
+
+    async fn begin_as(broker: &Broker, client: &Client) -> Publishing {
         let address = broker.url().trim_start_matches("http://").to_owned();
         let (reads, mut writes) = TcpStream::connect(&address).await.expect("it listens").into_split();
         let head = format!(
             "POST /api/v1/messages/publish/stream HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {}\r\n\
              content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n",
-            broker.admin().token()
+            client.token()
         );
         writes.write_all(head.as_bytes()).await.expect("the head is taken");
         let mut lines = BufReader::new(reads).lines();
@@ -168,7 +173,8 @@ async fn what_was_answered_is_there_whatever_ends_the_stream() {
 async fn a_full_topic_is_a_result_and_a_quiet_stream_stays() {
     let broker = with_events().await;
     broker.post("/topics", &json!({"name": "small", "type": "Queue", "retentionBytes": 4096})).await.expect(201);
-    let mut stream = Publishing::begin(&broker).await;
+    let today = Claims::new("today", &["Producer"]).with("exp", broker.clock().now_ms() / 1000 + 86_400);
+    let mut stream = Publishing::begin_as(&broker, &broker.client(&today)).await;
     let small = json!({"topicName": "small", "payload": "x".repeat(500)}).to_string() + "\n";
     let code = loop {
         stream.send(small.as_bytes()).await;
@@ -182,7 +188,7 @@ async fn a_full_topic_is_a_result_and_a_quiet_stream_stays() {
     stream.send(line("later").as_bytes()).await;
     assert_eq!(stream.answers.next().await.expect("a result")["status"], "Pending");
     // A token that ends ends it.
-    broker.clock().advance(Duration::from_secs(400 * 86_400)).await;
+    broker.clock().advance(Duration::from_secs(2 * 86_400)).await;
     let last = stream.answers.next().await.expect("a last line");
     assert_eq!(last["error"]["code"], "UNAUTHENTICATED", "{last}");
 }

@@ -134,6 +134,8 @@ async fn a_reply_may_be_awaited_on_a_topic_of_ones_own() {
     let answer = asking.await.expect("no panic").expect(200);
     assert_eq!((&answer["reply"]["payload"], &answer["reply"]["topicName"]), (&json!("mine"), &json!("answers")));
 
+    // On the topic that all share, nobody listens to a conversation whose name it can guess.
+    ask(&broker.admin(), with(json!({"correlationId": "c-1"})), None).await.expect_problem(400, "VALIDATION_ERROR");
     let stranger = broker.producer("questions");
     ask(&stranger, with(json!({"replyTo": "answers"})), None).await.expect_problem(403, "FORBIDDEN");
     let admin = broker.admin();

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::arguments::Noun;
 use super::client::{Client, LIST_ITEMS_MAX, Query};
-use super::failure::Failure;
+use super::failure::{Failure, Refusal};
 use super::output::Column;
 
 const COLUMNS: &[Column] = &[
@@ -107,7 +107,14 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
         }
         Action::Replay { topic, message_id: None, .. } => {
             let answer = replay_many(&client, topic, &args.action).await?;
-            output.thing(&answer)
+            output.thing(&answer)?;
+            let refused = answer["failed"].as_array().map_or(0, Vec::len);
+            if refused == 0 {
+                return Ok(());
+            }
+            let detail =
+                format!("{refused} or more of {} dead letters were refused, and stay on the list", answer["matched"]);
+            Err(Refusal { status: None, problem: json!({ "detail": detail }) }.into())
         }
         Action::Discard { topic, message_id } => {
             let answer: Value = client.delete(&["topics", topic, "dlq", message_id], Query::default()).await?;

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client::{Client, ClientArgs, Query};
 use super::failure::Failure;
@@ -32,6 +32,8 @@ const WAIT_SECONDS: u32 = 20;
 const AT_ONCE: u32 = 1;
 /// Longer than a receiver may take, so that its answer is never too late.
 const LEASE_SECONDS: u64 = 60;
+/// The most that a subscription takes: a receiver that is being written fails often, and its failures are nobody's dead letters.
+const MAX_RETRIES: u32 = 100;
 /// How long the receiver may take.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 
@@ -53,7 +55,11 @@ Examples:
 #[command(after_help = AFTER_HELP)]
 pub(super) struct ListenArgs {
     /// The topic
-    topic: String,
+    #[arg(required_unless_present = "topic_name", conflicts_with = "topic_name")]
+    topic: Option<String>,
+    /// The topic, too
+    #[arg(long = "topic", value_name = "TOPIC")]
+    topic_name: Option<String>,
     /// Where to: an http or https URL
     #[arg(long, value_name = "URL")]
     forward: String,
@@ -108,50 +114,67 @@ impl From<Format> for PushFormat {
     }
 }
 
+impl ListenArgs {
+    fn topic(&self) -> &str {
+        self.topic.as_deref().or(self.topic_name.as_deref()).unwrap_or_default()
+    }
+}
+
 /// Forwards until interrupted.
 pub(super) async fn run(args: &ListenArgs) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
-    let topic = client.get(&["topics", &args.topic], Query::default()).await?.body;
+    let topic = client.get(&["topics", args.topic()], Query::default()).await?.body;
     let queue = topic["type"] == "Queue";
     if queue && !args.take {
         return Err(Failure::Usage(format!(
             "{} is a Queue: a message goes to one consumer, so that what is sent on from here reaches nobody else; say \
              --take if that is meant",
-            args.topic
+            args.topic()
         )));
     }
     if !queue && args.take {
-        return Err(Failure::Usage(format!("{} is no Queue: leave --take out", args.topic)));
+        return Err(Failure::Usage(format!("{} is no Queue: leave --take out", args.topic())));
     }
     let forward = Forward::new(args)?;
+    // From here on it takes its subscription away, whatever ends it.
+    let mut interrupted = Signals::new()?;
     let own = match (&args.group, queue) {
         (None, false) => Some(subscribe(args, &client).await?),
         _ => None,
     };
     let group = own.as_ref().map(|(group, _)| group.clone()).or_else(|| args.group.clone());
-    output.note(&format!("forwarding {} to {}; signed with {}", args.topic, args.forward, forward.secret))?;
+    output.note(&format!("forwarding {} to {}; signed with {}", args.topic(), args.forward, forward.secret))?;
     let ended = tokio::select! {
         ended = forward.all(args, &client, output, group.as_deref()) => ended,
-        ended = interrupted() => ended,
+        () = interrupted.any() => Ok(()),
     };
-    if let Some((_, id)) = own {
-        client.delete(&["subscriptions", &id], Query::default()).await?;
-    }
-    ended
+    let removed = match own {
+        Some((_, id)) => client.delete(&["subscriptions", &id], Query::default()).await.map(drop),
+        None => Ok(()),
+    };
+    ended.and(removed)
 }
 
-async fn interrupted() -> Result<(), Failure> {
-    let refused = |source| Failure::Io { what: "waiting for a signal".to_owned(), source };
-    let mut terminate = signal(SignalKind::terminate()).map_err(refused)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(refused)?;
-    tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
-    Ok(())
+/// What ends the command: Ctrl-C, a `kill`, a terminal that is closed.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Signals, Failure> {
+        let on = |kind| signal(kind).map_err(Failure::io("waiting for a signal"));
+        Ok(Signals([on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?]))
+    }
+
+    async fn any(&mut self) {
+        let [terminate, interrupt, hangup] = &mut self.0;
+        tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {}, _ = hangup.recv() => {} }
+    }
 }
 
 /// A subscription that goes with the command; its group and id.
 async fn subscribe(args: &ListenArgs, client: &Client) -> Result<(String, String), Failure> {
     let group = format!("listen-{:08x}", Entropy::system().next_u64() >> 32);
-    let mut body = json!({ "topicName": args.topic, "consumerGroup": group, "type": "Pull" });
+    let mut body =
+        json!({ "topicName": args.topic(), "consumerGroup": group, "type": "Pull", "maxRetries": MAX_RETRIES });
     if let Some(from) = &args.from {
         body["startFrom"] = json!(from);
     }
@@ -179,7 +202,7 @@ impl Forward {
         let (clock, entropy) = (Clock::system(), Entropy::system());
         let secret = args.secret.clone().map_or_else(|| new_secret(Scheme::Hmac, &entropy), Secret::new);
         let shown = secret.expose().to_owned();
-        let topic_name: TopicName = args.topic.parse().map_err(Failure::Usage)?;
+        let topic_name: TopicName = args.topic().parse().map_err(Failure::Usage)?;
         let now = clock.now();
         let subscription = Subscription {
             id: SubscriptionId(MessageId::new(now, TopicId(0), 0, entropy.next_u64()).0),
@@ -226,7 +249,7 @@ impl Forward {
                 .with("limit", Some(AT_ONCE))
                 .with("ackTimeout", Some(LEASE_SECONDS))
                 .with("wait", Some(WAIT_SECONDS));
-            let answer = client.get(&["messages", "consume", &args.topic], query).await?.body;
+            let answer = client.get(&["messages", "consume", args.topic()], query).await?.body;
             for handed in client.items(&answer, "messages")? {
                 taken += u64::from(self.one(client, output, handed).await?);
                 if args.limit.is_some_and(|limit| taken >= limit) {
@@ -254,7 +277,12 @@ impl Forward {
                 None => ("ack", json!({ "receipt": receipt })),
                 Some(reason) => ("nack", json!({ "receipt": receipt, "reason": reason })),
             };
-            client.post(&["messages", &id.to_string(), verb], Query::default(), &body).await?;
+            let settled = client.post(&["messages", &id.to_string(), verb], Query::default(), &body).await;
+            match settled {
+                // The lease ended meanwhile: it comes again.
+                Err(Failure::Refused(refusal)) if refusal.status == Some(410) => output.note(&refusal.to_string())?,
+                other => drop(other?),
+            }
         }
         Ok(refused.is_none())
     }

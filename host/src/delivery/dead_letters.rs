@@ -141,7 +141,12 @@ impl DeadLetters {
     /// # Errors
     /// `NotFound` for a topic that is itself one of dead letters.
     pub async fn list(&self, topic: &Topic, after: Option<Position>, limit: usize) -> Result<Page, DeadLetterError> {
-        Ok(self.store.dead_letters(home(topic)?, after, limit).await?)
+        let home = home(topic)?;
+        // A place comes back from a client, who may have made it up.
+        if after.is_some_and(|after| after.topic != home || after.partition != 0 || !after.offset.is_plausible()) {
+            return Err(StoreError::Invalid("`nextToken` is of another list".to_owned()).into());
+        }
+        Ok(self.store.dead_letters(home, after, limit).await?)
     }
 
     /// How many a topic has, and when the oldest of them became one.
@@ -182,13 +187,21 @@ impl DeadLetters {
                     report.next = Some(cursor);
                     return Ok(report);
                 }
-                cursor.after = Some(position);
-                if fits {
-                    report.count(&message);
-                    if !replay.dry_run {
-                        self.replay_into(topic, position, message, &mut report).await?;
+                if fits && !replay.dry_run {
+                    let counted = reason_of(&message);
+                    if let Err(error) = self.replay_into(topic, position, message, &mut report).await {
+                        if report.matched == 0 {
+                            return Err(error);
+                        }
+                        // What was done is told; the next call begins with this one.
+                        report.next = Some(cursor);
+                        return Ok(report);
                     }
+                    report.count(counted);
+                } else if fits {
+                    report.count(reason_of(&message));
                 }
+                cursor.after = Some(position);
                 if report.matched >= replay.at_most || self.clock.now() >= replay.due {
                     report.next = Some(cursor);
                     return Ok(report);
@@ -220,7 +233,9 @@ impl DeadLetters {
         let id = message.id;
         match self.replay_one(topic, position, message).await {
             Ok(_) => report.replayed += 1,
-            Err(DeadLetterError::Store(error)) => return Err(error.into()),
+            // No word on this one: the next would fare no better now.
+            Err(error @ DeadLetterError::Store(_)) => return Err(error),
+            Err(DeadLetterError::Publish(error)) if error.is_retryable() => return Err(error.into()),
             Err(refused) if report.failed.len() < FAILURES_NAMED_MAX => report.failed.push((id, refused.to_string())),
             Err(_) => {}
         }
@@ -366,11 +381,13 @@ impl Which {
     }
 }
 
+fn reason_of(message: &Message) -> Arc<str> {
+    message.meta.dead_letter.as_deref().map_or_else(Arc::default, |facts| Arc::clone(&facts.last.reason))
+}
+
 impl ReplayReport {
-    fn count(&mut self, message: &Message) {
+    fn count(&mut self, reason: Arc<str>) {
         self.matched += 1;
-        let reason =
-            message.meta.dead_letter.as_deref().map_or_else(Arc::default, |facts| Arc::clone(&facts.last.reason));
         let is_one_more = self.reasons.len() >= REASONS_MAX && !self.reasons.contains_key(&reason);
         *self.reasons.entry(if is_one_more { OTHER_REASONS.into() } else { reason }).or_default() += 1;
     }

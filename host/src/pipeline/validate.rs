@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 
 use crate::catalog::model::{Scope, StageSpec};
-use crate::message::TopicName;
+use crate::message::{EVENTS_TOPIC, TopicName};
 
 use super::limits::{CONFIG_BYTES_MAX, EMIT_TO_MAX, MEMORY_MB_MAX, STAGES_MAX, TIMEOUT_MS_MAX};
 use super::registry::{is_label, is_plugin_name};
@@ -74,6 +74,12 @@ fn emit_to(faults: &mut Faults, scope: Scope, stage: &StageSpec, pointer: &impl 
             Err(why) => faults.add(&pointer(&format!("emitTo/{n}")), why),
             Ok(topic) if topic.is_dead_letter() => {
                 faults.add(&pointer(&format!("emitTo/{n}")), "nothing is emitted to dead letters".to_owned());
+            }
+            Ok(topic) if topic.as_str() == EVENTS_TOPIC => {
+                faults.add(
+                    &pointer(&format!("emitTo/{n}")),
+                    "what this topic tells is told by the broker itself".to_owned(),
+                );
             }
             Ok(_) => {}
         }

@@ -171,6 +171,19 @@ pub enum PublishError {
     Store(#[from] StoreError),
 }
 
+impl PublishError {
+    /// Whether the same request may be taken later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            PublishError::TopicFull => true,
+            PublishError::Pipeline(error) => error.is_passing(),
+            PublishError::Store(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

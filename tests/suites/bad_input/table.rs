@@ -138,7 +138,7 @@ impl Table<'_> {
             let mut wire = Wire::to(self.client).await;
             wire.send(&row.request(self.client)).await;
             let answer = wire.expect_answer().await;
-            let refused = row.item.is_some() && answer.json()["results"][0]["error"].is_object();
+            let refused = row.item.is_some() && first_result(&answer)["error"].is_object();
             if !(200..300).contains(&answer.status) || refused {
                 self.faults.push(format!("{} {} is right and was refused: {answer}", row.method, row.target));
             }
@@ -161,11 +161,21 @@ fn missing_fields(document: &Document, schema: &Schema, values: &[&Value], at: &
     }
 }
 
+/// What became of the first item of a batch, or of the first line of a stream.
+fn first_result(answer: &Answer) -> Value {
+    if answer.header("content-type") != Some("application/x-ndjson") {
+        return answer.json()["results"][0].clone();
+    }
+    let text = answer.text();
+    let line = text.lines().find(|line| line.starts_with('{')).unwrap_or("null");
+    serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+}
+
 /// Whether the answer is the problem that the case wants.
 fn judge(answer: &Answer, case: &Case) -> Result<(), String> {
     let (problem, inside) = match case.item {
         // An item that is refused is said in its result: that makes the whole no failure.
-        Some(item) if answer.status == 200 => (answer.json()["results"][0]["error"].clone(), item),
+        Some(item) if answer.status == 200 => (first_result(answer)["error"].clone(), item),
         _ => (answer.problem()?, ""),
     };
     let said = |word: &&(u16, &str)| problem["status"] == word.0 && problem["code"] == word.1;

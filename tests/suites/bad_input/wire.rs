@@ -108,11 +108,31 @@ fn parse(bytes: &[u8]) -> Option<(Answer, usize)> {
         .filter_map(|line| line.split_once(':'))
         .filter_map(|(name, value)| Some((name.parse::<HeaderName>().ok()?, value.trim().parse::<HeaderValue>().ok()?)))
         .collect();
+    if headers.get("content-type").is_some_and(|given| given == "application/x-ndjson") {
+        let (body, length) = chunks(&bytes[head_end..])?;
+        return Some((Answer { request: String::new(), status, headers, body }, head_end + length));
+    }
     let length = headers.get("content-length").map_or(0, |length| {
         length.to_str().ok().and_then(|length| length.parse::<usize>().ok()).expect("a length is a number")
     });
     let body = Bytes::copy_from_slice(bytes.get(head_end..head_end + length)?);
     Some((Answer { request: String::new(), status, headers, body }, head_end + length))
+}
+
+/// A body in chunks and their length, once it is whole.
+fn chunks(bytes: &[u8]) -> Option<(Bytes, usize)> {
+    let (mut body, mut at) = (Vec::new(), 0);
+    loop {
+        let size_end = bytes.get(at..)?.windows(2).position(|window| window == b"\r\n")? + at;
+        let size = usize::from_str_radix(std::str::from_utf8(&bytes[at..size_end]).expect("a size is text"), 16);
+        let size = size.expect("a size is a number");
+        let begin = size_end + 2;
+        body.extend_from_slice(bytes.get(begin..begin + size)?);
+        at = begin + size + 2;
+        if size == 0 {
+            return (bytes.len() >= at).then(|| (body.into(), at));
+        }
+    }
 }
 
 /// A request as it should be, with the client's token.

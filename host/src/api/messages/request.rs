@@ -129,10 +129,16 @@ fn addressed(
             if name.as_str() == REPLIES_TOPIC { replies_topic(broker)? } else { reach::topic(broker, caller, &name)? }
         }
     };
+    if topic.name.as_str() == REPLIES_TOPIC && request.correlation_id.is_some() {
+        // Whoever knows the id hears the reply: on a topic that everybody shares, only one that nobody can guess will do.
+        let message =
+            "is chosen by the broker where the reply comes by `sluice.replies`; name a topic of your own in `replyTo`";
+        return Err(Problem::invalid_at("/correlationId", message));
+    }
     request.reply_to = Some(topic.name.as_str().into());
     request.expires_at = request.expires_at.or(Some(due));
     let id = match &request.correlation_id {
-        Some(id) if !id.is_empty() => Arc::clone(id),
+        Some(id) => Arc::clone(id),
         _ => {
             request.correlated_by_us = true;
             format!("{:016x}{:016x}", broker.entropy.next_u64(), broker.entropy.next_u64()).into()
@@ -176,8 +182,8 @@ async fn to_the_first(
 
 fn late(request: MessageId) -> Problem {
     let detail = format!(
-        "No reply came in time to the request {request}; is somebody consuming its topic? Sent again with the same \
-         `Idempotency-Key`, it waits on for the reply to the first."
+        "No reply came in time to the request {request}; is somebody consuming its topic? If it has a longer `ttl`, it can still \
+         be served: sent again with the same `Idempotency-Key`, it waits for the reply to the first."
     );
     Problem::new(Code::ReplyTimeout, detail)
 }

@@ -215,13 +215,33 @@ impl SubscriptionBody {
         (push, now): (&config::Push, Timestamp),
         faults: &mut Faults,
     ) -> SubscriptionSettings {
+        let moves = base.endpoint.is_some()
+            && self.consumer_endpoint.as_deref().is_some_and(|to| !same_origin(base.endpoint.as_deref(), to));
+        if moves {
+            let kept = [
+                ("/authorization", base.authorization.is_some() && self.authorization.is_none()),
+                ("/clientCertificate", base.client_certificate.is_some() && self.client_certificate.is_none()),
+                ("/headers", !base.headers.is_empty() && self.headers.is_none()),
+            ];
+            for (pointer, _) in kept.into_iter().filter(|(_, kept)| *kept) {
+                faults.push(pointer, MOVED);
+            }
+        }
+        // What stands for a stored value does so at the endpoint that it was given for.
+        let none = BTreeMap::new();
+        let known_headers = if moves { &none } else { &base.headers };
+        let token_moves = moves
+            && self.authorization.as_ref().is_some_and(|given| given.as_ref().is_some_and(|Object(it)| it.is_kept()));
+        if token_moves {
+            faults.push("/authorization/token", MOVED);
+        }
         let given = credentials::Given {
             authorization: self.authorization,
             client_certificate: self.client_certificate,
             ca_certificate: self.ca_certificate,
         };
         let headers = match self.headers {
-            Some(headers) => merged(headers, &base.headers, faults),
+            Some(headers) => merged(headers, known_headers, faults),
             None => base.headers,
         };
         let mut settings = SubscriptionSettings {
@@ -246,6 +266,15 @@ impl SubscriptionBody {
         check_endpoint(&settings, push, faults);
         settings
     }
+}
+
+const MOVED: &str =
+    "is secret, and was given for another endpoint: give it again with the new `consumerEndpoint`, or `null`";
+
+/// Whether two URLs are of one scheme, host and port.
+fn same_origin(before: Option<&str>, after: &str) -> bool {
+    let origin = |url: &str| url::Url::parse(url).ok().map(|url| url.origin());
+    before.is_some_and(|before| origin(before).is_some() && origin(before) == origin(after))
 }
 
 /// The values of headers as written; what stands for a value that is stored keeps it.

@@ -32,6 +32,13 @@ pub(super) struct AuthorizationBody {
     token: String,
 }
 
+impl AuthorizationBody {
+    /// Whether it stands for what is stored.
+    pub(super) fn is_kept(&self) -> bool {
+        self.token == REDACTED
+    }
+}
+
 /// What is shown to an endpoint that asks for a certificate. PEM; never shown again.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

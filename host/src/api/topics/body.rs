@@ -202,7 +202,7 @@ fn topic_name(text: &str) -> Result<TopicName, String> {
     if name.is_dead_letter() {
         return Err(format!("does not end in {DEAD_LETTER_SUFFIX}: such topics come with the topic they belong to"));
     }
-    if name.is_system() {
+    if text.starts_with(SYSTEM_PREFIX) {
         return Err(format!("does not begin with {SYSTEM_PREFIX}: such topics are the broker's own"));
     }
     if text.len() + DEAD_LETTER_SUFFIX.len() > TOPIC_NAME_BYTES_MAX {

@@ -112,6 +112,10 @@ fn certificates(pem: &str, max: usize) -> Result<Vec<CertificateDer<'static>>, C
     if !is_text(pem) {
         return Err(wrong(Part::Certificate, "holds control characters, which no PEM has"));
     }
+    // The text is kept, and shown: whatever else stood in it, a key above all, would be too.
+    if pem.matches("-----BEGIN ").count() != pem.matches("-----BEGIN CERTIFICATE-----").count() {
+        return Err(wrong(Part::Certificate, "holds more than certificates; take the key, and all else, out of it"));
+    }
     let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
     let read = read.map_err(|_| wrong(Part::Certificate, "is not PEM"))?;
     if read.is_empty() || read.len() > max {

@@ -217,6 +217,8 @@ struct State {
     bodies: AttemptBodies,
     /// It was told that nothing is sent.
     disabled: bool,
+    /// And this, because it answered 410.
+    gone: bool,
     history: History,
 }
 
@@ -249,6 +251,7 @@ impl Endpoint {
             attempts: VecDeque::new(),
             bodies: AttemptBodies::Keep,
             disabled: false,
+            gone: false,
             history: History::new(clock.now()),
         });
         Arc::new(Endpoint { state, concurrency_max, clock, entropy, metrics, news })
@@ -401,6 +404,7 @@ impl Endpoint {
     }
 
     fn delivered(&self, state: &mut State) {
+        state.gone = false;
         if std::mem::take(&mut state.disabled)
             && let Some(news) = &self.news
         {
@@ -481,7 +485,7 @@ impl Permit {
             let fraction = endpoint.entropy.fraction();
             endpoint.watched(state, |breaker| breaker.failed(self.ticket, now, fraction));
         }
-        if sent.outcome == Outcome::Gone {
+        if sent.outcome == Outcome::Gone && !std::mem::replace(&mut state.gone, true) {
             endpoint.disabled(state, Disabled::Gone);
         }
         if let Outcome::Retry { retry_after: Some(wait), .. } = &sent.outcome {

@@ -180,12 +180,15 @@ fn reconcile(shared: &Arc<Shared>, running: &mut HashMap<SubscriptionId, Running
     let mut known = shared.parts.directory.subscriptions();
     known.retain(|subscription| subscription.settings.kind == SubscriptionKind::Push);
     let all: HashSet<SubscriptionId> = known.iter().map(|subscription| subscription.id).collect();
-    let active: HashMap<_, _> = known
-        .into_iter()
-        .filter(|subscription| subscription.pause.is_none())
-        .map(|subscription| (subscription.id, subscription))
-        .collect();
+    let (paused, active): (Vec<_>, Vec<_>) = known.into_iter().partition(|subscription| subscription.pause.is_some());
+    let active: HashMap<_, _> = active.into_iter().map(|subscription| (subscription.id, subscription)).collect();
     shared.endpoints.lock().retain(|id, _| all.contains(id));
+    // No worker tells these what their owner has changed.
+    for subscription in &paused {
+        if let Some(endpoint) = shared.endpoints.lock().get(&subscription.id) {
+            endpoint.configure(&subscription.settings);
+        }
+    }
     running.retain(|id, worker| {
         let stays = active.contains_key(id);
         if !stays {
@@ -197,7 +200,7 @@ fn reconcile(shared: &Arc<Shared>, running: &mut HashMap<SubscriptionId, Running
         match running.get(&id) {
             Some(worker) => {
                 worker.subscription.send_if_modified(|before| {
-                    let changed = **before != *subscription;
+                    let changed = !Arc::ptr_eq(before, &subscription) && **before != *subscription;
                     if changed {
                         *before = subscription;
                     }

@@ -58,6 +58,8 @@ struct Finished {
     lease: Lease,
     /// `None`: its deadline passed before it began.
     sent: Option<Sent>,
+    /// To which endpoint, as it was set then.
+    target: Arc<Target>,
 }
 
 /// One subscription's worker.
@@ -188,7 +190,7 @@ impl Worker {
                         permit.end(lease.message.id, lease.attempt, sent);
                     }
                     drop(place);
-                    Finished { lease, sent }
+                    Finished { lease, sent, target }
                 }
                 .boxed(),
             );
@@ -237,7 +239,7 @@ impl Worker {
     }
 
     async fn finished(&mut self, finished: Finished) {
-        let Finished { lease, sent } = finished;
+        let Finished { lease, sent, target } = finished;
         let key = lease.message.meta.key.clone();
         self.sending_bytes -= lease.message.payload.len();
         let Some(sent) = sent else {
@@ -260,7 +262,9 @@ impl Worker {
             self.release(behind);
         }
         self.queue.done(&key);
-        if sent.outcome == Outcome::Gone {
+        // What an endpoint said that is another one meanwhile is no word on the new one.
+        let is_current = self.target.as_ref().is_some_and(|current| Arc::ptr_eq(current, &target));
+        if sent.outcome == Outcome::Gone && is_current && !self.stopping {
             self.pause().await;
         }
     }

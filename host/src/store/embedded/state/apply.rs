@@ -2,6 +2,8 @@
 //! the result follows from the ops alone, never from leases or the time. Cannot fail: what an op names and is gone since
 //! is passed over.
 
+use std::collections::HashSet;
+
 use crate::clock::Timestamp;
 use crate::message::{GroupId, Offset, Partition, TopicId};
 use crate::store::embedded::ops::{Body, Done, Entry, Head, LaneId, LaneStart, Op, Owner};
@@ -103,7 +105,10 @@ impl State {
                 }
             }
             Op::Seek { topic, group, starts } => {
-                self.forget_notes(topic, group, how);
+                if how == Applying::Live {
+                    let moved: HashSet<_> = starts.iter().map(|start| (start.partition, start.offset.lane())).collect();
+                    self.forget_notes(topic, group, &|partition, offset| moved.contains(&(partition, offset.lane())));
+                }
                 if let Ok(found) = self.topic_mut(topic) {
                     place(found, group, &starts);
                     if let Some(group) = found.groups.get_mut(&group) {
@@ -123,7 +128,9 @@ impl State {
                 }
             }
             Op::Restore { topic, group, name } => {
-                self.forget_notes(topic, group, how);
+                if how == Applying::Live {
+                    self.forget_notes(topic, group, &|_, _| true);
+                }
                 self.apply_restore((topic, group), &name, now);
             }
             Op::Purge { topic, group, ends, except } => self.apply_purge(topic, group, &ends, &except, now),
@@ -143,13 +150,18 @@ impl State {
 
     /// What was granted while the frame that moves its cursor was synced is undone by that frame; written behind it, its note
     /// would be carried out after it.
-    fn forget_notes(&mut self, topic: TopicId, group: GroupId, how: Applying) {
-        if how == Applying::Live {
-            self.notes.retain(|note| {
-                !matches!(note, Op::Granted { topic: of, group: by, .. } | Op::Passed { topic: of, group: by, .. }
-                    if (*of, *by) == (topic, group))
-            });
-        }
+    fn forget_notes(&mut self, topic: TopicId, group: GroupId, moved: &dyn Fn(Partition, Offset) -> bool) {
+        self.notes.retain_mut(|note| match note {
+            Op::Granted { topic: of, group: by, partition, grants, .. } if (*of, *by) == (topic, group) => {
+                grants.retain(|(offset, _)| !moved(*partition, *offset));
+                !grants.is_empty()
+            }
+            Op::Passed { topic: of, group: by, partition, offsets, .. } if (*of, *by) == (topic, group) => {
+                offsets.retain(|offset| !moved(*partition, *offset));
+                !offsets.is_empty()
+            }
+            _ => true,
+        });
     }
 
     fn apply_topic(&mut self, spec: TopicSpec) {
