@@ -52,6 +52,8 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
         "any JSON is a payload, to the letter; who reads it bounds its own depth",
     ),
     excuse("messages/request", "/payload", VALUES, "as in a publish"),
+    excuse("publish/stream", "/payload", VALUES, "as in a publish"),
+    excuse("publish/stream", "", &["empty"], "a stream of no lines has no results, and says so"),
     excuse("publish", "/data", VALUES, "any JSON is the data of an event, to the letter"),
     excuse("publish/batch", "/data", VALUES, "any JSON is the data of an event, to the letter"),
     excuse("", "/data", &["half a character"], "any JSON is the data of an event, to the letter"),

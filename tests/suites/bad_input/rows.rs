@@ -257,6 +257,7 @@ impl Bed {
         let again = [("reason", json!("later")), ("delay", json!("PT1H"))];
         let batch = "/api/v1/messages/publish/batch";
         let lines = Row { media_type: "application/x-ndjson", ..Row::post(batch) };
+        let stream = Row { media_type: "application/x-ndjson", ..Row::post("/api/v1/messages/publish/stream") };
         vec![
             Row::post("/api/v1/messages/publish?explain=true").body(message.clone()),
             Row::post("/api/v1/messages/publish").body(keyless.clone()).header("Idempotency-Key", "two"),
@@ -277,11 +278,10 @@ impl Bed {
                 .body(json!({"messages": [with(message.clone(), &[("idempotencyKey", json!("three"))])]}))
                 .item("/messages/0"),
             Row::post(batch).body(json!({"messages": [keyless.clone()]})).item("/messages/0"),
-            lines.clone().body(with(message, &[("idempotencyKey", json!("four"))])).item(""),
+            lines.clone().body(with(message.clone(), &[("idempotencyKey", json!("four"))])).item(""),
             lines.body(keyless.clone()).item(""),
-            Row { media_type: "application/x-ndjson", ..Row::post("/api/v1/messages/publish/stream") }
-                .body(keyless)
-                .item(""),
+            stream.clone().body(with(message, &[("idempotencyKey", json!("six"))])).item(""),
+            stream.body(keyless).item(""),
             Row::get(format!("/api/v1/messages/{}", self.leases[0].0)),
             of(0, "ack").body(settle(0)),
             of(1, "nack").body(with(settle(1), &again)),
