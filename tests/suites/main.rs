@@ -13,6 +13,7 @@ mod crash;
 mod dead_letters;
 mod delivery;
 mod directory;
+mod encodings;
 mod endpoints;
 mod events;
 mod failures;

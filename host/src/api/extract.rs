@@ -3,6 +3,7 @@
 //! value means.
 
 mod body;
+mod encoding;
 mod field;
 mod json;
 mod params;

@@ -275,6 +275,9 @@ fn render(problem: &Problem, instance: &str, trace_id: &str) -> Response {
     if let Some(seconds) = problem.retry_after_seconds() {
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
+    if let Some(codings) = problem.accept_encoding() {
+        headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static(codings));
+    }
     if problem.code() == Code::Unauthenticated {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"sluice\""));
     }

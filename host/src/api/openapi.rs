@@ -25,7 +25,8 @@ use super::problem::{Problem, ProblemBody};
 #[openapi(
     info(
         title = "Sluice",
-        description = "A message broker whose topics run your own WebAssembly logic.",
+        description = "A message broker whose topics run your own WebAssembly logic. \
+            A request's body may have a `Content-Encoding` of `gzip` or `zstd`.",
         license(name = "Apache-2.0", identifier = "Apache-2.0"),
     ),
     components(schemas(ProblemBody)),

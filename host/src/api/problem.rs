@@ -255,6 +255,7 @@ struct Inner {
     faults: Vec<Fault>,
     retry_after: Option<Duration>,
     stage: Option<StageRef>,
+    accept_encoding: Option<&'static str>,
     /// For our log alone.
     cause: Option<Arc<str>>,
 }
@@ -276,6 +277,7 @@ impl Problem {
             faults: Vec::new(),
             retry_after: None,
             stage: None,
+            accept_encoding: None,
             cause: None,
         }))
     }
@@ -330,6 +332,19 @@ impl Problem {
     pub fn of_stage(mut self, stage: Arc<str>, plugin: Arc<str>, version: Arc<str>) -> Problem {
         self.0.stage = Some(StageRef { stage, plugin, version });
         self
+    }
+
+    /// Says which codings a body may have, where it was refused for its own: only there (RFC 9110 §12.5.3).
+    #[must_use]
+    pub fn with_accept_encoding(mut self, codings: &'static str) -> Problem {
+        self.0.accept_encoding = Some(codings);
+        self
+    }
+
+    /// What `Accept-Encoding` says in the answer.
+    #[must_use]
+    pub fn accept_encoding(&self) -> Option<&'static str> {
+        self.0.accept_encoding
     }
 
     /// Keeps the cause for our log; it is never answered.

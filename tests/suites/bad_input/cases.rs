@@ -111,7 +111,7 @@ impl Maker<'_> {
         let picky = with(method, "accept", b"image/png");
         cases.push(self.case("another media type", "accept:", picky, &[(406, "NOT_ACCEPTABLE")]));
         if self.operation.takes_body() {
-            let codings = [("content-encoding", "gzip"), ("content-type", "text/xml"), ("content-type", "\u{ff}")];
+            let codings = [("content-encoding", "br"), ("content-type", "text/xml"), ("content-type", "\u{ff}")];
             for (name, value) in codings.into_iter().take(if self.row.is_data { 1 } else { codings.len() }) {
                 let request = with(method, name, value.as_bytes());
                 cases.push(self.case(
@@ -120,6 +120,10 @@ impl Maker<'_> {
                     request,
                     &[(415, "UNSUPPORTED_MEDIA_TYPE")],
                 ));
+            }
+            for coding in ["gzip", "zstd"] {
+                let request = with(method, "content-encoding", coding.as_bytes());
+                cases.push(self.case("not encoded as it says", "content-encoding:", request, &[INVALID]));
             }
         }
         cases

@@ -1,4 +1,4 @@
-//! A request's body, whole. Invariant: never more than the limit, never longer than the time a client has, and all
+//! A request's body, whole and decoded. Invariant: never more than the limit, never longer than the time a client has, and all
 //! large bodies together within one budget. Never looks into it.
 
 use std::future::poll_fn;
@@ -10,10 +10,12 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::extract::{FromRef, FromRequest, Request};
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, header};
+use futures_util::stream;
+use http::{HeaderMap, header};
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::encoding::{DECODER_BYTES_MAX, Fault, Incoming};
 use crate::api::problem::{Code, Problem};
 use crate::config::Limits;
 
@@ -42,7 +44,8 @@ impl Intake {
     #[must_use]
     pub fn new(limits: &Limits) -> Intake {
         // One body must always fit, whatever the limit is set to.
-        let large_kib_max = LARGE_BODIES_KIB.max(limits.body_bytes_max.div_ceil(1024)).min(u32::MAX as usize);
+        let largest = limits.body_bytes_max.saturating_add(DECODER_BYTES_MAX);
+        let large_kib_max = LARGE_BODIES_KIB.max(largest.div_ceil(1024) + 1).min(u32::MAX as usize);
         Intake {
             body_bytes_max: limits.body_bytes_max,
             timeout: limits.request_timeout,
@@ -51,16 +54,18 @@ impl Intake {
         }
     }
 
-    /// Reads the whole body.
+    /// Reads the whole body and decodes it; the limit holds for both, as it is sent and as it is then.
     ///
     /// # Errors
-    /// `MESSAGE_TOO_LARGE`, `REQUEST_TIMEOUT`, `BACKPRESSURE`, or `MALFORMED_JSON` for a body that breaks off.
+    /// `UNSUPPORTED_MEDIA_TYPE`, `MESSAGE_TOO_LARGE`, `REQUEST_TIMEOUT`, `BACKPRESSURE`, `VALIDATION_ERROR` for one that
+    /// is not encoded as it says, or `MALFORMED_JSON` for a body that breaks off.
     pub async fn read(&self, headers: &HeaderMap, body: Body) -> Result<RawBody, Problem> {
+        let body = Incoming::new(headers, body, self.body_bytes_max)?;
         let announced = headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
         if announced.is_some_and(|length| length > self.body_bytes_max as u64) {
             // Reading what a client waits to be asked for (`Expect: 100-continue`) would be to ask for it.
             if announced.is_some_and(|length| length <= DRAIN_BYTES_MAX) && !headers.contains_key(header::EXPECT) {
-                drain(body).await;
+                drain(body.into_rest()).await;
             }
             return Err(self.too_large());
         }
@@ -78,23 +83,34 @@ impl Intake {
         }
     }
 
-    async fn collect(&self, mut body: Body) -> Result<RawBody, Problem> {
+    async fn collect(&self, mut body: Incoming) -> Result<RawBody, Problem> {
         let mut first: Option<Bytes> = None;
         let mut rest = BytesMut::new();
         let mut budget: Option<OwnedSemaphorePermit> = None;
-        while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-            let frame = frame.map_err(|error| self.broke_off(error))?;
-            let Ok(data) = frame.into_data() else { continue };
+        // Given back with the decoder.
+        let mut decoder_budget: Option<OwnedSemaphorePermit> = None;
+        let is_decoded = body.decoder_bytes(0) > 0;
+        self.book(&mut decoder_budget, body.decoder_bytes(0))?;
+        while let Some(read) = body.next().await {
             let held = first.as_ref().map_or(rest.len(), Bytes::len);
-            if held + data.len() > self.body_bytes_max {
-                drop((first, rest, budget));
-                drain(body).await;
-                return Err(self.too_large());
-            }
+            let fits =
+                |data: Bytes| if held + data.len() > self.body_bytes_max { Err(Fault::TooLong) } else { Ok(data) };
+            let data = match read.and_then(fits) {
+                Ok(data) => data,
+                Err(fault) => {
+                    drop((first, rest, budget, decoder_budget));
+                    if !matches!(fault, Fault::BrokeOff(_)) {
+                        drain(body.into_rest()).await;
+                    }
+                    return Err(fault.into_problem(|| self.too_large()));
+                }
+            };
             self.book(&mut budget, held + data.len())?;
-            // A body of one frame, the usual case, is not copied.
+            self.book(&mut decoder_budget, body.decoder_bytes(held + data.len()))?;
+            // A body of one frame, the usual case, is not copied. One that is decoded is: its chunk is a part of a large
+            // room, which a small message would keep.
             match first.take() {
-                None if rest.is_empty() => first = Some(data),
+                None if rest.is_empty() && !is_decoded => first = Some(data),
                 None => rest.extend_from_slice(&data),
                 Some(begun) => {
                     rest.extend_from_slice(&begun);
@@ -105,21 +121,48 @@ impl Intake {
         Ok(RawBody { bytes: first.unwrap_or_else(|| rest.freeze()), _budget: budget })
     }
 
-    /// What is said of a body whose connection ends in it.
+    /// What is said of a body that can't be read on.
     pub fn broke_off(&self, error: axum::Error) -> Problem {
-        Problem::new(Code::MalformedJson, "The body broke off; send the whole request again.").because(error)
+        let fault = match error.into_inner().downcast::<axum::Error>() {
+            // A body in a body wraps its errors once more.
+            Ok(inner) => return self.broke_off(*inner),
+            Err(error) => error.downcast::<Fault>(),
+        };
+        let fault = fault.map_or_else(|error| Fault::BrokeOff(axum::Error::new(error)), |fault| *fault);
+        fault.into_problem(|| self.too_large())
     }
 
-    /// The body as it is, for who reads it as it comes.
+    /// The body as it is decoded, for who reads it as it comes, however long it is. Its decoder is part of the budget.
     ///
     /// # Errors
-    /// `UNSUPPORTED_MEDIA_TYPE` for one that is coded.
-    pub fn decoded(&self, headers: &HeaderMap, body: Body) -> Result<Body, Problem> {
-        expect_uncoded(headers)?;
-        Ok(body)
+    /// `UNSUPPORTED_MEDIA_TYPE` for one that is coded as nobody here knows, `BACKPRESSURE`.
+    pub fn decoded(self: &Arc<Intake>, headers: &HeaderMap, body: Body) -> Result<Body, Problem> {
+        let body = Incoming::new(headers, body, usize::MAX)?;
+        if body.decoder_bytes(0) == 0 {
+            return Ok(body.into_rest());
+        }
+        let mut budget = None;
+        self.book(&mut budget, body.decoder_bytes(0))?;
+        let intake = Arc::clone(self);
+        let chunks = stream::unfold(Some((body, budget, 0_usize)), move |reading| {
+            let intake = Arc::clone(&intake);
+            async move {
+                let (mut body, mut budget, given) = reading?;
+                let read = body.next().await?.and_then(|data| {
+                    let given = given.saturating_add(data.len());
+                    intake.book(&mut budget, body.decoder_bytes(given)).map_err(Fault::NoRoom)?;
+                    Ok((data, given))
+                });
+                Some(match read {
+                    Ok((data, given)) => (Ok(data), Some((body, budget, given))),
+                    Err(fault) => (Err(fault), None),
+                })
+            }
+        });
+        Ok(Body::from_stream(chunks))
     }
 
-    /// Books what a body of `bytes` needs beyond what it has booked.
+    /// Books what a body, or its decoder, of `bytes` needs beyond what it has booked.
     ///
     /// # Errors
     /// `BACKPRESSURE`.
@@ -181,23 +224,13 @@ where
 
     async fn from_request(request: Request, state: &S) -> Result<RawBody, Problem> {
         let (parts, body) = request.into_parts();
-        expect_uncoded(&parts.headers)?;
         Arc::<Intake>::from_ref(state).read(&parts.headers, body).await
     }
 }
 
-/// A compressed body would be read as what it is not.
-fn expect_uncoded(headers: &HeaderMap) -> Result<(), Problem> {
-    let coded = |coding: &HeaderValue| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
-    if headers.get_all(header::CONTENT_ENCODING).iter().any(coded) {
-        return Err(Problem::new(Code::UnsupportedMediaType, "Send the body as it is, without a Content-Encoding."));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use futures_util::stream;
+    use futures_util::StreamExt as _;
 
     use super::*;
 
@@ -263,5 +296,83 @@ mod tests {
         assert_eq!(error.code(), Code::Backpressure);
         drop(first);
         assert!(intake.read(&HeaderMap::new(), body()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_limit_holds_for_what_a_body_decodes_to() {
+        let zeros = zstd::encode_all(&[0; 100][..], 3).unwrap();
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_ENCODING, "zstd".parse().unwrap());
+        let read = intake(100).read(&headers, Body::from(zeros.clone())).await.unwrap();
+        assert_eq!(read.bytes, [0; 100][..]);
+        let error = intake(99).read(&headers, Body::from(zeros)).await.unwrap_err();
+        assert_eq!(error.code(), Code::MessageTooLarge);
+        let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        let error = intake(100).read(&headers, never).await.unwrap_err();
+        assert_eq!(error.code(), Code::RequestTimeout);
+    }
+
+    #[tokio::test]
+    async fn decoders_are_part_of_the_budget_and_give_it_back() {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::CONTENT_ENCODING, "zstd".parse().unwrap());
+        let intake = Arc::new(intake(1024 * 1024));
+        let first = Bytes::from(zstd::encode_all(&[0; 100][..], 3).unwrap()).slice(..8);
+        let slow = || {
+            let body = stream::iter([Ok::<_, std::io::Error>(first.clone())]).chain(stream::pending());
+            let (intake, headers) = (Arc::clone(&intake), headers.clone());
+            Box::pin(async move { intake.read(&headers, Body::from_stream(body)).await })
+        };
+        let mut waiting = Vec::new();
+        let refused = loop {
+            let mut reading = slow();
+            match poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await {
+                Poll::Pending => waiting.push(reading),
+                Poll::Ready(read) => break read.unwrap_err(),
+            }
+        };
+        assert_eq!(refused.code(), Code::Backpressure);
+        assert!((300..1000).contains(&waiting.len()), "{}", waiting.len());
+        drop(waiting);
+        assert_eq!(intake.large_kib.available_permits(), intake.large_kib_max);
+        let whole = Body::from(zstd::encode_all(&[0; 100][..], 3).unwrap());
+        let read = intake.read(&headers, whole).await.unwrap();
+        assert_eq!(intake.large_kib.available_permits(), intake.large_kib_max, "a small body, and its decoder is gone");
+        drop(read);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_read_as_it_comes_is_decoded_as_it_comes() {
+        use std::io::Write as _;
+        for coding in ["gzip", "zstd"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_ENCODING, coding.parse().unwrap());
+            let intake = Arc::new(intake(100));
+            // A client that flushes wants what it has written so far to be read.
+            let parts = if coding == "gzip" {
+                let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+                encoder.write_all(b"one\n").unwrap();
+                encoder.flush().unwrap();
+                encoder.get_ref().clone()
+            } else {
+                let mut encoder = zstd::Encoder::new(Vec::new(), 3).unwrap();
+                encoder.write_all(b"one\n").unwrap();
+                encoder.flush().unwrap();
+                encoder.get_ref().clone()
+            };
+            let begun = || stream::iter([Ok::<_, std::io::Error>(Bytes::from(parts.clone()))]);
+            let body = intake.decoded(&headers, Body::from_stream(begun().chain(stream::pending()))).unwrap();
+            let mut chunks = body.into_data_stream();
+            assert_eq!(chunks.next().await.unwrap().unwrap(), "one\n");
+            assert!(intake.large_kib.available_permits() < intake.large_kib_max);
+            drop(chunks);
+            assert_eq!(intake.large_kib.available_permits(), intake.large_kib_max);
+            let body = intake.decoded(&headers, Body::from_stream(begun())).unwrap();
+            let mut chunks = body.into_data_stream();
+            assert_eq!(chunks.next().await.unwrap().unwrap(), "one\n");
+            let problem = intake.broke_off(chunks.next().await.unwrap().unwrap_err());
+            assert_eq!(problem.code(), Code::ValidationError, "{coding}: it ends too early");
+            assert!(chunks.next().await.is_none());
+        }
     }
 }

@@ -101,8 +101,11 @@ async fn a_coded_body_is_not_read_as_a_plain_one() {
         let request = Request::post(PUBLISH).header("authorization", bearer).header("content-encoding", coding);
         bed.send(request.body(Body::from(r#"{"topicName":"orders","payload":1}"#)).unwrap())
     };
-    for coding in ["gzip", "br", "identity, gzip", ""] {
+    for coding in ["br", "identity, gzip", "gzip, gzip", ""] {
         publish(coding).await.problem(415, "UNSUPPORTED_MEDIA_TYPE");
+    }
+    for coding in ["gzip", "zstd"] {
+        publish(coding).await.problem(400, "VALIDATION_ERROR");
     }
     publish("Identity").await.expect(202);
 }
