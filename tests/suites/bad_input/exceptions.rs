@@ -44,6 +44,12 @@ const TEXTS: &[&str] = &["NUL", "too long"];
 
 /// All of them.
 pub(super) const EXCEPTIONS: &[Exception] = &[
+    excuse(
+        "publish/stream",
+        "content-encoding:",
+        &["not encoded as it says"],
+        "it is told in the last line: the answer has begun",
+    ),
     excuse("publish", "/payload", VALUES, "any JSON is a payload, to the letter; who reads it bounds its own depth"),
     excuse(
         "publish/batch",
