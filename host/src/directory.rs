@@ -15,8 +15,8 @@ use serde_json::json;
 use tokio::sync::{Mutex, watch};
 
 use crate::catalog::model::{
-    DeadLetterPayload, Filter, Guarantee, OnFault, OnReject, Pause, Schema, SchemaStatus, Scope, StageSpec,
-    Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
+    DeadLetterPayload, Filter, Guarantee, Pause, Schema, SchemaStatus, Scope, Subscription, SubscriptionId,
+    SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
 };
 use crate::catalog::{Actor, Catalog, CatalogError};
 use crate::clock::{Clock, Timestamp};
@@ -28,7 +28,7 @@ use crate::schemas::{SchemaError, Schemas};
 use crate::store::{MessageStore, SeekTo, StoreError};
 
 use self::snapshot::Snapshot;
-use self::specs::{group_spec, needs_shared_group, shared_group};
+use self::specs::{group_spec, implicit_stage, needs_shared_group, shared_group};
 pub use self::specs::{group_specs, topic_spec};
 
 /// Knows topics and subscriptions, and changes them in catalog, store and pipelines together.
@@ -670,21 +670,6 @@ fn check_version(current: u64, expected: Option<u64>) -> Result<(), CatalogError
     match expected {
         Some(expected) if expected != current => Err(CatalogError::PreconditionFailed { current }),
         _ => Ok(()),
-    }
-}
-
-fn implicit_stage(name: &str, plugin: &str, config: serde_json::Value) -> StageSpec {
-    StageSpec {
-        name: name.to_owned(),
-        plugin: plugin.to_owned(),
-        version: "latest".to_owned(),
-        config,
-        on_reject: OnReject::Reject,
-        on_fault: OnFault::Reject,
-        // Above the API's defaults: our own code, and a schema of hundreds of definitions must fit.
-        timeout_ms: 250,
-        memory_mb: 64,
-        emit_to: Vec::new(),
     }
 }
 

@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use crate::catalog::model::{DeadLetterPayload, Subscription, Topic, TopicKind};
+use crate::catalog::model::{DeadLetterPayload, OnFault, OnReject, StageSpec, Subscription, Topic, TopicKind};
 use crate::message::{GroupId, TopicId};
 use crate::store::{GroupSpec, SeekTo, TopicSpec};
 
@@ -63,5 +63,21 @@ pub(super) fn shared_group(topic: TopicId) -> GroupSpec {
         name: "".into(),
         start: SeekTo::Earliest,
         attempts_max: ATTEMPTS_DEFAULT,
+    }
+}
+
+/// A stage that Sluice adds itself.
+pub(super) fn implicit_stage(name: &str, plugin: &str, config: serde_json::Value) -> StageSpec {
+    StageSpec {
+        name: name.to_owned(),
+        plugin: plugin.to_owned(),
+        version: "latest".to_owned(),
+        config,
+        on_reject: OnReject::Reject,
+        on_fault: OnFault::Reject,
+        // Above the API's defaults: our own code, and a schema of hundreds of definitions must fit.
+        timeout_ms: 250,
+        memory_mb: 64,
+        emit_to: Vec::new(),
     }
 }
