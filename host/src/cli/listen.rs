@@ -1,6 +1,6 @@
 //! `sluice listen`: a topic's messages as webhooks to this machine, for developing what receives them. Invariant: what is sent
-//! is what the broker would send, signature and all; a message counts as delivered once the receiver said so. Leaves
-//! nothing behind on the broker but what it was told to use.
+//! is what the broker would send, signature and all, but for `deadLetter` in envelopes from a `.dlq`; a message counts as
+//! delivered once the receiver said so. Its own subscription goes with it; dead letters that it made by failing stay.
 
 use std::sync::Arc;
 use std::time::Duration;
