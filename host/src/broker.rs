@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use prometheus::Registry;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -80,6 +81,8 @@ pub struct Broker {
     pub dead_letters: DeadLetters,
     /// Where it is told what happens to topics and endpoints.
     pub events: Events,
+    /// Publishes what was told there.
+    telling: Telling,
     /// Figures.
     pub registry: Registry,
     /// Figures per topic, read when asked.
@@ -94,6 +97,35 @@ pub struct Broker {
     pub changes: Changes,
     /// Cancelled when the broker is to stop.
     pub stopping: CancellationToken,
+}
+
+/// The task that publishes events.
+struct Telling {
+    task: Mutex<Option<JoinHandle<()>>>,
+    ending: CancellationToken,
+}
+
+impl Telling {
+    fn begin(
+        waiting: events::Waiting,
+        publisher: &Arc<Publisher>,
+        directory: &Arc<Directory>,
+        clock: &Clock,
+    ) -> Telling {
+        let ending = CancellationToken::new();
+        let told = (clock.clone(), ending.clone());
+        let task = tokio::spawn(waiting.publish(Arc::clone(publisher), Arc::clone(directory), told));
+        Telling { task: Mutex::new(Some(task)), ending }
+    }
+
+    /// Waits until what was told is published, for at most `patience`.
+    async fn finish(&self, patience: Duration) {
+        self.ending.cancel();
+        let Some(task) = self.task.lock().take() else { return };
+        if tokio::time::timeout(patience, task).await.is_err() {
+            tracing::warn!("events that wait are left out: they could not be published in time");
+        }
+    }
 }
 
 /// Why a broker did not start, or did not stop well.
@@ -201,7 +233,7 @@ impl Broker {
             events.clone(),
             &registry,
         )?);
-        tokio::spawn(waiting.publish(Arc::clone(&publisher), Arc::clone(&directory), clock.clone()));
+        let telling = Telling::begin(waiting, &publisher, &directory, &clock);
         let liveness = Arc::new(Liveness::new(clock.clone()));
         let consumers = Consumers::new(
             Arc::clone(&liveness),
@@ -255,6 +287,7 @@ impl Broker {
             settler,
             dead_letters,
             events,
+            telling,
             registry,
             topic_metrics,
             topic_history,
@@ -265,13 +298,14 @@ impl Broker {
         }))
     }
 
-    /// Stops: changes, endpoints, stages, store, catalog, in this order.
+    /// Stops: changes, endpoints, events of them, stages, store, catalog, in this order.
     ///
     /// # Errors
     /// When the store could not write what makes the next start quick; nothing acknowledged is lost by that.
     async fn close(&self) -> Result<(), ServeError> {
         self.changes.finish(self.config.limits.shutdown_timeout).await;
         self.push.shutdown(self.config.limits.shutdown_timeout).await;
+        self.telling.finish(self.config.limits.shutdown_timeout).await;
         self.pipelines.shutdown().await;
         self.store.close().await?;
         self.catalog.close().await;
@@ -418,6 +452,28 @@ fn stop_on_signals(stopping: CancellationToken) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{EVENTS_TOPIC, TopicId};
+    use crate::store::{ReadFrom, ReadRequest};
+
+    #[tokio::test]
+    async fn what_was_told_before_a_stop_is_there_after_it() {
+        const EVENTS: usize = 200;
+        let root = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: root.path().join("data"), ..crate::config::tests::development() };
+        let broker = Broker::open(config.clone()).await.unwrap();
+        for number in 0..EVENTS {
+            let mut topic = crate::publish::tests::topic(&format!("t{number}"));
+            topic.id = TopicId(100 + u32::try_from(number).unwrap());
+            broker.events.topic_full(&topic);
+        }
+        broker.close().await.unwrap();
+        drop(broker);
+        let broker = Broker::open(config).await.unwrap();
+        let topic = broker.directory.topic(&EVENTS_TOPIC.parse().unwrap()).unwrap().id;
+        let all = ReadRequest { topic, partition: None, from: ReadFrom::Earliest, limit: 1000, bytes_max: 1 << 20 };
+        assert_eq!(broker.store.read(all).await.unwrap().messages.len(), EVENTS);
+        broker.close().await.unwrap();
+    }
 
     #[test]
     fn a_plugin_folder_that_is_not_there_stops_production_and_is_made_in_development() {

@@ -266,4 +266,4 @@ pub struct Telemetry {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

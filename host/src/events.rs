@@ -11,6 +11,7 @@ use prometheus::{IntCounter, IntCounterVec, Opts, Registry};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use crate::catalog::model::{Subscription, Topic};
 use crate::clock::{Clock, Timestamp};
@@ -139,14 +140,27 @@ impl Events {
 }
 
 impl Waiting {
-    /// Publishes what comes, until nobody can tell anything any more.
-    pub async fn publish(mut self, publisher: Arc<Publisher>, directory: Arc<Directory>, clock: Clock) {
+    /// Publishes what comes; once `ending`, what is there already, each tried once more at most.
+    pub async fn publish(
+        mut self,
+        publisher: Arc<Publisher>,
+        directory: Arc<Directory>,
+        (clock, ending): (Clock, CancellationToken),
+    ) {
         let Ok(name) = EVENTS_TOPIC.parse::<TopicName>() else { return };
-        while let Some((at, event)) = self.receiver.recv().await {
+        loop {
+            let next = tokio::select! {
+                next = self.receiver.recv() => next,
+                () = ending.cancelled(), if !self.receiver.is_closed() => {
+                    self.receiver.close();
+                    continue;
+                }
+            };
+            let Some((at, event)) = next else { return };
             let Some(topic) = directory.topic(&name) else { continue };
             let kind = event.kind;
             let request = request(topic, at, event);
-            match published(&publisher, &request, &clock).await {
+            match published(&publisher, &request, &clock, &ending).await {
                 Ok(()) => self.told.with_label_values(&[kind]).inc(),
                 Err(error) => {
                     tracing::error!(%error, event = kind, "an event could not be published: it is left out");
@@ -158,13 +172,23 @@ impl Waiting {
 }
 
 /// Tries for as long as a store usually takes to come back.
-async fn published(publisher: &Publisher, request: &PublishRequest, clock: &Clock) -> Result<(), PublishError> {
+async fn published(
+    publisher: &Publisher,
+    request: &PublishRequest,
+    clock: &Clock,
+    ending: &CancellationToken,
+) -> Result<(), PublishError> {
     let mut tries = 1;
     loop {
+        // Looked at first: what fails while it ends has been tried since.
+        let last = tries == TRIES_MAX || ending.is_cancelled();
         match publisher.publish(request.clone()).await {
             Ok(_) => return Ok(()),
-            Err(error) if tries == TRIES_MAX || !error.is_retryable() => return Err(error),
-            Err(_) => clock.sleep_until(clock.now().plus(TRY_AGAIN)).await,
+            Err(error) if last || !error.is_retryable() => return Err(error),
+            Err(_) => tokio::select! {
+                () = clock.sleep_until(clock.now().plus(TRY_AGAIN)) => {}
+                () = ending.cancelled() => {}
+            },
         }
         tries += 1;
     }
@@ -178,23 +202,11 @@ fn request(topic: Arc<Topic>, at: Timestamp, event: Event) -> PublishRequest {
     }
     let payload = payload.to_string();
     PublishRequest {
-        topic,
         // A repeat, after an outcome that was not known, is the same event.
         idempotency_key: Some(format!("{kind} {subject} {}", hex::encode(&Sha256::digest(&payload)[..16])).into()),
-        payload: payload.into(),
-        content_type: json_media_type(),
-        schema_version: None,
         headers: vec![(TYPE_HEADER.into(), kind.into())],
-        priority: 0,
-        expires_at: None,
-        deliver_at: None,
-        correlation_id: None,
-        reply_to: None,
-        correlated_by_us: false,
         key: Some(subject.into()),
-        when: None,
-        trace: None,
-        replay_of: None,
+        ..PublishRequest::new(topic, payload.into(), json_media_type())
     }
 }
 

@@ -63,6 +63,23 @@ async fn what_is_forwarded_is_what_a_webhook_would_send_and_nothing_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_are_forwarded_with_what_became_of_them() {
+    let (broker, hook, local) = (Broker::start().await, Receiver::start().await, Receiver::start().await);
+    broker.create_topic("jobs", "Queue").await;
+    broker.subscribe_push("jobs.dlq", "hook", &hook.url(), json!({})).await;
+    let queue = json!({"topicName": "jobs", "consumerGroup": "g", "type": "Pull", "maxRetries": 0});
+    broker.post("/subscriptions", &queue).await.expect(201);
+    broker.publish("jobs", json!({"a": "\u{e9} \u{7f}"})).header("b", "1").await;
+    broker.consume("jobs", "g").collect(1).await[0].nack().await;
+    let theirs = hook.received(1).await.remove(0);
+    done(&broker, &["listen", "jobs.dlq", "--forward", &local.url(), "--from", "earliest", "--limit", "1"]);
+    let ours = local.received(1).await.remove(0);
+    let said: Value = serde_json::from_slice(&ours.body).expect("an envelope");
+    assert_eq!(said["deadLetter"]["reason"], "NACK", "{said}");
+    assert_eq!(String::from_utf8_lossy(&ours.body), String::from_utf8_lossy(&theirs.body));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_queue_is_listened_to_only_by_who_means_it() {
     let (broker, local) = (Broker::start().await, Receiver::start().await);
     broker.create_topic("jobs", "Queue").await;

@@ -1,6 +1,6 @@
 //! `sluice listen`: a topic's messages as webhooks to this machine, for developing what receives them. Invariant: what is sent
-//! is what the broker would send, signature and all, but for `deadLetter` in envelopes from a `.dlq`; a message counts as
-//! delivered once the receiver said so. Its own subscription goes with it; dead letters that it made by failing stay.
+//! is what the broker would send, signature and all; a message counts as delivered once the receiver said so. Its own
+//! subscription goes with it; dead letters that it made by failing stay.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use super::output::Output;
 use crate::catalog::model::{PushFormat, Secret, Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
-use crate::delivery::envelope::PushBody;
+use crate::delivery::envelope::{ENVELOPE_CONTENT_TYPE, LEASE_FIELDS, PushBody};
 use crate::delivery::push::sender::{Outcome, Sender, Sent};
 use crate::delivery::push::signature::{Scheme, new_secret};
 use crate::delivery::push::target::{Delivery, Target};
@@ -266,7 +266,10 @@ impl Forward {
         let (id, attempt, receipt) = (read.message_id, read.delivery_attempt, read.receipt.clone());
         let deadline = self.clock.now().plus(Duration::from_secs(LEASE_SECONDS));
         let (position, message) = read.message().map_err(|error| client.foreign(error))?;
-        let body = PushBody::of(self.target.format, &self.target.topic, position, &message);
+        let body = match self.target.format {
+            PushFormat::Envelope => envelope(handed),
+            other => PushBody::of(other, &self.target.topic, position, &message),
+        };
         let trace = message.meta.trace;
         let delivery = Delivery { id, body, attempt, deadline, expires_at: None, trace };
         let Some(sent) = self.sender.send(&self.target, &delivery).await else { return Ok(false) };
@@ -286,6 +289,15 @@ impl Forward {
         }
         Ok(refused.is_none())
     }
+}
+
+/// What a webhook says of a message is what the broker says of it here, but for the lease.
+fn envelope(handed: &Value) -> PushBody {
+    let mut envelope = handed.clone();
+    if let Some(fields) = envelope.as_object_mut() {
+        fields.retain(|name, _| !LEASE_FIELDS.contains(&name.as_str()));
+    }
+    PushBody::new(envelope.to_string().into(), ENVELOPE_CONTENT_TYPE.into())
 }
 
 /// Why the receiver did not take it.

@@ -409,21 +409,14 @@ fn not_found(topic: &Topic, id: MessageId) -> DeadLetterError {
 fn publish_again(topic: Arc<Topic>, payload: Bytes, message: &Message) -> PublishRequest {
     let meta = &message.meta;
     PublishRequest {
-        topic,
-        payload,
-        content_type: Arc::clone(&meta.content_type),
         schema_version: meta.schema_version.clone(),
         headers: meta.headers.clone(),
         priority: meta.priority,
-        expires_at: None,
-        deliver_at: None,
         correlation_id: meta.correlation_id.clone(),
         reply_to: meta.reply_to.clone(),
-        correlated_by_us: false,
         key: meta.key.clone(),
-        idempotency_key: None,
-        when: None,
         trace: meta.trace.clone(),
         replay_of: Some(message.id),
+        ..PublishRequest::new(topic, payload, Arc::clone(&meta.content_type))
     }
 }

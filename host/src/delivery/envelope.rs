@@ -98,6 +98,9 @@ impl Serialize for HeaderPairs<'_> {
     }
 }
 
+/// What [`Envelope::of_lease`] adds: fields of a pull answer that no webhook's body has.
+pub const LEASE_FIELDS: [&str; 5] = ["traceparent", "tracestate", "deliveryAttempt", "ackDeadline", "receipt"];
+
 impl<'a> Envelope<'a> {
     /// The part that is the same in every delivery: what a webhook's body holds.
     #[must_use]
@@ -175,7 +178,7 @@ impl PushBody {
     }
 
     /// Bytes of a type, about which no header says more.
-    pub(super) fn new(bytes: Bytes, content_type: Arc<str>) -> PushBody {
+    pub fn new(bytes: Bytes, content_type: Arc<str>) -> PushBody {
         PushBody { bytes, content_type: Some(content_type), headers: Vec::new() }
     }
 }
@@ -221,7 +224,7 @@ mod tests {
 
     use super::*;
     use crate::clock::Timestamp;
-    use crate::message::{GroupId, MessageMeta, Offset, TopicId};
+    use crate::message::{GroupId, MessageMeta, Offset, TopicId, TraceContext};
     use crate::store::Receipt;
 
     fn message(payload: &'static [u8], content_type: &str) -> Message {
@@ -275,6 +278,19 @@ mod tests {
                 "ackDeadline": "2023-11-14T22:13:50.250Z", "receipt": lease.receipt.encode(),
             })
         );
+    }
+
+    #[test]
+    fn a_pull_answer_without_the_lease_is_a_webhooks_body() {
+        let topic: TopicName = "orders".parse().unwrap();
+        let mut lease = lease(2);
+        lease.message.meta.trace = Some(TraceContext { parent: "p".into(), state: Some("s".into()) });
+        let mut written = serde_json::to_value(Envelope::of_lease(&topic, &lease, &lease.message)).unwrap();
+        let fields = written.as_object_mut().unwrap();
+        assert!(LEASE_FIELDS.iter().all(|name| fields.contains_key(*name)));
+        fields.retain(|name, _| !LEASE_FIELDS.contains(&name.as_str()));
+        let body = PushBody::of(PushFormat::Envelope, &topic, lease.position, &lease.message);
+        assert_eq!(written.to_string(), String::from_utf8_lossy(&body.bytes));
     }
 
     #[test]

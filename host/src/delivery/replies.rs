@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::{Mutex as AsyncMutex, Notify, oneshot};
+use tokio::sync::{Mutex as AsyncMutex, Notify, Semaphore, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{Clock, Timestamp};
@@ -22,6 +22,8 @@ const READ_BYTES_MAX: usize = 4 << 20;
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Messages that are looked through for a reply that may have come before.
 const EARLIER_MAX: usize = 100_000;
+/// Who looks through so many, beside others that do: each holds a page, and the store has other readers.
+const LOOKS_MAX: usize = 2;
 
 /// Hands replies to those who wait.
 pub struct Replies {
@@ -29,6 +31,7 @@ pub struct Replies {
     clock: Clock,
     stopping: CancellationToken,
     readers: AsyncMutex<HashMap<TopicId, Arc<Reader>>>,
+    looks: Semaphore,
 }
 
 /// What came of waiting.
@@ -76,7 +79,7 @@ impl Replies {
     /// Reads from `store`. Once `stopping`, nobody is kept waiting.
     #[must_use]
     pub fn new(store: Arc<dyn MessageStore>, clock: Clock, stopping: CancellationToken) -> Replies {
-        Replies { store, clock, stopping, readers: AsyncMutex::default() }
+        Replies { store, clock, stopping, readers: AsyncMutex::default(), looks: Semaphore::new(LOOKS_MAX) }
     }
 
     /// Begins to wait for the next message of `topic` with this correlation id.
@@ -118,7 +121,8 @@ impl Replies {
         })
     }
 
-    /// The first message of `topic` with this correlation id that entered it at `since` or later.
+    /// The first message of `topic` with this correlation id that entered it at `since` or later. Waits while others look;
+    /// dropped, it looks no more.
     ///
     /// # Errors
     /// `NoTopic`, or the store's word.
@@ -128,6 +132,8 @@ impl Replies {
         id: &str,
         since: Timestamp,
     ) -> Result<Option<(Position, Message)>, StoreError> {
+        // Never closed.
+        let _look = self.looks.acquire().await;
         let (mut from, mut looked_at) = (ReadFrom::Time(since), 0);
         loop {
             let Page { messages, reached, more } = self.store.read(read(topic, from)).await?;

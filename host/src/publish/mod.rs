@@ -514,24 +514,8 @@ pub(crate) mod tests {
 
     /// A plain request.
     pub(crate) fn request(name: &str, payload: &'static str) -> PublishRequest {
-        PublishRequest {
-            topic: Arc::new(topic(name)),
-            payload: bytes::Bytes::from_static(payload.as_bytes()),
-            content_type: "application/json".into(),
-            schema_version: None,
-            headers: Vec::new(),
-            priority: 0,
-            expires_at: None,
-            deliver_at: None,
-            correlation_id: None,
-            reply_to: None,
-            correlated_by_us: false,
-            key: None,
-            idempotency_key: None,
-            when: None,
-            trace: None,
-            replay_of: None,
-        }
+        let payload = bytes::Bytes::from_static(payload.as_bytes());
+        PublishRequest::new(Arc::new(topic(name)), payload, "application/json".into())
     }
 
     #[test]

@@ -52,6 +52,29 @@ pub struct PublishRequest {
 }
 
 impl PublishRequest {
+    /// A payload, of which nothing else is said.
+    #[must_use]
+    pub fn new(topic: Arc<Topic>, payload: Bytes, content_type: Arc<str>) -> PublishRequest {
+        PublishRequest {
+            topic,
+            payload,
+            content_type,
+            schema_version: None,
+            headers: Vec::new(),
+            priority: 0,
+            expires_at: None,
+            deliver_at: None,
+            correlation_id: None,
+            reply_to: None,
+            correlated_by_us: false,
+            key: None,
+            idempotency_key: None,
+            when: None,
+            trace: None,
+            replay_of: None,
+        }
+    }
+
     /// Tells a repeat of this request from another one: all that the publisher chose, length-prefixed, hashed.
     #[must_use]
     pub fn hash(&self) -> [u8; 16] {

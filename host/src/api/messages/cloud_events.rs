@@ -413,7 +413,6 @@ impl Event<'_> {
         self.attributes.sort_unstable_by(|(a, _), (b, _)| (rank(a), a).cmp(&(rank(b), b)));
         let by_identity = || Some(identity(self.get("source")?, self.get("id")?));
         PublishRequest {
-            topic,
             key: self.get(PARTITION_KEY).map(Arc::from),
             idempotency_key: reading.header_key().or_else(by_identity),
             trace: reading.trace_of_event(|| self.trace()),
@@ -422,17 +421,8 @@ impl Event<'_> {
                 .iter()
                 .map(|(name, value)| (format!("{PREFIX}{name}").into(), (&**value).into()))
                 .collect(),
-            payload: self.data,
-            content_type: self.content_type,
-            schema_version: None,
-            priority: 0,
             expires_at: self.expires_at,
-            deliver_at: None,
-            correlation_id: None,
-            reply_to: None,
-            correlated_by_us: false,
-            when: None,
-            replay_of: None,
+            ..PublishRequest::new(topic, self.data, self.content_type)
         }
     }
 }

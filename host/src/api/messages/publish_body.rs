@@ -248,9 +248,6 @@ impl<'r> Reading<'r> {
             None => Arc::clone(self.before.borrow_mut().insert(topic(&name)?)),
         };
         Ok(PublishRequest {
-            topic,
-            payload,
-            content_type,
             schema_version,
             headers,
             priority,
@@ -258,12 +255,11 @@ impl<'r> Reading<'r> {
             deliver_at,
             correlation_id,
             reply_to,
-            correlated_by_us: false,
             key,
             idempotency_key,
             when,
             trace: self.trace.clone(),
-            replay_of: None,
+            ..PublishRequest::new(topic, payload, content_type)
         })
     }
 

@@ -25,7 +25,6 @@ use crate::delivery::envelope::Envelope;
 use crate::delivery::replies::Awaited;
 use crate::message::{Message, MessageId, Position, REPLIES_TOPIC, TopicName};
 use crate::publish::{PublishRequest, Published, Status};
-use crate::store::StoreError;
 
 /// How long a call may wait, and waits where it does not say: below the idle time-outs of common proxies.
 const TIMEOUT_MAX: Duration = Duration::from_secs(30);
@@ -171,9 +170,11 @@ async fn to_the_first(
         if name.as_str() == REPLIES_TOPIC { replies_topic(broker)? } else { reach::topic(broker, caller, &name)? };
     // First whom to tell, then what was there before: nothing falls in between.
     let expected = broker.replies.expect(topic.id, Arc::clone(&id)).await?;
-    let earlier: Result<Option<(Position, Message)>, StoreError> =
-        broker.replies.earlier(topic.id, &id, published.published_at).await;
-    let awaited = match earlier? {
+    let earlier: Option<(Position, Message)> = tokio::select! {
+        earlier = broker.replies.earlier(topic.id, &id, published.published_at) => earlier?,
+        () = broker.clock.sleep_until(due) => None,
+    };
+    let awaited = match earlier {
         Some((position, message)) => Awaited::Reply(position, Arc::new(message)),
         None => expected.reply(due).await,
     };

@@ -113,23 +113,7 @@ async fn bare_channel(broker: &Arc<Broker>, topic: &Arc<Topic>) -> f64 {
 }
 
 async fn publish(broker: &Broker, topic: &Arc<Topic>) {
-    let request = PublishRequest {
-        topic: Arc::clone(topic),
-        payload: Bytes::from(vec![b'x'; PAYLOAD_BYTES]),
-        content_type: "text/plain".into(),
-        schema_version: None,
-        headers: Vec::new(),
-        priority: 0,
-        expires_at: None,
-        deliver_at: None,
-        correlation_id: None,
-        reply_to: None,
-        correlated_by_us: false,
-        key: None,
-        idempotency_key: None,
-        when: None,
-        trace: None,
-        replay_of: None,
-    };
+    let payload = Bytes::from(vec![b'x'; PAYLOAD_BYTES]);
+    let request = PublishRequest::new(Arc::clone(topic), payload, "text/plain".into());
     broker.publisher.publish(request).await.expect("there is room for a message");
 }
