@@ -319,6 +319,7 @@ impl Broker {
             thresholds.look(&self.directory, &self.dead_letters, &self.events).await;
             self.topic_history.look(&self.directory, &*self.store).await;
             self.liveness.forget();
+            self.directory.mend_leftovers().await;
             tokio::select! {
                 () = self.clock.sleep_until(self.clock.now().plus(WATCH_EVERY)) => {}
                 () = self.stopping.cancelled() => {}

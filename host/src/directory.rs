@@ -3,6 +3,7 @@
 //! the catalog last, delete the other way round, so that a crash leaves nothing listed that is not there. Never touches
 //! messages.
 
+mod leftovers;
 mod snapshot;
 mod specs;
 
@@ -27,6 +28,7 @@ use crate::pipeline::{PipelineError, Pipelines};
 use crate::schemas::{SchemaError, Schemas};
 use crate::store::{MessageStore, SeekTo, StoreError};
 
+use self::leftovers::Leftover;
 use self::snapshot::Snapshot;
 use self::specs::{group_spec, implicit_stage, needs_shared_group, shared_group};
 pub use self::specs::{group_specs, topic_spec};
@@ -44,8 +46,8 @@ pub struct Directory {
     entropy: Entropy,
     current: ArcSwap<Snapshot>,
     changes: watch::Sender<u64>,
-    /// Changes are rare and touch three places: one at a time.
-    editing: Mutex<()>,
+    /// Changes are rare and touch three places: one at a time. Holds what failed ones have left.
+    editing: Mutex<Vec<Leftover>>,
 }
 
 /// What a directory is made of.
@@ -126,7 +128,7 @@ impl Directory {
             at_most: parts.at_most,
             current: ArcSwap::default(),
             changes: watch::channel(0).0,
-            editing: Mutex::new(()),
+            editing: Mutex::default(),
         };
         directory.load().await?;
         directory.reconcile().await?;
@@ -215,7 +217,7 @@ impl Directory {
         settings: TopicSettings,
         actor: &Actor,
     ) -> Result<Arc<Topic>, DirectoryError> {
-        let _one_at_a_time = self.editing.lock().await;
+        let mut left = self.edit().await?;
         if self.topic(&name).is_some() {
             return Err(DirectoryError::Conflict(format!("the topic '{name}' exists")));
         }
@@ -245,21 +247,15 @@ impl Directory {
             updated_at: now,
             version: 1,
         };
-        self.put_into_store(&dead_letter).await?;
-        self.put_into_store(&topic).await?;
         let made = async {
+            self.put_into_store(&dead_letter).await?;
+            self.put_into_store(&topic).await?;
             self.catalog.insert_topic(&topic, &dead_letter, actor).await?;
             // A crash here leaves a topic without its schema's stage: the next start adds it, before anything is served.
-            if let Err(error) = self.refresh_topic_stages(&topic, "topic created", actor).await {
-                self.catalog.delete_topic(id, actor).await?;
-                return Err(error);
-            }
-            Ok(())
+            self.refresh_topic_stages(&topic, "topic created", actor).await
         };
         if let Err(error) = made.await {
-            self.pipelines.forget(Scope::Topic(id)).await;
-            self.store.delete_topic(id).await?;
-            self.store.delete_topic(dead_letter_id).await?;
+            self.leave(&mut left, Leftover::Topic(id, dead_letter_id)).await;
             return Err(error);
         }
         self.change(|snapshot| {
@@ -298,7 +294,7 @@ impl Directory {
         expected_version: Option<u64>,
         actor: &Actor,
     ) -> Result<Arc<Topic>, DirectoryError> {
-        let _one_at_a_time = self.editing.lock().await;
+        let mut left = self.edit().await?;
         let before = self.topic(name).ok_or_else(|| no_topic(name))?;
         let fixed = |settings: &TopicSettings| (settings.kind, settings.partition_count);
         if fixed(&before.settings) != fixed(&settings) {
@@ -308,17 +304,18 @@ impl Directory {
         }
         check_version(before.version, expected_version)?;
         let topic = Topic { settings, ..(*before).clone() };
-        self.refresh_topic_stages(&topic, "topic changed", actor).await?;
-        let topic = match self.catalog.update_topic(&topic, expected_version, actor).await {
-            Ok(topic) => topic,
-            Err(error) => {
-                self.refresh_topic_stages(&before, "change of the topic failed", actor).await?;
-                return Err(error.into());
-            }
+        let changed = async {
+            self.refresh_topic_stages(&topic, "topic changed", actor).await?;
+            let topic = self.catalog.update_topic(&topic, expected_version, actor).await?;
+            self.change(|snapshot| snapshot.put_topic(topic.clone()));
+            self.store.put_topic(topic_spec(&topic)).await?;
+            Ok(Arc::new(topic))
         };
-        self.change(|snapshot| snapshot.put_topic(topic.clone()));
-        self.store.put_topic(topic_spec(&topic)).await?;
-        Ok(Arc::new(topic))
+        let changed = changed.await;
+        if changed.is_err() {
+            self.leave(&mut left, Leftover::TopicSettings(before.id)).await;
+        }
+        changed
     }
 
     /// Removes a topic with its messages, dead letters, subscriptions and pipelines.
@@ -331,7 +328,7 @@ impl Directory {
         (force, expected_version): (bool, Option<u64>),
         actor: &Actor,
     ) -> Result<(), DirectoryError> {
-        let _one_at_a_time = self.editing.lock().await;
+        let mut left = self.edit().await?;
         let topic = self.topic(name).ok_or_else(|| no_topic(name))?;
         if name.is_system() {
             return Err(DirectoryError::Conflict(format!("the topic '{name}' is the broker's own, and stays")));
@@ -357,9 +354,8 @@ impl Directory {
         for subscription in subscriptions {
             self.pipelines.forget(Scope::Subscription(subscription.topic, subscription.id)).await;
         }
-        self.pipelines.forget(Scope::Topic(topic.id)).await;
-        self.store.delete_topic(topic.id).await?;
-        self.store.delete_topic(dead_letter).await?;
+        // The topic is gone, whatever comes: what the store can't remove now, it removes later.
+        self.leave(&mut left, Leftover::Topic(topic.id, dead_letter)).await;
         Ok(())
     }
 
@@ -372,7 +368,7 @@ impl Directory {
         new: NewSubscription,
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let _one_at_a_time = self.editing.lock().await;
+        let mut left = self.edit().await?;
         let queue = new.topic.settings.kind == TopicKind::Queue;
         let others = self.subscriptions_of(new.topic.id);
         if queue && !others.is_empty() {
@@ -404,25 +400,17 @@ impl Directory {
             updated_at: now,
             version: 1,
         };
-        self.store.put_group(group_spec(&subscription, new.start)).await?;
-        if let Err(error) = self.insert_subscription(&subscription, actor).await {
-            self.pipelines.forget(Scope::Subscription(subscription.topic, subscription.id)).await;
-            if !queue {
-                self.store.delete_group(subscription.topic, group).await?;
-            }
+        let made = async {
+            self.store.put_group(group_spec(&subscription, new.start)).await?;
+            self.catalog.insert_subscription(&subscription, actor).await?;
+            self.refresh_subscription_stages(&subscription, "subscription created", actor).await
+        };
+        if let Err(error) = made.await {
+            self.leave(&mut left, Leftover::Subscription(subscription.id, subscription.topic, group)).await;
             return Err(error);
         }
         self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
         Ok(Arc::new(subscription))
-    }
-
-    async fn insert_subscription(&self, subscription: &Subscription, actor: &Actor) -> Result<(), DirectoryError> {
-        self.catalog.insert_subscription(subscription, actor).await?;
-        if let Err(error) = self.refresh_subscription_stages(subscription, "subscription created", actor).await {
-            self.catalog.delete_subscription(subscription.id, actor).await?;
-            return Err(error);
-        }
-        Ok(())
     }
 
     /// Changes a subscription's settings; its kind must be as before.
@@ -436,24 +424,25 @@ impl Directory {
         expected_version: Option<u64>,
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let _one_at_a_time = self.editing.lock().await;
+        let mut left = self.edit().await?;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         if before.settings.kind != settings.kind {
             return Err(DirectoryError::Conflict("type cannot change; make a new subscription".to_owned()));
         }
         check_version(before.version, expected_version)?;
         let subscription = Subscription { settings, ..(*before).clone() };
-        self.refresh_subscription_stages(&subscription, "subscription changed", actor).await?;
-        let subscription = match self.catalog.update_subscription(&subscription, expected_version, actor).await {
-            Ok(subscription) => subscription,
-            Err(error) => {
-                self.refresh_subscription_stages(&before, "change of the subscription failed", actor).await?;
-                return Err(error.into());
-            }
+        let changed = async {
+            self.refresh_subscription_stages(&subscription, "subscription changed", actor).await?;
+            let subscription = self.catalog.update_subscription(&subscription, expected_version, actor).await?;
+            self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
+            self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
+            Ok(Arc::new(subscription))
         };
-        self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
-        self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
-        Ok(Arc::new(subscription))
+        let changed = changed.await;
+        if changed.is_err() {
+            self.leave(&mut left, Leftover::SubscriptionSettings(id)).await;
+        }
+        changed
     }
 
     /// Stops (`Some`) or goes on with (`None`) delivering.
@@ -466,7 +455,7 @@ impl Directory {
         (pause, expected_version): (Option<Pause>, Option<u64>),
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let _one_at_a_time = self.editing.lock().await;
+        let _one_at_a_time = self.edit().await?;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(before.version, expected_version)?;
         let subscription = self.catalog.set_pause(id, pause, actor).await?;
@@ -486,7 +475,7 @@ impl Directory {
         (scheme, overlap): (Option<Scheme>, Duration),
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let _one_at_a_time = self.editing.lock().await;
+        let _one_at_a_time = self.edit().await?;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(before.version, expected_version)?;
         if before.settings.kind != SubscriptionKind::Push {
@@ -510,17 +499,13 @@ impl Directory {
         expected_version: Option<u64>,
         actor: &Actor,
     ) -> Result<(), DirectoryError> {
-        let _one_at_a_time = self.editing.lock().await;
+        let mut left = self.edit().await?;
         let subscription = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(subscription.version, expected_version)?;
         self.catalog.delete_subscription(id, actor).await?;
         self.change(|snapshot| snapshot.remove_subscription(&subscription));
-        self.pipelines.forget(Scope::Subscription(subscription.topic, id)).await;
-        if subscription.group == GroupId::SHARED {
-            self.store.put_group(shared_group(subscription.topic)).await?;
-        } else {
-            self.store.delete_group(subscription.topic, subscription.group).await?;
-        }
+        // It is gone, whatever comes: what the store can't remove now, it removes later.
+        self.leave(&mut left, Leftover::Subscription(id, subscription.topic, subscription.group)).await;
         Ok(())
     }
 
@@ -529,7 +514,7 @@ impl Directory {
     /// # Errors
     /// When a pipeline could not be built with it.
     pub async fn schema_changed(&self, schema_id: &str, actor: &Actor) -> Result<(), DirectoryError> {
-        let _one_at_a_time = self.editing.lock().await;
+        let _one_at_a_time = self.edit().await?;
         let reason = format!("schema {schema_id} changed");
         for topic in self.topics() {
             if topic.settings.schema_id.as_deref() == Some(schema_id) {

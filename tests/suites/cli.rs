@@ -1,10 +1,12 @@
 //! The command line against a running broker, as a person and as a script would use it. Invariant: what is checked is what
 //! goes to stdout and the exit code.
 
-use std::process::Output;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Output, Stdio};
 
 use serde_json::Value;
-use sluice_tests::{Broker, Settings};
+use sluice_tests::{Broker, Settings, wait};
 
 /// How a command ended.
 pub(crate) struct Ran {
@@ -174,4 +176,45 @@ async fn a_file_of_messages_is_stored_whole_or_not_at_all() {
     assert_eq!((ran.code, stored()), (1, 1), "{}", ran.stderr);
     let ran = publish("{}\n{}\n".to_owned(), &["--atomic"]);
     assert_eq!((ran.code, stored()), (0, 3), "{}", ran.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_are_stored_as_they_come_and_what_a_stop_leaves_open_is_told() {
+    let mut broker = Broker::start().await;
+    done(&broker, &["topic", "create", "events", "--max-message-size", "10"]);
+    let stored = async |broker: &Broker, count: usize| {
+        wait::until(&format!("{count} are stored"), async || {
+            let listed = broker.get("/topics/events/messages?from=earliest").await.expect(200);
+            (listed["messages"].as_array().map(Vec::len) == Some(count)).then_some(())
+        })
+        .await;
+    };
+    let begin = |broker: &Broker| {
+        let mut bash = broker.bash(Path::new("/"), "exec sluice publish events - --ndjson --key k");
+        bash.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("bash starts")
+    };
+    let mut publishing = begin(&broker);
+    let mut lines = publishing.stdin.take().expect("a pipe");
+    lines.write_all(b"1\n").expect("it reads");
+    stored(&broker, 1).await;
+    lines.write_all(b"\n\"longer than ten\"\n2\n3").expect("it reads");
+    stored(&broker, 2).await;
+    drop(lines);
+    let ended = publishing.wait_with_output().expect("it ends");
+    let (told, stderr) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    assert_eq!((ended.status.code(), &*told), (Some(1), "3 messages published to events, 1 refused\n"), "{stderr}");
+    assert!(stderr.contains("message 2: The payload has 17 bytes") && stderr.contains("1 of 4 messages"), "{stderr}");
+    stored(&broker, 3).await;
+
+    let mut publishing = begin(&broker);
+    let mut lines = publishing.stdin.take().expect("a pipe");
+    lines.write_all(b"4\n").expect("it reads");
+    stored(&broker, 4).await;
+    assert!(broker.stop().await.success());
+    // Standard input is open still: it does not wait for more.
+    let ended = publishing.wait_with_output().expect("it ends");
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(4), "{stderr}");
+    assert!(stderr.contains("1 messages were answered (1 accepted)") && stderr.contains("SHUTTING_DOWN"), "{stderr}");
+    drop(lines);
 }

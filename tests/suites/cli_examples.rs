@@ -21,9 +21,8 @@ const ASIDE: &str = "    ";
 /// What ends an example that goes on until it is interrupted: the broker is ready, or a message is shown.
 const ENDLESS: [(&str, &str); 3] =
     [("sluice serve", "listening on http://"), ("--follow", "\n"), ("sluice listen deployment", "\n")];
-/// Routes that no command is for: `publish --ndjson` sends batches, `consume --follow` polls, `broker metrics` tells the figures, browsers read the rest.
-const WITHOUT_COMMAND: [&str; 8] = [
-    "/api/v1/messages/publish/stream",
+/// Routes that no command is for: `consume --follow` polls, `broker metrics` tells the figures, browsers read the rest.
+const WITHOUT_COMMAND: [&str; 7] = [
     "/api/v1/messages/stream/{topic}",
     "/health/live",
     "/metrics",

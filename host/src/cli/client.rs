@@ -1,9 +1,12 @@
 //! Speaks the HTTP API to one broker. Invariant: a token made here goes to this machine only. Never retries: whether to
 //! send again is the user's decision, since a lost answer may have been a yes.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
+use bytes::{Bytes, BytesMut};
 use clap::Args;
+use futures_util::{Stream, StreamExt as _};
 use http::Method;
 use http::header::{CONTENT_TYPE, DATE, ETAG, IF_MATCH};
 use serde_json::Value;
@@ -21,6 +24,10 @@ use crate::entropy::Entropy;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for an answer: a long poll (30 s) and a slow plugin fit in.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// For a request that goes on for as long as there is something to send.
+const NO_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 86_400);
+/// How long the answer to such a request may say nothing: a broker that is there writes an empty line every 15 s.
+const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// Bytes of an answer at most, so that a wrong URL can't fill the memory; 1000 messages of 256 KiB fit.
 const ANSWER_BYTES_MAX: usize = 512 << 20;
 /// Items of one page, API.md's own bound.
@@ -125,9 +132,26 @@ impl Client {
     }
 
     /// POST of one JSON document a line.
-    pub(super) async fn post_ndjson(&self, path: &[&str], query: Query, lines: String) -> Result<Value, Failure> {
+    pub(super) async fn post_ndjson(&self, path: &[&str], query: Query, lines: Vec<u8>) -> Result<Value, Failure> {
         let request = self.request(Method::POST, &api(path), query).header(CONTENT_TYPE, "application/x-ndjson");
         Ok(self.send(request.body(lines)).await?.body)
+    }
+
+    /// POST of lines as they come, which are answered one by one meanwhile.
+    pub(super) async fn post_lines(
+        &self,
+        path: &[&str],
+        lines: impl Stream<Item = Bytes> + Send + 'static,
+    ) -> Result<LineAnswers<'_>, Failure> {
+        let body = reqwest::Body::wrap_stream(lines.map(Ok::<Bytes, Infallible>));
+        let request = self.request(Method::POST, &api(path), Query::default()).timeout(NO_TIMEOUT);
+        let request = request.header(CONTENT_TYPE, "application/x-ndjson").body(body);
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        if response.status().is_success() {
+            return Ok(LineAnswers { client: self, response, held: BytesMut::new() });
+        }
+        self.read(response).await?;
+        Err(self.foreign("no stream of answers came".to_owned()))
     }
 
     /// POST of a CloudEvent in JSON, under a key of its publisher's own if there is one.
@@ -230,7 +254,11 @@ impl Client {
     }
 
     async fn send(&self, request: reqwest::RequestBuilder) -> Result<Answer, Failure> {
-        let mut response = request.send().await.map_err(|error| self.unreachable(error))?;
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        self.read(response).await
+    }
+
+    async fn read(&self, mut response: reqwest::Response) -> Result<Answer, Failure> {
         let status = response.status();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (etag, date) = (header(ETAG), header(DATE));
@@ -256,9 +284,53 @@ impl Client {
         Failure::Unreachable { url: self.base.to_string(), reason: format!("{}{hint}", causes(&error.without_url())) }
     }
 
+    fn silent(&self) -> Failure {
+        let reason = format!("nothing came for {} seconds", SILENCE_MAX.as_secs());
+        Failure::Unreachable { url: self.base.to_string(), reason }
+    }
+
     /// What came is no answer of a broker.
     pub(super) fn foreign(&self, reason: String) -> Failure {
         Failure::Foreign { url: self.base.to_string(), reason }
+    }
+}
+
+/// Answers that come line by line.
+pub(super) struct LineAnswers<'a> {
+    client: &'a Client,
+    response: reqwest::Response,
+    held: BytesMut,
+}
+
+impl LineAnswers<'_> {
+    /// The next one; none at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Value>, Failure> {
+        let mut looked = 0;
+        loop {
+            if let Some(end) = self.held[looked..].iter().position(|byte| *byte == b'\n') {
+                let line = self.held.split_to(looked + end + 1);
+                looked = 0;
+                if line.trim_ascii().is_empty() {
+                    continue; // The broker is there, and has nothing to say.
+                }
+                let read = serde_json::from_slice(&line);
+                return read.map(Some).map_err(|error| self.client.foreign(format!("a line of the answer: {error}")));
+            }
+            looked = self.held.len();
+            if looked > ANSWER_BYTES_MAX {
+                return Err(self
+                    .client
+                    .foreign(format!("a line of the answer is longer than {ANSWER_BYTES_MAX} bytes")));
+            }
+            let chunk = match tokio::time::timeout(SILENCE_MAX, self.response.chunk()).await {
+                Ok(chunk) => chunk.map_err(|error| self.client.unreachable(error))?,
+                Err(_) => return Err(self.client.silent()),
+            };
+            match chunk {
+                Some(chunk) => self.held.extend_from_slice(&chunk),
+                None => return Ok(None),
+            }
+        }
     }
 }
 

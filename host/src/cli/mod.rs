@@ -18,6 +18,7 @@ mod output;
 mod pipeline;
 mod plugin;
 mod publish;
+mod publish_lines;
 mod repair;
 mod request;
 mod schema;

@@ -1,7 +1,5 @@
-//! `sluice publish`: one message, or a file with one payload a line. Invariant: bytes are sent exactly as given. Never sends
-//! a batch again: after a broken connection it says from which line on nothing is known.
+//! `sluice publish`: one message, or a file with one payload a line. Invariant: bytes are sent exactly as given.
 
-use std::io::{BufRead, BufReader, Read as _};
 use std::path::PathBuf;
 
 use base64::Engine as _;
@@ -9,25 +7,17 @@ use base64::engine::general_purpose::STANDARD;
 use clap::Args;
 use serde_json::{Map, Value, json};
 
-use super::arguments::{INPUT_BYTES_MAX, LINE_BYTES_MAX, iso_duration, pair, read_input};
+use super::arguments::{iso_duration, pair, read_input};
 use super::client::{Client, ClientArgs, Query};
-use super::failure::{Failure, Refusal};
-
-/// Messages of one request: a tenth of what the API takes, so that progress shows and a failure concerns few.
-const BATCH_ITEMS: u64 = 1000;
-/// Bytes of one request: well below the broker's default for a body (16 MiB).
-const BATCH_BYTES: u64 = 4 << 20;
-/// Messages that can be stored all or none: what the API takes in one request.
-const ATOMIC_ITEMS: u64 = 10_000;
-/// Refused lines that are told; the rest are counted.
-const REFUSALS_SHOWN: u64 = 10;
+use super::failure::Failure;
+use super::publish_lines;
 
 const AFTER_HELP: &str = "\
 Examples:
   sluice publish orders '{\"id\": 1}' --key customer-7 --header region=eu
   sluice publish orders --file order.json --idempotency-key order-1
   date | sluice publish clock -
-  sluice publish events --ndjson --file events.ndjson    one message a line, in batches
+  sluice publish events --ndjson --file events.ndjson    one message a line, sent as they come
   sluice publish events --ndjson --atomic --file events.ndjson    all of them or none
   sluice publish reminders '{}' --delay PT10M
   sluice publish orders --cloud-event --file event.json    a CloudEvent with all its attributes";
@@ -37,24 +27,24 @@ Examples:
 #[command(after_help = AFTER_HELP)]
 pub(super) struct PublishArgs {
     /// The topic
-    topic: String,
+    pub(super) topic: String,
     /// The payload; - reads standard input
     #[arg(required_unless_present = "file", conflicts_with = "file")]
-    payload: Option<String>,
+    pub(super) payload: Option<String>,
     /// Read the payload from a file; - is standard input
     #[arg(long, value_name = "FILE")]
-    file: Option<PathBuf>,
-    /// Each line is a message
+    pub(super) file: Option<PathBuf>,
+    /// Each line is a message, stored by itself as soon as it has come
     #[arg(long, conflicts_with_all = ["idempotency_key", "explain"])]
     ndjson: bool,
     /// All lines are stored or none; at most 10000, and what the broker takes in one request
     #[arg(long, requires = "ndjson")]
-    atomic: bool,
+    pub(super) atomic: bool,
     /// What is given is a CloudEvent in JSON: its attributes say all that is to be said
     #[arg(long, conflicts_with_all = ["ndjson", "Envelope"])]
     cloud_event: bool,
     #[command(flatten)]
-    envelope: Envelope,
+    pub(super) envelope: Envelope,
     /// Makes repeats harmless: the same key stores once
     #[arg(long, value_name = "KEY")]
     idempotency_key: Option<String>,
@@ -62,11 +52,11 @@ pub(super) struct PublishArgs {
     #[arg(long)]
     explain: bool,
     #[command(flatten)]
-    client: ClientArgs,
+    pub(super) client: ClientArgs,
 }
 
 /// What stands around a payload.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub(super) struct Envelope {
     /// Messages of one key keep their order
     #[arg(long)]
@@ -135,7 +125,7 @@ impl Envelope {
 pub(super) async fn run(args: &PublishArgs) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     if args.ndjson {
-        return publish_lines(args, &client).await;
+        return publish_lines::run(args, &client).await;
     }
     let payload = match (&args.payload, &args.file) {
         (Some(payload), _) if payload != "-" => payload.clone().into_bytes(),
@@ -152,107 +142,6 @@ pub(super) async fn run(args: &PublishArgs) -> Result<(), Failure> {
         client.post(&path, query, &Value::Object(body)).await?
     };
     output.thing(&answer)
-}
-
-/// What became of the lines so far.
-#[derive(Debug, Default)]
-struct Tally {
-    sent: u64,
-    accepted: u64,
-    refused: u64,
-}
-
-async fn publish_lines(args: &PublishArgs, client: &Client) -> Result<(), Failure> {
-    let name = args.file.as_ref().map_or_else(|| "standard input".to_owned(), |file| file.display().to_string());
-    let mut lines = open_lines(args)?;
-    let mut tally = Tally::default();
-    loop {
-        let (batch, items) = next_batch(args, &mut *lines).map_err(Failure::io(name.clone()))?;
-        if items == 0 {
-            return finish(args, &tally);
-        }
-        if args.atomic && !lines.fill_buf().map_err(Failure::io(name.clone()))?.is_empty() {
-            return Err(Failure::Usage(format!("--atomic takes {ATOMIC_ITEMS} lines at most; nothing was sent")));
-        }
-        send_batch(args, client, (batch, items), &mut tally).await?;
-    }
-}
-
-/// The lines of one request, as publish requests, and how many.
-fn next_batch(args: &PublishArgs, lines: &mut dyn BufRead) -> std::io::Result<(String, u64)> {
-    let (items_max, bytes_max) = if args.atomic { (ATOMIC_ITEMS, INPUT_BYTES_MAX) } else { (BATCH_ITEMS, BATCH_BYTES) };
-    let (mut batch, mut items, mut line) = (String::new(), 0, Vec::new());
-    while items < items_max && (batch.len() as u64) < bytes_max {
-        line.clear();
-        if (&mut *lines).take(LINE_BYTES_MAX).read_until(b'\n', &mut line)? == 0 {
-            break;
-        }
-        let payload = line.trim_ascii();
-        if !payload.is_empty() {
-            batch.push_str(&Value::Object(args.envelope.around(&args.topic, payload)).to_string());
-            batch.push('\n');
-            items += 1;
-        }
-    }
-    Ok((batch, items))
-}
-
-fn open_lines(args: &PublishArgs) -> Result<Box<dyn BufRead>, Failure> {
-    match (&args.file, args.payload.as_deref()) {
-        (Some(file), _) if file.as_os_str() != "-" => {
-            let opened = std::fs::File::open(file).map_err(Failure::io(file.display().to_string()))?;
-            Ok(Box::new(BufReader::new(opened)))
-        }
-        (None, Some(payload)) if payload != "-" => Ok(Box::new(std::io::Cursor::new(payload.to_owned().into_bytes()))),
-        _ => Ok(Box::new(BufReader::new(std::io::stdin()))),
-    }
-}
-
-async fn send_batch(
-    args: &PublishArgs,
-    client: &Client,
-    (batch, items): (String, u64),
-    tally: &mut Tally,
-) -> Result<(), Failure> {
-    let query = Query::default().with("atomic", args.atomic.then_some(true));
-    let sent = client.post_ndjson(&["messages", "publish", "batch"], query, batch).await;
-    let answer = match sent {
-        Ok(answer) => answer,
-        Err(failure) => {
-            args.client.output().note(&format!(
-                "{} messages were answered ({} accepted); of the {items} after them nothing is known but what follows",
-                tally.sent, tally.accepted
-            ))?;
-            return Err(failure);
-        }
-    };
-    let results = answer["results"].as_array().map_or(&[][..], Vec::as_slice);
-    for (index, result) in results.iter().enumerate() {
-        let Some(error) = result.get("error") else {
-            tally.accepted += 1;
-            continue;
-        };
-        if tally.refused < REFUSALS_SHOWN {
-            let refusal = Refusal::of_item(error);
-            args.client.output().note(&format!("message {}: {refusal}", tally.sent + index as u64 + 1))?;
-        }
-        tally.refused += 1;
-    }
-    tally.sent += items;
-    Ok(())
-}
-
-fn finish(args: &PublishArgs, tally: &Tally) -> Result<(), Failure> {
-    let topic = &args.topic;
-    let Tally { accepted, refused, .. } = *tally;
-    let document = json!({"topicName": topic, "accepted": accepted, "refused": refused});
-    args.client.output().done(&format!("{accepted} messages published to {topic}, {refused} refused"), &document)?;
-    if refused == 0 {
-        return Ok(());
-    }
-    let others = if args.atomic { "none is stored" } else { "the others are stored" };
-    let detail = format!("{refused} of {} messages were refused; {others}", tally.sent);
-    Err(Refusal { status: None, problem: json!({ "detail": detail }) }.into())
 }
 
 #[cfg(test)]
