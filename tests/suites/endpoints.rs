@@ -2,12 +2,15 @@
 //! figures. Invariant: secrets are looked for in everything that is shown, and certificates are checked by a real handshake.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_tests::h2_receiver::{Act, H2Receiver};
 use sluice_tests::raw_receiver::{Conduct, Identity};
+use sluice_tests::receiver::Scripted;
 use sluice_tests::{Broker, RawReceiver, Receiver, Settings, binary, wait};
+use tokio::sync::Notify;
 
 fn pem(name: &str) -> String {
     let path: PathBuf = binary::repository().join("tests/data/tls").join(name);
@@ -193,6 +196,31 @@ async fn over_http2(more: Value) -> (Broker, H2Receiver, Value) {
     settings.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
     let subscription = broker.subscribe_push("events", "g", &receiver.url(), settings).await;
     (broker, receiver, subscription)
+}
+
+#[tokio::test]
+async fn what_an_endpoint_says_that_was_replaced_meanwhile_does_not_pause_the_new_one() {
+    let (broker, old, new) = (Broker::start().await, Receiver::start().await, Receiver::start().await);
+    broker.create_topic("events", "PubSub").await;
+    let made = broker.subscribe_push("events", "g", &old.url(), json!({})).await;
+    let release = Arc::new(Notify::new());
+    old.answers([Scripted::from(410).held_until(Arc::clone(&release))]);
+    broker.publish("events", "1").await;
+    old.received(1).await;
+    broker.put(&path_of(&made), &json!({"consumerEndpoint": new.url()})).await.expect(200);
+    // What goes to the new one says that the change has arrived.
+    broker.publish("events", "2").await;
+    new.received(1).await;
+    release.notify_one();
+    let told = attempted(&broker, &made, 2).await;
+    assert!(told.iter().any(|attempt| attempt["status"] == 410), "{told:?}");
+    let sent = new.received(2).await;
+    let payloads: Vec<Option<String>> = sent.iter().map(|request| request.message().payload).collect();
+    assert_eq!(payloads, [Some("2".to_owned()), Some("1".to_owned())]);
+    broker.publish("events", "3").await;
+    new.received(3).await;
+    assert_eq!(broker.get(&path_of(&made)).await.expect(200)["isActive"], true);
+    assert_eq!(old.requests().len(), 1);
 }
 
 #[tokio::test]
