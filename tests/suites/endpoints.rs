@@ -250,6 +250,32 @@ async fn a_request_that_is_never_answered_keeps_no_other_one_of_its_connection_w
     assert!(done[0]["error"].as_str().is_some_and(|error| error.starts_with("TIMEOUT")), "{}", done[0]);
 }
 
+/// Its clock is that of the connection, which no test moves: it is silent for ten seconds, asked, and given up ten later.
+/// The system would give it up after a quarter of an hour, and the subscription after ten minutes.
+#[tokio::test]
+async fn a_connection_that_answers_no_ping_is_given_up_and_the_next_delivery_takes_a_new_one() {
+    let backoff = json!({"initial": "PT1S", "jitter": 0});
+    let (broker, receiver, subscription) = over_http2(json!({"ackTimeout": "PT600S", "backoff": backoff})).await;
+    broker.publish("events", "1").await;
+    attempted(&broker, &subscription, 1).await;
+    receiver.acts([Act::GoesSilent]);
+    broker.publish("events", "2").await;
+    let failed = wait::within(wait::PATIENCE * 3, "the attempt is over", async || {
+        let attempts = attempts(&broker, &subscription).await;
+        (attempts.len() >= 2).then(|| attempts[0].clone())
+    })
+    .await;
+    let error = failed["error"].as_str().expect("it says why");
+    assert!(failed["outcome"] == "retry" && error.starts_with("CONNECTION_BROKEN"), "{failed}");
+    broker.clock().advance(Duration::from_secs(2)).await;
+    let done = attempted(&broker, &subscription, 3).await.remove(0);
+    assert_eq!((&done["outcome"], &done["attempt"]), (&json!("delivered"), &json!(2)), "{done}");
+    let requests = receiver.requests();
+    let of_the_silent = requests.iter().find(|(_, act)| *act == Act::GoesSilent).expect("it came in").0;
+    let (last, act) = requests[requests.len() - 1];
+    assert!(last != of_the_silent && act == Act::Accepts, "{requests:?}");
+}
+
 #[tokio::test]
 async fn what_the_endpoint_has_not_looked_at_is_sent_again_and_is_no_attempt() {
     for act in [Act::Refuses, Act::GoesAway] {
