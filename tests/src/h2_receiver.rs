@@ -28,8 +28,10 @@ pub enum Act {
     GoesAway,
     /// Closes the connection without a word.
     Breaks,
-    /// Says nothing.
+    /// Says nothing to it.
     Hangs,
+    /// Says and reads nothing any more by its connection, and keeps it open: as a machine that is gone.
+    GoesSilent,
 }
 
 #[derive(Debug, Default)]
@@ -179,6 +181,7 @@ async fn serve(mut stream: impl AsyncRead + AsyncWrite + Unpin, record: &Mutex<R
                 }
                 Act::Breaks => return Ok(()),
                 Act::Hangs => Vec::new(),
+                Act::GoesSilent => std::future::pending().await,
             });
         }
         stream.write_all(&answer).await?;

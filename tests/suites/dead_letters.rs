@@ -1,9 +1,11 @@
 //! Dead letters: a topic of their own, a list, a way back. Invariant: what fails there goes no further, and what comes back
 //! from there is told apart from what it was. Time is moved, never waited for.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sluice_tests::broker::files_below;
 use sluice_tests::{Broker, Receiver, wait};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -242,15 +244,16 @@ async fn some_dead_letters_are_replayed_by_group_reason_payload_and_time() {
 
 #[tokio::test]
 async fn a_replay_with_a_rate_ends_its_call_in_time_and_goes_on_where_it_was() {
+    /// At one a second, more than a call has time for (ten seconds).
+    const LETTERS: u64 = 12;
     let broker = poisoned(&["g"]).await;
-    for number in 0..3 {
+    for number in 0..LETTERS {
         poison(&broker, &number.to_string(), &["g"]).await;
     }
-    letters(&broker, "news", 3).await;
     let mut body = json!({"rate": 1});
     let (mut calls, mut replayed, mut moved) = (0, 0, 0);
     let client = broker.admin();
-    while replayed < 3 {
+    while replayed < LETTERS {
         let call = client.post("/topics/news/dlq/replay", &body);
         let clock = async {
             // The next one is due a second later, by the broker's clock.
@@ -264,13 +267,115 @@ async fn a_replay_with_a_rate_ends_its_call_in_time_and_goes_on_where_it_was() {
             tokio::select! { answer = call => answer.expect(200), () = clock => unreachable!("it has no end") };
         calls += 1;
         replayed += answer["replayed"].as_u64().expect("a number");
-        if replayed < 3 {
+        if replayed < LETTERS {
             assert!(answer["nextToken"].is_string(), "{answer}");
         }
         body["nextToken"] = answer["nextToken"].clone();
         assert!(calls < 50, "{answer}");
     }
-    assert!(moved >= 1, "three at one a second take two seconds of the broker's clock");
-    assert_eq!(broker.consume("news", "g").collect(3).await.len(), 3);
+    assert!(moved >= 1, "twelve at one a second take eleven seconds of the broker's clock");
+    assert!(calls >= 2, "no call takes longer than ten");
+    assert_eq!(broker.consume("news", "g").collect(LETTERS as usize).await.len(), LETTERS as usize);
     assert_eq!(broker.get("/topics/news/dlq").await.expect(200)["total"], 0);
+}
+
+#[tokio::test]
+async fn a_replay_that_finds_its_topic_full_tells_how_far_it_came_and_goes_on_once_there_is_room() {
+    const LETTERS: usize = 24;
+    let broker = Broker::start().await;
+    let small = json!({"name": "news", "type": "PubSub", "retentionBytes": 1 << 20});
+    broker.post("/topics", &small).await.expect(201);
+    subscribe(&broker, "news", "g", 0).await;
+    let large = |name: String| format!("{name} {}", "x".repeat(16 << 10));
+    for number in 0..LETTERS {
+        poison(&broker, &large(number.to_string()), &["g"]).await;
+    }
+    let mut stored = 0;
+    while broker.publish("news", large("filler".to_owned())).answer().await.status == 202 {
+        stored += 1;
+    }
+    let fillers = broker.consume("news", "g").collect(stored).await;
+    let left = async || broker.get("/topics/news/dlq?limit=1").await.expect(200)["total"].clone();
+    let replay = async |body: Value| broker.post("/topics/news/dlq/replay", &body).await;
+
+    replay(json!({})).await.expect_problem(429, "TOPIC_FULL");
+    assert_eq!(left().await, LETTERS, "nothing was lost");
+    // Room for some, and not for all.
+    for filler in &fillers[..LETTERS / 2] {
+        filler.ack().await;
+    }
+    let some = replay(json!({})).await.expect(200);
+    let replayed = some["replayed"].as_u64().expect("a count") as usize;
+    assert!((1..=LETTERS / 2).contains(&replayed), "{some}");
+    assert_eq!((&some["matched"], &some["hasMore"]), (&json!(replayed), &json!(true)), "{some}");
+    assert_eq!(left().await, LETTERS - replayed);
+    let rest = json!({"nextToken": some["nextToken"]});
+    replay(rest.clone()).await.expect_problem(429, "TOPIC_FULL");
+    assert_eq!(left().await, LETTERS - replayed);
+
+    for filler in &fillers[LETTERS / 2..] {
+        filler.ack().await;
+    }
+    let others = replay(rest).await.expect(200);
+    assert_eq!((&others["replayed"], &others["hasMore"]), (&json!(LETTERS - replayed), &json!(false)), "{others}");
+    assert_eq!(left().await, 0);
+    let again = broker.consume("news", "g").collect(LETTERS).await;
+    let names: Vec<&str> = again.iter().filter_map(|delivery| delivery.payload().split(' ').next()).collect();
+    assert_eq!(names, (0..LETTERS).map(|number| number.to_string()).collect::<Vec<_>>());
+    broker.consume("news", "g").expect_nothing().await;
+}
+
+/// Of dead letters that kept no payload, one has its original in a partition that is damaged: those before it are told.
+#[tokio::test]
+async fn a_replay_that_cannot_read_on_tells_how_far_it_came() {
+    const WELL: u64 = 5;
+    let mut broker = Broker::start().await;
+    let topic = json!({"name": "news", "type": "PubSub", "partitionCount": 2, "deadLetterPayload": "none"});
+    broker.post("/topics", &topic).await.expect(201);
+    subscribe(&broker, "news", "g", 0).await;
+    // A key for each partition.
+    let mut keys = [const { None }; 2];
+    for number in 0.. {
+        let key = format!("k{number}");
+        let partition = broker.publish("news", 0).key(&key).await.partition.expect("it is stored");
+        keys[partition as usize].get_or_insert(key);
+        broker.consume("news", "g").collect(1).await[0].ack().await;
+        if keys.iter().all(Option::is_some) {
+            break;
+        }
+    }
+    let [well, damaged] = keys.map(|key| key.expect("it was found"));
+    for n in 1..=WELL {
+        broker.publish("news", json!({ "n": n })).key(&well).await;
+        broker.consume("news", "g").collect(1).await[0].nack().await;
+    }
+    broker.publish("news", json!({"n": "the last"})).key(&damaged).await;
+    broker.consume("news", "g").collect(1).await[0].nack().await;
+    assert!(broker.stop().await.success());
+    damage(&broker, b"the last");
+    broker.restart().await;
+
+    let all = json!({"filter": "$.n"});
+    let some = broker.post("/topics/news/dlq/replay", &all).await.expect(200);
+    let counts = (&some["matched"], &some["replayed"], &some["hasMore"]);
+    assert_eq!(counts, (&json!(WELL), &json!(WELL), &json!(true)), "{some}");
+    let rest = json!({"filter": "$.n", "nextToken": some["nextToken"]});
+    broker.post("/topics/news/dlq/replay", &rest).await.expect_problem(503, "STORE_UNAVAILABLE");
+    assert_eq!(broker.get("/topics/news/dlq").await.expect(200)["total"], 1);
+}
+
+/// Changes a bit where a segment, and only one, has this.
+fn damage(broker: &Broker, wanted: &[u8]) {
+    let place = |path: PathBuf| {
+        let bytes = std::fs::read(&path).expect("a file of ours");
+        let at = bytes.windows(wanted.len()).position(|window| window == wanted)?;
+        Some((path, bytes, at))
+    };
+    let segments =
+        files_below(&broker.data_dir()).into_iter().filter(|path| path.extension().is_some_and(|it| it == "seg"));
+    let mut found: Vec<_> = segments.filter_map(place).collect();
+    let (path, mut bytes, at) = found.pop().expect("it is in a segment");
+    assert!(found.is_empty(), "it is in another one too");
+    bytes[at] ^= 1;
+    std::fs::write(path, bytes).expect("a file of ours can be written");
 }

@@ -2,12 +2,15 @@
 //! figures. Invariant: secrets are looked for in everything that is shown, and certificates are checked by a real handshake.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_tests::h2_receiver::{Act, H2Receiver};
 use sluice_tests::raw_receiver::{Conduct, Identity};
+use sluice_tests::receiver::Scripted;
 use sluice_tests::{Broker, RawReceiver, Receiver, Settings, binary, wait};
+use tokio::sync::Notify;
 
 fn pem(name: &str) -> String {
     let path: PathBuf = binary::repository().join("tests/data/tls").join(name);
@@ -196,6 +199,31 @@ async fn over_http2(more: Value) -> (Broker, H2Receiver, Value) {
 }
 
 #[tokio::test]
+async fn what_an_endpoint_says_that_was_replaced_meanwhile_does_not_pause_the_new_one() {
+    let (broker, old, new) = (Broker::start().await, Receiver::start().await, Receiver::start().await);
+    broker.create_topic("events", "PubSub").await;
+    let made = broker.subscribe_push("events", "g", &old.url(), json!({})).await;
+    let release = Arc::new(Notify::new());
+    old.answers([Scripted::from(410).held_until(Arc::clone(&release))]);
+    broker.publish("events", "1").await;
+    old.received(1).await;
+    broker.put(&path_of(&made), &json!({"consumerEndpoint": new.url()})).await.expect(200);
+    // What goes to the new one says that the change has arrived.
+    broker.publish("events", "2").await;
+    new.received(1).await;
+    release.notify_one();
+    let told = attempted(&broker, &made, 2).await;
+    assert!(told.iter().any(|attempt| attempt["status"] == 410), "{told:?}");
+    let sent = new.received(2).await;
+    let payloads: Vec<Option<String>> = sent.iter().map(|request| request.message().payload).collect();
+    assert_eq!(payloads, [Some("2".to_owned()), Some("1".to_owned())]);
+    broker.publish("events", "3").await;
+    new.received(3).await;
+    assert_eq!(broker.get(&path_of(&made)).await.expect(200)["isActive"], true);
+    assert_eq!(old.requests().len(), 1);
+}
+
+#[tokio::test]
 async fn deliveries_go_over_one_connection_of_http_2() {
     let (broker, receiver, subscription) = over_http2(json!({})).await;
     for n in 1..=20 {
@@ -220,6 +248,32 @@ async fn a_request_that_is_never_answered_keeps_no_other_one_of_its_connection_w
     broker.clock().advance(Duration::from_secs(60)).await;
     let done = attempted(&broker, &subscription, 10).await;
     assert!(done[0]["error"].as_str().is_some_and(|error| error.starts_with("TIMEOUT")), "{}", done[0]);
+}
+
+/// Its clock is that of the connection, which no test moves: it is silent for ten seconds, asked, and given up ten later.
+/// The system would give it up after a quarter of an hour, and the subscription after ten minutes.
+#[tokio::test]
+async fn a_connection_that_answers_no_ping_is_given_up_and_the_next_delivery_takes_a_new_one() {
+    let backoff = json!({"initial": "PT1S", "jitter": 0});
+    let (broker, receiver, subscription) = over_http2(json!({"ackTimeout": "PT600S", "backoff": backoff})).await;
+    broker.publish("events", "1").await;
+    attempted(&broker, &subscription, 1).await;
+    receiver.acts([Act::GoesSilent]);
+    broker.publish("events", "2").await;
+    let failed = wait::within(wait::PATIENCE * 3, "the attempt is over", async || {
+        let attempts = attempts(&broker, &subscription).await;
+        (attempts.len() >= 2).then(|| attempts[0].clone())
+    })
+    .await;
+    let error = failed["error"].as_str().expect("it says why");
+    assert!(failed["outcome"] == "retry" && error.starts_with("CONNECTION_BROKEN"), "{failed}");
+    broker.clock().advance(Duration::from_secs(2)).await;
+    let done = attempted(&broker, &subscription, 3).await.remove(0);
+    assert_eq!((&done["outcome"], &done["attempt"]), (&json!("delivered"), &json!(2)), "{done}");
+    let requests = receiver.requests();
+    let of_the_silent = requests.iter().find(|(_, act)| *act == Act::GoesSilent).expect("it came in").0;
+    let (last, act) = requests[requests.len() - 1];
+    assert!(last != of_the_silent && act == Act::Accepts, "{requests:?}");
 }
 
 #[tokio::test]

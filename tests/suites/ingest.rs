@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_tests::token::Claims;
-use sluice_tests::{Broker, Client, wait};
+use sluice_tests::{Broker, Client, Settings, guest, wait};
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -191,4 +191,71 @@ async fn a_full_topic_is_a_result_and_a_quiet_stream_stays() {
     broker.clock().advance(Duration::from_secs(2 * 86_400)).await;
     let last = stream.answers.next().await.expect("a last line");
     assert_eq!(last["error"]["code"], "UNAUTHENTICATED", "{last}");
+}
+
+/// One batch of a topic may wait for its stage. Runs of several streams that take a while there find it full.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lines_that_find_the_broker_busy_are_tried_again_until_they_are_stored() {
+    const STREAMS: usize = 4;
+    /// More than one batch of the slow topic, which waits for the one before.
+    const RUN: usize = 200;
+    const OVERLOADS: &str = "sluice_plugin_overloads_total";
+    let few = Settings::new().env("SLUICE__PLUGINS__WORKERS", "1").env("SLUICE__PLUGINS__QUEUE_BATCHES_MAX", "1");
+    let broker = Broker::with(few).await;
+    broker.place_plugin("hostile.wasm", guest::hostile());
+    wait::until("the plugin is taken in", async || (broker.get("/plugins/hostile").await.status == 200).then_some(()))
+        .await;
+    for topic in ["slow", "plain"] {
+        broker.create_topic(topic, "Queue").await;
+    }
+    let stage = json!({"name": "s", "plugin": "hostile", "version": "latest", "config": {}, "timeoutMs": 5000});
+    broker.put_pipeline("slow", json!([stage])).await;
+
+    let mut streams = Vec::new();
+    for _ in 0..STREAMS {
+        streams.push(Publishing::begin(&broker).await);
+    }
+    let mut sent = 0;
+    // Everything that is refused is a line of a stream: nobody else publishes.
+    while broker.metric(OVERLOADS).await.is_none_or(|refused| refused == 0.0) {
+        assert!(sent < 50 * RUN, "so many runs and none found the other ones in its way");
+        for (number, stream) in streams.iter_mut().enumerate() {
+            let lines: String = (sent..sent + RUN).map(|at| slow_or_plain(number, at)).collect();
+            stream.send(lines.as_bytes()).await;
+        }
+        sent += RUN;
+        for stream in &mut streams {
+            for line in sent - RUN + 1..=sent {
+                let answer = stream.answers.next().await.expect("a result");
+                assert_eq!((&answer["line"], &answer["status"]), (&json!(line), &json!("Pending")), "{answer}");
+            }
+        }
+    }
+    for stream in &mut streams {
+        stream.end().await;
+        let last = stream.answers.next().await.expect("a summary");
+        assert_eq!(last, json!({"summary": {"accepted": sent, "refused": 0}}));
+    }
+    for topic in ["slow", "plain"] {
+        let stored =
+            broker.consume(topic, "").collect(STREAMS * (0..sent).filter(|at| topic_of(*at) == topic).count()).await;
+        broker.consume(topic, "").expect_nothing().await;
+        for number in 0..STREAMS {
+            let of_stream = |text: &&str| text.starts_with(&format!("{number} "));
+            let found: Vec<&str> = stored.iter().map(|delivery| delivery.payload()).filter(of_stream).collect();
+            let wanted: Vec<String> =
+                (0..sent).filter(|at| topic_of(*at) == topic).map(|at| format!("{number} {at}")).collect();
+            assert_eq!(found, wanted, "each once, and in order");
+        }
+    }
+}
+
+fn topic_of(at: usize) -> &'static str {
+    if at % 4 == 3 { "plain" } else { "slow" }
+}
+
+fn slow_or_plain(stream: usize, at: usize) -> String {
+    // Some take the stage ten milliseconds: that is long for the others, and no burden for a machine.
+    let headers = if at.is_multiple_of(60) { json!({"do": "drip"}) } else { json!({}) };
+    json!({"topicName": topic_of(at), "payload": format!("{stream} {at}"), "headers": headers}).to_string() + "\n"
 }

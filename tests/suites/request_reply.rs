@@ -173,6 +173,27 @@ async fn a_broker_that_stops_keeps_nobody_waiting() {
 }
 
 #[tokio::test]
+async fn who_waits_on_a_topic_that_is_deleted_is_told_at_once() {
+    let broker = with_questions().await;
+    broker.create_topic("answers", "PubSub").await;
+    let client = broker.admin();
+    let mut question = question(&json!(1));
+    question["replyTo"] = json!("answers");
+    let asking: Vec<_> = (0..2)
+        .map(|_| {
+            let (client, question) = (client.clone(), question.clone());
+            tokio::spawn(async move { ask(&client, question, None).await })
+        })
+        .collect();
+    assert_eq!(broker.consume("questions", "").collect(2).await.len(), 2, "they wait");
+    broker.delete("/topics/answers").await.expect(204);
+    for asked in asking {
+        // At its deadline it would be 504.
+        asked.await.expect("no panic").expect_problem(503, "OUTCOME_UNKNOWN");
+    }
+}
+
+#[tokio::test]
 async fn the_brokers_own_topics_are_nobody_elses() {
     let broker = Broker::start().await;
     let topic = json!({"name": "sluice.mine", "type": "Queue"});

@@ -168,21 +168,28 @@ impl DeadLetters {
         self.replay_one(topic, position, message).await
     }
 
-    /// Replays those that fit, until the list ends, there are enough, or the call's time is over.
+    /// Replays those that fit, until the list ends, there are enough, or the call's time is over; or until the topic has no
+    /// room or the store fails.
     ///
     /// # Errors
-    /// When the list cannot be read. Single refusals are in the report.
+    /// Where nothing fitted before the store failed or the topic was full. Single refusals are in the report.
     pub async fn replay_many(&self, topic: &Arc<Topic>, replay: &Replay) -> Result<ReplayReport, DeadLetterError> {
         let now = self.clock.now();
         let mut report = ReplayReport::default();
         let mut cursor = replay.after.unwrap_or(ReplayCursor { after: None, begun: now, next_at: now });
         loop {
-            let page = self.list(topic, cursor.after, PAGE).await?;
+            let page = match self.list(topic, cursor.after, PAGE).await {
+                Ok(page) => page,
+                Err(error) => return report.broken_off(cursor, error),
+            };
             if page.messages.is_empty() {
                 return Ok(report);
             }
             for (position, message) in page.messages {
-                let fits = self.fits(topic, &replay.which, &message, cursor.begun).await?;
+                let fits = match self.fits(topic, &replay.which, &message, cursor.begun).await {
+                    Ok(fits) => fits,
+                    Err(error) => return report.broken_off(cursor, error),
+                };
                 if fits && !replay.dry_run && !self.is_its_turn(replay, &mut cursor).await {
                     report.next = Some(cursor);
                     return Ok(report);
@@ -190,12 +197,7 @@ impl DeadLetters {
                 if fits && !replay.dry_run {
                     let counted = reason_of(&message);
                     if let Err(error) = self.replay_into(topic, position, message, &mut report).await {
-                        if report.matched == 0 {
-                            return Err(error);
-                        }
-                        // What was done is told; the next call begins with this one.
-                        report.next = Some(cursor);
-                        return Ok(report);
+                        return report.broken_off(cursor, error);
                     }
                     report.count(counted);
                 } else if fits {
@@ -386,6 +388,15 @@ fn reason_of(message: &Message) -> Arc<str> {
 }
 
 impl ReplayReport {
+    /// What was done is told, and the next call begins with what failed; where nothing was done, the failure is told.
+    fn broken_off(mut self, at: ReplayCursor, error: DeadLetterError) -> Result<ReplayReport, DeadLetterError> {
+        if self.matched == 0 {
+            return Err(error);
+        }
+        self.next = Some(at);
+        Ok(self)
+    }
+
     fn count(&mut self, reason: Arc<str>) {
         self.matched += 1;
         let is_one_more = self.reasons.len() >= REASONS_MAX && !self.reasons.contains_key(&reason);

@@ -59,7 +59,7 @@ impl Handed {
 /// What is known of one message.
 #[derive(Debug, Default)]
 pub(super) struct Life {
-    asked: bool,
+    asked: Option<Moment>,
     pub(super) terms: Terms,
     refused: bool,
     accepted_as: BTreeSet<String>,
@@ -77,7 +77,8 @@ pub(super) struct Facts {
     keys: BTreeMap<String, Vec<String>>,
     /// Spans in which all leases ended.
     leases_ended: Vec<Range<Moment>>,
-    room_lost: usize,
+    /// Answers that were lost: when that was known, and how many messages they held at most.
+    lost: Vec<(Moment, usize)>,
 }
 
 impl Facts {
@@ -96,14 +97,15 @@ impl Facts {
                     self.keys.entry(key.clone()).or_default().push(tag.clone());
                 }
                 let life = self.life(tag);
-                (life.asked, life.terms, life.refused) = (true, *terms, false);
+                life.asked.get_or_insert(at);
+                (life.terms, life.refused) = (*terms, false);
             }
             Entry::Accepted { tag, id } => {
                 self.life(tag).accepted_as.insert(id.clone());
             }
             Entry::Refused { tag } => self.life(tag).refused = true,
             Entry::ConsumeBegan | Entry::LeasesMayEnd | Entry::Clock { .. } | Entry::Killed { .. } => {}
-            Entry::ConsumeLost { limit } => self.room_lost += limit,
+            Entry::ConsumeLost { limit } => self.lost.push((at, *limit)),
             Entry::Delivered { tag, id, began, times } => {
                 let life = self.life(tag);
                 life.delivered_as.insert(id.clone());
@@ -127,7 +129,7 @@ impl Facts {
     fn stored_as_said(&self, found: &mut Vec<String>) {
         for (tag, life) in &self.lives {
             let delivered = !life.handed.is_empty();
-            if delivered && !life.asked {
+            if delivered && life.asked.is_none() {
                 found.push(format!("{tag} was delivered and never published"));
             } else if delivered && life.refused && life.accepted_as.is_empty() {
                 found.push(format!("{tag} was refused and delivered all the same"));
@@ -176,11 +178,21 @@ impl Facts {
         }
     }
 
-    /// Each message that never came was in an answer that was lost.
+    /// Each message that never came was in an answer that was lost, and published before.
     fn lost_only_with_an_answer(&self, found: &mut Vec<String>) {
-        let missing = self.never_delivered().count();
-        if missing > self.room_lost {
-            found.push(format!("{missing} messages never came, and lost answers held {} at most", self.room_lost));
+        let mut missing: Vec<Moment> = self.never_delivered().filter_map(|tag| self.lives[tag].asked).collect();
+        missing.sort_unstable();
+        let mut lost = self.lost.iter().rev().peekable();
+        let mut room = 0;
+        for (later, asked) in missing.iter().rev().enumerate() {
+            while let Some((_, limit)) = lost.next_if(|(at, _)| at > asked) {
+                room += limit;
+            }
+            if later >= room {
+                let count = later + 1;
+                found.push(format!("{count} messages never came, and answers lost since then held {room} at most"));
+                return;
+            }
         }
     }
 
@@ -307,6 +319,11 @@ mod tests {
                 accept(history, "b");
                 history.consume_lost(1);
             }),
+            (Promise::AtMostOnce, "1 messages never came", |history| {
+                accept(history, "a");
+                history.consume_lost(2);
+                accept(history, "b");
+            }),
             (Promise::Ordered, "came before a was acked", |history| {
                 accept(history, "a");
                 accept(history, "b");
@@ -333,6 +350,10 @@ mod tests {
     fn a_lost_answer_excuses_what_it_may_have_held() {
         let found = violations(Promise::AtMostOnce, |history| {
             accept(history, "a");
+            history.consume_lost(1);
+            accept(history, "b");
+            accept(history, "c");
+            history.consume_lost(1);
             history.consume_lost(1);
         });
         assert_eq!(found, Vec::<String>::new());

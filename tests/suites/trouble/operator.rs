@@ -11,7 +11,7 @@ use sluice_tests::broker::signal;
 use sluice_tests::{Client, TestClock};
 use tokio::task::JoinHandle;
 
-use super::{How, Line, PAST_EVERY_LEASE, Round, views};
+use super::{How, Line, PAST_EVERY_LEASE, Round, grants_may_be_lost, views};
 
 /// Its answers tell the broker's time; nobody consumes from it.
 pub(super) const CLOCK_TOPIC: &str = "trouble.clock";
@@ -60,6 +60,9 @@ async fn jump(round: &Round, by: Duration, stopped: Option<u32>) {
     let _ = stopped.map(|process| signal(process, "CONT"));
     until_seen(&round.client, &round.clock, &round.lines, || round.running()).await;
     pushed(&round.lines).zip(ending).for_each(|(view, since)| view.history.leases_ended(since));
+    if by >= PAST_EVERY_LEASE {
+        grants_may_be_lost(&round.lines);
+    }
 }
 
 /// The other groups' leases say themselves when they end.

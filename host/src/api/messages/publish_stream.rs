@@ -30,7 +30,7 @@ use crate::api::extract::Intake;
 use crate::api::problem::{Code, Problem, ProblemBody};
 use crate::broker::Broker;
 use crate::message::TopicName;
-use crate::publish::Published;
+use crate::publish::{PublishRequest, Published};
 
 /// Lines of one run: what they cost together is shared, and the first one's result does not wait for long.
 const RUN_LINES_MAX: usize = 256;
@@ -165,61 +165,60 @@ impl Feed {
 
     /// Publishes a run of lines; their results.
     async fn publish(&mut self, run: Run) -> Bytes {
-        let read = self.read(&run);
-        let (numbers, items): (Vec<u64>, Vec<_>) = read.into_iter().unzip();
-        let results = until_there_is_room(&self.broker, items).await;
+        let results = self.until_there_is_room(&run).await;
         let durability = self.broker.store.capabilities().durability;
         let mut bytes = Vec::new();
-        for (line, result) in numbers.into_iter().zip(&results) {
+        for (line, result) in run.lines.iter().zip(&results) {
             *if result.is_ok() { &mut self.summary.accepted } else { &mut self.summary.refused } += 1;
-            write_line(&mut bytes, &LineAnswer { line, item: item_answer(result, durability) });
+            write_line(&mut bytes, &LineAnswer { line: line.number, item: item_answer(result, durability) });
         }
         bytes.into()
     }
 
-    fn read(&self, run: &Run) -> Vec<(u64, Item)> {
+    /// Publishes all lines of a run, and those that found the broker busy again and again: the client waits meanwhile, as no
+    /// more is read. They are read again too, since what is published is given away, and copies of all for the sake of the
+    /// few that ever come back would cost every run.
+    async fn until_there_is_room(&mut self, run: &Run) -> Vec<Result<Published, Problem>> {
+        let mut results: Vec<Option<Result<Published, Problem>>> = run.lines.iter().map(|_| None).collect();
+        let mut left: Vec<usize> = (0..run.lines.len()).collect();
+        for attempt in 1..=TRIES_MAX {
+            let items = self.read(run, &left);
+            let published = publish_items(&self.broker, items, false).await;
+            let is_last = attempt == TRIES_MAX || self.broker.stopping.is_cancelled();
+            let places = std::mem::take(&mut left);
+            for (place, result) in places.into_iter().zip(published) {
+                let busy = matches!(&result, Err(problem) if problem.code() == Code::Backpressure);
+                if busy && !is_last {
+                    left.push(place);
+                } else {
+                    results[place] = Some(result);
+                }
+            }
+            if left.is_empty() {
+                break;
+            }
+            self.broker.clock.sleep_until(self.broker.clock.now().plus(TRY_AGAIN)).await;
+        }
+        let none = || Err(Problem::new(Code::Backpressure, "The broker stays busy; send it later."));
+        results.into_iter().map(|result| result.unwrap_or_else(none)).collect()
+    }
+
+    /// Those of a run's lines that stand at these places of it.
+    fn read(&self, run: &Run, places: &[usize]) -> Vec<Result<PublishRequest, Problem>> {
         let find = |name: &TopicName| destination(&self.broker, &self.caller, name, "/topicName");
         let reading = match reading(&self.broker, &self.headers, &run.bytes) {
             Ok(reading) => reading,
-            Err(problem) => return run.lines.iter().map(|line| (line.number, Err(problem.clone()))).collect(),
+            Err(problem) => return places.iter().map(|_| Err(problem.clone())).collect(),
         };
-        let item = |line: &Line| match line.range.clone() {
-            Some(range) => reading.message(&run.bytes[range], find).map(Box::new),
+        let item = |place: &usize| match run.lines[*place].range.clone() {
+            Some(range) => reading.message(&run.bytes[range], find),
             None => {
                 Err(Problem::new(Code::MessageTooLarge, "The line is longer than a body may be; send less at once."))
             }
         };
-        run.lines.iter().map(|line| (line.number, item(line))).collect()
+        places.iter().map(item).collect()
     }
 }
-
-/// Publishes, again and again those that found the broker busy: the client waits meanwhile, as no more is read.
-async fn until_there_is_room(broker: &Broker, items: Vec<Item>) -> Vec<Result<Published, Problem>> {
-    let mut results: Vec<Option<Result<Published, Problem>>> = items.iter().map(|_| None).collect();
-    let mut left: Vec<(usize, Item)> = items.into_iter().enumerate().collect();
-    for attempt in 1..=TRIES_MAX {
-        let (places, items): (Vec<usize>, Vec<Item>) = left.into_iter().unzip();
-        let again = items.clone();
-        let published = publish_items(broker, items.into_iter().map(|item| item.map(|it| *it)).collect(), false).await;
-        left = Vec::new();
-        for ((place, item), result) in places.into_iter().zip(again).zip(published) {
-            let busy = matches!(&result, Err(problem) if problem.code() == Code::Backpressure);
-            if busy && item.is_ok() && attempt < TRIES_MAX && !broker.stopping.is_cancelled() {
-                left.push((place, item));
-            } else {
-                results[place] = Some(result);
-            }
-        }
-        if left.is_empty() {
-            break;
-        }
-        broker.clock.sleep_until(broker.clock.now().plus(TRY_AGAIN)).await;
-    }
-    let none = || Err(Problem::new(Code::Backpressure, "The broker stays busy; send it later."));
-    results.into_iter().map(|result| result.unwrap_or_else(none)).collect()
-}
-
-type Item = Result<Box<crate::publish::PublishRequest>, Problem>;
 
 fn write_line<T: Serialize>(bytes: &mut Vec<u8>, line: &T) {
     serde_json::to_writer(&mut *bytes, line).expect("an answer is plain JSON, written into memory");

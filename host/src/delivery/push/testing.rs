@@ -7,6 +7,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::signature::{Scheme, new_secret};
@@ -115,6 +116,8 @@ pub(super) enum Reply {
     BytesThenClose(Vec<u8>),
     /// Writes these bytes after a while.
     Slow(Duration, Vec<u8>),
+    /// Writes these bytes when it is told to.
+    Held(Arc<Notify>, Vec<u8>),
     /// Says nothing.
     Hang,
 }
@@ -191,6 +194,10 @@ async fn serve(
             }
             Reply::Slow(pause, bytes) => {
                 tokio::time::sleep(pause).await;
+                stream.write_all(&bytes).await.unwrap_or_default();
+            }
+            Reply::Held(release, bytes) => {
+                release.notified().await;
                 stream.write_all(&bytes).await.unwrap_or_default();
             }
             Reply::Hang => std::future::pending().await,

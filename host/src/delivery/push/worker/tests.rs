@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use prometheus::Registry;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use super::super::breaker::{BreakerState, FAILURES_TO_OPEN};
@@ -436,4 +437,36 @@ async fn nothing_is_leased_for_an_endpoint_that_waits_for_room() {
             well.received().iter().map(|request| request.header("x-delivery-attempt").unwrap().to_owned()).collect();
         assert_eq!(attempts, HashSet::from(["1".to_owned()]), "waiting is no attempt");
     }
+}
+
+/// Messages of one key wait for each other. The places that were taken for those that wait are not lent to others.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn at_most_once_nothing_is_granted_for_the_places_of_what_waits_already() {
+    let release = Arc::new(Notify::new());
+    let held = Arc::clone(&release);
+    let slow = Receiver::start(move |_, before| {
+        if before == 0 {
+            Reply::Held(Arc::clone(&held), b"HTTP/1.1 204 No Content\r\n\r\n".to_vec())
+        } else {
+            Reply::Hang
+        }
+    })
+    .await;
+    let dead = Receiver::start(|_, _| Reply::Hang).await;
+    let clock = Clock::fixed(START);
+    let room = Room::new(8, PushMetrics::new(&Registry::new()).unwrap().waiting());
+    let rig = |url: &str, guarantee| Rig::sharing(&room, testing::subscription(url), guarantee, clock.clone());
+    let once = rig(&slow.url, Guarantee::AtMostOnce);
+    once.feed.publish(0..10, |_| Some("a"));
+    eventually("the first is under way", || slow.received().len() == 1).await;
+    assert_eq!(once.feed.state.lock().grants, 4, "one under way, and three that wait for it");
+    // What is left over is taken by others, and the next place that is free is for one of them as well.
+    let hanging: Vec<Rig> = (0..5).map(|_| rig(&dead.url, Guarantee::AtLeastOnce)).collect();
+    hanging.iter().for_each(|rig| rig.feed.publish(0..10, |_| None));
+    eventually("the room is full", || dead.received().len() == 4).await;
+    eventually("all wait", || hanging.iter().all(|rig| rig.endpoint.status().waits_for_room)).await;
+    release.notify_one();
+    eventually("the second is under way", || slow.received().len() == 2).await;
+    eventually("it waits for room for more", || once.endpoint.status().waits_for_room).await;
+    assert_eq!(once.feed.state.lock().grants, 4, "no message is settled that nothing could be done with");
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32};
 
 use super::super::files::DataFile;
 use super::*;
+use crate::message::Offset;
 
 /// Fails on command what it passes on otherwise.
 #[derive(Default)]
@@ -316,6 +317,39 @@ async fn what_is_leased_while_a_seek_is_synced_is_as_new_after_it_also_after_a_c
         let again = lease(&open(dir.path(), &clock), 2).await;
         assert_eq!(again.iter().map(|lease| lease.attempt).collect::<Vec<_>>(), [1, 1], "restores: {restores}");
     }
+}
+
+/// A seek to an offset moves one lane of one partition.
+#[tokio::test]
+async fn what_is_leased_of_other_lanes_while_one_is_moved_is_an_attempt_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let clock = clock();
+    let (store, switches) = faulty(dir.path(), &clock).await;
+    let mut urgent = message(2, "another lane");
+    urgent.meta.priority = 5;
+    let items = vec![item(message(1, "moved")), item(urgent), item_in(1, message(3, "another partition"))];
+    store.append(batch(items)).await.unwrap();
+    switches.sync_gate.store(true, Ordering::SeqCst);
+    let moves = async { store.seek(TOPIC, GROUP, SeekTo::Offset(0, Offset::new(0, 0))).await.unwrap() };
+    let meanwhile = async {
+        until("the frame is being synced", &|| switches.at_gate.load(Ordering::SeqCst)).await;
+        let leases = lease(&store, 3).await;
+        switches.sync_gate.store(false, Ordering::SeqCst);
+        leases
+    };
+    let ((), leases) = tokio::join!(moves, meanwhile);
+    assert_eq!(leases.len(), 3);
+    // Writes what is noted.
+    store.tick().await.unwrap();
+    drop(store);
+    let mut again: Vec<(String, u32)> = lease(&open(dir.path(), &clock), 3)
+        .await
+        .iter()
+        .map(|lease| (String::from_utf8_lossy(&lease.message.payload).into_owned(), lease.attempt))
+        .collect();
+    again.sort();
+    let expected = [("another lane", 2), ("another partition", 2), ("moved", 1)];
+    assert_eq!(again, expected.map(|(payload, attempt)| (payload.to_owned(), attempt)));
 }
 
 #[tokio::test]
