@@ -29,8 +29,8 @@ const SHARE_OF_MORTAL: usize = 10;
 const PER_SECOND: f64 = 500.0;
 const CONNECTIONS: usize = 16;
 /// More than elsewhere: one moment in which the disk is busy is a p99 of its own.
-const PAIRS: usize = 9;
-const ROUND: Duration = Duration::from_secs(3);
+const PAIRS: usize = 15;
+const ROUND: Duration = Duration::from_secs(5);
 /// How many are made at once.
 const MAKERS: usize = 16;
 
