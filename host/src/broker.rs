@@ -315,9 +315,10 @@ impl Broker {
     /// Looks at all topics, now and again: apart from what is due, which must not wait for that.
     async fn keep_watch(self: Arc<Broker>) {
         let mut thresholds = Thresholds::default();
+        let (mut lists, mut totals) = (Trouble::with("counting dead letters"), Trouble::with("figures of topics"));
         while !self.stopping.is_cancelled() {
-            thresholds.look(&self.directory, &self.dead_letters, &self.events).await;
-            self.topic_history.look(&self.directory, &*self.store).await;
+            lists.heard(thresholds.look(&self.directory, &self.dead_letters, &self.events).await.as_ref().err());
+            totals.heard(self.topic_history.look(&self.directory, &*self.store).await.as_ref().err());
             self.liveness.forget();
             self.directory.mend_leftovers().await;
             tokio::select! {

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::catalog::model::{Subscription, Topic};
 use crate::clock::{Clock, Timestamp};
-use crate::delivery::dead_letters::DeadLetters;
+use crate::delivery::dead_letters::{DeadLetterError, DeadLetters};
 use crate::directory::Directory;
 use crate::message::{EVENTS_TOPIC, TopicId, TopicName, json_media_type};
 use crate::publish::{PublishError, PublishRequest, Publisher};
@@ -219,15 +219,27 @@ pub struct Thresholds {
 
 impl Thresholds {
     /// Tells of topics that came to have as many as their owners want to know of. Told again when there were fewer in between.
-    pub async fn look(&mut self, directory: &Directory, dead_letters: &DeadLetters, events: &Events) {
+    ///
+    /// # Errors
+    /// Why some could not be looked at; the others were.
+    pub async fn look(
+        &mut self,
+        directory: &Directory,
+        dead_letters: &DeadLetters,
+        events: &Events,
+    ) -> Result<(), DeadLetterError> {
         let topics = directory.topics();
-        let mut above = HashSet::new();
+        let (mut above, mut looked) = (HashSet::new(), Ok(()));
         for topic in topics {
             let Some(threshold) = topic.settings.dead_letter_threshold else { continue };
-            let Ok((count, oldest)) = dead_letters.count(&topic).await else {
-                // Not known now: as it was.
-                above.extend(self.told.contains(&topic.id).then_some(topic.id));
-                continue;
+            let (count, oldest) = match dead_letters.count(&topic).await {
+                Ok(counted) => counted,
+                Err(error) => {
+                    // Not known now: as it was. A topic that was deleted meanwhile is not looked at again.
+                    above.extend(self.told.contains(&topic.id).then_some(topic.id));
+                    looked = looked.and(directory.topic_by_id(topic.id).map_or(Ok(()), |_| Err(error)));
+                    continue;
+                }
             };
             if count < threshold {
                 continue;
@@ -238,6 +250,7 @@ impl Thresholds {
             }
         }
         self.told = above;
+        looked
     }
 }
 

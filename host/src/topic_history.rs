@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use crate::clock::{Clock, Timestamp};
 use crate::directory::Directory;
 use crate::message::{GroupId, TopicId};
-use crate::store::{GroupStats, MessageStore, TopicStats};
+use crate::store::{GroupStats, MessageStore, StoreError, TopicStats};
 use crate::window::{Counters, Sum, Windowed};
 
 /// See the module.
@@ -127,15 +127,23 @@ impl TopicHistory {
     }
 
     /// Looks at all topics' totals.
-    pub async fn look(&self, directory: &Directory, store: &dyn MessageStore) {
+    ///
+    /// # Errors
+    /// Why some could not be looked at; the others were.
+    pub async fn look(&self, directory: &Directory, store: &dyn MessageStore) -> Result<(), StoreError> {
         let topics = directory.all_topics();
+        let mut looked = Ok(());
         for topic in &topics {
-            if let Ok(stats) = store.stats(topic.id).await {
-                self.saw(topic.id, topic.created_at, &stats);
+            match store.stats(topic.id).await {
+                Ok(stats) => self.saw(topic.id, topic.created_at, &stats),
+                // Deleted meanwhile.
+                Err(_) if directory.topic_by_id(topic.id).is_none() => {}
+                Err(error) => looked = looked.and(Err(error)),
             }
         }
         let there: HashSet<TopicId> = topics.iter().map(|topic| topic.id).collect();
         self.topics.lock().retain(|id, _| there.contains(id));
+        looked
     }
 
     /// Takes note of a topic's totals.

@@ -21,9 +21,9 @@ struct State {
     used: usize,
     /// Have nothing under way: the next place is handed to the one that waits longest.
     first: VecDeque<Arc<Chair>>,
-    /// Have something under way, and are only told that there may be more, one for each place that is free again. Who is
-    /// told and needs more than is left over asks again when one of its own has ended.
-    more: VecDeque<Arc<Chair>>,
+    /// Have so many under way, and are told when there is more: one for each place that is free again, the first for whom it is
+    /// enough. The others ask again when one of their own has ended.
+    more: VecDeque<(Arc<Chair>, usize)>,
 }
 
 /// One endpoint, as the room knows it.
@@ -83,7 +83,9 @@ impl Room {
             }
             None => {
                 state.used -= 1;
-                if let Some(next) = state.more.pop_front() {
+                let left_over = self.max - state.used;
+                let enough = state.more.iter().position(|(_, held)| *held < left_over);
+                if let Some((next, _)) = enough.and_then(|at| state.more.remove(at)) {
                     *next.wait.lock() = Waiting::No;
                     next.called.notify_one();
                 }
@@ -119,14 +121,22 @@ impl Seat {
                 state.used += 1;
             }
             Waiting::First => return None,
-            Waiting::More if held > 0 => return None,
+            Waiting::More if held > 0 => {
+                let own = state.more.iter_mut().find(|(chair, _)| Arc::ptr_eq(chair, &self.chair));
+                own.into_iter().for_each(|(_, noted)| *noted = held);
+                return None;
+            }
             // What it had has ended: it has nothing now, and its turn among those.
             Waiting::More | Waiting::No => {
                 state.forget(&self.chair);
-                let (line, waits) =
-                    if held == 0 { (&mut state.first, Waiting::First) } else { (&mut state.more, Waiting::More) };
-                *wait = waits;
-                line.push_back(Arc::clone(&self.chair));
+                let chair = Arc::clone(&self.chair);
+                if held == 0 {
+                    *wait = Waiting::First;
+                    state.first.push_back(chair);
+                } else {
+                    *wait = Waiting::More;
+                    state.more.push_back((chair, held));
+                }
                 room.show(&state);
                 return None;
             }
@@ -167,7 +177,7 @@ impl Seat {
 impl State {
     fn forget(&mut self, chair: &Arc<Chair>) {
         self.first.retain(|other| !Arc::ptr_eq(other, chair));
-        self.more.retain(|other| !Arc::ptr_eq(other, chair));
+        self.more.retain(|(other, _)| !Arc::ptr_eq(other, chair));
     }
 }
 
@@ -259,6 +269,21 @@ mod tests {
         assert!(greedy.called().now_or_never().is_some() && other.called().now_or_never().is_some(), "one a place");
         let _place = greedy.enter(0).unwrap();
         assert!(other.enter(1).is_some());
+    }
+
+    #[test]
+    fn who_is_called_is_one_for_whom_there_is_enough() {
+        let room = room(16);
+        let (greedy, modest, holder) = (room.seat(), room.seat(), room.seat());
+        // 8 and 4 of 16, and 3 of the 4 that are left.
+        let (_many, some) = (fill(&greedy), fill(&modest));
+        let others: Vec<Place> = (0..3).map_while(|held| holder.enter(held.min(1))).collect();
+        assert_eq!((some.len(), others.len(), used(&room)), (4, 3, 15));
+        drop(others);
+        assert!(greedy.called().now_or_never().is_none(), "it has 8, and 4 are left over");
+        drop(some);
+        assert!(greedy.called().now_or_never().is_none(), "it has 8, and 8 are left over");
+        assert!(modest.called().now_or_never().is_some());
     }
 
     proptest! {
