@@ -46,6 +46,8 @@ const AUDIT_ENTRIES_MAX: u64 = 1_000_000;
 const TRIM_AUDIT_EVERY: Duration = Duration::from_secs(3600);
 /// How often retention is enforced.
 const RETAIN_EVERY: Duration = Duration::from_secs(5);
+/// How long a stop waits for events to be published: a thousand of them take a fraction of it, unless the store fails.
+const TELLING_MAX: Duration = Duration::from_secs(3);
 /// How often all topics are looked at.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
@@ -121,9 +123,11 @@ impl Telling {
     /// Waits until what was told is published, for at most `patience`.
     async fn finish(&self, patience: Duration) {
         self.ending.cancel();
-        let Some(task) = self.task.lock().take() else { return };
-        if tokio::time::timeout(patience, task).await.is_err() {
+        let Some(mut task) = self.task.lock().take() else { return };
+        if tokio::time::timeout(patience, &mut task).await.is_err() {
             tracing::warn!("events that wait are left out: they could not be published in time");
+            // It holds the store, which closes now.
+            task.abort();
         }
     }
 }
@@ -305,7 +309,7 @@ impl Broker {
     async fn close(&self) -> Result<(), ServeError> {
         self.changes.finish(self.config.limits.shutdown_timeout).await;
         self.push.shutdown(self.config.limits.shutdown_timeout).await;
-        self.telling.finish(self.config.limits.shutdown_timeout).await;
+        self.telling.finish(self.config.limits.shutdown_timeout.min(TELLING_MAX)).await;
         self.pipelines.shutdown().await;
         self.store.close().await?;
         self.catalog.close().await;
@@ -316,11 +320,12 @@ impl Broker {
     async fn keep_watch(self: Arc<Broker>) {
         let mut thresholds = Thresholds::default();
         let (mut lists, mut totals) = (Trouble::with("counting dead letters"), Trouble::with("figures of topics"));
+        let mut left = Trouble::with("mending what failed changes left");
         while !self.stopping.is_cancelled() {
             lists.heard(thresholds.look(&self.directory, &self.dead_letters, &self.events).await.as_ref().err());
             totals.heard(self.topic_history.look(&self.directory, &*self.store).await.as_ref().err());
             self.liveness.forget();
-            self.directory.mend_leftovers().await;
+            left.heard(self.directory.mend_leftovers().await.as_ref().err());
             tokio::select! {
                 () = self.clock.sleep_until(self.clock.now().plus(WATCH_EVERY)) => {}
                 () = self.stopping.cancelled() => {}

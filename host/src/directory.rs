@@ -217,7 +217,7 @@ impl Directory {
         settings: TopicSettings,
         actor: &Actor,
     ) -> Result<Arc<Topic>, DirectoryError> {
-        let mut left = self.edit().await?;
+        let mut edit = self.edit().await.making()?;
         if self.topic(&name).is_some() {
             return Err(DirectoryError::Conflict(format!("the topic '{name}' exists")));
         }
@@ -255,7 +255,7 @@ impl Directory {
             self.refresh_topic_stages(&topic, "topic created", actor).await
         };
         if let Err(error) = made.await {
-            self.leave(&mut left, Leftover::Topic(id, dead_letter_id)).await;
+            edit.leave(Leftover::Topic(id, dead_letter_id)).await;
             return Err(error);
         }
         self.change(|snapshot| {
@@ -294,7 +294,7 @@ impl Directory {
         expected_version: Option<u64>,
         actor: &Actor,
     ) -> Result<Arc<Topic>, DirectoryError> {
-        let mut left = self.edit().await?;
+        let mut edit = self.edit().await;
         let before = self.topic(name).ok_or_else(|| no_topic(name))?;
         let fixed = |settings: &TopicSettings| (settings.kind, settings.partition_count);
         if fixed(&before.settings) != fixed(&settings) {
@@ -306,16 +306,21 @@ impl Directory {
         let topic = Topic { settings, ..(*before).clone() };
         let changed = async {
             self.refresh_topic_stages(&topic, "topic changed", actor).await?;
-            let topic = self.catalog.update_topic(&topic, expected_version, actor).await?;
-            self.change(|snapshot| snapshot.put_topic(topic.clone()));
-            self.store.put_topic(topic_spec(&topic)).await?;
-            Ok(Arc::new(topic))
+            Ok(self.catalog.update_topic(&topic, expected_version, actor).await?)
         };
-        let changed = changed.await;
-        if changed.is_err() {
-            self.leave(&mut left, Leftover::TopicSettings(before.id)).await;
+        let topic = match changed.await {
+            Ok(topic) => topic,
+            Err(error) => {
+                edit.leave(Leftover::TopicSettings(before.id)).await;
+                return Err(error);
+            }
+        };
+        self.change(|snapshot| snapshot.put_topic(topic.clone()));
+        // It stands: what the store can't take now, it takes later.
+        if self.store.put_topic(topic_spec(&topic)).await.is_err() {
+            edit.leave(Leftover::TopicSettings(topic.id)).await;
         }
-        changed
+        Ok(Arc::new(topic))
     }
 
     /// Removes a topic with its messages, dead letters, subscriptions and pipelines.
@@ -328,7 +333,7 @@ impl Directory {
         (force, expected_version): (bool, Option<u64>),
         actor: &Actor,
     ) -> Result<(), DirectoryError> {
-        let mut left = self.edit().await?;
+        let mut edit = self.edit().await;
         let topic = self.topic(name).ok_or_else(|| no_topic(name))?;
         if name.is_system() {
             return Err(DirectoryError::Conflict(format!("the topic '{name}' is the broker's own, and stays")));
@@ -355,7 +360,7 @@ impl Directory {
             self.pipelines.forget(Scope::Subscription(subscription.topic, subscription.id)).await;
         }
         // The topic is gone, whatever comes: what the store can't remove now, it removes later.
-        self.leave(&mut left, Leftover::Topic(topic.id, dead_letter)).await;
+        edit.leave(Leftover::Topic(topic.id, dead_letter)).await;
         Ok(())
     }
 
@@ -368,7 +373,9 @@ impl Directory {
         new: NewSubscription,
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let mut left = self.edit().await?;
+        let mut edit = self.edit().await.making()?;
+        // It may have gone while this waited.
+        self.topic_by_id(new.topic.id).ok_or_else(|| no_topic(&new.topic.name))?;
         let queue = new.topic.settings.kind == TopicKind::Queue;
         let others = self.subscriptions_of(new.topic.id);
         if queue && !others.is_empty() {
@@ -406,7 +413,7 @@ impl Directory {
             self.refresh_subscription_stages(&subscription, "subscription created", actor).await
         };
         if let Err(error) = made.await {
-            self.leave(&mut left, Leftover::Subscription(subscription.id, subscription.topic, group)).await;
+            edit.leave(Leftover::Subscription(subscription.id, subscription.topic, group)).await;
             return Err(error);
         }
         self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
@@ -424,7 +431,7 @@ impl Directory {
         expected_version: Option<u64>,
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let mut left = self.edit().await?;
+        let mut edit = self.edit().await;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         if before.settings.kind != settings.kind {
             return Err(DirectoryError::Conflict("type cannot change; make a new subscription".to_owned()));
@@ -433,16 +440,21 @@ impl Directory {
         let subscription = Subscription { settings, ..(*before).clone() };
         let changed = async {
             self.refresh_subscription_stages(&subscription, "subscription changed", actor).await?;
-            let subscription = self.catalog.update_subscription(&subscription, expected_version, actor).await?;
-            self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
-            self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
-            Ok(Arc::new(subscription))
+            Ok(self.catalog.update_subscription(&subscription, expected_version, actor).await?)
         };
-        let changed = changed.await;
-        if changed.is_err() {
-            self.leave(&mut left, Leftover::SubscriptionSettings(id)).await;
+        let subscription = match changed.await {
+            Ok(subscription) => subscription,
+            Err(error) => {
+                edit.leave(Leftover::SubscriptionSettings(id)).await;
+                return Err(error);
+            }
+        };
+        self.change(|snapshot| snapshot.put_subscription(subscription.clone()));
+        // It stands: what the store can't take now, it takes later.
+        if self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await.is_err() {
+            edit.leave(Leftover::SubscriptionSettings(id)).await;
         }
-        changed
+        Ok(Arc::new(subscription))
     }
 
     /// Stops (`Some`) or goes on with (`None`) delivering.
@@ -455,7 +467,7 @@ impl Directory {
         (pause, expected_version): (Option<Pause>, Option<u64>),
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let _one_at_a_time = self.edit().await?;
+        let _one_at_a_time = self.edit().await;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(before.version, expected_version)?;
         let subscription = self.catalog.set_pause(id, pause, actor).await?;
@@ -475,7 +487,7 @@ impl Directory {
         (scheme, overlap): (Option<Scheme>, Duration),
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let _one_at_a_time = self.edit().await?;
+        let _one_at_a_time = self.edit().await;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(before.version, expected_version)?;
         if before.settings.kind != SubscriptionKind::Push {
@@ -499,13 +511,13 @@ impl Directory {
         expected_version: Option<u64>,
         actor: &Actor,
     ) -> Result<(), DirectoryError> {
-        let mut left = self.edit().await?;
+        let mut edit = self.edit().await;
         let subscription = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(subscription.version, expected_version)?;
         self.catalog.delete_subscription(id, actor).await?;
         self.change(|snapshot| snapshot.remove_subscription(&subscription));
         // It is gone, whatever comes: what the store can't remove now, it removes later.
-        self.leave(&mut left, Leftover::Subscription(id, subscription.topic, subscription.group)).await;
+        edit.leave(Leftover::Subscription(id, subscription.topic, subscription.group)).await;
         Ok(())
     }
 
@@ -514,15 +526,19 @@ impl Directory {
     /// # Errors
     /// When a pipeline could not be built with it.
     pub async fn schema_changed(&self, schema_id: &str, actor: &Actor) -> Result<(), DirectoryError> {
-        let _one_at_a_time = self.edit().await?;
-        let reason = format!("schema {schema_id} changed");
+        let mut edit = self.edit().await;
+        let (reason, mut changed) = (format!("schema {schema_id} changed"), Ok(()));
         for topic in self.topics() {
-            if topic.settings.schema_id.as_deref() == Some(schema_id) {
-                self.refresh_topic_stages(&topic, &reason, actor).await?;
+            if topic.settings.schema_id.as_deref() != Some(schema_id) {
+                continue;
+            }
+            if let Err(error) = self.refresh_topic_stages(&topic, &reason, actor).await {
+                edit.leave(Leftover::TopicSettings(topic.id)).await;
+                changed = changed.and(Err(error));
             }
         }
         self.pipelines.schema_changed(schema_id, actor).await?;
-        Ok(())
+        changed
     }
 
     /// The schema that a topic's payloads are held against, if it is registered and approved.

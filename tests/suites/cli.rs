@@ -176,6 +176,16 @@ async fn a_file_of_messages_is_stored_whole_or_not_at_all() {
     assert_eq!((ran.code, stored()), (1, 1), "{}", ran.stderr);
     let ran = publish("{}\n{}\n".to_owned(), &["--atomic"]);
     assert_eq!((ran.code, stored()), (0, 3), "{}", ran.stderr);
+    // Nothing was sent, and nothing is said of it.
+    let ran = run(&broker, &["publish", "events", "--ndjson", "--file", "/nonexistent"]);
+    assert!(ran.code == 5 && !ran.stderr.contains("answered"), "{}", ran.stderr);
+    // A folder opens, and can't be read.
+    let ran = run(&broker, &["publish", "events", "--ndjson", "--file", "/"]);
+    assert!(
+        ran.code == 5 && ran.stderr.contains("0 messages were answered (0 accepted); none was sent"),
+        "{}",
+        ran.stderr
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -216,5 +226,17 @@ async fn lines_are_stored_as_they_come_and_what_a_stop_leaves_open_is_told() {
     let stderr = String::from_utf8_lossy(&ended.stderr);
     assert_eq!(ended.status.code(), Some(4), "{stderr}");
     assert!(stderr.contains("1 messages were answered (1 accepted)") && stderr.contains("SHUTTING_DOWN"), "{stderr}");
+    drop(lines);
+
+    broker.restart().await;
+    let mut publishing = begin(&broker);
+    let mut lines = publishing.stdin.take().expect("a pipe");
+    lines.write_all(b"5\n").expect("it reads");
+    stored(&broker, 5).await;
+    broker.kill();
+    let ended = publishing.wait_with_output().expect("it ends");
+    let stderr = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(3), "{stderr}");
+    assert!(stderr.contains("of those after them nothing is known") && stderr.contains("no answer from"), "{stderr}");
     drop(lines);
 }

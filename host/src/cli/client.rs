@@ -30,12 +30,14 @@ const NO_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 86_400);
 const SILENCE_MAX: Duration = Duration::from_secs(90);
 /// Bytes of an answer at most, so that a wrong URL can't fill the memory; 1000 messages of 256 KiB fit.
 const ANSWER_BYTES_MAX: usize = 512 << 20;
+/// Bytes of a line of an answer that comes line by line: a problem with all its faults is some KiB.
+const LINE_ANSWER_BYTES_MAX: usize = 1 << 20;
 /// Items of one page, API.md's own bound.
 const PAGE_ITEMS: u64 = 100;
 /// Items of a whole list at most; who has more asks for parts with --limit and --offset.
 pub(super) const LIST_ITEMS_MAX: u64 = 10_000;
-/// Life of a token that is made for one command: it outlives any answer.
-const OWN_TOKEN_TTL: Duration = Duration::from_secs(600);
+/// Life of a token that is made for one command: what is followed for longer is told so by the broker, and begun again.
+const OWN_TOKEN_TTL: Duration = Duration::from_secs(86_400);
 
 /// Which broker, and as whom.
 #[derive(Debug, Args)]
@@ -146,12 +148,17 @@ impl Client {
         let body = reqwest::Body::wrap_stream(lines.map(Ok::<Bytes, Infallible>));
         let request = self.request(Method::POST, &api(path), Query::default()).timeout(NO_TIMEOUT);
         let request = request.header(CONTENT_TYPE, "application/x-ndjson").body(body);
-        let response = request.send().await.map_err(|error| self.unreachable(error))?;
-        if response.status().is_success() {
-            return Ok(LineAnswers { client: self, response, held: BytesMut::new() });
-        }
-        self.read(response).await?;
-        Err(self.foreign("no stream of answers came".to_owned()))
+        // The head comes at once, whatever is sent; a refusal comes whole.
+        let begun = async {
+            let response = request.send().await.map_err(|error| self.unreachable(error))?;
+            if response.status().is_success() {
+                return Ok(response);
+            }
+            self.read(response).await?;
+            Err(self.foreign("no stream of answers came".to_owned()))
+        };
+        let response = tokio::time::timeout(SILENCE_MAX, begun).await.unwrap_or_else(|_| Err(self.silent()))?;
+        Ok(LineAnswers { client: self, response, held: BytesMut::new() })
     }
 
     /// POST of a CloudEvent in JSON, under a key of its publisher's own if there is one.
@@ -317,10 +324,9 @@ impl LineAnswers<'_> {
                 return read.map(Some).map_err(|error| self.client.foreign(format!("a line of the answer: {error}")));
             }
             looked = self.held.len();
-            if looked > ANSWER_BYTES_MAX {
-                return Err(self
-                    .client
-                    .foreign(format!("a line of the answer is longer than {ANSWER_BYTES_MAX} bytes")));
+            if looked > LINE_ANSWER_BYTES_MAX {
+                let why = format!("a line of the answer is longer than {LINE_ANSWER_BYTES_MAX} bytes");
+                return Err(self.client.foreign(why));
             }
             let chunk = match tokio::time::timeout(SILENCE_MAX, self.response.chunk()).await {
                 Ok(chunk) => chunk.map_err(|error| self.client.unreachable(error))?,
@@ -463,5 +469,36 @@ mod tests {
             let failure = once(answer).await.get(&["topics"], Query::default()).await.expect_err("no success");
             assert_eq!(failure.exit_code(), code, "{answer}: {failure}");
         }
+    }
+
+    #[tokio::test]
+    async fn lines_of_an_answer_are_read_wherever_chunks_end_and_its_end_is_told_from_a_break() {
+        let answers = async |answer: &'static str| {
+            let client = once(answer).await;
+            let mut found = Vec::new();
+            // What is sent goes on and on: it is the broker that ends it.
+            let mut lines = match client.post_lines(&["x"], futures_util::stream::pending()).await {
+                Ok(lines) => lines,
+                Err(failure) => return (found, Some(failure.exit_code())),
+            };
+            loop {
+                match lines.next().await {
+                    Ok(Some(line)) => found.push(line.to_string()),
+                    Ok(None) => return (found, None),
+                    Err(failure) => return (found, Some(failure.exit_code())),
+                }
+            }
+        };
+        let refused = answers("HTTP/1.1 401 No\r\nContent-Length: 2\r\n\r\n{}").await;
+        assert_eq!(refused, (vec![], Some(1)));
+        let busy = answers("HTTP/1.1 429 No\r\nContent-Length: 2\r\n\r\n{}").await;
+        assert_eq!(busy, (vec![], Some(4)));
+        let chunks = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n\
+                      1\r\n\n\r\n8\r\n{\"line\":\r\n4\r\n 1}\n\r\n4\r\n\n{}\n\r\n0\r\n\r\n";
+        assert_eq!(answers(chunks).await, (vec!["{\"line\":1}".to_owned(), "{}".to_owned()], None));
+        let cut = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\n{}\n{}\r\n";
+        assert_eq!(answers(cut).await, (vec!["{}".to_owned()], Some(3)));
+        let garbage = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nx\n\r\n0\r\n\r\n";
+        assert_eq!(answers(garbage).await, (vec![], Some(3)));
     }
 }

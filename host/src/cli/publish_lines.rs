@@ -1,6 +1,6 @@
-//! `sluice publish --ndjson`: each line of a file or of standard input is a message. Invariant: lines go out in order and as they
-//! come, and what is told as accepted is durable. Never sends a line again: after a broken connection it says up to which one
-//! is known.
+//! `sluice publish --ndjson`: each line of a file or of standard input is a message. Invariant: lines go out in order, as they come
+//! (with `--atomic` in one request), and what is told as accepted is durable. Never sends a line again: after a broken
+//! connection it says up to which one is known.
 
 use std::io::{self, BufRead as _, BufReader, Read};
 use std::path::Path;
@@ -42,24 +42,24 @@ impl Tally {
 /// Publishes all lines.
 pub(super) async fn run(args: &PublishArgs, client: &Client) -> Result<(), Failure> {
     let mut tally = Tally::default();
+    let input = Input::of(args)?;
     if args.atomic {
-        all_or_none(args, client, &mut tally).await?;
+        all_or_none(args, client, input, &mut tally).await?;
     } else {
-        let sent = as_they_come(args, client, &mut tally).await;
-        if let (Err(_), Tally { accepted, .. }) = (&sent, &tally) {
-            args.client.output().note(&format!(
-                "{} messages were answered ({accepted} accepted); of those after them nothing is known but what follows",
-                tally.answered()
-            ))?;
-        }
-        sent?;
+        as_they_come(args, client, input, &mut tally).await?;
     }
     finish(args, &tally)
 }
 
+/// What is known, for who has to decide what to send again.
+fn note(args: &PublishArgs, tally: &Tally, of_the_others: &str) -> Result<(), Failure> {
+    let (answered, accepted) = (tally.answered(), tally.accepted);
+    args.client.output().note(&format!("{answered} messages were answered ({accepted} accepted); {of_the_others}"))
+}
+
 /// One stream of lines, and of answers.
-async fn as_they_come(args: &PublishArgs, client: &Client, tally: &mut Tally) -> Result<(), Failure> {
-    let Input { name, lines, bytes } = Input::of(args)?;
+async fn as_they_come(args: &PublishArgs, client: &Client, input: Input, tally: &mut Tally) -> Result<(), Failure> {
+    let Input { name, lines, bytes } = input;
     let bar = bytes.map(|bytes| {
         let bar = WorkBar::new();
         bar.show(Progress::Begins("sending", bytes));
@@ -79,11 +79,15 @@ async fn as_they_come(args: &PublishArgs, client: &Client, tally: &mut Tally) ->
     if let Some(bar) = bar {
         bar.end();
     }
-    ended?;
-    match reading.await {
-        Ok(read) => read.map_err(Failure::io(name)),
-        Err(_) => Err(Failure::io(name)(io::Error::other("reading it broke off"))),
+    if ended.is_err() {
+        note(args, tally, "of those after them nothing is known but what follows")?;
+        return ended;
     }
+    let read = reading.await.unwrap_or_else(|_| Err(io::Error::other("reading it broke off")));
+    if read.is_err() {
+        note(args, tally, "none was sent after them")?;
+    }
+    read.map_err(Failure::io(name))
 }
 
 /// Takes the answers, to the last.
@@ -167,8 +171,8 @@ fn append(chunk: &mut Vec<u8>, envelope: &Envelope, topic: &str, line: &[u8]) {
 }
 
 /// One request with all lines.
-async fn all_or_none(args: &PublishArgs, client: &Client, tally: &mut Tally) -> Result<(), Failure> {
-    let Input { name, mut lines, .. } = Input::of(args)?;
+async fn all_or_none(args: &PublishArgs, client: &Client, input: Input, tally: &mut Tally) -> Result<(), Failure> {
+    let Input { name, mut lines, .. } = input;
     let (mut batch, mut line, mut items) = (Vec::new(), Vec::new(), 0);
     while next_line(&mut lines, &mut line).map_err(Failure::io(name.clone()))? {
         if line.trim_ascii().is_empty() {
@@ -187,7 +191,11 @@ async fn all_or_none(args: &PublishArgs, client: &Client, tally: &mut Tally) -> 
         return Ok(());
     }
     let query = Query::default().with("atomic", Some(true));
-    let answer = client.post_ndjson(&["messages", "publish", "batch"], query, batch).await?;
+    let sent = client.post_ndjson(&["messages", "publish", "batch"], query, batch).await;
+    if matches!(sent, Err(Failure::Unreachable { .. } | Failure::Foreign { .. })) {
+        note(args, tally, "all are stored or none, and which is not known")?;
+    }
+    let answer = sent?;
     for (line, result) in (1..).zip(client.items(&answer, "results")?) {
         take(args, tally, line, result.get("error"))?;
     }
@@ -219,7 +227,7 @@ impl Input {
             }
             _ => ("standard input".to_owned(), Box::new(io::stdin()), None),
         };
-        Ok(Input { name, lines: BufReader::new(read), bytes })
+        Ok(Input { name, lines: BufReader::with_capacity(CHUNK_BYTES, read), bytes })
     }
 }
 

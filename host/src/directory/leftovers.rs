@@ -1,6 +1,6 @@
-//! What a change that failed has left, as its undoing failed as well: on a full disk both do. Invariant: catalog, store,
-//! pipelines and what everybody sees agree again without a restart; nothing is made while something is there that is not to
-//! be. Never decides which change is made.
+//! What a change that failed has left, as its undoing failed as well: on a full disk both do. Invariant: store and stages are
+//! brought in line with what everybody sees without a restart; nothing is made while something is there that is not to be.
+//! Never decides which change is made.
 
 use tokio::sync::MutexGuard;
 
@@ -9,7 +9,7 @@ use super::{Directory, DirectoryError};
 use crate::catalog::model::{Scope, SubscriptionId};
 use crate::catalog::{Actor, CatalogError};
 use crate::message::{GroupId, TopicId};
-use crate::store::SeekTo;
+use crate::store::{SeekTo, StoreError};
 
 /// Something that is apart from the rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,47 +25,33 @@ pub(super) enum Leftover {
 }
 
 impl Leftover {
-    /// It may have the name that the next one wants, and what keeps it from being removed would leave that one, too. Settings
-    /// that can't be brought in line are nobody else's trouble, and at most as many as there are topics and subscriptions.
+    /// It may hold what the next one wants: a name, a queue's one group.
     fn is_in_the_way(self) -> bool {
         matches!(self, Leftover::Topic(..) | Leftover::Subscription(..))
     }
 }
 
+/// The right to change, one at a time.
+pub(super) struct Edit<'a> {
+    directory: &'a Directory,
+    left: MutexGuard<'a, Vec<Leftover>>,
+    in_the_way: Option<DirectoryError>,
+}
+
 impl Directory {
-    /// The right to change, one at a time.
-    ///
-    /// # Errors
-    /// What keeps an earlier change from being undone.
-    pub(super) async fn edit(&self) -> Result<MutexGuard<'_, Vec<Leftover>>, DirectoryError> {
-        let mut left = self.editing.lock().await;
-        let mut in_the_way = None;
-        for leftover in std::mem::take(&mut *left) {
-            match self.mend(leftover).await {
-                Ok(()) => tracing::info!(?leftover, "what a failed change had left is mended"),
-                Err(error) => {
-                    left.push(leftover);
-                    in_the_way = in_the_way.or(leftover.is_in_the_way().then_some(error));
-                }
-            }
-        }
-        in_the_way.map_or(Ok(left), Err)
+    /// The right to change.
+    pub(super) async fn edit(&self) -> Edit<'_> {
+        let mut edit = Edit { directory: self, left: self.editing.lock().await, in_the_way: None };
+        edit.in_the_way = edit.mend(Leftover::is_in_the_way).await.err();
+        edit
     }
 
     /// Mends what failed changes have left, if there is any.
-    pub async fn mend_leftovers(&self) {
-        // What fails is tried again, and who asks for a change hears why.
-        drop(self.edit().await);
-    }
-
-    /// Mends it now, or before the next change.
-    pub(super) async fn leave(&self, left: &mut Vec<Leftover>, leftover: Leftover) {
-        if let Err(error) = self.mend(leftover).await {
-            tracing::warn!(?leftover, %error, "what a change has left could not be mended; trying again");
-            if !left.contains(&leftover) {
-                left.push(leftover);
-            }
-        }
+    ///
+    /// # Errors
+    /// Why something is left still.
+    pub async fn mend_leftovers(&self) -> Result<(), DirectoryError> {
+        Edit { directory: self, left: self.editing.lock().await, in_the_way: None }.mend(|_| true).await
     }
 
     async fn mend(&self, leftover: Leftover) -> Result<(), DirectoryError> {
@@ -97,12 +83,56 @@ impl Directory {
         Ok(())
     }
 
-    /// A Queue keeps its messages, and the group that has them.
-    pub(super) async fn remove_group(&self, topic: TopicId, group: GroupId) -> Result<(), DirectoryError> {
-        if group == GroupId::SHARED {
-            return Ok(self.store.put_group(shared_group(topic)).await?);
+    /// A Queue keeps its messages, and the group that has them; unless it is gone itself.
+    async fn remove_group(&self, topic: TopicId, group: GroupId) -> Result<(), StoreError> {
+        if group != GroupId::SHARED {
+            return self.store.delete_group(topic, group).await;
         }
-        Ok(self.store.delete_group(topic, group).await?)
+        match self.store.put_group(shared_group(topic)).await {
+            Err(StoreError::NoTopic) => Ok(()),
+            other => other,
+        }
+    }
+}
+
+impl Edit<'_> {
+    /// For a change that makes something.
+    ///
+    /// # Errors
+    /// Why something is still there that is not to be.
+    pub(super) fn making(mut self) -> Result<Self, DirectoryError> {
+        match self.in_the_way.take() {
+            Some(error) => Err(error),
+            None => Ok(self),
+        }
+    }
+
+    /// Mends it now, or later.
+    pub(super) async fn leave(&mut self, leftover: Leftover) {
+        if let Err(error) = self.directory.mend(leftover).await {
+            tracing::warn!(?leftover, %error, "what a change has left could not be mended; trying again");
+            if !self.left.contains(&leftover) {
+                self.left.push(leftover);
+            }
+        }
+    }
+
+    async fn mend(&mut self, which: impl Fn(Leftover) -> bool) -> Result<(), DirectoryError> {
+        let mut mended = Ok(());
+        for leftover in std::mem::take(&mut *self.left) {
+            if !which(leftover) {
+                self.left.push(leftover);
+                continue;
+            }
+            match self.directory.mend(leftover).await {
+                Ok(()) => tracing::info!(?leftover, "what a failed change had left is mended"),
+                Err(error) => {
+                    self.left.push(leftover);
+                    mended = mended.and(Err(error));
+                }
+            }
+        }
+        mended
     }
 }
 
@@ -123,7 +153,7 @@ mod tests {
     use super::super::NewSubscription;
     use super::*;
     use crate::broker::Broker;
-    use crate::catalog::model::{Filter, SubscriptionKind, SubscriptionSettings};
+    use crate::catalog::model::{Filter, SubscriptionKind, SubscriptionSettings, TopicKind, TopicSettings};
     use crate::config::Config;
     use crate::delivery::push::signature::Scheme;
 
@@ -158,6 +188,8 @@ mod tests {
         assert!(directory.subscriptions().is_empty());
         directory.create_subscription(new("h", None), &Actor::system()).await.unwrap_err();
         assert_eq!(broker.catalog.subscriptions().await.unwrap().len(), 1, "no second one");
+        let described = TopicSettings { description: "as before".to_owned(), ..topic.settings.clone() };
+        directory.update_topic(&topic.name, described, None, &Actor::system()).await.unwrap();
         sql("DROP TRIGGER a; DROP TRIGGER b;").await;
         let made = directory.create_subscription(new("g", Some("$.a")), &Actor::system()).await.unwrap();
         let listed: Vec<SubscriptionId> =
@@ -171,8 +203,32 @@ mod tests {
         directory.update_subscription(made.id, changed, None, &Actor::system()).await.unwrap_err();
         directory.create_subscription(new("h", None), &Actor::system()).await.unwrap();
         sql("DROP TRIGGER a; DROP TRIGGER b;").await;
-        directory.mend_leftovers().await;
+        directory.mend_leftovers().await.unwrap();
         assert!(directory.editing.lock().await.is_empty());
         assert_eq!(directory.subscription(made.id).unwrap().settings, made.settings);
+    }
+
+    #[tokio::test]
+    async fn a_subscription_of_a_queue_that_was_deleted_meanwhile_leaves_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: root.path().join("data"), ..crate::config::tests::development() };
+        let broker = Broker::open(config).await.unwrap();
+        let (directory, actor) = (Arc::clone(&broker.directory), Actor::system());
+        let settings = TopicSettings { kind: TopicKind::Queue, ..crate::publish::tests::topic("jobs").settings };
+        let topic = directory.create_topic("jobs".parse().unwrap(), settings.clone(), &actor).await.unwrap();
+        directory.delete_topic(&topic.name, (false, None), &actor).await.unwrap();
+        let gone = Leftover::Subscription(SubscriptionId(uuid::Uuid::from_u128(7)), topic.id, GroupId::SHARED);
+        directory.mend(gone).await.unwrap();
+        let (settings_of, group) = (SubscriptionSettings::new(SubscriptionKind::Pull), "g".into());
+        let new = NewSubscription {
+            topic,
+            consumer_group: group,
+            settings: settings_of,
+            signature: Scheme::Hmac,
+            start: SeekTo::Latest,
+        };
+        let refused = directory.create_subscription(new, &actor).await.unwrap_err();
+        assert!(matches!(refused, DirectoryError::NotFound(_)), "{refused}");
+        directory.create_topic("jobs".parse().unwrap(), settings, &actor).await.unwrap();
     }
 }

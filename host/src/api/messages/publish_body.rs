@@ -166,6 +166,12 @@ impl<'r> Reading<'r> {
         Reading { is_trace_given, ..self }
     }
 
+    /// For what came before now.
+    #[must_use]
+    pub fn with_now(self, now: Timestamp) -> Reading<'r> {
+        Reading { now, ..self }
+    }
+
     /// When what is read came.
     #[must_use]
     pub fn now(&self) -> Timestamp {

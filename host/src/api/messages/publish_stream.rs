@@ -29,6 +29,7 @@ use crate::api::auth::Caller;
 use crate::api::extract::Intake;
 use crate::api::problem::{Code, Problem, ProblemBody};
 use crate::broker::Broker;
+use crate::clock::Timestamp;
 use crate::message::TopicName;
 use crate::publish::{PublishRequest, Published};
 
@@ -41,8 +42,8 @@ const RUN_BYTES: usize = 256 * 1024;
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 /// Before what found no room is tried again.
 const TRY_AGAIN: Duration = Duration::from_millis(100);
-/// How often: for half a minute, and then the lines are told.
-const TRIES_MAX: u32 = 300;
+/// For how long: then the lines are told.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What became of a line.
 #[derive(Debug, Serialize, ToSchema)]
@@ -181,10 +182,12 @@ impl Feed {
     async fn until_there_is_room(&mut self, run: &Run) -> Vec<Result<Published, Problem>> {
         let mut results: Vec<Option<Result<Published, Problem>>> = run.lines.iter().map(|_| None).collect();
         let mut left: Vec<usize> = (0..run.lines.len()).collect();
-        for attempt in 1..=TRIES_MAX {
-            let items = self.read(run, &left);
+        // What they say of time they said when they came.
+        let came = self.broker.clock.now();
+        while !left.is_empty() {
+            let items = self.read(run, &left, came);
             let published = publish_items(&self.broker, items, false).await;
-            let is_last = attempt == TRIES_MAX || self.broker.stopping.is_cancelled();
+            let is_last = self.broker.clock.now().since(came) >= PATIENCE || self.broker.stopping.is_cancelled();
             let places = std::mem::take(&mut left);
             for (place, result) in places.into_iter().zip(published) {
                 let busy = matches!(&result, Err(problem) if problem.code() == Code::Backpressure);
@@ -194,20 +197,18 @@ impl Feed {
                     results[place] = Some(result);
                 }
             }
-            if left.is_empty() {
-                break;
+            if !left.is_empty() {
+                self.broker.clock.sleep_until(self.broker.clock.now().plus(TRY_AGAIN)).await;
             }
-            self.broker.clock.sleep_until(self.broker.clock.now().plus(TRY_AGAIN)).await;
         }
-        let none = || Err(Problem::new(Code::Backpressure, "The broker stays busy; send it later."));
-        results.into_iter().map(|result| result.unwrap_or_else(none)).collect()
+        results.into_iter().flatten().collect()
     }
 
-    /// Those of a run's lines that stand at these places of it.
-    fn read(&self, run: &Run, places: &[usize]) -> Vec<Result<PublishRequest, Problem>> {
+    /// Those of a run's lines that stand at these places of it; they came then.
+    fn read(&self, run: &Run, places: &[usize], came: Timestamp) -> Vec<Result<PublishRequest, Problem>> {
         let find = |name: &TopicName| destination(&self.broker, &self.caller, name, "/topicName");
         let reading = match reading(&self.broker, &self.headers, &run.bytes) {
-            Ok(reading) => reading,
+            Ok(reading) => reading.with_now(came),
             Err(problem) => return places.iter().map(|_| Err(problem.clone())).collect(),
         };
         let item = |place: &usize| match run.lines[*place].range.clone() {

@@ -173,6 +173,8 @@ async fn to_the_first(
     let earlier: Option<(Position, Message)> = tokio::select! {
         earlier = broker.replies.earlier(topic.id, &id, published.published_at) => earlier?,
         () = broker.clock.sleep_until(due) => None,
+        // Who waits is told so.
+        () = broker.stopping.cancelled() => None,
     };
     let awaited = match earlier {
         Some((position, message)) => Awaited::Reply(position, Arc::new(message)),
