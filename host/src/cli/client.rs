@@ -36,7 +36,7 @@ const LINE_ANSWER_BYTES_MAX: usize = 1 << 20;
 const PAGE_ITEMS: u64 = 100;
 /// Items of a whole list at most; who has more asks for parts with --limit and --offset.
 pub(super) const LIST_ITEMS_MAX: u64 = 10_000;
-/// Life of a token that is made for one command: what is followed for longer is told so by the broker, and begun again.
+/// Life of a token that is made for one command: what goes on for longer is ended by the broker, which says why.
 const OWN_TOKEN_TTL: Duration = Duration::from_secs(86_400);
 
 /// Which broker, and as whom.

@@ -295,7 +295,6 @@ async fn what_is_leased_while_a_seek_is_synced_is_as_new_after_it_also_after_a_c
         let (store, switches) = faulty(dir.path(), &clock).await;
         publish(&store, 0..2).await;
         store.put_snapshot(TOPIC, GROUP, "before".into()).await.unwrap();
-        switches.sync_gate.store(true, Ordering::SeqCst);
         let moves = async {
             if restores {
                 assert!(store.restore(TOPIC, GROUP, "before".into()).await.unwrap());
@@ -303,20 +302,29 @@ async fn what_is_leased_while_a_seek_is_synced_is_as_new_after_it_also_after_a_c
                 store.seek(TOPIC, GROUP, SeekTo::Earliest).await.unwrap();
             }
         };
-        let meanwhile = async {
-            until("the frame is being synced", &|| switches.at_gate.load(Ordering::SeqCst)).await;
-            let leases = lease(&store, 2).await;
-            switches.sync_gate.store(false, Ordering::SeqCst);
-            leases
-        };
-        let ((), leases) = tokio::join!(moves, meanwhile);
-        assert_eq!(leases.len(), 2);
-        // Writes what is noted.
-        store.tick().await.unwrap();
+        leased_while_synced((&store, &switches), moves, 2).await;
         drop(store);
         let again = lease(&open(dir.path(), &clock), 2).await;
         assert_eq!(again.iter().map(|lease| lease.attempt).collect::<Vec<_>>(), [1, 1], "restores: {restores}");
     }
+}
+
+/// Leases so many while the frame of a move is being synced, and writes what was noted of them behind it.
+async fn leased_while_synced(
+    (store, switches): (&EmbeddedStore, &Switches),
+    moves: impl Future<Output = ()>,
+    count: usize,
+) {
+    switches.sync_gate.store(true, Ordering::SeqCst);
+    let meanwhile = async {
+        until("the frame is being synced", &|| switches.at_gate.load(Ordering::SeqCst)).await;
+        let leases = lease(store, count).await;
+        switches.sync_gate.store(false, Ordering::SeqCst);
+        leases
+    };
+    let ((), leases) = tokio::join!(moves, meanwhile);
+    assert_eq!(leases.len(), count);
+    store.tick().await.unwrap();
 }
 
 /// A seek to an offset moves one lane of one partition.
@@ -329,18 +337,8 @@ async fn what_is_leased_of_other_lanes_while_one_is_moved_is_an_attempt_after_a_
     urgent.meta.priority = 5;
     let items = vec![item(message(1, "moved")), item(urgent), item_in(1, message(3, "another partition"))];
     store.append(batch(items)).await.unwrap();
-    switches.sync_gate.store(true, Ordering::SeqCst);
     let moves = async { store.seek(TOPIC, GROUP, SeekTo::Offset(0, Offset::new(0, 0))).await.unwrap() };
-    let meanwhile = async {
-        until("the frame is being synced", &|| switches.at_gate.load(Ordering::SeqCst)).await;
-        let leases = lease(&store, 3).await;
-        switches.sync_gate.store(false, Ordering::SeqCst);
-        leases
-    };
-    let ((), leases) = tokio::join!(moves, meanwhile);
-    assert_eq!(leases.len(), 3);
-    // Writes what is noted.
-    store.tick().await.unwrap();
+    leased_while_synced((&store, &switches), moves, 3).await;
     drop(store);
     let mut again: Vec<(String, u32)> = lease(&open(dir.path(), &clock), 3)
         .await
