@@ -13,11 +13,12 @@ use sha2::{Digest as _, Sha256};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::model::{Subscription, Topic};
+use crate::catalog::model::{Scope, Subscription, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::delivery::dead_letters::{DeadLetterError, DeadLetters};
 use crate::directory::Directory;
 use crate::message::{EVENTS_TOPIC, TopicId, TopicName, json_media_type};
+use crate::pipeline::rollout::RolloutView;
 use crate::publish::{PublishError, PublishRequest, Publisher};
 
 /// Events that wait to be published; beyond them they are counted, and left out.
@@ -122,6 +123,23 @@ impl Events {
         drop(full);
         let facts = json!({ "topicName": topic.name, "retentionBytes": topic.settings.retention_bytes });
         self.tell(Event { kind: "topic.full", subject: topic.name.to_string(), facts });
+    }
+
+    /// A version that was tried on a stage did worse than its limits allow, and was taken back.
+    pub fn rolled_back(&self, of: &RolloutView, directory: &Directory) {
+        let (topic, subscription) = match of.scope {
+            Scope::Topic(topic) => (topic, None),
+            Scope::Subscription(topic, subscription) => (topic, Some(subscription)),
+        };
+        let Some(topic) = directory.topic_by_id(topic) else { return };
+        let mut facts = json!({
+            "topicName": topic.name, "stage": of.stage, "plugin": of.plugin, "version": of.rollout.version,
+            "stableVersion": of.stable, "reason": of.ended.as_ref().map(|(_, why, _)| why),
+        });
+        if let Some(subscription) = subscription {
+            facts["subscriptionId"] = json!(subscription.to_string());
+        }
+        self.tell(Event { kind: "rollout.rolledBack", subject: topic.name.to_string(), facts });
     }
 
     fn dead_letters(&self, topic: &Topic, count: u64, threshold: u64, oldest: Option<Timestamp>) {

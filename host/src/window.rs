@@ -66,17 +66,46 @@ impl<C: Counters> Windowed<C> {
         let window = window.clamp(WINDOW_MIN, WINDOW_MAX);
         let buckets = if window <= FINE_MAX { &self.minutes } else { &self.hours };
         let first = buckets.start_of(now.minus(window));
-        let mut counted = C::default();
-        for bucket in buckets.kept.iter().rev().take_while(|bucket| bucket.start >= first) {
-            counted.merge(&bucket.counted);
-        }
-        Sum { counted, from: Timestamp(first).max(self.since) }
+        Sum { counted: buckets.sum_from(first), from: Timestamp(first).max(self.since) }
     }
 
     /// Since when there are figures.
     #[must_use]
     pub fn since(&self) -> Timestamp {
         self.since
+    }
+}
+
+/// Buckets that a window of its own length is made of.
+const SLICES: usize = 30;
+/// Milliseconds of the shortest of them.
+const SLICE_MS_MIN: i64 = 100;
+
+/// Counters over a window of one length.
+#[derive(Debug, Clone)]
+pub struct Sliding<C> {
+    window: Duration,
+    slices: Buckets<C>,
+}
+
+impl<C: Counters> Sliding<C> {
+    /// Over this long a window.
+    #[must_use]
+    pub fn new(window: Duration) -> Sliding<C> {
+        let window_ms = i64::try_from(window.as_millis()).unwrap_or(i64::MAX);
+        let length_ms = (window_ms / SLICES as i64).max(SLICE_MS_MIN);
+        Sliding { window, slices: Buckets::new(length_ms, SLICES + 1) }
+    }
+
+    /// Counts something that happens `now`.
+    pub fn record(&mut self, now: Timestamp, count: impl FnOnce(&mut C)) {
+        count(self.slices.at(now));
+    }
+
+    /// What was counted in the window before `now`.
+    #[must_use]
+    pub fn sum(&self, now: Timestamp) -> C {
+        self.slices.sum_from(self.slices.start_of(now.minus(self.window)))
     }
 }
 
@@ -101,6 +130,15 @@ impl<C: Counters> Buckets<C> {
 
     fn start_of(&self, at: Timestamp) -> i64 {
         at.0.div_euclid(self.length_ms).saturating_mul(self.length_ms)
+    }
+
+    /// What was counted since `first`, where a bucket begins.
+    fn sum_from(&self, first: i64) -> C {
+        let mut counted = C::default();
+        for bucket in self.kept.iter().rev().take_while(|bucket| bucket.start >= first) {
+            counted.merge(&bucket.counted);
+        }
+        counted
     }
 
     /// The bucket of this time. A clock that went back counts into the last one, so that they stay in order.
@@ -139,9 +177,14 @@ impl Default for Latencies {
 impl Latencies {
     /// Counts one.
     pub fn record(&mut self, latency: Duration) {
+        self.record_many(latency, 1);
+    }
+
+    /// Counts several that took as long as each other.
+    pub fn record_many(&mut self, latency: Duration, count: u32) {
         let us = u64::try_from(latency.as_micros()).unwrap_or(u64::MAX);
         let bucket = &mut self.buckets[bucket_of(us)];
-        *bucket = bucket.saturating_add(1);
+        *bucket = bucket.saturating_add(count);
         self.max_us = self.max_us.max(us);
     }
 
@@ -271,6 +314,18 @@ mod tests {
         let now = START.plus(MINUTE * 9_999);
         assert!((24 * 60..=25 * 60).contains(&counted(&window, now, WINDOW_MAX)));
         assert_eq!(window.sum(now, WINDOW_MAX * 9), window.sum(now, WINDOW_MAX));
+    }
+
+    #[test]
+    fn a_window_of_its_own_length_forgets_what_left_it() {
+        let mut window = Sliding::<Count>::new(MINUTE);
+        for second in 0..300 {
+            window.record(START.plus(Duration::from_secs(second)), |count| count.0 += 1);
+        }
+        let last = START.plus(Duration::from_secs(299));
+        assert!((60..=63).contains(&window.sum(last).0), "{}", window.sum(last).0);
+        assert_eq!(window.slices.kept.len(), SLICES + 1);
+        assert_eq!(window.sum(last.plus(MINUTE * 2)).0, 0);
     }
 
     #[test]

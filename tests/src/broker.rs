@@ -159,6 +159,19 @@ impl Broker {
         fs::rename(&beside, self.plugins_dir().join(file_name)).expect("a plugin can be replaced");
     }
 
+    /// Places versions of a plugin in this order, and waits until the broker has taken all of them in.
+    pub async fn place_versions(&self, name: &str, versions: &[(&str, &[u8])]) {
+        for (version, bytes) in versions {
+            self.place_plugin(&format!("{name}@{version}.wasm"), bytes);
+            wait::timed(&format!("{name}@{version} is taken in"), async || {
+                let plugin = self.get(&format!("/plugins/{name}")).await;
+                let known = plugin.status == 200 && plugin.json()["versions"][0]["version"] == *version;
+                known.then_some(())
+            })
+            .await;
+        }
+    }
+
     /// What the broker has said so far.
     #[must_use]
     pub fn log(&self) -> String {

@@ -32,13 +32,26 @@ pub fn hostile() -> &'static [u8] {
 #[must_use]
 pub fn tag(digit: u8) -> Vec<u8> {
     static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
-    const BUILT: &[u8] = b"tag-version-1";
+    version(COMPONENT.get_or_init(|| build("tag")), b"tag-version-1", digit)
+}
+
+/// The component of `tests/guests/louder` in its version 1 or 2.
+///
+/// # Panics
+/// When it cannot be built.
+#[must_use]
+pub fn louder(digit: u8) -> Vec<u8> {
+    static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
+    version(COMPONENT.get_or_init(|| build("louder")), b"loud-version-1", digit)
+}
+
+fn version(component: &[u8], built: &[u8], digit: u8) -> Vec<u8> {
     assert!(digit < 10, "{digit} is no digit");
-    let mut component = COMPONENT.get_or_init(|| build("tag")).clone();
-    let places: Vec<usize> = (0..component.len()).filter(|at| component[*at..].starts_with(BUILT)).collect();
+    let mut component = component.to_vec();
+    let places: Vec<usize> = (0..component.len()).filter(|at| component[*at..].starts_with(built)).collect();
     assert!(!places.is_empty(), "the guest holds its version");
     for place in places {
-        component[place + BUILT.len() - 1] = b'0' + digit;
+        component[place + built.len() - 1] = b'0' + digit;
     }
     component
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 
 use serde_json::{Value, json};
-use sluice_tests::{Broker, Client, Receiver, wait, warm};
+use sluice_tests::{Broker, Client, Receiver, guest, wait, warm};
 use tempfile::TempDir;
 
 use super::cli::done;
@@ -167,6 +167,9 @@ impl World {
         let subscription = text(&push, "subscriptionId");
         let snapshot = format!("/subscriptions/{subscription}/snapshots/before-release");
         broker.put(&snapshot, &json!({})).await.expect(200);
+        if example.contains("sluice plugin rollout") {
+            self.try_versions(example, &subscription).await;
+        }
         words.insert("SUBSCRIPTION_ID", subscription);
         broker.publish("deployment.events", r#"{"severity": 9}"#).await;
         for number in 0..4 {
@@ -185,6 +188,21 @@ impl World {
         let message = if example.contains("sluice dlq ") { letter } else { text(&held[0], "messageId") };
         let more = [("MESSAGE_ID", message), ("RECEIPT_1", first.clone()), ("RECEIPT_2", second), ("RECEIPT", first)];
         words.extend(more);
+    }
+
+    /// A stage of each kind on a plugin of two versions, the second of them on trial unless that is the example.
+    async fn try_versions(&self, example: &str, subscription: &str) {
+        let broker = &self.broker;
+        broker.place_versions("gate", &[("1.2.0", &guest::tag(2)), ("1.3.0", &guest::tag(3))]).await;
+        let of = [("/topics/orders".to_owned(), "gate"), (format!("/subscriptions/{subscription}"), "mask")];
+        for (of, name) in of {
+            let stages = json!({"stages": [{"name": name, "plugin": "gate", "version": "1.2.0"}]});
+            broker.put(&format!("{of}/pipeline"), &stages).await.expect(200);
+            if !example.contains("rollout start") {
+                let shadow = json!({"version": "1.3.0", "strategy": "shadow"});
+                broker.post(&format!("{of}/pipeline/stages/{name}/rollout"), &shadow).await.expect(200);
+            }
+        }
     }
 
     /// The example with its words, addresses and places replaced by those of this test.

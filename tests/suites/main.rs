@@ -33,6 +33,7 @@ mod pipelines;
 mod receivers;
 mod reload;
 mod request_reply;
+mod rollouts;
 mod seek;
 mod soak;
 mod streams;

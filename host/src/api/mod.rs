@@ -20,6 +20,7 @@ mod plugins;
 pub mod problem;
 mod rate;
 mod reach;
+mod rollouts;
 mod schemas;
 pub mod server;
 mod subscriptions;
@@ -102,6 +103,7 @@ fn described() -> (Router<Api>, OpenApi) {
         .merge(subscriptions::routes())
         .merge(schemas::routes())
         .merge(pipelines::routes())
+        .merge(rollouts::routes())
         .merge(plugins::routes())
         .merge(brokers::routes())
         .merge(audit::routes())

@@ -18,7 +18,7 @@ use super::problem::{Faults, Problem};
 use super::wire::Time;
 use super::{Api, answer, plugins, reach};
 use crate::broker::Broker;
-use crate::catalog::model::{PipelineRevision, Scope, StageSpec, SubscriptionId};
+use crate::catalog::model::{PipelineRevision, Scope, StageSpec, Strategy, SubscriptionId};
 use crate::message::TopicName;
 use crate::pipeline::PipelineError;
 
@@ -43,7 +43,7 @@ struct PipelineBody {
 /// One revision of a pipeline.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct PipelineView {
+pub(super) struct PipelineView {
     /// Rises with every change; 0 if nothing was ever set.
     revision: u64,
     /// As its owner set them.
@@ -70,10 +70,25 @@ struct ResolvedView {
     digest: String,
     /// Added by Sluice.
     implicit: bool,
+    /// What is tried on it; `…/stages/{stage}/rollout` tells how it does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rollout: Option<TriedView>,
+}
+
+/// A version that is tried on a stage.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct TriedView {
+    version: String,
+    /// Hex SHA-256 of the component.
+    digest: String,
+    strategy: Strategy,
+    percent: f64,
+    started_at: Time,
 }
 
 impl PipelineView {
-    fn of(revision: Option<PipelineRevision>) -> PipelineView {
+    pub(super) fn of(revision: Option<PipelineRevision>) -> PipelineView {
         let Some(revision) = revision else {
             let (stages, resolved) = (Vec::new(), Vec::new());
             return PipelineView { revision: 0, stages, resolved, reason: None, created_by: None, created_at: None };
@@ -84,6 +99,13 @@ impl PipelineView {
             version: stage.version,
             digest: stage.digest,
             implicit: stage.implicit,
+            rollout: stage.rollout.map(|tried| TriedView {
+                version: tried.version,
+                digest: tried.digest,
+                strategy: tried.strategy,
+                percent: tried.percent,
+                started_at: Time(tried.started_at),
+            }),
         });
         PipelineView {
             revision: revision.revision,
@@ -209,12 +231,17 @@ async fn subscription_history(
     history(&broker, scope, query).await
 }
 
-fn subscription_scope(broker: &Broker, caller: &Caller, id: SubscriptionId) -> Result<Scope, Problem> {
+pub(super) fn subscription_scope(broker: &Broker, caller: &Caller, id: SubscriptionId) -> Result<Scope, Problem> {
     let subscription = reach::subscription(broker, caller, id)?;
     Ok(Scope::Subscription(subscription.topic, id))
 }
 
-fn shown(view: PipelineView) -> Response {
+/// The plugin of a pipeline's own stage.
+pub(super) fn plugin_of(record: &PipelineRevision, stage: &str) -> Option<String> {
+    record.stages.iter().find(|spec| spec.name == stage).map(|spec| spec.plugin.clone())
+}
+
+pub(super) fn shown(view: PipelineView) -> Response {
     answer::tagged(answer::ok(&view), view.revision)
 }
 

@@ -474,6 +474,78 @@ pub struct ResolvedStage {
     pub digest: String,
     /// Added by Sluice: a topic's `schemaId`, a subscription's `filter`.
     pub implicit: bool,
+    /// The version that is tried beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<Rollout>,
+}
+
+impl ResolvedStage {
+    /// The stage as it runs without the version that is tried.
+    #[must_use]
+    pub fn stable(&self) -> ResolvedStage {
+        ResolvedStage { rollout: None, ..self.clone() }
+    }
+
+    /// What is still tried on it once it runs the component with this digest: a version is not tried beside itself.
+    #[must_use]
+    pub fn still_tried(&self, digest: &str) -> Option<Rollout> {
+        self.rollout.clone().filter(|rollout| rollout.digest != digest)
+    }
+
+    /// The stage as it would run on the version that is tried; `None` if none is.
+    #[must_use]
+    pub fn candidate(&self) -> Option<ResolvedStage> {
+        let rollout = self.rollout.as_ref()?;
+        let spec = StageSpec { version: rollout.version.clone(), ..self.spec.clone() };
+        let (version, digest) = (rollout.version.clone(), rollout.digest.clone());
+        Some(ResolvedStage { spec, version, digest, implicit: self.implicit, rollout: None })
+    }
+}
+
+/// How a version is tried.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Strategy {
+    /// It runs in the place of the stage's version for some of the messages.
+    Canary,
+    /// It runs beside the stage's version, and what it does is compared and thrown away.
+    Shadow,
+}
+
+/// A version that is tried on a stage, beside the one that it runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// The version's label.
+    pub version: String,
+    /// Hex SHA-256 of the component.
+    pub digest: String,
+    /// How it is tried.
+    pub strategy: Strategy,
+    /// On how many of a hundred messages.
+    pub percent: f64,
+    /// What ends it by itself.
+    pub limits: RolloutLimits,
+    /// Since when.
+    pub started_at: Timestamp,
+}
+
+/// How much worse than the stage's version a version that is tried may be. Rates are shares of the messages, 0 to 1.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RolloutLimits {
+    /// So many more of its messages may fail.
+    pub max_error_rate: Option<f64>,
+    /// So many more of its messages may be rejected.
+    pub max_reject_delta: Option<f64>,
+    /// So many more, or fewer, of its messages may be dropped.
+    pub max_drop_delta: Option<f64>,
+    /// Milliseconds that 99 of 100 messages may take, unless those of the stage's version take longer.
+    pub max_latency_ms: Option<f64>,
+    /// The time that is looked back, in milliseconds.
+    pub window_ms: u64,
+    /// Rates are not judged of fewer messages.
+    pub min_messages: u64,
 }
 
 /// Where a plugin's version came from.

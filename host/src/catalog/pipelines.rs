@@ -209,7 +209,13 @@ fn shown(revision: &PipelineRevision) -> Value {
         .resolved
         .iter()
         .map(|stage| {
-            json!({ "name": stage.spec.name, "plugin": stage.spec.plugin, "version": stage.version, "digest": stage.digest })
+            let mut shown = json!({
+                "name": stage.spec.name, "plugin": stage.spec.plugin, "version": stage.version, "digest": stage.digest,
+            });
+            if let Some(rollout) = &stage.rollout {
+                shown["rollout"] = json!(rollout);
+            }
+            shown
         })
         .collect();
     json!({ "revision": revision.revision, "reason": revision.reason, "stages": stages })

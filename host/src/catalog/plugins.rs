@@ -244,7 +244,11 @@ async fn refuse_bound(writing: &mut Writing, of: &PluginVersion) -> Result<(), C
     for row in &rows {
         let columns = Columns(row);
         let stages: Vec<super::model::ResolvedStage> = columns.json("resolved")?;
-        if stages.iter().any(|stage| stage.spec.plugin == of.plugin && stage.version == of.version) {
+        let runs = |stage: &super::model::ResolvedStage| {
+            let tries = stage.rollout.as_ref().is_some_and(|rollout| rollout.version == of.version);
+            stage.spec.plugin == of.plugin && (stage.version == of.version || tries)
+        };
+        if stages.iter().any(runs) {
             let scope = columns.text("scope")?;
             return Err(CatalogError::Conflict(format!(
                 "the pipeline of {scope} runs this version: change that first"

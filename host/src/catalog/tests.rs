@@ -119,8 +119,13 @@ impl Fixture {
             serde_json::json!({"name": "only", "plugin": "filter", "config": {"password": "c0nf1g"}}),
         )
         .unwrap();
-        let resolved =
-            ResolvedStage { spec: spec.clone(), version: short(b"one"), digest: digest(b"one"), implicit: false };
+        let resolved = ResolvedStage {
+            spec: spec.clone(),
+            version: short(b"one"),
+            digest: digest(b"one"),
+            implicit: false,
+            rollout: None,
+        };
         let new =
             NewRevision { scope, stages: vec![spec], resolved: vec![resolved], reason: "set".to_owned(), expected };
         self.catalog.add_revision(new, &alice()).await

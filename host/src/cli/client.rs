@@ -186,6 +186,18 @@ impl Client {
         Ok(self.send(request).await?.body)
     }
 
+    /// POST, with a JSON document unless it is null, over the version that was read.
+    pub(super) async fn post_from(&self, path: &[&str], version: Option<&str>, body: &Value) -> Result<Value, Failure> {
+        let mut request = self.request(Method::POST, &api(path), Query::default());
+        if !body.is_null() {
+            request = request.json(body);
+        }
+        if let Some(version) = version {
+            request = request.header(IF_MATCH, version);
+        }
+        Ok(self.send(request).await?.body)
+    }
+
     /// DELETE.
     pub(super) async fn delete(&self, path: &[&str], query: Query) -> Result<Value, Failure> {
         Ok(self.send(self.request(Method::DELETE, &api(path), query)).await?.body)

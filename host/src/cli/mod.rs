@@ -21,6 +21,7 @@ mod publish;
 mod publish_lines;
 mod repair;
 mod request;
+mod rollout;
 mod schema;
 mod serve;
 mod settle;

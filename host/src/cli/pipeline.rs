@@ -80,7 +80,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    fn path(&self) -> [&str; 3] {
+    pub(super) fn path(&self) -> [&str; 3] {
         match (&self.topic, &self.subscription) {
             (Some(topic), _) => ["topics", topic, "pipeline"],
             (None, id) => ["subscriptions", id.as_deref().unwrap_or_default(), "pipeline"],

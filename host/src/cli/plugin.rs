@@ -1,4 +1,4 @@
-//! `sluice plugin`: what code there is for topics. Invariant: only reads; plugins come from `plugins.dir`.
+//! `sluice plugin`: what code there is for topics, and how it comes onto their stages. Invariant: speaks the HTTP API alone.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -7,6 +7,7 @@ use super::arguments::Noun;
 use super::client::{Client, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
+use super::rollout;
 
 const COLUMNS: &[Column] = &[
     ("NAME", "/name"),
@@ -39,6 +40,12 @@ pub(super) enum Action {
         /// Its name
         name: String,
     },
+    /// Try a version on a stage: for some messages, or beside it
+    #[command(after_help = rollout::AFTER_HELP)]
+    Rollout {
+        #[command(subcommand)]
+        action: rollout::Action,
+    },
 }
 
 /// Runs one of the actions.
@@ -53,6 +60,7 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
             let plugin = client.get(&["plugins", name], Query::default()).await?.body;
             show(output, &plugin, std::slice::from_ref(&plugin))
         }
+        Action::Rollout { action } => rollout::run(&client, output, action).await,
     }
 }
 

@@ -14,6 +14,7 @@ use super::component::{self, ComponentError, Loaded};
 use super::instance::StartError;
 use super::limits::{REASON_BYTES_MAX, cut};
 use super::registry::{is_label, is_plugin_name};
+use super::rollout::Step;
 use super::stage::Stage;
 use super::{Lane, NewComponent, PipelineError, Pipelines};
 
@@ -175,7 +176,7 @@ impl Pipelines {
     async fn rebind(
         &self,
         arriving: &Arriving<'_>,
-    ) -> Result<Vec<(Arc<Lane>, Vec<ResolvedStage>, Vec<Arc<Stage>>)>, PipelineError> {
+    ) -> Result<Vec<(Arc<Lane>, Vec<ResolvedStage>, Vec<Step>)>, PipelineError> {
         let lanes: Vec<Arc<Lane>> = self.lanes.read().values().cloned().collect();
         let mut changes = Vec::new();
         for lane in lanes {
@@ -214,7 +215,7 @@ impl Pipelines {
             emit_to: Vec::new(),
         };
         let (version, digest) = (arriving.label.to_owned(), arriving.digest.to_owned());
-        let resolved = ResolvedStage { spec, version, digest, implicit: false };
+        let resolved = ResolvedStage { spec, version, digest, implicit: false, rollout: None };
         let log = self.registry.log(arriving.name);
         let stage = Stage::new(resolved, Ok(Arc::clone(arriving.loaded)), log, &self.machine);
         match start(stage).await? {
@@ -268,7 +269,8 @@ impl Arriving<'_> {
         if !follows {
             return stage.clone();
         }
-        ResolvedStage { version: self.label.to_owned(), digest: self.digest.to_owned(), ..stage.clone() }
+        let (version, digest) = (self.label.to_owned(), self.digest.to_owned());
+        ResolvedStage { rollout: stage.still_tried(&digest), version, digest, ..stage.clone() }
     }
 }
 

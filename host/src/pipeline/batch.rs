@@ -4,6 +4,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::catalog::model::{OnFault, Scope};
 use crate::clock::Clock;
@@ -12,16 +13,20 @@ use crate::telemetry::Stopwatch;
 
 use super::breaker::Admission;
 use super::call::{Call, Edit, Item, Powers};
-use super::draft::{Draft, FaultCause, Processed, Rejection, StageFault, StageWord, Verdict};
+use super::draft::{Draft, FaultCause, Processed, Rejection, Said, StageFault, StageWord, Verdict};
 use super::instance::{Failure, Instance};
 use super::limits::{CALL_BYTES_MAX, PAYLOAD_BYTES_MAX, PRODUCED_BYTES_MAX, RUN_GROWTH_BYTES_MAX};
 use super::plugin_log::LogLevel;
 use super::revision::Revision;
+use super::rollout::compare::{self, Made};
+use super::rollout::{Arm, Candidate, Figures, Job, Shadow, Step, Trial};
 use super::stage::Stage;
 
 /// A batch under way.
 pub struct Batch<'a> {
     revision: &'a Revision,
+    of: Of<'a>,
+    shadow: Option<&'a Shadow>,
     topic: &'a TopicName,
     clock: &'a Clock,
     outbound: bool,
@@ -59,33 +64,103 @@ enum Word {
 /// Runs `drafts` through the stages of `revision`; also answers how many bytes they have grown by.
 #[must_use]
 pub fn run(revision: &Revision, of: Of<'_>, drafts: Vec<Draft>, clock: &Clock) -> (Vec<Processed>, u64) {
+    run_with(revision, of, drafts, (clock, None))
+}
+
+/// The same, with a place for copies that versions are tried on.
+#[must_use]
+pub fn run_with(
+    revision: &Revision,
+    of: Of<'_>,
+    drafts: Vec<Draft>,
+    (clock, shadow): (&Clock, Option<&Shadow>),
+) -> (Vec<Processed>, u64) {
     let len = drafts.len();
-    let item = |(at, draft)| Item { at, draft, emitted: Vec::new() };
+    let item = |(at, draft): (usize, Draft)| Item { at, lot: draft.lot(), draft, emitted: Vec::new() };
     let mut batch = Batch {
         revision,
+        of,
+        shadow,
         topic: of.topic,
         clock,
         outbound: matches!(of.scope, Scope::Subscription(..)),
         payload_bytes_max: usize::try_from(of.payload_bytes_max).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX),
         items: drafts.into_iter().enumerate().map(item).collect(),
         done: (0..len).map(|_| None).collect(),
-        trails: (0..len).map(|_| Vec::with_capacity(revision.stages.len())).collect(),
+        trails: (0..len).map(|_| Vec::with_capacity(revision.steps.len())).collect(),
         producible: PRODUCED_BYTES_MAX,
         growable: of.growable,
         grown: 0,
     };
-    for stage in &revision.stages {
+    for step in &revision.steps {
         if batch.items.is_empty() {
             break;
         }
-        batch.stage(stage);
+        batch.step(step);
     }
     let grown = batch.grown;
     (batch.finish(), grown)
 }
 
 impl Batch<'_> {
-    fn stage(&mut self, stage: &Arc<Stage>) {
+    fn step(&mut self, Step { stage, candidate }: &Step) {
+        match candidate {
+            None => self.stage(stage, None),
+            Some(candidate) if candidate.is_canary() => {
+                let all = std::mem::take(&mut self.items);
+                let (tried, others) = all.into_iter().partition(|item| candidate.takes(item.lot));
+                self.items = others;
+                self.stage(stage, Some((&candidate.trial, Arm::Stable)));
+                let mut others = std::mem::replace(&mut self.items, tried);
+                self.stage(&candidate.stage, Some((&candidate.trial, Arm::Candidate)));
+                self.items.append(&mut others);
+                self.items.sort_unstable_by_key(|item| item.at);
+            }
+            Some(candidate) => {
+                let copies = self.copies(candidate);
+                self.stage(stage, None);
+                self.hand_over(candidate, copies);
+            }
+        }
+    }
+
+    /// Of the messages that a version is tried on beside the stage's own, as they come: with their place, and how much was
+    /// emitted with them before.
+    fn copies(&self, candidate: &Candidate) -> Vec<(usize, usize, Draft)> {
+        let Some(shadow) = self.shadow else { return Vec::new() };
+        let taken = || self.items.iter().filter(|item| candidate.takes(item.lot));
+        let count = taken().count();
+        if !shadow.has_room(count) {
+            candidate.trial.shed(count);
+            return Vec::new();
+        }
+        taken().map(|item| (item.at, item.emitted.len(), item.draft.clone())).collect()
+    }
+
+    fn hand_over(&self, candidate: &Arc<Candidate>, copies: Vec<(usize, usize, Draft)>) {
+        let Some(shadow) = self.shadow.filter(|_| !copies.is_empty()) else { return };
+        let made = |at: usize, emitted: usize| {
+            let (said, took) =
+                self.trails[at].last().map_or((Said::Pass, Duration::ZERO), |word| (word.word, word.took));
+            if let Ok(place) = self.items.binary_search_by_key(&at, |item| item.at) {
+                let item = &self.items[place];
+                let emitted = item.emitted.get(emitted..).unwrap_or_default().to_vec();
+                return Made { said, why: None, draft: item.draft.clone(), emitted, took };
+            }
+            let done = self.done[at].as_ref().expect("a message that is not among the others has its verdict");
+            let why = compare::why(&done.verdict);
+            Made { said, why, draft: done.draft.clone(), emitted: Vec::new(), took }
+        };
+        let messages = copies.into_iter().map(|(at, emitted, before)| (before, made(at, emitted))).collect();
+        let Of { scope, topic, payload_bytes_max, .. } = self.of;
+        let job = Job { candidate: Arc::clone(candidate), scope, topic: topic.clone(), payload_bytes_max, messages };
+        shadow.push(job, self.clock);
+    }
+
+    fn stage(&mut self, stage: &Arc<Stage>, trial: Option<(&Trial, Arm)>) {
+        if self.items.is_empty() {
+            return;
+        }
         let span = tracing::info_span!(
             "plugin stage",
             "messaging.destination.name" = %self.topic,
@@ -109,7 +184,10 @@ impl Batch<'_> {
         stage.metrics.runs.inc();
         stage.metrics.run_seconds.observe(took.as_secs_f64());
         let share = took / u32::try_from(self.items.len()).unwrap_or(u32::MAX).max(1);
-        self.judge(stage, words, share);
+        let figures = self.judge(stage, words, share);
+        if let Some((trial, arm)) = trial {
+            trial.ran(arm, self.clock.now(), figures, share);
+        }
     }
 
     /// Cuts the batch into calls: earlier stages may have made payloads larger, and this one may want fewer at once.
@@ -257,14 +335,17 @@ impl Batch<'_> {
     }
 
     /// Turns the stage's words into verdicts; who is done leaves the batch.
-    fn judge(&mut self, stage: &Arc<Stage>, words: Vec<Option<Word>>, share: std::time::Duration) {
+    fn judge(&mut self, stage: &Arc<Stage>, words: Vec<Option<Word>>, share: Duration) -> Figures {
         let before = std::mem::take(&mut self.items);
+        let mut figures = Figures::default();
         for (mut item, word) in before.into_iter().zip(words) {
             let word = word.expect("every window ends in a word for each of its messages");
+            let emitted = item.emitted.len();
             let (said, verdict) = match self.grow(&item, word) {
                 Word::Edit(edit) => edited(stage, &mut item, edit),
                 Word::Fault(failure) => faulted(stage, failure),
             };
+            figures.count(said, item.emitted.len() - emitted);
             self.trails[item.at].push(StageWord { stage: Arc::clone(&stage.name), word: said, took: share });
             match verdict {
                 None => self.items.push(item),
@@ -274,6 +355,7 @@ impl Batch<'_> {
                 }
             }
         }
+        figures
     }
 
     /// An edit that makes the message larger than the request has room for is a fault.
@@ -327,7 +409,7 @@ fn fault(words: &mut [Option<Word>], window: Range<usize>, failure: &Failure) {
 }
 
 /// A rejection outweighs a drop, and either outweighs edits, which are not carried out then.
-fn edited(stage: &Stage, item: &mut Item, mut edit: Edit) -> (&'static str, Option<Verdict>) {
+fn edited(stage: &Stage, item: &mut Item, mut edit: Edit) -> (Said, Option<Verdict>) {
     let (metrics, name) = (&stage.metrics, Arc::clone(&stage.name));
     if !edit.rejected.is_empty() {
         metrics.rejected.inc();
@@ -338,24 +420,25 @@ fn edited(stage: &Stage, item: &mut Item, mut edit: Edit) -> (&'static str, Opti
             faults: edit.rejected,
             on: stage.resolved.spec.on_reject,
         };
-        return ("rejected", Some(Verdict::Reject(rejection)));
+        return (Said::Rejected, Some(Verdict::Reject(rejection)));
     }
     if let Some(reason) = edit.dropped.take() {
         metrics.dropped.inc();
-        return ("dropped", Some(Verdict::Drop { stage: name, reason: reason.into() }));
+        return (Said::Dropped, Some(Verdict::Drop { stage: name, reason: reason.into() }));
     }
-    let (counter, word) = if edit.is_change() { (&metrics.changed, "changed") } else { (&metrics.passed, "pass") };
+    let (counter, word) =
+        if edit.is_change() { (&metrics.changed, Said::Changed) } else { (&metrics.passed, Said::Pass) };
     counter.inc();
     edit.apply(item);
     (word, None)
 }
 
-fn faulted(stage: &Stage, failure: Failure) -> (&'static str, Option<Verdict>) {
+fn faulted(stage: &Stage, failure: Failure) -> (Said, Option<Verdict>) {
     stage.metrics.faulted.inc();
     stage.metrics.faults(failure.cause).inc();
     let on = stage.resolved.spec.on_fault;
     if on == OnFault::Pass {
-        return ("fault", None);
+        return (Said::Fault, None);
     }
     let fault = StageFault {
         stage: Arc::clone(&stage.name),
@@ -365,5 +448,5 @@ fn faulted(stage: &Stage, failure: Failure) -> (&'static str, Option<Verdict>) {
         detail: failure.detail,
         on,
     };
-    ("fault", Some(Verdict::Fault(fault)))
+    (Said::Fault, Some(Verdict::Fault(fault)))
 }

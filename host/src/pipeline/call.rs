@@ -11,7 +11,7 @@ use wasmtime::{Error, Result};
 use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, TopicName, has_control};
 
 use super::bindings::types::Column;
-use super::draft::{Draft, Emitted, PayloadFault};
+use super::draft::{Draft, Emitted, Lot, PayloadFault};
 use super::limits::{self, cut};
 
 type Headers = Vec<(Arc<str>, Arc<str>)>;
@@ -28,6 +28,8 @@ pub struct Item {
     pub draft: Draft,
     /// What they emitted with it.
     pub emitted: Vec<Emitted>,
+    /// As it came in: what stages change does not move a message to another version.
+    pub lot: Lot,
 }
 
 /// What a stage wants done to one message.
@@ -237,7 +239,9 @@ impl Call {
         self.produce(payload.len() + headers_bytes(&headers) + key.as_ref().map_or(0, String::len))?;
         let headers = headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let stage = Arc::clone(&self.powers.stage);
-        self.edit(i)?.emitted.push(Emitted { topic, key: key.map(Arc::from), payload: payload.into(), headers, stage });
+        let lot = self.items[self.place(i)?].lot;
+        let key = key.map(Arc::from);
+        self.edit(i)?.emitted.push(Emitted { topic, key, payload: payload.into(), headers, stage, lot });
         Ok(())
     }
 }

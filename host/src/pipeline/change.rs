@@ -11,6 +11,7 @@ use super::component::{ComponentError, Loaded};
 use super::instance::StartError;
 use super::limits::STAGES_MAX;
 use super::revision::Revision;
+use super::rollout::{Candidate, End, Step};
 use super::stage::Stage;
 use super::{Lane, PipelineError, Pipelines, validate};
 
@@ -68,9 +69,10 @@ impl Pipelines {
         scope: Scope,
         stages: &[StageSpec],
         before: Option<&Revision>,
-    ) -> Result<(Vec<ResolvedStage>, Vec<Arc<Stage>>), PipelineError> {
+    ) -> Result<(Vec<ResolvedStage>, Vec<Step>), PipelineError> {
         let mut faults = validate::faults(scope, stages);
-        let mut resolved = before.and_then(|before| before.record.as_ref()).map(implicit_of).unwrap_or_default();
+        let record = before.and_then(|before| before.record.as_ref());
+        let mut resolved = record.map(implicit_of).unwrap_or_default();
         let mut pointers = vec![String::new(); resolved.len()];
         for (at, spec) in stages.iter().enumerate().take(STAGES_MAX) {
             let pointer = |field: &str| format!("/stages/{at}/{field}");
@@ -79,7 +81,9 @@ impl Pipelines {
                 // One that is out of bounds is not made.
                 Ok(_) if faults.iter().any(|(place, _)| place.starts_with(&pointer(""))) => {}
                 Ok(stage) => {
-                    resolved.push(stage);
+                    // What is tried on a stage that stays as it was is tried on.
+                    let same = record.and_then(|record| record.resolved.iter().find(|was| was.stable() == stage));
+                    resolved.push(same.cloned().unwrap_or(stage));
                     pointers.push(pointer("config"));
                 }
                 // What is no name needs not be missed as well.
@@ -139,7 +143,7 @@ impl Pipelines {
 
     /// Makes the plugins of `stages` ready before the change takes its turn: compiling may take seconds, which nobody
     /// else's change should wait for. What can't be made ready is told by the change itself.
-    async fn preload(&self, stages: &[StageSpec], implicit: bool) -> Vec<Arc<Loaded>> {
+    pub(super) async fn preload(&self, stages: &[StageSpec], implicit: bool) -> Vec<Arc<Loaded>> {
         let mut loaded = Vec::with_capacity(stages.len());
         for stage in stages.iter().take(STAGES_MAX) {
             if let Ok(resolved) = self.resolve(stage, implicit) {
@@ -160,7 +164,8 @@ impl Pipelines {
             .or_else(|| self.registry.resolve(&spec.plugin, &spec.version));
         let missing = || ("version", format!("there is no version '{}' of the plugin '{}'", spec.version, spec.plugin));
         let found = found.ok_or_else(missing)?;
-        Ok(ResolvedStage { spec: spec.clone(), version: found.version, digest: found.digest, implicit })
+        let (version, digest) = (found.version, found.digest);
+        Ok(ResolvedStage { spec: spec.clone(), version, digest, implicit, rollout: None })
     }
 
     /// Stages ready to run, each with a configured instance; or what is wrong, by the stage's place. Stages that are as
@@ -169,20 +174,52 @@ impl Pipelines {
         &self,
         resolved: &[ResolvedStage],
         before: Option<&Revision>,
-    ) -> (Vec<Arc<Stage>>, Vec<(usize, NotBuilt)>) {
-        let (mut stages, mut faults) = (Vec::with_capacity(resolved.len()), Vec::new());
+    ) -> (Vec<Step>, Vec<(usize, NotBuilt)>) {
+        let (mut steps, mut faults) = (Vec::with_capacity(resolved.len()), Vec::new());
         for (at, resolved) in resolved.iter().enumerate() {
-            let same = before.and_then(|before| before.stages.iter().find(|stage| stage.resolved == *resolved));
-            if let Some(same) = same {
-                stages.push(Arc::clone(same));
-                continue;
-            }
-            match self.build_one(resolved).await {
-                Ok(stage) => stages.push(stage),
+            match self.build_step(resolved, before).await {
+                Ok(step) => steps.push(step),
                 Err(why) => faults.push((at, why)),
             }
         }
-        (stages, faults)
+        (steps, faults)
+    }
+
+    async fn build_step(&self, resolved: &ResolvedStage, before: Option<&Revision>) -> Result<Step, NotBuilt> {
+        let stage = self.taken_over_or_built(resolved.stable(), before).await?;
+        let Some(tried) = resolved.candidate() else { return Ok(Step { stage, candidate: None }) };
+        let tried = self.taken_over_or_built(tried, before).await?;
+        Ok(self.step(resolved, stage, Some(tried), before))
+    }
+
+    /// A version that was tried is taken over, too, once it is the stage's own.
+    async fn taken_over_or_built(
+        &self,
+        resolved: ResolvedStage,
+        before: Option<&Revision>,
+    ) -> Result<Arc<Stage>, NotBuilt> {
+        let steps = before.map_or(&[][..], |before| &before.steps);
+        let tried = steps.iter().filter_map(|step| step.candidate.as_ref()).map(|candidate| &candidate.stage);
+        let same = steps.iter().map(|step| &step.stage).chain(tried).find(|stage| stage.resolved == resolved);
+        match same {
+            Some(same) => Ok(Arc::clone(same)),
+            None => self.build_one(&resolved).await,
+        }
+    }
+
+    fn step(
+        &self,
+        resolved: &ResolvedStage,
+        stage: Arc<Stage>,
+        tried: Option<Arc<Stage>>,
+        before: Option<&Revision>,
+    ) -> Step {
+        let candidate = tried.zip(resolved.rollout.clone()).map(|(tried, rollout)| {
+            let before = before.and_then(|before| before.steps.iter().find(|step| step.stage.name == stage.name));
+            let before = before.and_then(|step| step.candidate.as_deref());
+            Candidate::new(tried, rollout, (before, &self.rollouts.metrics), &self.machine)
+        });
+        Step { stage, candidate }
     }
 
     async fn build_one(&self, resolved: &ResolvedStage) -> Result<Arc<Stage>, NotBuilt> {
@@ -219,25 +256,46 @@ impl Pipelines {
     pub(super) async fn publish(
         &self,
         new: NewRevision,
-        stages: Vec<Arc<Stage>>,
+        steps: Vec<Step>,
         actor: &Actor,
     ) -> Result<PipelineRevision, PipelineError> {
+        let why = new.reason.clone();
+        self.publish_ending(new, steps, actor, (End::Replaced, why)).await
+    }
+
+    /// The same, and says how the trial ended of what is not tried any more.
+    pub(super) async fn publish_ending(
+        &self,
+        new: NewRevision,
+        steps: Vec<Step>,
+        actor: &Actor,
+        (end, why): (End, String),
+    ) -> Result<PipelineRevision, PipelineError> {
         let record = self.catalog.add_revision(new, actor).await?;
-        self.install(record.clone(), stages);
+        let before = self.lane(record.scope).map(|lane| lane.current());
+        self.install(record.clone(), steps);
+        if let Some(before) = before {
+            self.end_all_but(&record, &before, (end, &why));
+        }
         Ok(record)
     }
 
-    fn install(&self, record: PipelineRevision, stages: Vec<Arc<Stage>>) {
+    fn install(&self, record: PipelineRevision, steps: Vec<Step>) {
         let scope = record.scope;
+        let tries = steps.iter().any(|step| step.candidate.is_some());
         let machine = Arc::clone(&self.machine);
         tracing::info!(scope = shown(scope), revision = record.revision, reason = record.reason, "a pipeline changed");
-        let revision = Revision { number: record.revision, record: Some(record), stages, machine };
+        let revision = Revision { number: record.revision, record: Some(record), steps, machine };
         let mut lanes = self.lanes.write();
         match lanes.get(&scope) {
             Some(lane) => lane.current.store(Arc::new(revision)),
             None => {
                 lanes.insert(scope, Lane::new(scope, revision));
             }
+        }
+        drop(lanes);
+        if tries {
+            self.rollouts.begun();
         }
     }
 
@@ -257,18 +315,27 @@ impl Pipelines {
                     Some(error) => self.lags(record.scope, error.to_string()),
                 }
             }
-            let mut stages = Vec::with_capacity(record.resolved.len());
+            let mut steps = Vec::with_capacity(record.resolved.len());
             for resolved in &record.resolved {
-                let loaded = self.loaded(&resolved.digest).await.map_err(|why| {
-                    tracing::error!(scope = shown(record.scope), stage = resolved.spec.name, %why, "a stage cannot run");
-                    Arc::from(format!("the plugin can't be loaded: {why}"))
-                });
-                let log = self.registry.log(&resolved.spec.plugin);
-                stages.push(Stage::new(resolved.clone(), loaded, log, &self.machine));
+                let stage = self.restored(record.scope, resolved.stable()).await;
+                let tried = match resolved.candidate() {
+                    Some(tried) => Some(self.restored(record.scope, tried).await),
+                    None => None,
+                };
+                steps.push(self.step(resolved, stage, tried, None));
             }
-            self.install(record, stages);
+            self.install(record, steps);
         }
         Ok(())
+    }
+
+    async fn restored(&self, scope: Scope, resolved: ResolvedStage) -> Arc<Stage> {
+        let loaded = self.loaded(&resolved.digest).await.map_err(|why| {
+            tracing::error!(scope = shown(scope), stage = resolved.spec.name, %why, "a stage cannot run");
+            Arc::from(format!("the plugin can't be loaded: {why}"))
+        });
+        let log = self.registry.log(&resolved.spec.plugin);
+        Stage::new(resolved, loaded, log, &self.machine)
     }
 }
 

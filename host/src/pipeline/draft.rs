@@ -35,6 +35,42 @@ pub struct Draft {
     pub attempt: u32,
     /// Where it is stored; none on the way in.
     pub position: Option<(Partition, Offset)>,
+    /// The lot of the message that it was emitted with.
+    pub inherited: Option<Lot>,
+}
+
+impl Draft {
+    /// What decides which versions see it: always the same for one key, or for one message without a key.
+    #[must_use]
+    pub fn lot(&self) -> Lot {
+        let drawn = || Lot::of(self.key.as_deref().map_or(self.id.0.as_bytes(), str::as_bytes));
+        self.inherited.unwrap_or_else(drawn)
+    }
+}
+
+/// A number from 0 to 9999 that stays with a message and with what is emitted with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lot(u16);
+
+/// So that lots and partitions, which follow from the same key, do not go together.
+const LOT_SEED: u32 = 0x5100_0000;
+/// Lots that there are: a percentage has two decimals.
+const LOTS: u32 = 10_000;
+
+impl Lot {
+    /// The one that these bytes draw.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Lot {
+        // The bits of a CRC over bytes that differ in little differ in little, too.
+        let mixed = crc32c::crc32c_append(LOT_SEED, bytes).wrapping_mul(0x9e37_79b1);
+        Lot(((u64::from(mixed) * u64::from(LOTS)) >> 32) as u16)
+    }
+
+    /// Whether it is among the first so many of a hundred. Those that are among few are also among more.
+    #[must_use]
+    pub fn is_among(self, percent: f64) -> bool {
+        f64::from(self.0) < percent * f64::from(LOTS) / 100.0
+    }
 }
 
 /// A draft and what was said of it.
@@ -171,6 +207,37 @@ pub struct Emitted {
     pub headers: Vec<(Arc<str>, Arc<str>)>,
     /// The stage, for the id (parent, stage, n).
     pub stage: Arc<str>,
+    /// The lot of the message that it was emitted with.
+    pub lot: Lot,
+}
+
+/// What a stage says of a message, in a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// It goes on as it was.
+    Pass,
+    /// It goes on, changed.
+    Changed,
+    /// It goes no further, and that is well.
+    Dropped,
+    /// It is wrong.
+    Rejected,
+    /// The stage failed.
+    Fault,
+}
+
+impl Said {
+    /// For answers.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Said::Pass => "pass",
+            Said::Changed => "changed",
+            Said::Dropped => "dropped",
+            Said::Rejected => "rejected",
+            Said::Fault => "fault",
+        }
+    }
 }
 
 /// One stage's word on one message.
@@ -178,8 +245,32 @@ pub struct Emitted {
 pub struct StageWord {
     /// The stage.
     pub stage: Arc<str>,
-    /// `pass`, `changed`, `dropped`, `rejected`, `fault`.
-    pub word: &'static str,
+    /// What it said.
+    pub word: Said,
     /// The share of this message in the stage's time.
     pub took: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lots_are_spread_evenly_and_stay_with_their_key() {
+        let lots: Vec<Lot> = (0..20_000).map(|number| Lot::of(format!("customer-{number}").as_bytes())).collect();
+        for (percent, wanted) in [(0.5, 100), (10.0, 2000), (50.0, 10_000)] {
+            let among = lots.iter().filter(|lot| lot.is_among(percent)).count();
+            assert!(among.abs_diff(wanted) < wanted / 4, "{among} of 20000 are among {percent} %");
+        }
+        assert!(lots.iter().all(|lot| lot.is_among(100.0) && !lot.is_among(0.0)));
+        assert_eq!(Lot::of(b"customer-7"), lots[7]);
+        // Those of one partition of four are as often among them as the others.
+        let of_partition =
+            |n: u32| (0..20_000_u32).filter(move |i| crc32c::crc32c(format!("customer-{i}").as_bytes()) % 4 == n);
+        for partition in 0..4 {
+            let (all, among) = of_partition(partition)
+                .fold((0, 0), |(all, among), i| (all + 1, among + usize::from(lots[i as usize].is_among(10.0))));
+            assert!((all / 20..all / 7).contains(&among), "partition {partition}: {among} of {all}");
+        }
+    }
 }

@@ -61,7 +61,8 @@ impl Pipelines {
     }
 
     fn bound_now(&self, stage: &ResolvedStage) -> ResolvedStage {
-        self.resolve(&stage.spec, stage.implicit).unwrap_or_else(|_| stage.clone())
+        let Ok(bound) = self.resolve(&stage.spec, stage.implicit) else { return stage.clone() };
+        ResolvedStage { rollout: stage.still_tried(&bound.digest), ..bound }
     }
 
     /// The revision that brings `record` onto `resolved`.

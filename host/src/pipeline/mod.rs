@@ -23,6 +23,7 @@ mod plugin_log;
 mod queue;
 mod registry;
 mod revision;
+pub mod rollout;
 mod sandbox;
 mod stage;
 #[cfg(test)]
@@ -54,6 +55,7 @@ use self::metrics::Metrics;
 use self::queue::QueueLimits;
 use self::registry::PluginRegistry;
 use self::revision::Revision;
+use self::rollout::{RolloutMetrics, Rollouts, Step};
 use self::stage::{Machine, Stage};
 use self::worker::Pool;
 
@@ -203,6 +205,7 @@ pub struct Pipelines {
     /// Changes one at a time: each reads what is resolved now, and writes what follows from it.
     changing: tokio::sync::Mutex<()>,
     lagging: Lagging,
+    rollouts: Rollouts,
     tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
@@ -234,7 +237,9 @@ impl Pipelines {
         let workers = plugins.workers.max(1);
         let running_max = plugins.instances_per_stage_max.clamp(1, workers);
         let limits = QueueLimits { workers, running_max, waiting_max: plugins.queue_batches_max.max(1) };
-        let pool = Pool::start(limits, clock.clone(), metrics.clone()).map_err(|error| internal(&error))?;
+        let rollouts = Rollouts::new(RolloutMetrics::new(registry).map_err(|error| internal(&error))?);
+        let pool = Pool::start(limits, clock.clone(), (metrics.clone(), rollouts.shadow.clone()))
+            .map_err(|error| internal(&error))?;
         let known = PluginRegistry::new(catalog.plugin_versions().await?, clock.clone());
         let pipelines = Arc::new(Pipelines {
             options,
@@ -246,12 +251,14 @@ impl Pipelines {
             pool,
             changing: tokio::sync::Mutex::new(()),
             lagging: Lagging::default(),
+            rollouts,
             tasks: Mutex::default(),
         });
         pipelines.register_builtins().await?;
         pipelines.components.prune(&pipelines.registry.digests());
         pipelines.restore().await?;
         pipelines.start_following();
+        pipelines.start_watching_rollouts();
         if pipelines.options.warm_up {
             pipelines.warm_up();
         }
@@ -272,7 +279,7 @@ impl Pipelines {
         let lanes = self.lanes.read();
         let Some(lane) = lanes.get(&scope) else { return Some(0) };
         let current = lane.current.load();
-        current.stages.is_empty().then_some(current.number)
+        current.steps.is_empty().then_some(current.number)
     }
 
     /// The number of the current revision; 0 if there never was one.
@@ -292,7 +299,7 @@ impl Pipelines {
         let (Some(lane), Some(revision)) = (lane, revision) else {
             return Ok(Run { revision: 0, processed: drafts.into_iter().map(pass).collect() });
         };
-        if drafts.is_empty() || revision.stages.is_empty() {
+        if drafts.is_empty() || revision.steps.is_empty() {
             return Ok(Run { revision: revision.number, processed: drafts.into_iter().map(pass).collect() });
         }
         let answer = self.pool.push(&lane, topic, drafts)?;
@@ -308,6 +315,7 @@ impl Pipelines {
         if let Some(lane) = removed {
             lane.forgotten.store(true, Ordering::Release);
             self.pool.forget(&lane);
+            self.rollouts.forget(scope);
         }
     }
 
@@ -339,6 +347,7 @@ impl Pipelines {
         for task in self.tasks.lock().drain(..) {
             task.abort();
         }
+        self.rollouts.shadow.stop();
         self.pool.stop().await;
         self.machine.drop_idle(crate::clock::Timestamp::MAX);
     }
@@ -350,7 +359,11 @@ impl Pipelines {
     fn running_stages(&self) -> Vec<(Scope, Arc<Stage>)> {
         let lanes: Vec<Arc<Lane>> = self.lanes.read().values().cloned().collect();
         let of = |lane: Arc<Lane>| {
-            lane.current().stages.iter().map(|stage| (lane.scope, Arc::clone(stage))).collect::<Vec<_>>()
+            let stages = |step: &Step| {
+                let tried = step.candidate.as_ref().map(|candidate| Arc::clone(&candidate.stage));
+                [Some(Arc::clone(&step.stage)), tried].into_iter().flatten()
+            };
+            lane.current().steps.iter().flat_map(stages).map(|stage| (lane.scope, stage)).collect::<Vec<_>>()
         };
         lanes.into_iter().flat_map(of).collect()
     }

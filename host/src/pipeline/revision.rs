@@ -7,7 +7,8 @@ use std::time::Duration;
 use crate::catalog::model::PipelineRevision;
 
 use super::limits::{BATCH_CPU_MAX, CALL_MESSAGES_MAX};
-use super::stage::{Machine, Stage};
+use super::rollout::Step;
+use super::stage::Machine;
 
 /// See the module.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub struct Revision {
     /// As the catalog has it; none before the first.
     pub record: Option<PipelineRevision>,
     /// In order.
-    pub stages: Vec<Arc<Stage>>,
+    pub steps: Vec<Step>,
     /// What stages run with.
     pub machine: Arc<Machine>,
 }
@@ -27,7 +28,7 @@ impl Revision {
     /// within [`BATCH_CPU_MAX`], or with its first message.
     #[must_use]
     pub fn batch_messages_max(&self) -> usize {
-        let each: Duration = self.stages.iter().map(|stage| stage.timeout).sum();
+        let each: Duration = self.steps.iter().map(|step| step.stage.timeout).sum();
         let fit = BATCH_CPU_MAX.as_millis() / each.as_millis().max(1);
         usize::try_from(fit).unwrap_or(usize::MAX).clamp(1, CALL_MESSAGES_MAX)
     }

@@ -16,6 +16,7 @@ use super::draft::Draft;
 use super::limits::{give_way, thread_cpu_ns};
 use super::metrics::Metrics;
 use super::queue::{Batch, Queue, QueueLimits, Runs};
+use super::rollout::Shadow;
 use super::{Lane, PipelineError, Run, batch};
 
 /// See the module.
@@ -33,6 +34,7 @@ struct Shared {
     slow: Condvar,
     clock: Clock,
     metrics: Metrics,
+    shadow: Shadow,
 }
 
 #[derive(Debug)]
@@ -46,9 +48,9 @@ impl Pool {
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn start(limits: QueueLimits, clock: Clock, metrics: Metrics) -> std::io::Result<Pool> {
+    pub fn start(limits: QueueLimits, clock: Clock, (metrics, shadow): (Metrics, Shadow)) -> std::io::Result<Pool> {
         let state = Mutex::new(State { queue: Queue::new(limits), stopping: false });
-        let shared = Arc::new(Shared { state, quick: Condvar::new(), slow: Condvar::new(), clock, metrics });
+        let shared = Arc::new(Shared { state, quick: Condvar::new(), slow: Condvar::new(), clock, metrics, shadow });
         let pool = Pool { shared, threads: Mutex::default() };
         for (runs, name) in [(Runs::Quick, "plugin"), (Runs::Slow, "plugin-slow")] {
             for number in 0..limits.threads(runs) {
@@ -183,7 +185,7 @@ impl Shared {
         let drafts = std::mem::take(&mut waiting.drafts);
         let (scope, payload_bytes_max) = (waiting.lane.scope, waiting.payload_bytes_max);
         let of = batch::Of { scope, topic: &waiting.topic, payload_bytes_max, growable };
-        let (processed, grown) = batch::run(&waiting.revision, of, drafts, &self.clock);
+        let (processed, grown) = batch::run_with(&waiting.revision, of, drafts, (&self.clock, Some(&self.shadow)));
         Batch::answer(parts, processed, grown);
     }
 }

@@ -108,6 +108,7 @@ impl Publisher {
             priority: 0,
             attempt: 0,
             position: None,
+            inherited: Some(emitted.lot),
         };
         let scope = Scope::Topic(target.id);
         if let Some(revision) = self.pipelines.revision_without_stages(scope) {
@@ -181,6 +182,7 @@ fn child_entropy(parent: MessageId, stage: &str, n: usize) -> u64 {
 mod tests {
     use super::*;
     use crate::clock::Timestamp;
+    use crate::pipeline::draft::Lot;
     use crate::publish::tests::topic;
 
     #[test]
@@ -189,7 +191,9 @@ mod tests {
         let parent = MessageId::new(Timestamp(1), TopicId(1), 0, 7);
         let emitted = |count: usize, bytes: usize| {
             let payload = bytes::Bytes::from(vec![0; bytes]);
-            let one = Emitted { topic: "b".parse().unwrap(), key: None, payload, headers: vec![], stage: "s".into() };
+            let lot = Lot::of(b"k");
+            let topic = "b".parse().unwrap();
+            let one = Emitted { topic, key: None, payload, headers: vec![], stage: "s".into(), lot };
             vec![one; count]
         };
         let mut room = 1000;

@@ -2,7 +2,7 @@
 //! this order, and once, each of them is answered with success; together they have every parameter and field that there is.
 
 use serde_json::{Value, json};
-use sluice_tests::{Broker, Client};
+use sluice_tests::{Broker, Client, guest};
 
 use super::wire;
 
@@ -89,6 +89,8 @@ impl Row {
 pub(super) struct Bed {
     pub(super) broker: Broker,
     node: String,
+    /// A subscription on a topic that versions are tried on.
+    tried: String,
     /// Subscriptions on `news`: one that pushes and is paused, one that pulls.
     push: String,
     pull: String,
@@ -107,6 +109,18 @@ impl Bed {
         broker.create_topic("dropped", "Queue").await;
         let config = json!({"headerMatches": {"no": "such"}});
         broker.put_pipeline("dropped", json!([{"name": "none", "plugin": "filter", "config": config}])).await;
+        // Two versions of a plugin, and of two stages one on which a version is tried.
+        broker.place_versions("gate", &[("1.0.0", &guest::tag(1)), ("2.0.0", &guest::tag(2))]).await;
+        let stage = |name: &str| json!({"name": name, "plugin": "gate", "version": "1.0.0"});
+        let stages = json!([stage("a"), stage("b")]);
+        broker.create_topic("tried", "PubSub").await;
+        broker.put_pipeline("tried", stages.clone()).await;
+        let tried = text(&broker.subscribe("tried", "g").await["subscriptionId"]);
+        broker.put(&format!("/subscriptions/{tried}/pipeline"), &json!({"stages": stages})).await.expect(200);
+        let canary = json!({"version": "2.0.0", "strategy": "canary"});
+        for of in ["/topics/tried".to_owned(), format!("/subscriptions/{tried}")] {
+            broker.post(&format!("{of}/pipeline/stages/b/rollout"), &canary).await.expect(200);
+        }
         let schema = json!({"schemaId": "order", "version": "1", "schemaDefinition": {"type": "object"}});
         broker.post("/schemas", &schema).await.expect(201);
         let push = broker.subscribe_push("news", "hooks", "http://127.0.0.1:9/", json!({})).await;
@@ -133,13 +147,13 @@ impl Bed {
         let dead_letters = all["deadLetters"].as_array().expect("a list").iter();
         let dead_letters = dead_letters.map(|letter| text(&letter["messageId"])).collect();
         let node = text(&broker.get("/brokers").await.expect(200)["brokers"][0]["nodeId"]);
-        Bed { broker, node, push, pull, leases, dead_letters, tokens }
+        Bed { broker, node, tried, push, pull, leases, dead_letters, tokens }
     }
 
     /// All rows.
     pub(super) fn rows(&self) -> Vec<Row> {
         let first = [self.operations(), self.topics(), self.schemas(), self.subscriptions()].concat();
-        [first, self.messages(), cloud_events(), self.ends()].concat()
+        [first, self.rollouts(), self.messages(), cloud_events(), self.ends()].concat()
     }
 
     fn operations(&self) -> Vec<Row> {
@@ -156,6 +170,24 @@ impl Bed {
             Row::get("/api/v1/plugins?limit=10&offset=0"),
             Row::get("/api/v1/plugins/filter"),
         ]
+    }
+
+    fn rollouts(&self) -> Vec<Row> {
+        let shadow = json!({
+            "version": "2.0.0", "strategy": "shadow", "percent": 50.5, "maxErrorRate": 0.5, "maxRejectDelta": 0.5,
+            "maxDropDelta": 0.5, "maxLatencyMs": 100.5, "window": "PT1M", "minMessages": 10,
+        });
+        let of = ["/api/v1/topics/tried".to_owned(), format!("/api/v1/subscriptions/{}", self.tried)];
+        let rows = |of: &String| {
+            let path = |stage: &str, more: &str| format!("{of}/pipeline/stages/{stage}/rollout{more}");
+            [
+                Row::post(path("a", "")).body(shadow.clone()).header("If-Match", "*"),
+                Row::get(path("a", "")),
+                Row::post(path("a", "/promote")).header("If-Match", "*"),
+                Row::post(path("b", "/abort")).header("If-Match", "*"),
+            ]
+        };
+        of.iter().flat_map(rows).collect()
     }
 
     fn topics(&self) -> Vec<Row> {

@@ -90,7 +90,7 @@ impl<'a> PublishAnswer<'a> {
     pub(super) fn of(published: &'a Published, durability: &'static str, explain: bool) -> PublishAnswer<'a> {
         let explained = |word: &'a StageWord| Explained {
             stage: &word.stage,
-            verdict: word.word,
+            verdict: word.word.as_str(),
             micros: word.took.as_nanos() as f64 / 1000.0,
         };
         PublishAnswer {

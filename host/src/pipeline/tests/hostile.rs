@@ -86,7 +86,7 @@ async fn honest_work_that_takes_long_together_is_done_in_smaller_calls() {
     rig.warmed().await;
     let processed = rig.obey(&["drip"; 64]).await;
     assert!(processed.iter().all(|processed| processed.verdict == Verdict::Pass));
-    assert!(rig.pipelines.lane(rig.scope()).unwrap().current().stages[0].call_messages() < 64);
+    assert!(rig.pipelines.lane(rig.scope()).unwrap().current().steps[0].stage.call_messages() < 64);
 }
 
 #[tokio::test(flavor = "multi_thread")]

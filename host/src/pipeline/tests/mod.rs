@@ -8,6 +8,7 @@ mod follow;
 mod hostile;
 mod load;
 mod machine_code;
+mod rollouts;
 mod verdicts;
 
 use std::path::{Path, PathBuf};
@@ -217,6 +218,7 @@ pub(super) fn draft(payload: &str, headers: &[(&str, &str)]) -> Draft {
         priority: 0,
         attempt: 0,
         position: None,
+        inherited: None,
     }
 }
 

@@ -25,14 +25,14 @@ async fn each_message_gets_its_own_verdict_in_order() {
     rig.with_stage("hostile", |_| {}).await;
     let processed = rig.obey(&["nothing", "drop", "reject", "key", "nothing"]).await;
     assert_eq!(processed[0].verdict, Verdict::Pass);
-    assert_eq!(processed[0].trail[0].word, "pass");
+    assert_eq!(processed[0].trail[0].word.as_str(), "pass");
     let Verdict::Drop { stage, reason } = &processed[1].verdict else { panic!("{:?}", processed[1].verdict) };
     assert_eq!((&**stage, &**reason), ("hostile", "told to drop"));
     let Verdict::Reject(rejection) = &processed[2].verdict else { panic!("{:?}", processed[2].verdict) };
     assert_eq!((&*rejection.faults[0].code, rejection.faults[0].pointer.as_deref()), ("NO", Some("/a")));
     assert_eq!(rejection.on, OnReject::Reject);
     assert_eq!(&processed[2].draft.payload[..], b"{}", "what it edited before it rejected is not kept");
-    assert_eq!((processed[3].draft.key.as_deref(), processed[3].trail[0].word), (Some("k2"), "changed"));
+    assert_eq!((processed[3].draft.key.as_deref(), processed[3].trail[0].word.as_str()), (Some("k2"), "changed"));
     assert_eq!(processed[4].verdict, Verdict::Pass);
     assert_eq!(rig.metric("sluice_plugin_messages_total", "dropped"), 1.0);
     assert_eq!(rig.metric("sluice_plugin_messages_total", "pass"), 2.0);
@@ -73,7 +73,10 @@ async fn stages_run_in_order_and_see_what_the_ones_before_made() {
     ];
     rig.pipelines.set(rig.scope(), stages, None, &Actor::system()).await.unwrap();
     let processed = rig.obey(&["drop", "nothing"]).await;
-    assert_eq!(processed[0].trail.iter().map(|word| word.word).collect::<Vec<_>>(), ["changed", "pass", "dropped"]);
+    assert_eq!(
+        processed[0].trail.iter().map(|word| word.word.as_str()).collect::<Vec<_>>(),
+        ["changed", "pass", "dropped"]
+    );
     assert_eq!(processed[1].trail.len(), 4);
     assert_eq!(processed[1].verdict, Verdict::Pass);
 }
@@ -99,7 +102,7 @@ async fn on_the_way_out_neither_key_nor_emit() {
     let revision = super::super::revision::Revision {
         number: 1,
         record: None,
-        stages: topic_lane.stages.clone(),
+        steps: topic_lane.steps.clone(),
         machine: std::sync::Arc::clone(&topic_lane.machine),
     };
     rig.pipelines.lanes.write().insert(scope, super::super::Lane::new(scope, revision));
@@ -115,7 +118,7 @@ async fn a_fault_may_be_passed_over_and_leaves_the_message_as_it_was() {
     let rig = Rig::new().await;
     rig.with_stage("hostile", |stage| stage.on_fault = OnFault::Pass).await;
     let processed = rig.obey(&["edit_and_panic", "nothing"]).await;
-    assert_eq!((&processed[0].verdict, processed[0].trail[0].word), (&Verdict::Pass, "fault"));
+    assert_eq!((&processed[0].verdict, processed[0].trail[0].word.as_str()), (&Verdict::Pass, "fault"));
     assert_eq!((&processed[0].draft.payload[..], header(&processed[0], "edited")), (&b"{}"[..], None));
 }
 

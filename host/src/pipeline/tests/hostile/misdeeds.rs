@@ -116,7 +116,7 @@ fn is_untouched(processed: &Processed) -> bool {
 fn judged(outcome: &Outcome, guilty: &Processed, on_fault: OnFault, payload: &str) {
     match (outcome, &guilty.verdict) {
         (Outcome::Fault(..) | Outcome::FaultOfMessage(..), Verdict::Pass) if on_fault == OnFault::Pass => {
-            assert_eq!((&guilty.draft.payload[..], guilty.trail[0].word), (payload.as_bytes(), "fault"));
+            assert_eq!((&guilty.draft.payload[..], guilty.trail[0].word.as_str()), (payload.as_bytes(), "fault"));
             assert_eq!((guilty.draft.headers.len(), &guilty.draft.key, header(guilty, "edited")), (1, &None, None));
         }
         (Outcome::Fault(cause, says) | Outcome::FaultOfMessage(cause, says), Verdict::Fault(fault)) => {
@@ -129,7 +129,7 @@ fn judged(outcome: &Outcome, guilty: &Processed, on_fault: OnFault, payload: &st
             let lengths = (first.code.len(), first.message.len(), first.pointer.as_ref().map(|pointer| pointer.len()));
             assert_eq!((rejection.faults.len(), lengths), (32, (128, 1024, Some(1024))));
         }
-        (Outcome::Pass, Verdict::Pass) => assert_eq!(guilty.trail[0].word, "pass"),
+        (Outcome::Pass, Verdict::Pass) => assert_eq!(guilty.trail[0].word.as_str(), "pass"),
         (_, verdict) => panic!("{verdict:?}"),
     }
 }
