@@ -15,7 +15,10 @@ mod messages;
 mod metrics;
 mod openapi;
 pub mod page;
+mod pipeline_revisions;
 mod pipelines;
+mod plugin_powers;
+mod plugin_versions;
 mod plugins;
 pub mod problem;
 mod rate;
@@ -40,6 +43,7 @@ use self::http_metrics::HttpMetrics;
 use self::layers::{Edge, EdgeLayer};
 use self::messages::Slots;
 use self::openapi::Document;
+use self::plugin_versions::Components;
 use self::rate::RateLimits;
 use crate::broker::Broker;
 use crate::catalog::model::Secret;
@@ -50,6 +54,7 @@ pub struct Api {
     broker: Arc<Broker>,
     intake: Arc<Intake>,
     slots: Arc<Slots>,
+    components: Arc<Components>,
     document: Document,
 }
 
@@ -88,6 +93,7 @@ pub fn app(broker: &Arc<Broker>) -> prometheus::Result<Router> {
         broker: Arc::clone(broker),
         intake: Arc::new(Intake::new(&broker.config.limits)),
         slots: Arc::new(Slots::new(broker.config.limits.streams_max)),
+        components: Arc::new(Components::new(&broker.config)),
         document: Document::of(&document),
     };
     Ok(router.merge(openapi::routes()).with_state(api).layer(EdgeLayer(edge)))
@@ -103,6 +109,9 @@ fn described() -> (Router<Api>, OpenApi) {
         .merge(schemas::routes())
         .merge(pipelines::routes())
         .merge(plugins::routes())
+        .merge(plugin_versions::routes())
+        .merge(plugin_powers::routes())
+        .merge(pipeline_revisions::routes())
         .merge(brokers::routes())
         .merge(audit::routes())
         .merge(health::routes())

@@ -20,7 +20,7 @@ use super::{Api, answer, plugins, reach};
 use crate::broker::Broker;
 use crate::catalog::model::{PipelineRevision, Scope, StageSpec, SubscriptionId};
 use crate::message::TopicName;
-use crate::pipeline::PipelineError;
+use crate::pipeline::{PipelineError, secret_names};
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -43,7 +43,7 @@ struct PipelineBody {
 /// One revision of a pipeline.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct PipelineView {
+pub(super) struct PipelineView {
     /// Rises with every change; 0 if nothing was ever set.
     revision: u64,
     /// As its owner set them.
@@ -73,7 +73,7 @@ struct ResolvedView {
 }
 
 impl PipelineView {
-    fn of(revision: Option<PipelineRevision>) -> PipelineView {
+    pub(super) fn of(revision: Option<PipelineRevision>) -> PipelineView {
         let Some(revision) = revision else {
             let (stages, resolved) = (Vec::new(), Vec::new());
             return PipelineView { revision: 0, stages, resolved, reason: None, created_by: None, created_at: None };
@@ -129,7 +129,7 @@ async fn topic_put(
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
     let stages = body.check(stages)?;
-    set(&broker, &caller, Scope::Topic(topic.id), stages, if_match).await
+    Ok(shown(set(&broker, &caller, Scope::Topic(topic.id), stages, (if_match, "set")).await?))
 }
 
 /// Show a subscription's pipeline.
@@ -165,7 +165,7 @@ async fn subscription_put(
 ) -> Result<Response, Problem> {
     let scope = subscription_scope(&broker, &caller, id)?;
     let stages = body.check(stages)?;
-    set(&broker, &caller, scope, stages, if_match).await
+    Ok(shown(set(&broker, &caller, scope, stages, (if_match, "set")).await?))
 }
 
 /// Some revisions.
@@ -209,12 +209,12 @@ async fn subscription_history(
     history(&broker, scope, query).await
 }
 
-fn subscription_scope(broker: &Broker, caller: &Caller, id: SubscriptionId) -> Result<Scope, Problem> {
+pub(super) fn subscription_scope(broker: &Broker, caller: &Caller, id: SubscriptionId) -> Result<Scope, Problem> {
     let subscription = reach::subscription(broker, caller, id)?;
     Ok(Scope::Subscription(subscription.topic, id))
 }
 
-fn shown(view: PipelineView) -> Response {
+pub(super) fn shown(view: PipelineView) -> Response {
     answer::tagged(answer::ok(&view), view.revision)
 }
 
@@ -223,16 +223,20 @@ fn stages(body: PipelineBody, faults: &mut Faults) -> Option<Vec<StageSpec>> {
     Some(stages.into_iter().map(|Object(stage)| stage).collect())
 }
 
-async fn set(
+/// Sets stages for this reason, if the caller reaches all that they name.
+pub(super) async fn set(
     broker: &Broker,
     caller: &Caller,
     scope: Scope,
     stages: Vec<StageSpec>,
-    if_match: IfMatch,
-) -> Result<Response, Problem> {
+    (if_match, reason): (IfMatch, &str),
+) -> Result<PipelineView, Problem> {
     let mut faults = Vec::new();
     for (at, stage) in stages.iter().enumerate() {
         plugins::need(broker, caller, &stage.plugin)?;
+        for secret in secret_names(&stage.plugin, &stage.config) {
+            caller.need_name("secret", secret)?;
+        }
         for (index, target) in stage.emit_to.iter().enumerate() {
             // What is no name is told with all else.
             let Ok(name) = target.parse::<TopicName>() else { continue };
@@ -246,8 +250,9 @@ async fn set(
         faults.extend(broker.pipelines.faults(scope, &stages).await);
         return Err(PipelineError::Invalid(faults).into());
     }
-    let revision = broker.pipelines.set(scope, stages, if_match.expected()?, &caller.actor()).await?;
-    Ok(shown(PipelineView::of(Some(revision))))
+    let why = (reason, &caller.actor());
+    let revision = broker.pipelines.set_because(scope, stages, if_match.expected()?, why).await?;
+    Ok(PipelineView::of(Some(revision)))
 }
 
 async fn history(broker: &Broker, scope: Scope, query: Query<WindowQuery>) -> Result<Response, Problem> {

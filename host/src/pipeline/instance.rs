@@ -17,6 +17,7 @@ use super::engine::Ticker;
 use super::host_state::HostState;
 use super::limits::{CONFIGURE_TIMEOUT, HOSTCALL_BYTES_MAX, REASON_BYTES_MAX, cut};
 use super::plugin_log::PluginLog;
+use super::secrets::Mask;
 
 /// A failure of the plugin, as opposed to its word on a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,20 @@ pub enum StartError {
     Config(String),
     /// The plugin failed.
     Failed(Failure),
+}
+
+impl StartError {
+    /// The same, without what must not be said.
+    #[must_use]
+    pub fn without(self, mask: &Mask) -> StartError {
+        match self {
+            StartError::Config(why) => StartError::Config(mask.hide(why)),
+            StartError::Failed(Failure { cause, detail }) => {
+                StartError::Failed(Failure { cause, detail: mask.hide(detail.to_string()).into() })
+            }
+            other => other,
+        }
+    }
 }
 
 /// What an instance is made of.
