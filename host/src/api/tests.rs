@@ -201,6 +201,8 @@ fn filled(path: &str) -> String {
         "{id}" | "{messageId}" => "018f0000-0000-7000-8000-000000000000",
         "{name}" => "filter",
         "{nodeId}" => "node-1",
+        "{revision}" => "1",
+        "{version}" => "1.0.0",
         "{*file}" => "index.css",
         other => other,
     });
