@@ -114,6 +114,13 @@ pub fn tell_tale() -> Vec<u8> {
     raw(r#"(data (i32.const 16) "\01\00\00\00\07\00\00\00\00\04\00\00\40\00\00\00")"#, "")
 }
 
+/// A component that takes every config, and fails on every batch with the beginning of its config as the reason.
+#[must_use]
+pub fn blabber() -> Vec<u8> {
+    let module = r#"(data (i32.const 48) "\01\00\00\00\07\00\00\00\00\04\00\00\40\00\00\00")"#;
+    raw(module, "(call $drop (local.get $batch)) (return (i32.const 48))")
+}
+
 /// A component with one more custom section at its end.
 #[must_use]
 pub fn with_section(component: &[u8], name: &str, data: &[u8]) -> Vec<u8> {

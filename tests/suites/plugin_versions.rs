@@ -246,23 +246,28 @@ async fn an_upload_that_breaks_off_leaves_nothing_and_gives_its_place_back() {
 async fn few_components_are_on_their_way_at_once() {
     let broker = Broker::start().await;
     let component = small("a");
+    // One more that does not send its body, until there is no place; one that finds none itself is told so.
     let mut slow = Vec::new();
-    for n in 0..4 {
-        slow.push(begin(&broker, &format!("orders.slow-{n}"), component.len()).await);
-    }
     let refused = wait::until("the places are taken", async || {
-        let answer = push(&broker, "orders.fifth", "1", component.clone()).await;
+        slow.push(begin(&broker, &format!("orders.slow-{}", slow.len()), component.len()).await);
+        let answer = push(&broker, "orders.one-more", "1", component.clone()).await;
         (answer.status == 429).then_some(answer)
     })
     .await;
     refused.expect_problem(429, "BACKPRESSURE");
     broker.get("/plugins/redact/versions/latest/wasm").await.expect_problem(429, "BACKPRESSURE");
-    let mut first = slow.remove(0);
-    first.write_all(&component).await.expect("the broker reads");
-    let mut answer = vec![0; 12];
-    first.read_exact(&mut answer).await.expect("the broker answers");
-    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 201");
-    push(&broker, "orders.sixth", "1", component).await.expect(201);
+    let mut accepted = 0;
+    for stream in &mut slow {
+        stream.write_all(&component).await.expect("the broker reads");
+        let mut answer = vec![0; 12];
+        stream.read_exact(&mut answer).await.expect("the broker answers");
+        match &answer[..] {
+            b"HTTP/1.1 201" => accepted += 1,
+            other => assert_eq!(String::from_utf8_lossy(other), "HTTP/1.1 429"),
+        }
+    }
+    assert_eq!(accepted, 4, "of {}", slow.len());
+    push(&broker, "orders.one-more", "2", component).await.expect(201);
 }
 
 #[tokio::test]
@@ -573,6 +578,15 @@ async fn a_secret_is_the_instances_alone() {
     let message = told["errors"][0]["message"].as_str().expect("words");
     assert!(message.contains("[secret]") && message.contains("stamp"), "it is the plugin's word: {told}");
     assert!(!told.to_string().contains("hunter2"), "{told}");
+    // And one that repeats it when it fails.
+    push(&broker, "orders.blab", "1", guest::blabber()).await.expect(201);
+    let mut failing = stages("orders.blab", "orders.key");
+    failing["stages"][0]["onFault"] = json!("deadLetter");
+    broker.put(path, &failing).await.expect(200);
+    broker.publish("orders", "x").await;
+    let letters = broker.get("/topics/orders/dlq").await.text();
+    assert!(letters.contains("[secret]") && !letters.contains("hunter2"), "{letters}");
+    broker.put(path, &stages("orders.tag", "orders.key")).await.expect(200);
     // So does a schema.
     let schema = br#"{"properties": {"stamp": {"items": {"properties": {"key": {"type": "integer"}}}}}}"#;
     let strict = guest::with_section(&small("strict"), "sluice:config-schema", schema);

@@ -166,6 +166,12 @@ impl Mask {
         Mask(hidden)
     }
 
+    /// Whether anything may be said.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// `text` without the secrets, also without the beginning of one at its end, where it was cut.
     #[must_use]
     pub fn hide(&self, mut text: String) -> String {

@@ -164,7 +164,8 @@ impl Stage {
             }
             started => started,
         };
-        let instance = started.map_err(|error| error.without(&mask))?;
+        let mut instance = started.map_err(|error| error.without(&mask))?;
+        instance.mask = mask;
         self.machine.metrics.cold_start_seconds.observe(watch.elapsed().as_secs_f64());
         self.metrics.cold_starts.inc();
         self.metrics.instances.inc();
