@@ -203,6 +203,19 @@ pub struct Plugins {
     pub size_max: u64,
     /// Versions of one plugin at most (1000).
     pub versions_max: usize,
+    /// Whose components are taken in, and what their configs may name.
+    pub trust: PluginTrust,
+}
+
+/// Whose components are taken in, and what their configs may name.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PluginTrust {
+    /// Ed25519 public keys whose signatures count: base64 of 32 bytes, or paths of PEM files.
+    pub trusted_keys: Vec<String>,
+    /// Whether a component is refused without a signature of one of them.
+    pub require_signature: bool,
+    /// A directory with a file for each secret that configs may name; none: they name none.
+    pub secrets_dir: Option<PathBuf>,
 }
 
 /// Schemas.

@@ -107,3 +107,50 @@ fn build(name: &str) -> Vec<u8> {
     let component = target.join("wasm32-wasip2/release").join(format!("{}.wasm", name.replace('-', "_")));
     std::fs::read(&component).unwrap_or_else(|error| panic!("{}: {error}", component.display()))
 }
+
+/// A small component that imports these powers and uses none of them; `mark` makes its bytes its own.
+///
+/// # Panics
+/// When a power's name is no name.
+#[must_use]
+pub fn with_powers(powers: &[&str], mark: &str) -> Vec<u8> {
+    let import = |power: &&str| format!("(import \"sluice:plugin/{power}@1.0.0\" (instance))");
+    let imports: String = powers.iter().map(import).collect();
+    let text = include_str!("../guests/raw.wat").replace("(; component ;)", &imports);
+    with_section(&wat::parse_str(text).expect("the text is a component"), "mark", mark.as_bytes())
+}
+
+/// A component that refuses every config and says it, or the beginning of it, in doing so.
+#[must_use]
+pub fn tell_tale() -> Vec<u8> {
+    // At 16 is what `configure` answers: an error of code 7, whose message is the first 64 bytes of its config.
+    raw(r#"(data (i32.const 16) "\01\00\00\00\07\00\00\00\00\04\00\00\40\00\00\00")"#, "")
+}
+
+/// A component that takes every config, and fails on every batch with the beginning of its config as the reason.
+#[must_use]
+pub fn blabber() -> Vec<u8> {
+    let module = r#"(data (i32.const 48) "\01\00\00\00\07\00\00\00\00\04\00\00\40\00\00\00")"#;
+    raw(module, "(call $drop (local.get $batch)) (return (i32.const 48))")
+}
+
+/// A component with one more custom section at its end.
+#[must_use]
+pub fn with_section(component: &[u8], name: &str, data: &[u8]) -> Vec<u8> {
+    let body = [leb128(name.len()).as_slice(), name.as_bytes(), data].concat();
+    [component, &[0], &leb128(body.len()), &body].concat()
+}
+
+/// As WebAssembly writes lengths.
+fn leb128(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = (number & 0x7f) as u8;
+        number >>= 7;
+        if number == 0 {
+            bytes.push(low);
+            return bytes;
+        }
+        bytes.push(low | 0x80);
+    }
+}

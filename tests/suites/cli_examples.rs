@@ -31,6 +31,8 @@ const WITHOUT_COMMAND: [&str; 7] = [
     "/swagger/",
     "/swagger/{*file}",
 ];
+/// As `openssl genpkey -algorithm ed25519` makes one: the first test key of RFC 8032.
+const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
 const SCHEMA: &str = r#"{"type": "object", "properties": {"id": {"type": "integer"}}}"#;
 
 /// A page of help.
@@ -113,6 +115,7 @@ impl World {
             ("events.ndjson", "{\"id\": 1}\n{\"id\": 2}\n"),
             ("stages.json", "[]"),
             ("token.txt", "t0k3n\n"),
+            ("key.pem", KEY),
             ("plugins/README", "plugins come here"),
             (".local/share/bash-completion/completions/README", ""),
             (".zfunc/README", ""),
@@ -120,12 +123,15 @@ impl World {
         ] {
             self.write(name, text);
         }
+        for name in ["orders-check@1.3.0.wasm", "check.wasm"] {
+            self.write(name, guest::with_powers(&[], "1.3.0"));
+        }
         for data_dir in ["sluice-data", "var/lib/sluice"] {
             warm::seed(&self.folder.path().join(data_dir));
         }
     }
 
-    fn write(&self, name: &str, text: &str) {
+    fn write(&self, name: &str, text: impl AsRef<[u8]>) {
         let file = self.folder.path().join(name);
         fs::create_dir_all(file.parent().expect("a file is in a folder")).expect("the folder takes others");
         fs::write(file, text).expect("written");
@@ -157,6 +163,25 @@ impl World {
         names.filter(|name| !name.ends_with(".dlq")).map(str::to_owned).collect()
     }
 
+    /// A plugin with two versions, and two revisions of each pipeline.
+    async fn fill_plugins(&self, subscription: &str) {
+        for version in ["1.1.0", "1.2.0"] {
+            let path = format!("/plugins/orders-check/versions?version={version}");
+            let headers = [("content-type", "application/wasm")];
+            let component = guest::with_powers(&[], version);
+            let answer = self.broker.send(http::Method::POST, &path, &headers, component).await;
+            assert!(matches!(answer.status, 200 | 201), "{answer}");
+        }
+        for owner in ["topics/orders".to_owned(), format!("subscriptions/{subscription}")] {
+            for pattern in ["a", "b"] {
+                let config = json!({"headerMatches": {"x": pattern}});
+                let stages = json!([{"name": "gate", "plugin": "filter", "config": config, "onReject": "drop"}]);
+                let path = format!("/{owner}/pipeline");
+                self.broker.put(&path, &json!({ "stages": stages })).await.expect(200);
+            }
+        }
+    }
+
     /// Groups, a webhook, and orders: a dead letter, two that are held, and one that waits.
     async fn fill(&self, example: &str, words: &mut BTreeMap<&'static str, String>) {
         let broker = &self.broker;
@@ -170,7 +195,7 @@ impl World {
         if example.contains("sluice plugin rollout") {
             self.try_versions(example, &subscription).await;
         }
-        words.insert("SUBSCRIPTION_ID", subscription);
+        words.insert("SUBSCRIPTION_ID", subscription.clone());
         broker.publish("deployment.events", r#"{"severity": 9}"#).await;
         for number in 0..4 {
             broker.publish("orders", json!({"id": number, "total": 200})).await;
@@ -183,11 +208,14 @@ impl World {
         let letters = broker.get("/topics/orders/dlq").await.expect(200);
         let letter = text(&letters["deadLetters"][0], "messageId");
         let receipts = [0, 1].map(|index: usize| text(&held[index], "receipt"));
-        self.write("receipts.txt", &receipts.join("\n"));
+        self.write("receipts.txt", receipts.join("\n"));
         let [first, second] = receipts;
         let message = if example.contains("sluice dlq ") { letter } else { text(&held[0], "messageId") };
         let more = [("MESSAGE_ID", message), ("RECEIPT_1", first.clone()), ("RECEIPT_2", second), ("RECEIPT", first)];
         words.extend(more);
+        if ["sluice plugin ", "sluice pipeline "].iter().any(|noun| example.contains(noun)) {
+            self.fill_plugins(&subscription).await;
+        }
     }
 
     /// A stage of each kind on a plugin of two versions, the second of them on trial unless that is the example.

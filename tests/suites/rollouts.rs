@@ -105,7 +105,7 @@ async fn a_canary_that_traps_on_one_of_a_thousand_rolls_itself_back_and_stable_t
     let said = history["revisions"][0]["reason"].as_str().expect("a reason").to_owned();
     assert!(said.contains(reason), "{said}");
     let audit = broker.get("/audit-logs?limit=1").await.expect(200);
-    let change = &audit["entries"][0]["details"];
+    let change = &audit["auditLogs"][0]["details"];
     assert!(
         change["after"]["reason"] == said.as_str() && change["before"]["stages"][0]["rollout"]["version"] == "1.1.0",
         "{audit}"
@@ -115,6 +115,7 @@ async fn a_canary_that_traps_on_one_of_a_thousand_rolls_itself_back_and_stable_t
         Some(1.0)
     );
     assert!(broker.log().contains("a version that was tried is taken back"));
+    broker.stop().await;
     broker.restart().await;
     let pipeline = broker.get(&format!("/topics/{TOPIC}/pipeline")).await.expect(200);
     assert!(pipeline["resolved"][0]["rollout"].is_null() && pipeline["resolved"][0]["version"] == "1.0.0");
@@ -127,7 +128,7 @@ async fn a_shadow_of_a_version_that_changes_one_field_tells_exactly_the_right_me
     broker.post(&rollout(""), &json!({"version": "1.1.0", "strategy": "shadow"})).await.expect(200);
     let events = events::github();
     let opened = events.iter().filter(|event| event.action.as_deref() == Some("opened")).count() as u64;
-    assert!(opened > 5 && events.len() as u64 > 2 * opened, "{opened} of {} are opened", events.len());
+    assert!(opened >= 5 && events.len() as u64 > 2 * opened, "{opened} of {} are opened", events.len());
     let mut ids = BTreeMap::new();
     for event in &events {
         let payload: Value = serde_json::from_str(event.payload.get()).expect("events hold JSON");
@@ -164,8 +165,9 @@ async fn rollouts_are_their_plugins_authors_alone() {
     let canary = json!({"version": "1.1.0", "strategy": "canary"});
     let of_subscription = format!("/subscriptions/{subscription}/pipeline/stages/gate/rollout");
     let billing: Client = author("billing.*");
-    for path in [rollout(""), rollout("/promote"), rollout("/abort")] {
-        billing.post(&path, &canary).await.expect_problem(403, "FORBIDDEN");
+    billing.post(&rollout(""), &canary).await.expect_problem(403, "FORBIDDEN");
+    for path in [rollout("/promote"), rollout("/abort")] {
+        billing.post(&path, &json!({})).await.expect_problem(403, "FORBIDDEN");
     }
     billing.get(&rollout("")).await.expect_problem(403, "FORBIDDEN");
     billing.post(&of_subscription, &canary).await.expect_problem(404, "NOT_FOUND");

@@ -3,12 +3,14 @@
 //! value means.
 
 mod body;
+mod digest;
 mod encoding;
 mod field;
 mod json;
 mod params;
 
 pub use body::{Intake, RawBody};
+pub use digest::{CONTENT_DIGEST, ContentDigest, content_digest};
 pub use field::{Object, not_null, nullable};
 pub use json::{Json, NoBody, OptionalJson, Spare, Text, decode, decode_list, expect_json};
 pub(crate) use json::{is_media_type, pointer_of};

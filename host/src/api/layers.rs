@@ -315,6 +315,7 @@ fn accepts(headers: &HeaderMap, produces: Produces) -> Result<(), Problem> {
         Produces::Json => "application/json",
         Produces::Events => "text/event-stream",
         Produces::Lines => "application/x-ndjson",
+        Produces::Wasm => "application/wasm",
         Produces::Anything => return Ok(()),
     };
     let mut given = headers.get_all(header::ACCEPT).iter().peekable();

@@ -15,7 +15,10 @@ mod messages;
 mod metrics;
 mod openapi;
 pub mod page;
+mod pipeline_revisions;
 mod pipelines;
+mod plugin_powers;
+mod plugin_versions;
 mod plugins;
 pub mod problem;
 mod rate;
@@ -41,6 +44,7 @@ use self::http_metrics::HttpMetrics;
 use self::layers::{Edge, EdgeLayer};
 use self::messages::Slots;
 use self::openapi::Document;
+use self::plugin_versions::Components;
 use self::rate::RateLimits;
 use crate::broker::Broker;
 use crate::catalog::model::Secret;
@@ -51,6 +55,7 @@ pub struct Api {
     broker: Arc<Broker>,
     intake: Arc<Intake>,
     slots: Arc<Slots>,
+    components: Arc<Components>,
     document: Document,
 }
 
@@ -89,6 +94,7 @@ pub fn app(broker: &Arc<Broker>) -> prometheus::Result<Router> {
         broker: Arc::clone(broker),
         intake: Arc::new(Intake::new(&broker.config.limits)),
         slots: Arc::new(Slots::new(broker.config.limits.streams_max)),
+        components: Arc::new(Components::new(&broker.config)),
         document: Document::of(&document),
     };
     Ok(router.merge(openapi::routes()).with_state(api).layer(EdgeLayer(edge)))
@@ -105,6 +111,9 @@ fn described() -> (Router<Api>, OpenApi) {
         .merge(pipelines::routes())
         .merge(rollouts::routes())
         .merge(plugins::routes())
+        .merge(plugin_versions::routes())
+        .merge(plugin_powers::routes())
+        .merge(pipeline_revisions::routes())
         .merge(brokers::routes())
         .merge(audit::routes())
         .merge(health::routes())

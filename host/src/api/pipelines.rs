@@ -20,7 +20,7 @@ use super::{Api, answer, plugins, reach};
 use crate::broker::Broker;
 use crate::catalog::model::{PipelineRevision, Scope, StageSpec, Strategy, SubscriptionId};
 use crate::message::TopicName;
-use crate::pipeline::PipelineError;
+use crate::pipeline::{PipelineError, secret_names};
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -151,7 +151,7 @@ async fn topic_put(
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
     let stages = body.check(stages)?;
-    set(&broker, &caller, Scope::Topic(topic.id), stages, if_match).await
+    Ok(shown(set(&broker, &caller, Scope::Topic(topic.id), stages, (if_match, "set")).await?))
 }
 
 /// Show a subscription's pipeline.
@@ -187,7 +187,7 @@ async fn subscription_put(
 ) -> Result<Response, Problem> {
     let scope = subscription_scope(&broker, &caller, id)?;
     let stages = body.check(stages)?;
-    set(&broker, &caller, scope, stages, if_match).await
+    Ok(shown(set(&broker, &caller, scope, stages, (if_match, "set")).await?))
 }
 
 /// Some revisions.
@@ -250,16 +250,20 @@ fn stages(body: PipelineBody, faults: &mut Faults) -> Option<Vec<StageSpec>> {
     Some(stages.into_iter().map(|Object(stage)| stage).collect())
 }
 
-async fn set(
+/// Sets stages for this reason, if the caller reaches all that they name.
+pub(super) async fn set(
     broker: &Broker,
     caller: &Caller,
     scope: Scope,
     stages: Vec<StageSpec>,
-    if_match: IfMatch,
-) -> Result<Response, Problem> {
+    (if_match, reason): (IfMatch, &str),
+) -> Result<PipelineView, Problem> {
     let mut faults = Vec::new();
     for (at, stage) in stages.iter().enumerate() {
         plugins::need(broker, caller, &stage.plugin)?;
+        for secret in secret_names(&stage.plugin, &stage.config) {
+            caller.need_name("secret", secret)?;
+        }
         for (index, target) in stage.emit_to.iter().enumerate() {
             // What is no name is told with all else.
             let Ok(name) = target.parse::<TopicName>() else { continue };
@@ -273,8 +277,9 @@ async fn set(
         faults.extend(broker.pipelines.faults(scope, &stages).await);
         return Err(PipelineError::Invalid(faults).into());
     }
-    let revision = broker.pipelines.set(scope, stages, if_match.expected()?, &caller.actor()).await?;
-    Ok(shown(PipelineView::of(Some(revision))))
+    let why = (reason, &caller.actor());
+    let revision = broker.pipelines.set_because(scope, stages, if_match.expected()?, why).await?;
+    Ok(PipelineView::of(Some(revision)))
 }
 
 async fn history(broker: &Broker, scope: Scope, query: Query<WindowQuery>) -> Result<Response, Problem> {

@@ -19,7 +19,7 @@ use super::{Api, answer};
 use crate::broker::Broker;
 use crate::catalog::model::{PluginSource, Scope, SubscriptionId};
 use crate::message::TopicName;
-use crate::pipeline::{Binding, ComponentState, Lag, PluginProblem, PluginView, VersionView};
+use crate::pipeline::{Binding, ComponentState, Lag, PluginProblem, PluginView, VersionView, powers_of};
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -46,7 +46,7 @@ struct PluginAnswer {
 /// A version of a plugin.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct VersionAnswer {
+pub(super) struct VersionAnswer {
     version: String,
     /// Whether `latest` means this one.
     latest: bool,
@@ -57,6 +57,11 @@ struct VersionAnswer {
     source: PluginSource,
     /// The interfaces that it imports.
     imports: Vec<String>,
+    /// Those that are powers.
+    powers: Vec<&'static str>,
+    /// The trusted key that signed it, in base64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signed_by: Option<String>,
     created_by: String,
     created_at: Time,
     /// `Idle`, `Compiling`, `Ready` or `Failed`, on this broker.
@@ -190,7 +195,7 @@ fn view(broker: &Broker, caller: &Caller, plugin: PluginView) -> PluginAnswer {
     }
 }
 
-fn version_view(broker: &Broker, caller: &Caller, view: VersionView) -> VersionAnswer {
+pub(super) fn version_view(broker: &Broker, caller: &Caller, view: VersionView) -> VersionAnswer {
     let (state, error) = match view.state {
         ComponentState::Idle => ("Idle", None),
         ComponentState::Compiling => ("Compiling", None),
@@ -204,7 +209,9 @@ fn version_view(broker: &Broker, caller: &Caller, view: VersionView) -> VersionA
         digest: version.digest,
         size: version.size,
         source: version.source,
+        powers: powers_of(&version.imports),
         imports: version.imports,
+        signed_by: version.signed_by,
         created_by: version.created_by,
         created_at: Time(version.created_at),
         state,
@@ -230,7 +237,7 @@ fn lag_view(broker: &Broker, caller: &Caller, lag: Lag) -> Option<LagAnswer> {
 }
 
 /// Whose pipeline it is, if the caller reaches the topic.
-fn owner(broker: &Broker, caller: &Caller, scope: Scope) -> Option<(TopicName, Option<SubscriptionId>)> {
+pub(super) fn owner(broker: &Broker, caller: &Caller, scope: Scope) -> Option<(TopicName, Option<SubscriptionId>)> {
     let (topic, subscription) = match scope {
         Scope::Topic(topic) => (topic, None),
         Scope::Subscription(topic, subscription) => (topic, Some(subscription)),

@@ -82,9 +82,9 @@ struct RolloutBody {
     max_drop_delta: Option<Option<f64>>,
     /// It is taken back when one of a hundred messages takes longer than so many milliseconds in it, and longer than in the
     /// stage's version.
-    #[serde(default, deserialize_with = "nullable")]
-    #[schema(value_type = Option<f64>, minimum = 0.001, maximum = 60000)]
-    max_latency_ms: Option<Option<f64>>,
+    #[serde(default, deserialize_with = "not_null")]
+    #[schema(minimum = 0.001, maximum = 60000, nullable = false)]
+    max_latency_ms: Option<f64>,
     /// How far back its figures are looked at: `PT1S` to `P1D` (`PT5M`).
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
@@ -545,7 +545,7 @@ fn new_rollout(body: RolloutBody, faults: &mut Faults) -> Option<NewRollout> {
     let max_error_rate = share("/maxErrorRate", body.max_error_rate, error_rate);
     let max_reject_delta = share("/maxRejectDelta", body.max_reject_delta, None);
     let max_drop_delta = share("/maxDropDelta", body.max_drop_delta, None);
-    let max_latency_ms = body.max_latency_ms.flatten();
+    let max_latency_ms = body.max_latency_ms;
     if max_latency_ms.is_some_and(|ms| !(0.001..=LATENCY_MS_MAX).contains(&ms)) {
         faults.push("/maxLatencyMs", "is from 0.001 to 60000");
     }

@@ -22,7 +22,9 @@ use super::auth::tests::{claims, secret};
 use super::auth::token::{Claims, Role, sign};
 use crate::broker::Broker;
 use crate::catalog::model::Guarantee;
-use crate::config::{Config, Jwt, Limits, Messaging, Plugins, Profile, Push, RateLimiting, Schemas, Telemetry};
+use crate::config::{
+    Config, Jwt, Limits, Messaging, PluginTrust, Plugins, Profile, Push, RateLimiting, Schemas, Telemetry,
+};
 
 /// A broker in a directory of its own, and its routes.
 struct Bed {
@@ -86,6 +88,7 @@ fn config(data_dir: PathBuf) -> Config {
             queue_batches_max: 64,
             size_max: 50 << 20,
             versions_max: 100,
+            trust: PluginTrust::default(),
         },
         schemas: Schemas { require_registered: false, versions_max: 100 },
         rate_limiting: RateLimiting::default(),
@@ -198,6 +201,8 @@ fn filled(path: &str) -> String {
         "{id}" | "{messageId}" => "018f0000-0000-7000-8000-000000000000",
         "{name}" => "filter",
         "{nodeId}" => "node-1",
+        "{revision}" => "1",
+        "{version}" => "1.0.0",
         "{*file}" => "index.css",
         other => other,
     });

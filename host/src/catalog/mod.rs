@@ -11,6 +11,7 @@ mod columns;
 pub mod model;
 mod pipelines;
 mod plugins;
+mod powers;
 mod salvage;
 mod schemas;
 mod subscriptions;
@@ -30,6 +31,7 @@ pub use audit::{AuditFilter, Event};
 pub use model::*;
 pub use pipelines::NewRevision;
 pub use plugins::{Accepted, NewPlugin};
+pub use powers::AllowedPowers;
 pub use salvage::{PageFault, Salvaged};
 pub use schemas::{NewSchema, Registered};
 
@@ -48,6 +50,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
             "dead_letter_threshold",
             include_str!("../../../migrations/sqlite/0004_dead_letter_threshold.sql"),
         ),
+        migration(5, "plugins", include_str!("../../../migrations/sqlite/0005_plugins.sql")),
     ])
 });
 

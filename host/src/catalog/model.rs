@@ -575,6 +575,8 @@ pub struct PluginVersion {
     pub source: PluginSource,
     /// The interfaces it imports.
     pub imports: Vec<String>,
+    /// The trusted key that signed it, in base64; none: it came unsigned.
+    pub signed_by: Option<String>,
     /// Who brought it.
     pub created_by: String,
     /// When it first came.

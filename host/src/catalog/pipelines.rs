@@ -54,6 +54,19 @@ impl Catalog {
         rows.first().map(revision).transpose()
     }
 
+    /// One revision of a scope, if it is kept.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn pipeline_revision(&self, scope: Scope, number: u64) -> Result<Option<PipelineRevision>, CatalogError> {
+        let row = sqlx::query("SELECT * FROM pipeline_revisions WHERE scope = $1 AND revision = $2")
+            .bind(scope_key(scope))
+            .bind(integer(number))
+            .fetch_optional(&self.pool)
+            .await?;
+        row.as_ref().map(revision).transpose()
+    }
+
     /// The revisions of one scope that are kept (the last 1000), latest first, and how many there are.
     ///
     /// # Errors

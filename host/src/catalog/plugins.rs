@@ -26,6 +26,10 @@ pub struct NewPlugin {
     pub source: PluginSource,
     /// The interfaces it imports.
     pub imports: Vec<String>,
+    /// The trusted key that signed it, in base64.
+    pub signed_by: Option<String>,
+    /// JSON Schema of its configs, as the component carries it.
+    pub config_schema: Option<String>,
 }
 
 /// Whether a version was known.
@@ -66,8 +70,10 @@ impl Catalog {
         let latest = latest(&mut writing, &new.plugin).await?;
         let (after, accepted) = match known(&mut writing, &new).await? {
             // Already what `latest` means: a restart that finds the same files again changes nothing.
-            Some(known) if latest.as_ref() == Some(&known) => return Ok((known, Accepted::Again)),
-            Some(known) => (accept_again(&mut writing, known).await?, Accepted::Again),
+            Some(known) if latest.as_ref() == Some(&known) && !is_newly_signed(&known, &new) => {
+                return Ok((known, Accepted::Again));
+            }
+            Some(known) => (accept_again(&mut writing, known, new.signed_by).await?, Accepted::Again),
             None => (self.insert_version(&mut writing, new, actor).await?, Accepted::New),
         };
         let details = json!({ "before": latest.as_ref().map(shown), "after": shown(&after) });
@@ -89,6 +95,20 @@ impl Catalog {
             None => Ok(None),
             Some(bytes) => Ok(Some(check_digest(bytes.into(), digest.to_owned()).await?.into())),
         }
+    }
+
+    /// The JSON Schema that a version has for its configs. Apart from the version: it may be large, and few ask.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn config_schema(&self, plugin: &str, label: &str) -> Result<Option<String>, CatalogError> {
+        let schema: Option<Option<String>> =
+            sqlx::query_scalar("SELECT config_schema FROM plugin_versions WHERE plugin = $1 AND version = $2")
+                .bind(plugin)
+                .bind(label)
+                .fetch_optional(&self.pool)
+                .await?;
+        Ok(schema.flatten())
     }
 
     /// Removes a version, and the bytes if no other version has them.
@@ -137,11 +157,12 @@ impl Catalog {
             size: new.bytes.len() as u64,
             source: new.source,
             imports: new.imports,
+            signed_by: new.signed_by,
             created_by: actor.user.clone(),
             created_at: self.clock.now(),
             accepted: next_acceptance(writing).await?,
         };
-        insert(writing, &version).await?;
+        insert(writing, &version, new.config_schema.as_deref()).await?;
         Ok(version)
     }
 }
@@ -195,15 +216,27 @@ async fn latest(writing: &mut Writing, plugin: &str) -> Result<Option<PluginVers
     row.as_ref().map(version).transpose()
 }
 
-async fn accept_again(writing: &mut Writing, known: PluginVersion) -> Result<PluginVersion, CatalogError> {
+/// Whether bytes that are known come with a signature that they had not.
+fn is_newly_signed(known: &PluginVersion, new: &NewPlugin) -> bool {
+    new.signed_by.is_some() && new.signed_by != known.signed_by
+}
+
+/// Bytes that come unsigned keep the signature that they had: it is as good as before.
+async fn accept_again(
+    writing: &mut Writing,
+    known: PluginVersion,
+    signed_by: Option<String>,
+) -> Result<PluginVersion, CatalogError> {
     let accepted = next_acceptance(writing).await?;
-    sqlx::query("UPDATE plugin_versions SET accepted = $3 WHERE plugin = $1 AND version = $2")
+    let signed_by = signed_by.or(known.signed_by);
+    sqlx::query("UPDATE plugin_versions SET accepted = $3, signed_by = $4 WHERE plugin = $1 AND version = $2")
         .bind(&known.plugin)
         .bind(&known.version)
         .bind(integer(accepted))
+        .bind(&signed_by)
         .execute(&mut **writing)
         .await?;
-    Ok(PluginVersion { accepted, ..known })
+    Ok(PluginVersion { accepted, signed_by, ..known })
 }
 
 async fn next_acceptance(writing: &mut Writing) -> Result<u64, CatalogError> {
@@ -214,10 +247,15 @@ async fn next_acceptance(writing: &mut Writing) -> Result<u64, CatalogError> {
     Ok(next.unsigned_abs())
 }
 
-async fn insert(writing: &mut Writing, version: &PluginVersion) -> Result<(), CatalogError> {
+async fn insert(
+    writing: &mut Writing,
+    version: &PluginVersion,
+    config_schema: Option<&str>,
+) -> Result<(), CatalogError> {
     sqlx::query(
-        "INSERT INTO plugin_versions (plugin, version, digest, size, source, imports, created_by, created_at, accepted)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+        "INSERT INTO plugin_versions (plugin, version, digest, size, source, imports, created_by, created_at, accepted,
+             signed_by, config_schema)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
     )
     .bind(&version.plugin)
     .bind(&version.version)
@@ -228,6 +266,8 @@ async fn insert(writing: &mut Writing, version: &PluginVersion) -> Result<(), Ca
     .bind(&version.created_by)
     .bind(version.created_at.0)
     .bind(integer(version.accepted))
+    .bind(&version.signed_by)
+    .bind(config_schema)
     .execute(&mut **writing)
     .await?;
     Ok(())
@@ -288,6 +328,7 @@ fn version(row: &SqliteRow) -> Result<PluginVersion, CatalogError> {
         size: columns.number("size")?,
         source: columns.named("source")?,
         imports: columns.json("imports")?,
+        signed_by: columns.text_opt("signed_by")?,
         created_by: columns.text("created_by")?,
         created_at: columns.time("created_at")?,
         accepted: columns.number("accepted")?,
@@ -305,6 +346,7 @@ fn shown(version: &PluginVersion) -> serde_json::Value {
         "size": version.size,
         "source": version.source,
         "imports": version.imports,
+        "signedBy": version.signed_by,
         "accepted": version.accepted,
     })
 }

@@ -143,6 +143,8 @@ impl Fixture {
             digest: digest(bytes),
             source: PluginSource::Disk,
             imports: vec!["sluice:plugin/log@1.0.0".to_owned()],
+            signed_by: None,
+            config_schema: None,
         };
         self.catalog.accept_plugin(new, &alice()).await
     }
@@ -404,6 +406,8 @@ async fn bytes_that_are_not_their_digests_are_damage() {
         digest: digest(b"four"),
         source: PluginSource::Upload,
         imports: Vec::new(),
+        signed_by: None,
+        config_schema: None,
     };
     assert!(matches!(fixture.catalog.accept_plugin(wrong, &alice()).await, Err(CatalogError::Damaged(_))));
 }
@@ -419,7 +423,7 @@ async fn a_catalog_of_a_newer_version_is_refused() {
     .unwrap();
     fixture.catalog.close().await;
     let opened = Catalog::open(&fixture.dir.path().join("catalog.db"), fixture.clock.clone()).await;
-    assert!(matches!(opened, Err(CatalogError::Newer { found: 9999, known: 4 })), "{opened:?}");
+    assert!(matches!(opened, Err(CatalogError::Newer { found: 9999, known: 5 })), "{opened:?}");
 }
 
 #[tokio::test]

@@ -24,6 +24,8 @@ use crate::entropy::Entropy;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long to wait for an answer: a long poll (30 s) and a slow plugin fit in.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(90);
+/// For a component on its way: some 50 MB, which are compiled before the answer comes.
+const COMPONENT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// For a request that goes on for as long as there is something to send.
 const NO_TIMEOUT: Duration = Duration::from_secs(10 * 365 * 86_400);
 /// How long the answer to such a request may say nothing: a broker that is there writes an empty line every 15 s.
@@ -131,6 +133,39 @@ impl Client {
     /// POST with no body.
     pub(super) async fn act(&self, path: &[&str], query: Query) -> Result<Value, Failure> {
         Ok(self.send(self.request(Method::POST, &api(path), query)).await?.body)
+    }
+
+    /// POST with no body, over the version that was read.
+    pub(super) async fn act_over(&self, path: &[&str], query: Query, version: Option<&str>) -> Result<Value, Failure> {
+        let mut request = self.request(Method::POST, &api(path), query);
+        if let Some(version) = version {
+            request = request.header(IF_MATCH, version);
+        }
+        Ok(self.send(request).await?.body)
+    }
+
+    /// POST of bytes under these headers, however many they are.
+    pub(super) async fn post_bytes(
+        &self,
+        path: &[&str],
+        query: Query,
+        headers: &[(&'static str, String)],
+        body: reqwest::Body,
+    ) -> Result<Value, Failure> {
+        let request = self.request(Method::POST, &api(path), query).timeout(COMPONENT_TIMEOUT).body(body);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, value));
+        Ok(self.send(request).await?.body)
+    }
+
+    /// GET of bytes.
+    pub(super) async fn get_bytes(&self, path: &[&str]) -> Result<Vec<u8>, Failure> {
+        let request = self.request(Method::GET, &api(path), Query::default()).timeout(COMPONENT_TIMEOUT);
+        let response = request.send().await.map_err(|error| self.unreachable(error))?;
+        if response.status().is_success() {
+            return self.bytes(response).await;
+        }
+        self.read(response).await?;
+        Err(self.foreign("no bytes came".to_owned()))
     }
 
     /// POST of one JSON document a line.
@@ -277,17 +312,11 @@ impl Client {
         self.read(response).await
     }
 
-    async fn read(&self, mut response: reqwest::Response) -> Result<Answer, Failure> {
+    async fn read(&self, response: reqwest::Response) -> Result<Answer, Failure> {
         let status = response.status();
         let header = |name| response.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
         let (etag, date) = (header(ETAG), header(DATE));
-        let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
-            if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
-                return Err(self.foreign(format!("the answer is longer than {ANSWER_BYTES_MAX} bytes")));
-            }
-            bytes.extend_from_slice(&chunk);
-        }
+        let bytes = self.bytes(response).await?;
         let body = if bytes.is_empty() { Ok(Value::Null) } else { serde_json::from_slice(&bytes) };
         match body {
             Ok(body) if status.is_success() => Ok(Answer { body, etag, date }),
@@ -296,6 +325,18 @@ impl Client {
             }
             _ => Err(self.foreign(format!("status {status} without the JSON that goes with it"))),
         }
+    }
+
+    /// The whole of an answer, within bounds.
+    async fn bytes(&self, mut response: reqwest::Response) -> Result<Vec<u8>, Failure> {
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(error))? {
+            if bytes.len() + chunk.len() > ANSWER_BYTES_MAX {
+                return Err(self.foreign(format!("the answer is longer than {ANSWER_BYTES_MAX} bytes")));
+            }
+            bytes.extend_from_slice(&chunk);
+        }
+        Ok(bytes)
     }
 
     fn unreachable(&self, error: reqwest::Error) -> Failure {

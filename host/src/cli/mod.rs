@@ -17,6 +17,7 @@ mod message;
 mod output;
 mod pipeline;
 mod plugin;
+mod plugin_push;
 mod publish;
 mod publish_lines;
 mod repair;
@@ -106,10 +107,10 @@ enum Command {
     /// One stored message: get, erase
     #[command(after_help = message::AFTER_HELP)]
     Message(Noun<message::Action>),
-    /// Plugins: list, get
+    /// Plugins: list, get, push, pull, delete, powers, allow
     #[command(after_help = plugin::AFTER_HELP)]
     Plugin(Noun<plugin::Action>),
-    /// The stages of a topic or subscription: get, set, history
+    /// The stages of a topic or subscription: get, set, history, diff, rollback
     #[command(after_help = pipeline::AFTER_HELP)]
     Pipeline(Noun<pipeline::Action>),
     /// Schemas: register, get, list, versions, validate
@@ -247,6 +248,11 @@ mod tests {
             "sluice publish orders --ndjson --atomic --file events.ndjson",
             "sluice tail orders --follow --from earliest",
             "sluice pipeline set stages.json --topic orders",
+            "sluice pipeline rollback --topic orders --to 3",
+            "sluice plugin push a@1.2.0.wasm --sign key.pem",
+            "sluice plugin pull a latest -o -",
+            "sluice plugin allow a kv metrics",
+            "sluice plugin allow a --only",
             "sluice dlq replay orders --all",
             "sluice completions bash",
             "sluice verify --data-dir d --json",
@@ -256,6 +262,8 @@ mod tests {
         }
         for line in [
             "sluice warp",
+            "sluice plugin allow a",
+            "sluice pipeline rollback --topic orders",
             "sluice token --role Root",
             "sluice token",
             "sluice publish orders {} --header nothing",

@@ -29,7 +29,29 @@ Examples:
          \"config\": {\"rules\": [{\"pointer\": \"/card\", \"action\": \"mask\"}]}}]' |
       sluice pipeline set - --topic orders
   echo '[]' | sluice pipeline set - --topic orders    no stages
-  sluice pipeline history --subscription SUBSCRIPTION_ID";
+  sluice pipeline history --subscription SUBSCRIPTION_ID
+  sluice pipeline diff --topic orders --from 1 --to 2
+  sluice pipeline rollback --topic orders --to 1";
+
+const GET_AFTER_HELP: &str = "\
+Examples:
+  sluice pipeline get --topic orders
+  sluice pipeline get --topic orders --revision 2
+  sluice pipeline get --subscription SUBSCRIPTION_ID --revision 1";
+
+const DIFF_AFTER_HELP: &str = "\
+Examples:
+  sluice pipeline diff --topic orders                 the last change
+  sluice pipeline diff --topic orders --from 1        since revision 1
+  sluice pipeline diff --subscription SUBSCRIPTION_ID --from 1 --to 2";
+
+const ROLLBACK_AFTER_HELP: &str = "\
+What ran in that revision runs again, as a new one. Each stage is pinned to the version that it ran on, also where it had said
+latest: to follow the latest version again, set it so. It fails if one of the versions is gone, or if another change came between.
+
+Examples:
+  sluice pipeline rollback --topic orders --to 1
+  sluice pipeline rollback --subscription SUBSCRIPTION_ID --to 1";
 
 const SET_AFTER_HELP: &str = "\
 What `sluice pipeline get --json` prints will do, too. A change that came between is not overwritten: it fails.
@@ -42,12 +64,13 @@ Examples:
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
     /// Show the stages
-    #[command(
-        after_help = "Examples:\n  sluice pipeline get --topic orders\n  sluice pipeline get --subscription SUBSCRIPTION_ID"
-    )]
+    #[command(after_help = GET_AFTER_HELP)]
     Get {
         #[command(flatten)]
         owner: Owner,
+        /// As they were in this revision [default: as they are]
+        #[arg(long, value_name = "N")]
+        revision: Option<u64>,
     },
     /// Replace the stages
     #[command(after_help = SET_AFTER_HELP)]
@@ -64,6 +87,27 @@ pub(super) enum Action {
         owner: Owner,
         #[command(flatten)]
         part: Part,
+    },
+    /// Show what is different between two revisions
+    #[command(after_help = DIFF_AFTER_HELP)]
+    Diff {
+        #[command(flatten)]
+        owner: Owner,
+        /// The earlier one [default: the one before --to]
+        #[arg(long, value_name = "N")]
+        from: Option<u64>,
+        /// The later one [default: the one in use]
+        #[arg(long, value_name = "N")]
+        to: Option<u64>,
+    },
+    /// Go back to the stages of a revision
+    #[command(after_help = ROLLBACK_AFTER_HELP)]
+    Rollback {
+        #[command(flatten)]
+        owner: Owner,
+        /// The revision
+        #[arg(long, value_name = "N")]
+        to: u64,
     },
 }
 
@@ -92,7 +136,12 @@ impl Owner {
 pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
-        Action::Get { owner } => show(output, &client.get(&owner.path(), Query::default()).await?.body),
+        Action::Get { owner, revision: None } => show(output, &client.get(&owner.path(), Query::default()).await?.body),
+        Action::Get { owner, revision: Some(number) } => {
+            let number = number.to_string();
+            let path = [&owner.path()[..], &["history", &number]].concat();
+            show(output, &client.get(&path, Query::default()).await?.body)
+        }
         Action::Set { file, owner } => {
             let stages = stages(&read_text(file)?).map_err(Failure::Usage)?;
             let known = client.get(&owner.path(), Query::default()).await?;
@@ -104,6 +153,18 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
             let revisions = client.list(&path, "revisions", *part, &[]).await?;
             output.list(&revisions, HISTORY_COLUMNS, "never set")
         }
+        Action::Diff { owner, from, to } => {
+            let path = [&owner.path()[..], &["diff"]].concat();
+            let query = Query::default().with("from", *from).with("to", *to);
+            show_difference(output, &client.get(&path, query).await?.body)
+        }
+        Action::Rollback { owner, to } => {
+            let known = client.get(&owner.path(), Query::default()).await?;
+            let path = [&owner.path()[..], &["rollback"]].concat();
+            let query = Query::default().with("to", Some(to));
+            let set = client.act_over(&path, query, known.etag.as_deref()).await?;
+            output.done(&format!("revision {} is in use, as {to} was", set["revision"]), &set)
+        }
     }
 }
 
@@ -113,6 +174,45 @@ fn show(output: Output, pipeline: &Value) -> Result<(), Failure> {
     }
     output.note(&format!("revision {}", pipeline["revision"]))?;
     output.list(pipeline["stages"].as_array().map_or(&[][..], Vec::as_slice), STAGE_COLUMNS, "no stages")
+}
+
+/// For people: a line per difference.
+fn show_difference(output: Output, difference: &Value) -> Result<(), Failure> {
+    if output.is_json() {
+        return output.document(difference);
+    }
+    let lines = lines(difference);
+    output.note(&format!("from revision {} to {}", difference["from"], difference["to"]))?;
+    if lines.is_empty() {
+        return output.note("no difference");
+    }
+    lines.iter().try_for_each(|line| output.foreign_line(line))
+}
+
+fn lines(difference: &Value) -> Vec<String> {
+    let all = |name: &str| difference[name].as_array().into_iter().flatten();
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let known = |value: Option<&Value>| value.map_or_else(|| "nothing".to_owned(), Value::to_string);
+    let mut lines = Vec::new();
+    for (sign, name) in [("+", "added"), ("-", "removed")] {
+        lines.extend(all(name).map(|it| {
+            let plugin = text(&it["spec"]["plugin"]);
+            format!("{sign} {} ({plugin} {}) at {}", text(&it["stage"]), text(&it["runs"]["version"]), it["at"])
+        }));
+    }
+    lines.extend(all("moved").map(|it| format!("> {} from {} to {}", text(&it["stage"]), it["from"], it["to"])));
+    for changed in all("changed") {
+        let stage = text(&changed["stage"]);
+        if let Some(runs) = changed.get("runs") {
+            let [before, after] = ["before", "after"].map(|when| text(&runs[when]["version"]));
+            lines.push(format!("~ {stage} runs {before} -> {after}"));
+        }
+        lines.extend(changed["fields"].as_array().into_iter().flatten().map(|field| {
+            let [before, after] = ["before", "after"].map(|when| known(field.get(when)));
+            format!("~ {stage} {}: {before} -> {after}", text(&field["pointer"]))
+        }));
+    }
+    lines
 }
 
 /// A list, or what `pipeline get --json` prints.

@@ -1,4 +1,5 @@
-//! `sluice plugin`: what code there is for topics, and how it comes onto their stages. Invariant: speaks the HTTP API alone.
+//! `sluice plugin`: what code there is for topics, what it is allowed, and how it comes onto their stages. Invariant: `allow`
+//! adds to what it has seen, or fails.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -7,6 +8,7 @@ use super::arguments::Noun;
 use super::client::{Client, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
+use super::plugin_push::{self, PULL_AFTER_HELP, PUSH_AFTER_HELP, PullArgs, PushArgs};
 use super::rollout;
 
 const COLUMNS: &[Column] = &[
@@ -19,11 +21,21 @@ const COLUMNS: &[Column] = &[
 ];
 
 pub(super) const AFTER_HELP: &str = "\
-A plugin comes from the directory of `sluice serve --plugins-dir`: put name.wasm or name@1.2.0.wasm there.
+A plugin is pushed, or comes from the directory of `sluice serve --plugins-dir`: put name.wasm or name@1.2.0.wasm there.
 
 Examples:
   sluice plugin list
-  sluice plugin get redact";
+  sluice plugin get redact
+  sluice plugin push orders-check@1.3.0.wasm
+  sluice plugin allow orders-check kv";
+
+const ALLOW_AFTER_HELP: &str = "\
+A version that imports more than the version in use is refused until an Admin allows it: kv, metrics, schemas.
+
+Examples:
+  sluice plugin allow orders-check kv
+  sluice plugin allow orders-check kv metrics --only    and nothing else any more
+  sluice plugin allow orders-check --only               nothing any more";
 
 /// Plugins.
 #[derive(Debug, Subcommand)]
@@ -46,6 +58,38 @@ pub(super) enum Action {
         #[command(subcommand)]
         action: rollout::Action,
     },
+    /// Bring a version
+    #[command(after_help = PUSH_AFTER_HELP)]
+    Push(PushArgs),
+    /// Fetch a version's component
+    #[command(after_help = PULL_AFTER_HELP)]
+    Pull(PullArgs),
+    /// Delete a version that no pipeline runs
+    #[command(after_help = "Example:\n  sluice plugin delete orders-check 1.1.0")]
+    Delete {
+        /// The plugin's name
+        name: String,
+        /// The version's label
+        version: String,
+    },
+    /// Show what a plugin may use beyond its messages and its log
+    #[command(after_help = "Example:\n  sluice plugin powers orders-check")]
+    Powers {
+        /// Its name
+        name: String,
+    },
+    /// Allow a plugin to use more than its version in use does
+    #[command(after_help = ALLOW_AFTER_HELP)]
+    Allow {
+        /// Its name
+        name: String,
+        /// What to allow: kv, metrics, schemas
+        #[arg(required_unless_present = "only")]
+        power: Vec<String>,
+        /// Nothing but these
+        #[arg(long)]
+        only: bool,
+    },
 }
 
 /// Runs one of the actions.
@@ -61,7 +105,33 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
             show(output, &plugin, std::slice::from_ref(&plugin))
         }
         Action::Rollout { action } => rollout::run(&client, output, action).await,
+        Action::Push(args) => plugin_push::push(&client, output, args).await,
+        Action::Pull(args) => plugin_push::pull(&client, output, args).await,
+        Action::Delete { name, version } => {
+            let gone = client.delete(&["plugins", name, "versions", version], Query::default()).await?;
+            output.done(&format!("{name} {version} is deleted"), &gone)
+        }
+        Action::Powers { name } => {
+            output.thing(&client.get(&["plugins", name, "powers"], Query::default()).await?.body)
+        }
+        Action::Allow { name, power, only } => allow(&client, output, name, power, *only).await,
     }
+}
+
+async fn allow(client: &Client, output: Output, name: &str, powers: &[String], only: bool) -> Result<(), Failure> {
+    let path = ["plugins", name, "powers"];
+    let known = client.get(&path, Query::default()).await?;
+    let before = known.body["allowed"].as_array().filter(|_| !only).map(Vec::as_slice).unwrap_or_default();
+    let mut allowed: Vec<Value> = before.to_vec();
+    for power in powers.iter().map(|power| json!(power)) {
+        if !allowed.contains(&power) {
+            allowed.push(power);
+        }
+    }
+    let set = client.put(&path, known.etag.as_deref(), &json!({ "allowed": allowed })).await?;
+    let named: Vec<&str> = set["allowed"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let named = if named.is_empty() { "nothing".to_owned() } else { named.join(", ") };
+    output.done(&format!("{name} is allowed {named}"), &set)
 }
 
 /// For people: a row per version, and after them what went wrong with a file.

@@ -24,7 +24,7 @@ pub(super) const AFTER_HELP: &str = "\
 Pin the stage to a version first: one that binds `latest` runs a new version as soon as it is uploaded.
 
 Examples:
-  sluice plugin rollout start --topic orders --stage gate --version 1.3.0 --strategy canary --percent 10
+  sluice plugin rollout start --topic orders --stage gate --version 1.3.0 --strategy canary
   sluice plugin rollout show --topic orders --stage gate
   sluice plugin rollout promote --topic orders --stage gate
   sluice plugin rollout abort --topic orders --stage gate";
@@ -33,9 +33,11 @@ const START_AFTER_HELP: &str = "\
 Started again with the same version, the rollout goes on under what is given now: that changes the percentage.
 
 Examples:
-  sluice plugin rollout start --topic orders --stage gate --version 1.3.0 --strategy canary --percent 10
   sluice plugin rollout start --topic orders --stage gate --version 1.3.0 --strategy shadow
-  sluice plugin rollout start --subscription SUBSCRIPTION_ID --stage mask --version 1.3.0 --strategy canary --max-error-rate 0.001";
+  sluice plugin rollout start --topic orders --stage gate --version 1.3.0 \\
+      --strategy canary --percent 25
+  sluice plugin rollout start --subscription SUBSCRIPTION_ID --stage mask --version 1.3.0 \\
+      --strategy canary --max-error-rate 0.001";
 
 /// Versions on trial.
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use super::{Config, Profile};
 use crate::api::auth::token::{SECRET_BYTES_MIN, TOKEN_BYTES_MAX};
+use crate::pipeline::PluginKeys;
 
 /// Bytes of a request around its longest payload: names, headers of a message, the rest of the JSON.
 const ENVELOPE_BYTES: u64 = 64 << 10;
@@ -23,6 +24,9 @@ pub(super) fn check(config: &Config, faults: &mut Vec<String>) {
         if let Err(wrong) = check_network(network) {
             faults.push(format!("push.allow_networks: {wrong}"));
         }
+    }
+    if let Err(wrong) = PluginKeys::read(&config.plugins.trust.trusted_keys) {
+        faults.push(format!("plugins.trusted_keys: {wrong}"));
     }
     if let Some(endpoint) = &config.telemetry.otlp_endpoint {
         let usable = url::Url::parse(endpoint)

@@ -170,6 +170,24 @@ pub static KEYS: &[Key] = &[
         show: |c| c.plugins.versions_max.to_string(),
     },
     Key {
+        path: "plugins.trusted_keys",
+        kind: Kind::List,
+        doc: "Ed25519 public keys whose signatures of components count: base64 of the 32 bytes, or paths of PEM files (none)",
+        show: |c| format!("[{}]", c.plugins.trust.trusted_keys.join(", ")),
+    },
+    Key {
+        path: "plugins.require_signature",
+        kind: Kind::Flag,
+        doc: "Whether uploads and files are refused without a signature of one of these keys (false)",
+        show: |c| c.plugins.trust.require_signature.to_string(),
+    },
+    Key {
+        path: "plugins.secrets_dir",
+        kind: Kind::Text,
+        doc: "Directory with a file for each secret that a stage's config names as {\"$secret\": \"name\"} (unset: none)",
+        show: |c| unset(c.plugins.trust.secrets_dir.as_ref().map(|dir| dir.display().to_string()).as_ref()),
+    },
+    Key {
         path: "schemas.versions_max",
         kind: Kind::Integer(1, 1_000_000),
         doc: "Versions of all schemas at most; beyond it registrations get 429 (10000)",

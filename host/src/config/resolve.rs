@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use super::duration::parse_duration;
 use super::keys::find;
 use super::{
-    Config, DEVELOPMENT_DATA_DIR, Jwt, Limits, Messaging, Plugins, Profile, Push, RateLimiting, Schemas, Telemetry,
-    check, guide,
+    Config, DEVELOPMENT_DATA_DIR, Jwt, Limits, Messaging, PluginTrust, Plugins, Profile, Push, RateLimiting, Schemas,
+    Telemetry, check, guide,
 };
 use crate::catalog::model::{Guarantee, Secret};
 
@@ -136,6 +136,11 @@ fn plugins(values: &Values<'_>, cores: usize) -> Plugins {
         queue_batches_max: values.get("plugins.queue_batches_max").unwrap_or(256),
         size_max: values.get("plugins.size_max").unwrap_or(50 * MIB),
         versions_max: values.get("plugins.versions_max").unwrap_or(1000),
+        trust: PluginTrust {
+            trusted_keys: values.get("plugins.trusted_keys").unwrap_or_default(),
+            require_signature: values.get("plugins.require_signature").unwrap_or(false),
+            secrets_dir: values.path("plugins.secrets_dir"),
+        },
     }
 }
 

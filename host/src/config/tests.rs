@@ -106,6 +106,9 @@ const TURNED: &[(&str, &str)] = &[
     ("plugins.queue_batches_max", "7"),
     ("plugins.size_max", "4096"),
     ("plugins.versions_max", "8"),
+    ("plugins.trusted_keys", "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="),
+    ("plugins.require_signature", "true"),
+    ("plugins.secrets_dir", "/secrets"),
     ("schemas.versions_max", "9"),
     ("schemas.require_registered", "true"),
     ("rate_limiting.publish", "100"),
@@ -152,7 +155,10 @@ fn a_file_takes_every_setting_too() {
         .filter(|(path, _)| !["profile", "test_clock_file"].contains(path))
         .map(|(path, value)| match keys::find(path).expect("a setting").kind {
             value::Kind::Flag | value::Kind::Integer(..) | value::Kind::Share => format!("{path} = {value}\n"),
-            value::Kind::List => format!("{path} = [\"10.0.0.0/8\", \"fd00::/8\"]\n"),
+            value::Kind::List => {
+                let items: Vec<String> = value.split(',').map(|item| format!("\"{item}\"")).collect();
+                format!("{path} = [{}]\n", items.join(", "))
+            }
             _ => format!("{path} = \"{value}\"\n"),
         })
         .collect();

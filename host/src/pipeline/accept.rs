@@ -5,16 +5,18 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::catalog::model::{PluginSource, PluginVersion, ResolvedStage, StageSpec};
-use crate::catalog::{Actor, CatalogError, NewPlugin, NewRevision};
+use crate::catalog::model::{PluginSource, PluginVersion, ResolvedStage, Scope, StageSpec};
+use crate::catalog::{Accepted, Actor, CatalogError, NewPlugin, NewRevision};
 
-use super::builtin::BUILTINS;
+use super::builtin::{self, BUILTINS};
 use super::change::{POOL_FULL, refusal, shown, start};
 use super::component::{self, ComponentError, Loaded};
+use super::config_schema;
 use super::instance::StartError;
 use super::limits::{REASON_BYTES_MAX, cut};
 use super::registry::{is_label, is_plugin_name};
 use super::rollout::Step;
+use super::signature::SIGNATURE_BYTES;
 use super::stage::Stage;
 use super::{Lane, NewComponent, PipelineError, Pipelines};
 
@@ -33,7 +35,7 @@ impl Pipelines {
     /// # Errors
     /// [`PipelineError::Unusable`], [`PipelineError::TooLarge`]; a conflict if the label has other bytes; a passing one
     /// ([`PipelineError::is_passing`]) if it is not the component's fault.
-    pub async fn accept(&self, new: NewComponent, actor: &Actor) -> Result<PluginVersion, PipelineError> {
+    pub async fn accept(&self, new: NewComponent, actor: &Actor) -> Result<(PluginVersion, Accepted), PipelineError> {
         let name = new.name.clone();
         let file = match (new.source, &new.version) {
             (PluginSource::Disk, None) => format!("{name}.wasm"),
@@ -47,12 +49,21 @@ impl Pipelines {
         accepted
     }
 
-    /// Removes a version that no pipeline runs.
+    /// Removes a version that no pipeline runs. Labels only: what `latest` means may change before it is gone.
     ///
     /// # Errors
-    /// The catalog's: not found, or a conflict while it is bound.
+    /// [`PipelineError::Bound`]; a conflict if it is what came with this binary; the catalog's, such as not found.
     pub async fn delete_version(&self, name: &str, label: &str, actor: &Actor) -> Result<(), PipelineError> {
         let _one_at_a_time = self.changing.lock().await;
+        let bound = self.bound_to(name, label);
+        if !bound.is_empty() {
+            return Err(PipelineError::Bound(bound));
+        }
+        let own = builtin::digest_of(name);
+        if self.registry.resolve(name, label).is_some_and(|version| own == Some(version.digest.as_str())) {
+            let why = format!("the version '{label}' of '{name}' came with this binary and stays with it");
+            return Err(CatalogError::Conflict(why).into());
+        }
         self.catalog.delete_plugin_version(name, label, actor).await?;
         let removed = self.registry.resolve(name, label);
         self.registry.removed(name, label);
@@ -60,6 +71,16 @@ impl Pipelines {
             self.discard_unless_known(&removed.digest).await;
         }
         Ok(())
+    }
+
+    /// Whose pipelines run this version now.
+    fn bound_to(&self, name: &str, label: &str) -> Vec<Scope> {
+        let runs = |stage: &ResolvedStage| stage.spec.plugin == name && stage.version == label;
+        let lanes: Vec<Arc<Lane>> = self.lanes.read().values().cloned().collect();
+        let bound = lanes
+            .into_iter()
+            .filter(|lane| lane.current().record.as_ref().is_some_and(|record| record.resolved.iter().any(runs)));
+        bound.map(|lane| lane.scope).collect()
     }
 
     pub(super) fn not_accepted(&self, name: &str, file: String, error: &PipelineError) {
@@ -72,11 +93,13 @@ impl Pipelines {
         }
     }
 
-    pub(super) async fn take_in(&self, new: NewComponent, actor: &Actor) -> Result<PluginVersion, PipelineError> {
-        let NewComponent { name, version: label, bytes, source } = new;
-        self.check_request(&name, label.as_deref(), &bytes)?;
-        let digest = hash(bytes.clone()).await?;
-        let new = NewComponent { name, version: label, bytes, source };
+    pub(super) async fn take_in(
+        &self,
+        new: NewComponent,
+        actor: &Actor,
+    ) -> Result<(PluginVersion, Accepted), PipelineError> {
+        self.check_request(&new.name, new.version.as_deref(), &new.bytes)?;
+        let digest = hash(new.bytes.clone()).await?;
         let accepted = self.try_and_accept(new, &digest, actor).await;
         if accepted.is_err() {
             self.discard_unless_known(&digest).await;
@@ -96,9 +119,13 @@ impl Pipelines {
         new: NewComponent,
         digest: &str,
         actor: &Actor,
-    ) -> Result<PluginVersion, PipelineError> {
-        let NewComponent { name, version: label, bytes, source } = new;
+    ) -> Result<(PluginVersion, Accepted), PipelineError> {
+        let NewComponent { name, version: label, bytes, source, signature } = new;
         let digest = digest.to_owned();
+        let signed_by = self.signer(&digest, signature)?;
+        // Before it is compiled, which takes seconds, and again once nothing else changes.
+        let imports = component::check(bytes.clone()).await.map_err(unusable)?;
+        self.check_powers(&name, &digest, &imports).await?;
         let loaded = self.components.load(&digest, bytes.clone()).await.map_err(unusable)?;
         let _one_at_a_time = self.changing.lock().await;
         let label_now = match &label {
@@ -116,14 +143,16 @@ impl Pipelines {
             return Err(CatalogError::Conflict(why).into());
         }
         self.check_room(&name, &label_now)?;
+        self.check_powers(&name, &digest, &imports).await?;
         let arriving = Arriving { name: &name, label: &label_now, digest: &digest, loaded: &loaded };
         let changes = self.rebind(&arriving).await?;
         if changes.is_empty() {
             self.try_start(&arriving).await?;
         }
-        let imports = loaded.imports.clone();
-        let new = NewPlugin { plugin: name.clone(), version: label, bytes, digest, source, imports };
-        let (version, _) = self.catalog.accept_plugin(new, actor).await?;
+        let config_schema = loaded.config_schema.as_ref().map(|schema| schema.text.clone());
+        let plugin = name.clone();
+        let new = NewPlugin { plugin, version: label, bytes, digest, source, imports, signed_by, config_schema };
+        let (version, accepted) = self.catalog.accept_plugin(new, actor).await?;
         tracing::info!(
             plugin = name,
             version = version.version,
@@ -141,7 +170,15 @@ impl Pipelines {
                 self.lags(lane.scope, error.to_string());
             }
         }
-        Ok(version)
+        Ok((version, accepted))
+    }
+
+    /// The trusted key that signed the component, if one has to or did.
+    fn signer(&self, digest: &str, signature: Option<[u8; SIGNATURE_BYTES]>) -> Result<Option<String>, PipelineError> {
+        let mut bytes = [0; 32];
+        hex::decode_to_slice(digest, &mut bytes).map_err(|error| PipelineError::Internal(error.to_string()))?;
+        let required = self.options.plugins.trust.require_signature;
+        self.trusted.judge(&bytes, signature.as_ref(), required).map_err(PipelineError::Unusable)
     }
 
     fn check_request(&self, name: &str, label: Option<&str>, bytes: &Bytes) -> Result<(), PipelineError> {
@@ -253,8 +290,10 @@ impl Pipelines {
             }
             let bytes = Bytes::from_static(builtin.bytes);
             let imports = component::check(bytes.clone()).await.map_err(unusable)?;
+            let config_schema = config_schema::of(bytes.clone()).await.map_err(unusable)?.map(|schema| schema.text);
             let (plugin, digest) = (builtin.name.to_owned(), builtin.digest.to_owned());
-            let new = NewPlugin { plugin, version: None, bytes, digest, source: PluginSource::Builtin, imports };
+            let (version, source, signed_by) = (None, PluginSource::Builtin, None);
+            let new = NewPlugin { plugin, version, bytes, digest, source, imports, signed_by, config_schema };
             let (version, _) = self.catalog.accept_plugin(new, &Actor::system()).await?;
             self.registry.accepted(version);
         }

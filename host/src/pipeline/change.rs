@@ -12,6 +12,7 @@ use super::instance::StartError;
 use super::limits::STAGES_MAX;
 use super::revision::Revision;
 use super::rollout::{Candidate, End, Step};
+use super::secrets::{self, Mask};
 use super::stage::Stage;
 use super::{Lane, PipelineError, Pipelines, validate};
 
@@ -24,6 +25,9 @@ pub(super) enum NotBuilt {
     /// The plugin's fault, or its config's: it stays so until one of them is another.
     #[error("{0}")]
     Refused(String),
+    /// Parts of the config can't be used: JSON Pointers into it, and words.
+    #[error("the config is not valid: {}", .0.iter().map(|(at, why)| format!("{at}: {why}")).collect::<Vec<_>>().join("; "))]
+    Config(Vec<(String, String)>),
     /// Nobody's fault: later it may go.
     #[error("{0}")]
     NotNow(String),
@@ -47,11 +51,25 @@ impl Pipelines {
         expected: Option<u64>,
         actor: &Actor,
     ) -> Result<PipelineRevision, PipelineError> {
+        self.set_because(scope, stages, expected, ("set", actor)).await
+    }
+
+    /// As [`Pipelines::set`], for another reason than that somebody wrote the stages.
+    ///
+    /// # Errors
+    /// As [`Pipelines::set`].
+    pub async fn set_because(
+        &self,
+        scope: Scope,
+        stages: Vec<StageSpec>,
+        expected: Option<u64>,
+        (reason, actor): (&str, &Actor),
+    ) -> Result<PipelineRevision, PipelineError> {
         let _in_use = self.preload(&stages, false).await;
         let _one_at_a_time = self.changing.lock().await;
         let before = self.lane(scope).map(|lane| lane.current());
         let (resolved, built) = self.tried(scope, &stages, before.as_deref()).await?;
-        let new = NewRevision { scope, stages, resolved, reason: "set".to_owned(), expected };
+        let new = NewRevision { scope, stages, resolved, reason: reason.to_owned(), expected };
         self.publish(new, built, actor).await
     }
 
@@ -224,6 +242,7 @@ impl Pipelines {
 
     async fn build_one(&self, resolved: &ResolvedStage) -> Result<Arc<Stage>, NotBuilt> {
         let loaded = self.loaded(&resolved.digest).await?;
+        self.check_config(resolved, Arc::clone(&loaded)).await?;
         let stage = Stage::new(resolved.clone(), Ok(loaded), self.registry.log(&resolved.spec.plugin), &self.machine);
         let refused = |why| Err(NotBuilt::Refused(why));
         match start(Arc::clone(&stage)).await.map_err(|error| NotBuilt::NotNow(error.to_string()))? {
@@ -235,6 +254,26 @@ impl Pipelines {
             Err(StartError::PoolFull) => Err(NotBuilt::NotNow(POOL_FULL.to_owned())),
             Err(StartError::System(why)) => Err(NotBuilt::NotNow(why)),
         }
+    }
+
+    /// Whether the secrets that a stage's config names are there, and whether the config with them is as the plugin's schema
+    /// wants it: before the plugin sees it.
+    async fn check_config(&self, resolved: &ResolvedStage, loaded: Arc<Loaded>) -> Result<(), NotBuilt> {
+        let names_secrets = secrets::may_name(resolved);
+        if loaded.config_schema.is_none() && !names_secrets {
+            return Ok(());
+        }
+        let (config, secrets) = (resolved.spec.config.clone(), self.machine.secrets.clone());
+        let checked = tokio::task::spawn_blocking(move || {
+            let (config, mask) = if names_secrets { secrets.resolve(&config)? } else { (config, Mask::default()) };
+            let faults = loaded.config_schema.as_ref().map(|schema| schema.faults(&config)).unwrap_or_default();
+            if faults.is_empty() {
+                return Ok(());
+            }
+            Err(faults.into_iter().map(|(at, why)| (at, mask.hide(why))).collect())
+        });
+        let checked = checked.await.map_err(|error| NotBuilt::NotNow(error.to_string()))?;
+        checked.map_err(NotBuilt::Config)
     }
 
     async fn loaded(&self, digest: &str) -> Result<Arc<Loaded>, NotBuilt> {
@@ -346,9 +385,13 @@ fn implicit_of(record: &PipelineRevision) -> Vec<ResolvedStage> {
 /// What stages that could not be made come to: those refused by their place, else that it may go later.
 pub(super) fn refusal(faults: Vec<(usize, NotBuilt)>, place: impl Fn(usize) -> String) -> Option<PipelineError> {
     let not_now = faults.first().map(|(_, fault)| PipelineError::NotNow(fault.to_string()));
-    let refused = faults.into_iter().filter_map(|(at, fault)| match fault {
-        NotBuilt::Refused(why) => Some((place(at), why)),
-        NotBuilt::NotNow(_) => None,
+    let refused = faults.into_iter().flat_map(|(at, fault)| match fault {
+        NotBuilt::Refused(why) => vec![(place(at), why)],
+        NotBuilt::Config(faults) => {
+            let placed = |(inside, why): (String, String)| (format!("{}{inside}", place(at)), why);
+            faults.into_iter().map(placed).collect()
+        }
+        NotBuilt::NotNow(_) => Vec::new(),
     });
     let refused: Vec<_> = refused.collect();
     if refused.is_empty() { not_now } else { Some(PipelineError::Invalid(refused)) }

@@ -22,6 +22,7 @@ use wasmtime::component::{Component, Linker};
 use crate::telemetry::Stopwatch;
 
 use super::bindings::PluginPre;
+use super::config_schema::{self, ConfigSchema};
 use super::host_state::HostState;
 use super::limits::give_way;
 use super::metrics::Metrics;
@@ -54,6 +55,8 @@ pub struct Loaded {
     pub digest: String,
     /// The interfaces it imports.
     pub imports: Vec<String>,
+    /// What it says that its configs look like.
+    pub config_schema: Option<ConfigSchema>,
     /// With everything but its memory prepared.
     pub pre: PluginPre<HostState>,
 }
@@ -187,6 +190,7 @@ impl Components {
 
     async fn load_anew(&self, digest: &str, bytes: Bytes) -> Result<Arc<Loaded>, ComponentError> {
         let imports = check(bytes.clone()).await?;
+        let config_schema = config_schema::of(bytes.clone()).await?;
         let path = self.code_path(digest);
         let component = match self.kept_code(&path).await {
             Some(component) => component,
@@ -199,7 +203,7 @@ impl Components {
         let fits = |error: wasmtime::Error| world::misfit(&imports, &error);
         let pre = self.linker.instantiate_pre(&component).map_err(fits)?;
         let pre = PluginPre::new(pre).map_err(fits)?;
-        let loaded = Arc::new(Loaded { digest: digest.to_owned(), imports, pre });
+        let loaded = Arc::new(Loaded { digest: digest.to_owned(), imports, config_schema, pre });
         let mut all = self.loaded.lock();
         all.retain(|_, loaded| loaded.strong_count() > 0);
         all.insert(digest.to_owned(), Arc::downgrade(&loaded));

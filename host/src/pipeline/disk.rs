@@ -18,6 +18,7 @@ use crate::clock::Timestamp;
 
 use super::component;
 use super::follow::pause_after;
+use super::signature::{self, SIGNATURE_BYTES};
 use super::{NewComponent, PipelineError, Pipelines};
 
 /// How long events are gathered before a look: a copy makes many.
@@ -28,6 +29,8 @@ const SETTLE: Duration = Duration::from_millis(80);
 const POLL: Duration = Duration::from_millis(250);
 /// A bad file is only complained of after it has stayed the same for so many looks more, since a slow copy pauses.
 const BAD_LOOKS: u32 = 3;
+/// Of a signature's file: it takes 88, and a line end.
+const SIGNATURE_FILE_BYTES_MAX: u64 = 1024;
 /// Files that are looked at.
 const FILES_MAX: usize = 4096;
 
@@ -42,6 +45,8 @@ struct Stamp {
     modified: (i64, i64),
     len: u64,
     inode: u64,
+    /// When its signature, in the file beside it, was written, and how long that is.
+    signature: Option<(i64, i64, u64)>,
 }
 
 #[derive(Debug)]
@@ -164,7 +169,8 @@ async fn next(pipelines: &Pipelines, path: &Path, (stamp, at_start): (Stamp, boo
         Ok(true) => Phase::Done,
         // It changed while it was read.
         Ok(false) => Phase::New,
-        Err(error) if error.is_passing() => {
+        // What nobody has allowed yet may be allowed while it lies there.
+        Err(error) if error.is_passing() || matches!(error, PipelineError::Powers { .. }) => {
             if tries == 0 {
                 pipelines.not_accepted(&name, file, &error);
             }
@@ -188,13 +194,15 @@ async fn accept(
     let unreadable = |error: std::io::Error| PipelineError::NotNow(format!("it can't be read: {error}"));
     let bytes = read(path, stamp.len).await.map_err(unreadable)?;
     let now = tokio::fs::metadata(path).await.map_err(unreadable)?;
-    if stamp_of(&now) != stamp || bytes.len() as u64 != stamp.len {
+    let signature = read_signature(path, stamp.signature.is_some()).await?;
+    if stamp_of(path, &now) != stamp || bytes.len() as u64 != stamp.len {
         return Ok(false);
     }
     if at_start && is_history(pipelines, name, &bytes) {
         return Ok(true);
     }
-    let new = NewComponent { name: name.to_owned(), version, bytes: bytes.into(), source: PluginSource::Disk };
+    let new =
+        NewComponent { name: name.to_owned(), version, bytes: bytes.into(), source: PluginSource::Disk, signature };
     pipelines.take_in(new, &Actor::system()).await.map(|_| true)
 }
 
@@ -204,6 +212,22 @@ async fn read(path: &Path, len: u64) -> std::io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0));
     file.take(len + 1).read_to_end(&mut bytes).await?;
     Ok(bytes)
+}
+
+/// The signature in the file beside it.
+async fn read_signature(path: &Path, there: bool) -> Result<Option<[u8; SIGNATURE_BYTES]>, PipelineError> {
+    if !there {
+        return Ok(None);
+    }
+    let unreadable = |error: std::io::Error| PipelineError::NotNow(format!("its signature can't be read: {error}"));
+    let text = read(&beside(path), SIGNATURE_FILE_BYTES_MAX).await.map_err(unreadable)?;
+    let parsed = String::from_utf8(text).map_err(|error| error.to_string()).and_then(|text| signature::parse(&text));
+    parsed.map(Some).map_err(|why| PipelineError::Unusable(format!("the file beside it is no signature: {why}")))
+}
+
+/// `name.wasm.sig`.
+fn beside(path: &Path) -> PathBuf {
+    path.with_added_extension("sig")
 }
 
 /// At start the catalog wins: a file whose bytes it has seen changes nothing, and a difference is reported.
@@ -243,7 +267,8 @@ fn list(dir: &Path) -> std::io::Result<Vec<(PathBuf, Stamp)>> {
         if let Ok(metadata) = std::fs::metadata(&path)
             && metadata.is_file()
         {
-            found.push((path, stamp_of(&metadata)));
+            let stamp = stamp_of(&path, &metadata);
+            found.push((path, stamp));
         }
     }
     // Oldest first, so that of two versions found at once the newer file becomes `latest`.
@@ -251,9 +276,11 @@ fn list(dir: &Path) -> std::io::Result<Vec<(PathBuf, Stamp)>> {
     Ok(found)
 }
 
-fn stamp_of(metadata: &std::fs::Metadata) -> Stamp {
+fn stamp_of(path: &Path, metadata: &std::fs::Metadata) -> Stamp {
     let modified = (metadata.mtime(), metadata.mtime_nsec());
-    Stamp { modified, len: metadata.len(), inode: metadata.ino() }
+    let signature = std::fs::metadata(beside(path)).ok().filter(std::fs::Metadata::is_file);
+    let signature = signature.map(|it| (it.mtime(), it.mtime_nsec(), it.len()));
+    Stamp { modified, len: metadata.len(), inode: metadata.ino(), signature }
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@ use super::engine::Ticker;
 use super::host_state::HostState;
 use super::limits::{CONFIGURE_TIMEOUT, HOSTCALL_BYTES_MAX, REASON_BYTES_MAX, cut};
 use super::plugin_log::PluginLog;
+use super::secrets::Mask;
 
 /// A failure of the plugin, as opposed to its word on a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,6 +39,26 @@ pub enum StartError {
     Config(String),
     /// The plugin failed.
     Failed(Failure),
+}
+
+impl Failure {
+    /// The same, without what must not be said.
+    #[must_use]
+    pub fn without(self, mask: &Mask) -> Failure {
+        if mask.is_empty() { self } else { Failure { detail: mask.hide(self.detail.to_string()).into(), ..self } }
+    }
+}
+
+impl StartError {
+    /// The same, without what must not be said.
+    #[must_use]
+    pub fn without(self, mask: &Mask) -> StartError {
+        match self {
+            StartError::Config(why) => StartError::Config(mask.hide(why)),
+            StartError::Failed(failure) => StartError::Failed(failure.without(mask)),
+            other => other,
+        }
+    }
 }
 
 /// What an instance is made of.
@@ -64,6 +85,8 @@ pub struct Instance {
     fresh: bool,
     /// When it last ran.
     pub last_used: Timestamp,
+    /// What must not be said of its config.
+    pub mask: Mask,
 }
 
 impl std::fmt::Debug for Instance {
@@ -101,7 +124,7 @@ impl Instance {
             Err(error) => return Err(StartError::Failed(failure(&store, &error))),
         }
         let baseline = store.data().memory.used();
-        Ok(Instance { store, plugin, baseline, fresh: true, last_used: recipe.clock.now() })
+        Ok(Instance { store, plugin, baseline, fresh: true, last_used: recipe.clock.now(), mask: Mask::default() })
     }
 
     /// Hands it one window of a batch. The instance must be dropped if the failure is not [`FaultCause::Failed`]; the
@@ -121,7 +144,7 @@ impl Instance {
             }
             Err(error) => Err(failure(&self.store, &error)),
         };
-        (call, said)
+        (call, said.map_err(|failure| failure.without(&self.mask)))
     }
 
     /// Whether it has not seen a batch yet.

@@ -10,6 +10,8 @@ mod builtin;
 mod call;
 mod change;
 mod component;
+mod config_schema;
+mod diff;
 mod disk;
 pub mod draft;
 mod engine;
@@ -20,11 +22,15 @@ mod limits;
 mod metrics;
 mod named_schema;
 mod plugin_log;
+mod powers;
 mod queue;
 mod registry;
 mod revision;
+mod rollback;
 pub mod rollout;
 mod sandbox;
+mod secrets;
+mod signature;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -56,13 +62,19 @@ use self::queue::QueueLimits;
 use self::registry::PluginRegistry;
 use self::revision::Revision;
 use self::rollout::{RolloutMetrics, Rollouts, Step};
+use self::secrets::Secrets;
+use self::signature::TrustedKeys;
 use self::stage::{Machine, Stage};
 use self::worker::Pool;
 
 pub use self::component::ComponentState;
+pub use self::diff::Difference;
 pub use self::limits::RUN_GROWTH_BYTES_MAX;
 pub use self::plugin_log::{LogLevel, LogLine};
-pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView};
+pub use self::powers::{POWERS, powers_of};
+pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView, is_label, is_plugin_name};
+pub use self::secrets::names as secret_names;
+pub use self::signature::{SIGNATURE_BYTES, TrustedKeys as PluginKeys, parse as parse_signature};
 
 /// Where machine code is kept, in the data directory.
 const CACHE_DIR: &str = "plugin-cache";
@@ -106,6 +118,8 @@ pub struct NewComponent {
     pub bytes: Bytes,
     /// Where it came from.
     pub source: PluginSource,
+    /// Ed25519 over the component's SHA-256, if it came with one.
+    pub signature: Option<[u8; SIGNATURE_BYTES]>,
 }
 
 /// Why pipelines did not do it.
@@ -129,6 +143,23 @@ pub enum PipelineError {
     /// The component is not usable: what to do about it.
     #[error("{0}")]
     Unusable(String),
+    /// The component imports powers that are new to the plugin, and that nobody has allowed.
+    #[error(
+        "it imports what the version in use ('{in_use}') of '{plugin}' does not: {list}; an Admin allows it with \
+         `sluice plugin allow {plugin} {names}` (PUT /plugins/{plugin}/powers)",
+        list = .powers.join(", "), names = .powers.join(" ")
+    )]
+    Powers {
+        /// Whose.
+        plugin: String,
+        /// What is `latest`.
+        in_use: String,
+        /// Which.
+        powers: Vec<&'static str>,
+    },
+    /// Pipelines run the version.
+    #[error("{} pipelines run this version: change them first", .0.len())]
+    Bound(Vec<Scope>),
     /// There are as many as are kept: what to do about it.
     #[error("{0}")]
     Full(String),
@@ -161,7 +192,7 @@ impl PipelineError {
             PipelineError::Overloaded | PipelineError::Stopping | PipelineError::Internal(_) => true,
             PipelineError::NotNow(_) | PipelineError::Catalog(CatalogError::Unavailable(_)) => true,
             PipelineError::Invalid(_) | PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => false,
-            PipelineError::Full(_) => false,
+            PipelineError::Full(_) | PipelineError::Powers { .. } | PipelineError::Bound(_) => false,
             PipelineError::Catalog(_) | PipelineError::Watch { .. } => false,
         }
     }
@@ -200,6 +231,7 @@ pub struct Pipelines {
     machine: Arc<Machine>,
     components: Components,
     registry: PluginRegistry,
+    trusted: TrustedKeys,
     lanes: RwLock<HashMap<Scope, Arc<Lane>>>,
     pool: Pool,
     /// Changes one at a time: each reads what is resolved now, and writes what follows from it.
@@ -240,13 +272,17 @@ impl Pipelines {
         let rollouts = Rollouts::new(RolloutMetrics::new(registry).map_err(|error| internal(&error))?);
         let pool = Pool::start(limits, clock.clone(), (metrics.clone(), rollouts.shadow.clone()))
             .map_err(|error| internal(&error))?;
+        let trust = &options.plugins.trust;
+        let trusted = TrustedKeys::read(&trust.trusted_keys).map_err(|error| internal(&error))?;
+        let secrets = Secrets::in_dir(trust.secrets_dir.clone());
         let known = PluginRegistry::new(catalog.plugin_versions().await?, clock.clone());
         let pipelines = Arc::new(Pipelines {
             options,
             catalog,
-            machine: Arc::new(Machine::new(ticker, clock, metrics)),
+            machine: Arc::new(Machine::new(ticker, clock, metrics, secrets)),
             components,
             registry: known,
+            trusted,
             lanes: RwLock::default(),
             pool,
             changing: tokio::sync::Mutex::new(()),
@@ -334,6 +370,12 @@ impl Pipelines {
     #[must_use]
     pub fn plugin(&self, name: &str) -> Option<PluginView> {
         self.plugins().into_iter().find(|view| view.name == name)
+    }
+
+    /// The version that `label` (or `latest`) means.
+    #[must_use]
+    pub fn version(&self, name: &str, label: &str) -> Option<crate::catalog::model::PluginVersion> {
+        self.registry.resolve(name, label)
     }
 
     /// What a plugin last said, oldest first.

@@ -1,6 +1,7 @@
 //! A stage that runs: a plugin version, its config and limits, and the instances made of them. Invariant: an instance is
 //! used by one batch at a time and only ever with this stage's config. Never reads another stage's state.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -20,6 +21,7 @@ use super::instance::{Failure, Instance, Recipe, StartError};
 use super::limits::CALL_MESSAGES_MAX;
 use super::metrics::{Metrics, PluginMetrics};
 use super::plugin_log::PluginLog;
+use super::secrets::{self, Mask, Secrets};
 
 /// What every stage needs of the broker.
 #[derive(Debug)]
@@ -30,6 +32,8 @@ pub struct Machine {
     pub clock: Clock,
     /// For `/metrics`.
     pub metrics: Metrics,
+    /// What configs may name.
+    pub secrets: Secrets,
     /// Stages whose idle instances can be dropped when the pool is full, or with time. Those gone are swept out.
     stages: Mutex<Vec<std::sync::Weak<Stage>>>,
 }
@@ -37,8 +41,8 @@ pub struct Machine {
 impl Machine {
     /// With no stages yet.
     #[must_use]
-    pub fn new(ticker: Ticker, clock: Clock, metrics: Metrics) -> Machine {
-        Machine { ticker, clock, metrics, stages: Mutex::default() }
+    pub fn new(ticker: Ticker, clock: Clock, metrics: Metrics, secrets: Secrets) -> Machine {
+        Machine { ticker, clock, metrics, secrets, stages: Mutex::default() }
     }
 
     /// Drops the instances that have not run since `before`; with the end of time, all that are idle.
@@ -152,18 +156,34 @@ impl Stage {
             }
         };
         let watch = Stopwatch::start();
-        let started = match Instance::start(recipe, &self.machine.ticker) {
+        let (recipe, mask) = self.with_secrets(recipe)?;
+        let started = match Instance::start(&recipe, &self.machine.ticker) {
             Err(StartError::PoolFull) => {
                 self.machine.drop_idle(Timestamp::MAX);
-                Instance::start(recipe, &self.machine.ticker)
+                Instance::start(&recipe, &self.machine.ticker)
             }
             started => started,
         };
-        let instance = started?;
+        let mut instance = started.map_err(|error| error.without(&mask))?;
+        instance.mask = mask;
         self.machine.metrics.cold_start_seconds.observe(watch.elapsed().as_secs_f64());
         self.metrics.cold_starts.inc();
         self.metrics.instances.inc();
         Ok(instance)
+    }
+
+    /// The recipe with the secrets that the config names, as they are now: an instance that is made after one was replaced
+    /// gets the new one. And what must not be said of them.
+    fn with_secrets<'r>(&self, recipe: &'r Recipe) -> Result<(Cow<'r, Recipe>, Mask), StartError> {
+        let config = &self.resolved.spec.config;
+        if !secrets::may_name(&self.resolved) || secrets::names(&self.plugin, config).is_empty() {
+            return Ok((Cow::Borrowed(recipe), Mask::default()));
+        }
+        let (config, mask) = self.machine.secrets.resolve(config).map_err(|faults| {
+            let said: Vec<String> = faults.into_iter().map(|(at, why)| format!("{at}: {why}")).collect();
+            StartError::Config(said.join("; "))
+        })?;
+        Ok((Cow::Owned(Recipe { config: config.to_string().into(), ..recipe.clone() }), mask))
     }
 
     /// Gives back an instance that ended its batch well.

@@ -12,7 +12,8 @@ use super::limits::{REASON_BYTES_MAX, cut};
 pub const SERVED: Version = Version::new(1, 0, 0);
 
 const STAGE: &str = "sluice:plugin/stage";
-const OURS: [&str; 2] = ["sluice:plugin/types", "sluice:plugin/log"];
+const OURS: [&str; 5] =
+    ["sluice:plugin/types", "sluice:plugin/log", "sluice:plugin/kv", "sluice:plugin/metrics", "sluice:plugin/schemas"];
 /// What libraries import whether they use it or not; behind it is nothing but clocks and randomness.
 const WASI: [&str; 6] = ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
 const WASI_MINOR: &str = "0.2.";

@@ -16,7 +16,7 @@ const PATTERN_BYTES_MAX: usize = 1024 * 1024;
 const FAULT_CHARS_MAX: usize = 512;
 
 /// Reads and compiles a definition; else all that is wrong with it, by pointers into the registration.
-pub(super) fn compile(definition: &str) -> Result<(Value, Validator), Vec<Fault>> {
+pub(crate) fn compile(definition: &str) -> Result<(Value, Validator), Vec<Fault>> {
     let fault = |path: &str, message: String| vec![Fault { path: format!("{DEFINITION}{path}"), message }];
     if definition.len() > DEFINITION_BYTES_MAX {
         return Err(fault("", format!("is longer than {DEFINITION_BYTES_MAX} bytes")));
@@ -44,7 +44,7 @@ pub(super) fn compile(definition: &str) -> Result<(Value, Validator), Vec<Fault>
 }
 
 /// The first faults, as the API tells them; each path begins with `prefix`.
-pub(super) fn faults<'e>(errors: impl Iterator<Item = ValidationError<'e>>, prefix: &str) -> Vec<Fault> {
+pub(crate) fn faults<'e>(errors: impl Iterator<Item = ValidationError<'e>>, prefix: &str) -> Vec<Fault> {
     errors
         .take(FAULTS_MAX)
         .map(|error| Fault { path: format!("{prefix}{}", error.instance_path().as_str()), message: clipped(&error) })

@@ -13,6 +13,8 @@ use serde::Serialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
+pub(crate) use self::compile::{compile, faults};
+
 use crate::catalog::{Actor, Catalog, CatalogError, Compatibility, NewSchema, Registered, Schema, SchemaStatus};
 
 /// Bytes of a definition. The largest public schemas (OpenAPI's, FHIR's parts) are a third of it.

@@ -13,7 +13,7 @@ use sluice::catalog::model::{
 };
 use sluice::catalog::{Actor, Catalog};
 use sluice::clock::{Clock, Timestamp};
-use sluice::config::Plugins;
+use sluice::config::{PluginTrust, Plugins};
 use sluice::message::{GroupId, HEADERS_BYTES_MAX, HEADERS_MAX, MessageId, Offset, TopicId, has_control};
 use sluice::pipeline::draft::{Draft, Emitted, PayloadFault, Processed, Verdict};
 use sluice::pipeline::{NewComponent, PipelineOptions, Pipelines};
@@ -194,12 +194,14 @@ async fn pipelines(dir: &Path, clock: &Clock) -> (Arc<Pipelines>, Topic) {
         queue_batches_max: 64,
         size_max: 50 << 20,
         versions_max: 1000,
+        trust: PluginTrust::default(),
     };
     let options = PipelineOptions { plugins, data_dir: dir.to_owned(), warm_up: false };
     let opened = Pipelines::open(options, catalog, clock.clone(), &prometheus::Registry::new()).await;
     let pipelines = opened.expect("pipelines in an empty folder");
     let bytes = Bytes::from_static(guest::edits());
-    let component = NewComponent { name: "edits".to_owned(), version: None, bytes, source: PluginSource::Upload };
+    let component =
+        NewComponent { name: "edits".to_owned(), version: None, bytes, source: PluginSource::Upload, signature: None };
     pipelines.accept(component, &actor).await.expect("the guest is a plugin");
     for (scope, emit_to) in scopes(&topic).into_iter().zip([&["allowed"][..], &[]]) {
         let stage = serde_json::json!({

@@ -88,11 +88,11 @@ impl Maker<'_> {
             let others = self.row.headers.iter().filter(|(known, _)| *known != name);
             let mut headers: Vec<(&str, &[u8])> = others.map(|(name, value)| (*name, value.as_bytes())).collect();
             headers.push((name, value));
-            let body = self.row.body.as_ref().map(Value::to_string);
+            let body = self.row.sent();
             if body.is_some() && name != "content-type" {
                 headers.push(("content-type", self.row.media_type.as_bytes()));
             }
-            wire::request(self.client, (method, &self.row.target), &headers, body.as_ref().map(String::as_bytes))
+            wire::request(self.client, (method, &self.row.target), &headers, body.as_deref())
         };
         let method = self.row.method;
         let mut cases = Vec::new();

@@ -95,6 +95,7 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
         &["negative", "huge"],
         "a snapshot may be called by a number",
     ),
+    excuse("POST /api/v1/plugins/{name}/versions", "{name}", &["huge"], "a plugin may be called by a number"),
     excuse("/seek", "/to", &["a number"], "an offset is a number, or the text of one"),
     excuse("nack", "/reason", &["too long"], "for people: its beginning is kept"),
     excuse("ack/batch", "/reason", &["too long"], "for people: its beginning is kept"),

@@ -1,7 +1,10 @@
 //! A broker with something of everything, and right requests to each of its routes: what the table makes wrong. Invariant: in
 //! this order, and once, each of them is answered with success; together they have every parameter and field that there is.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
+use sha2::{Digest as _, Sha256};
 use sluice_tests::{Broker, Client, guest};
 
 use super::wire;
@@ -18,6 +21,8 @@ pub(super) struct Row {
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) media_type: &'static str,
     pub(super) body: Option<Value>,
+    /// The body, where it is no JSON: data, then.
+    pub(super) bytes: Option<Vec<u8>>,
     /// The part of the body that is one item of a batch: what is wrong in it is said in its result.
     pub(super) item: Option<&'static str>,
     /// The body is data of any type: nothing in it can be wrong.
@@ -27,7 +32,8 @@ pub(super) struct Row {
 impl Row {
     fn new(method: &'static str, target: impl Into<String>) -> Row {
         let (headers, media_type) = (Vec::new(), "application/json");
-        Row { method, target: target.into(), headers, media_type, body: None, item: None, is_data: false }
+        let (body, bytes, item) = (None, None, None);
+        Row { method, target: target.into(), headers, media_type, body, bytes, item, is_data: false }
     }
 
     fn get(target: impl Into<String>) -> Row {
@@ -48,6 +54,10 @@ impl Row {
 
     fn body(self, body: Value) -> Row {
         Row { body: Some(body), ..self }
+    }
+
+    fn component(self, bytes: Vec<u8>) -> Row {
+        Row { bytes: Some(bytes), media_type: "application/wasm", is_data: true, ..self }
     }
 
     fn header(mut self, name: &'static str, value: &str) -> Row {
@@ -71,7 +81,12 @@ impl Row {
 
     /// As it is sent, if nothing is wrong with it.
     pub(super) fn request(&self, client: &Client) -> Vec<u8> {
-        self.request_with(client, self.body.as_ref().map(|body| body.to_string().into_bytes()))
+        self.request_with(client, self.sent())
+    }
+
+    /// The body as it is sent.
+    pub(super) fn sent(&self) -> Option<Vec<u8>> {
+        self.bytes.clone().or_else(|| self.body.as_ref().map(|body| body.to_string().into_bytes()))
     }
 
     /// As it is sent with another body.
@@ -126,6 +141,8 @@ impl Bed {
         let push = broker.subscribe_push("news", "hooks", "http://127.0.0.1:9/", json!({})).await;
         let push = text(&push["subscriptionId"]);
         broker.post(&format!("/subscriptions/{push}/pause"), &json!({})).await.expect(200);
+        let passing = json!({"stages": [{"name": "passing", "plugin": "filter", "config": {"headerMatches": {}}}]});
+        broker.put(&format!("/subscriptions/{push}/pipeline"), &passing).await.expect(200);
         let pull = json!({"topicName": "news", "consumerGroup": "g", "type": "Pull", "maxRetries": 0});
         let pull = text(&broker.post("/subscriptions", &pull).await.expect(201)["subscriptionId"]);
         for n in 0..10 {
@@ -152,7 +169,7 @@ impl Bed {
 
     /// All rows.
     pub(super) fn rows(&self) -> Vec<Row> {
-        let first = [self.operations(), self.topics(), self.schemas(), self.subscriptions()].concat();
+        let first = [self.operations(), self.topics(), self.schemas(), self.subscriptions(), self.plugins()].concat();
         [first, self.rollouts(), self.messages(), cloud_events(), self.ends()].concat()
     }
 
@@ -188,6 +205,31 @@ impl Bed {
             ]
         };
         of.iter().flat_map(rows).collect()
+    }
+
+    /// The revisions are of pipelines that were set before the rows.
+    fn plugins(&self) -> Vec<Row> {
+        let (of, push) = ("/api/v1/plugins/orders.check", &self.push);
+        let (component, seen) = (guest::with_powers(&[], "row"), ("If-Match", "*"));
+        let (digest, signature) = (Sha256::digest(&component), STANDARD.encode([0; 64]));
+        let pipeline = format!("/api/v1/subscriptions/{push}/pipeline");
+        vec![
+            Row::post(format!("{of}/versions?version=1.0.0"))
+                .component(component)
+                .header("Content-Digest", &format!("sha-256=:{}:", STANDARD.encode(digest)))
+                .header("Sluice-Plugin-Signature", &signature),
+            Row::get(format!("{of}/versions/1.0.0")),
+            Row::get(format!("{of}/versions/1.0.0/wasm")),
+            Row::get(format!("{of}/powers")),
+            Row::put(format!("{of}/powers")).body(json!({"allowed": ["kv"]})).header(seen.0, seen.1),
+            Row::delete(format!("{of}/versions/1.0.0")),
+            Row::get("/api/v1/topics/dropped/pipeline/history/1"),
+            Row::get("/api/v1/topics/dropped/pipeline/diff?from=0&to=1"),
+            Row::post("/api/v1/topics/dropped/pipeline/rollback?to=1").header(seen.0, seen.1),
+            Row::get(format!("{pipeline}/history/1")),
+            Row::get(format!("{pipeline}/diff?from=0&to=1")),
+            Row::post(format!("{pipeline}/rollback?to=1")).header(seen.0, seen.1),
+        ]
     }
 
     fn topics(&self) -> Vec<Row> {

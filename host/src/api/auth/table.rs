@@ -42,6 +42,8 @@ pub enum Produces {
     Events,
     /// `application/x-ndjson`.
     Lines,
+    /// `application/wasm`.
+    Wasm,
     /// Whatever it is, no header asks for anything else.
     Anything,
 }
@@ -209,6 +211,18 @@ pub static ROUTES: &[Route] = &[
     one_step(post("/api/v1/schemas/{id}/validate", Viewer)),
     get("/api/v1/plugins", Viewer),
     get("/api/v1/plugins/{name}", Viewer),
+    post("/api/v1/plugins/{name}/versions", PluginAuthor),
+    get("/api/v1/plugins/{name}/versions/{version}", PluginAuthor),
+    delete("/api/v1/plugins/{name}/versions/{version}", PluginAuthor),
+    Route { produces: Produces::Wasm, ..get("/api/v1/plugins/{name}/versions/{version}/wasm", PluginAuthor) },
+    get("/api/v1/plugins/{name}/powers", Viewer),
+    put("/api/v1/plugins/{name}/powers", Admin),
+    get("/api/v1/topics/{topic}/pipeline/history/{revision}", PluginAuthor),
+    get("/api/v1/topics/{topic}/pipeline/diff", PluginAuthor),
+    post("/api/v1/topics/{topic}/pipeline/rollback", PluginAuthor),
+    get("/api/v1/subscriptions/{id}/pipeline/history/{revision}", PluginAuthor),
+    get("/api/v1/subscriptions/{id}/pipeline/diff", PluginAuthor),
+    post("/api/v1/subscriptions/{id}/pipeline/rollback", PluginAuthor),
     get("/api/v1/brokers", Viewer),
     get("/api/v1/brokers/{nodeId}", Viewer),
     get("/api/v1/brokers/{nodeId}/metrics", Viewer),

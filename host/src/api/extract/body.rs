@@ -83,6 +83,15 @@ impl Intake {
         }
     }
 
+    /// Takes what is still sent of a body that is refused unread, within bounds: a client that is cut off while it sends may
+    /// never see why.
+    pub async fn turn_away(&self, headers: &HeaderMap, body: Body) {
+        // One that waits to be asked is not asked.
+        if !headers.contains_key(header::EXPECT) {
+            drain(body).await;
+        }
+    }
+
     async fn collect(&self, mut body: Incoming) -> Result<RawBody, Problem> {
         let mut first: Option<Bytes> = None;
         let mut rest = BytesMut::new();

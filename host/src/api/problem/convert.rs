@@ -85,6 +85,7 @@ impl From<PipelineError> for Problem {
             PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => {
                 Problem::new(Code::PluginInvalid, sentence(&error))
             }
+            PipelineError::Powers { .. } | PipelineError::Bound(_) => Problem::new(Code::Conflict, sentence(&error)),
             PipelineError::Full(_) => no_more(&error),
             PipelineError::NotNow(_) => {
                 Problem::new(Code::Backpressure, "A plugin can't be started for the moment; send it again.")

@@ -19,9 +19,13 @@ const PATIENCE: Duration = Duration::from_secs(120);
 impl Bed {
     /// Sends a request, hangs up where it first has to wait, and returns once what it began has ended.
     async fn hang_up_on(&self, method: &str, path: &str, body: &str) {
+        self.hang_up_on_sending(method, path, "application/json", Body::from(body.to_owned())).await;
+    }
+
+    async fn hang_up_on_sending(&self, method: &str, path: &str, media_type: &str, body: Body) {
         let bearer = format!("Bearer {}", token(&[Role::Admin], None));
         let request = Request::builder().method(method).uri(path).header("authorization", bearer);
-        let request = request.body(Body::from(body.to_owned())).unwrap();
+        let request = request.header("content-type", media_type).body(body).unwrap();
         let answered = self.app.clone().oneshot(request).now_or_never();
         assert!(answered.is_none(), "{method} {path} had to wait for something");
         self.broker.changes.finish(PATIENCE).await;
@@ -93,4 +97,19 @@ async fn what_cannot_be_audited_is_neither_erased_nor_purged() {
     bed.ask("POST", "/api/v1/topics/orders/purge", "").await.problem(503, "STORE_UNAVAILABLE");
     let figures = bed.ask("GET", "/api/v1/topics/orders/metrics", "").await.expect(200);
     assert_eq!(figures["groups"][0]["lag"], 1, "{figures}");
+}
+
+#[tokio::test]
+async fn an_upload_that_has_come_is_taken_in_whole() {
+    let bed = Bed::open().await;
+    let component = wat::parse_str(include_str!("../../../../tests/guests/raw.wat")).unwrap();
+    let path = "/api/v1/plugins/raw/versions?version=1";
+    bed.hang_up_on_sending("POST", path, "application/wasm", Body::from(component)).await;
+    let plugin = bed.ask("GET", "/api/v1/plugins/raw", "").await.expect(200);
+    assert_eq!((&plugin["versions"][0]["version"], &plugin["versions"][0]["latest"]), (&json!("1"), &json!(true)));
+    let stages = r#"{"stages":[{"name":"only","plugin":"raw","config":{}}]}"#;
+    bed.topic("orders", "Queue").await;
+    bed.ask("PUT", "/api/v1/topics/orders/pipeline", stages).await.expect(200);
+    bed.hang_up_on("DELETE", "/api/v1/plugins/raw/versions/1", "").await;
+    bed.ask("GET", "/api/v1/plugins/raw", "").await.expect(200);
 }

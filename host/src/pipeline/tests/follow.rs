@@ -67,6 +67,8 @@ async fn a_pipeline_that_lags_at_the_start_follows_once_it_can() {
         bytes: tag(2),
         source: crate::catalog::model::PluginSource::Builtin,
         imports: Vec::new(),
+        signed_by: None,
+        config_schema: None,
     };
     rig.catalog.accept_plugin(new, &Actor::system()).await.unwrap();
     let rig = rig.reopened().await;

@@ -24,7 +24,7 @@ use crate::catalog::model::{
 };
 use crate::catalog::{Actor, Catalog};
 use crate::clock::{Clock, Timestamp};
-use crate::config::Plugins;
+use crate::config::{PluginTrust, Plugins};
 use crate::message::{MessageId, TopicId, TopicName};
 
 use super::draft::{Draft, Processed, Verdict};
@@ -84,6 +84,7 @@ pub(super) fn plugins(dir: &Path) -> Plugins {
         queue_batches_max: 64,
         size_max: 50 << 20,
         versions_max: 100,
+        trust: PluginTrust::default(),
     }
 }
 
@@ -136,8 +137,9 @@ impl Rig {
         name: &str,
         bytes: Bytes,
     ) -> Result<crate::catalog::model::PluginVersion, PipelineError> {
-        let new = NewComponent { name: name.to_owned(), version: None, bytes, source: PluginSource::Upload };
-        self.pipelines.accept(new, &Actor::system()).await
+        let new =
+            NewComponent { name: name.to_owned(), version: None, bytes, source: PluginSource::Upload, signature: None };
+        self.pipelines.accept(new, &Actor::system()).await.map(|(version, _)| version)
     }
 
     /// One stage of the guest `name`, which is uploaded first.

@@ -37,7 +37,7 @@ fn keyed(key: &str, headers: &[(&str, &str)]) -> Draft {
 impl Rig {
     async fn label(&self, version: &str, bytes: Bytes) {
         let (name, version) = ("p".to_owned(), Some(version.to_owned()));
-        let new = NewComponent { name, version, bytes, source: PluginSource::Upload };
+        let new = NewComponent { name, version, bytes, source: PluginSource::Upload, signature: None };
         self.pipelines.accept(new, &SYSTEM).await.unwrap();
     }
 
