@@ -147,6 +147,13 @@ impl Client {
         metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
     }
 
+    /// The sum of all series that begin so.
+    pub async fn metric_sum(&self, start: &str) -> f64 {
+        let metrics = self.get("//metrics").await.text();
+        let of = |line: &str| line.strip_prefix(start)?.rsplit_once(' ')?.1.parse::<f64>().ok();
+        metrics.lines().filter_map(of).sum()
+    }
+
     /// `DELETE /api/v1{path}`.
     pub async fn delete(&self, path: &str) -> Answer {
         self.send(Method::DELETE, path, &[], Vec::new()).await

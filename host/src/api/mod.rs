@@ -16,6 +16,7 @@ mod metrics;
 mod openapi;
 pub mod page;
 mod pipelines;
+mod plugin_logs;
 mod plugins;
 pub mod problem;
 mod rate;
@@ -103,6 +104,7 @@ fn described() -> (Router<Api>, OpenApi) {
         .merge(schemas::routes())
         .merge(pipelines::routes())
         .merge(plugins::routes())
+        .merge(plugin_logs::routes())
         .merge(brokers::routes())
         .merge(audit::routes())
         .merge(health::routes())

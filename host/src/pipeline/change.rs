@@ -170,9 +170,20 @@ impl Pipelines {
         resolved: &[ResolvedStage],
         before: Option<&Revision>,
     ) -> (Vec<Arc<Stage>>, Vec<(usize, NotBuilt)>) {
+        self.build_anew(resolved, before, |_| true).await
+    }
+
+    /// As [`Pipelines::build`], but of those before only what `stays`.
+    pub(super) async fn build_anew(
+        &self,
+        resolved: &[ResolvedStage],
+        before: Option<&Revision>,
+        stays: impl Fn(&Stage) -> bool,
+    ) -> (Vec<Arc<Stage>>, Vec<(usize, NotBuilt)>) {
         let (mut stages, mut faults) = (Vec::with_capacity(resolved.len()), Vec::new());
         for (at, resolved) in resolved.iter().enumerate() {
-            let same = before.and_then(|before| before.stages.iter().find(|stage| stage.resolved == *resolved));
+            let same = |stage: &&Arc<Stage>| stage.resolved == *resolved && stays(stage);
+            let same = before.and_then(|before| before.stages.iter().find(same));
             if let Some(same) = same {
                 stages.push(Arc::clone(same));
                 continue;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -54,6 +55,8 @@ pub struct Loaded {
     pub digest: String,
     /// The interfaces it imports.
     pub imports: Vec<String>,
+    /// How long compiling took, if it was compiled just now.
+    pub compiled_in: Option<Duration>,
     /// With everything but its memory prepared.
     pub pre: PluginPre<HostState>,
 }
@@ -188,18 +191,18 @@ impl Components {
     async fn load_anew(&self, digest: &str, bytes: Bytes) -> Result<Arc<Loaded>, ComponentError> {
         let imports = check(bytes.clone()).await?;
         let path = self.code_path(digest);
-        let component = match self.kept_code(&path).await {
-            Some(component) => component,
+        let (component, compiled_in) = match self.kept_code(&path).await {
+            Some(component) => (component, None),
             None => {
                 self.remember(digest, ComponentState::Compiling);
-                let code = self.compile(bytes).await?;
-                self.keep(path, code).await?
+                let (code, took) = self.compile(bytes).await?;
+                (self.keep(path, code).await?, Some(took))
             }
         };
         let fits = |error: wasmtime::Error| world::misfit(&imports, &error);
         let pre = self.linker.instantiate_pre(&component).map_err(fits)?;
         let pre = PluginPre::new(pre).map_err(fits)?;
-        let loaded = Arc::new(Loaded { digest: digest.to_owned(), imports, pre });
+        let loaded = Arc::new(Loaded { digest: digest.to_owned(), imports, compiled_in, pre });
         let mut all = self.loaded.lock();
         all.retain(|_, loaded| loaded.strong_count() > 0);
         all.insert(digest.to_owned(), Arc::downgrade(&loaded));
@@ -216,7 +219,7 @@ impl Components {
 
     /// On a thread of the lowest priority: compiling takes seconds, and traffic must not feel it. The thread ends with it,
     /// and gives back what it took, which is a hundred times what comes out.
-    async fn compile(&self, bytes: Bytes) -> Result<Vec<u8>, ComponentError> {
+    async fn compile(&self, bytes: Bytes) -> Result<(Vec<u8>, Duration), ComponentError> {
         let gone = || ComponentError::Unavailable("the broker is stopping".to_owned());
         let turn = Arc::clone(&self.compiling).acquire_owned().await.map_err(|_| gone())?;
         let (reply, compiled) = oneshot::channel();
@@ -225,9 +228,10 @@ impl Components {
             give_way();
             let watch = Stopwatch::start();
             let compiled = compile(&bytes);
-            metrics.compiled(watch.elapsed());
+            let took = watch.elapsed();
+            metrics.compiled(took);
             // Whoever asked may have gone.
-            let _ = reply.send(compiled);
+            let _ = reply.send(compiled.map(|code| (code, took)));
             drop(turn);
         };
         let started = thread::Builder::new().name("plugin-compiler".to_owned()).spawn(compiling);

@@ -23,6 +23,12 @@ pub struct Revision {
 }
 
 impl Revision {
+    /// Whether one of its stages keeps values: then what it runs is stored as one with them.
+    #[must_use]
+    pub fn keeps_values(&self) -> bool {
+        self.stages.iter().any(|stage| stage.keeps_values())
+    }
+
     /// Messages of one batch: if each of them took all the time that it may, one by one, the batch would still end
     /// within [`BATCH_CPU_MAX`], or with its first message.
     #[must_use]

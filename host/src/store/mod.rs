@@ -33,6 +33,9 @@
 //! **Revisions.** A partition refuses a batch whose pipeline revision is older than the last one it stored
 //! ([`StoreError::StaleRevision`]): the caller runs the batch again on the current revision.
 //!
+//! **Plugins' values.** A value lives in a namespace ([`kv_namespace`]) and is written by `append` alone, in the unit of the
+//! messages that it is written for. It goes with its topic.
+//!
 //! **Bounds.** Retention by time wins over everything; by bytes it removes what every group has settled, and when that
 //! is not enough the topic is full ([`AppendOutcome::TopicFull`]). Nothing grows with the number of settled messages.
 //!
@@ -83,6 +86,13 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn append(&self, batch: AppendBatch) -> Result<Vec<AppendOutcome>, StoreError>;
     /// The value of a plugin's key, for reading inside a stage.
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError>;
+    /// The first `head` bytes of up to `limit` values, in the order of namespaces and keys, from behind `after` on.
+    async fn kv_heads(
+        &self,
+        after: Option<(Arc<str>, Arc<str>)>,
+        limit: usize,
+        head: usize,
+    ) -> Result<Vec<KvHead>, StoreError>;
 
     /// Grants up to `max` messages that wait for the group. Returns at once, also with none.
     async fn lease(&self, request: LeaseRequest) -> Result<Leased, StoreError>;
@@ -216,6 +226,8 @@ pub struct AppendBatch {
     pub all_or_nothing: bool,
     /// Plugins' writes: if one of them finds another version, the whole batch fails with [`StoreError::KvConflict`].
     pub kv: Vec<KvWrite>,
+    /// What stages have read of plugins' values, and want written for the sake of single items.
+    pub values: KvUse,
     /// Dead letters that this batch replays: taken off their list in the same unit. If one of them is off the list already,
     /// nothing of the batch is stored ([`AppendOutcome::NotAttempted`]): another replay came first.
     pub replays: Vec<Position>,
@@ -344,6 +356,61 @@ pub struct KvWrite {
     pub expected_version: u64,
     /// `None` removes it.
     pub value: Option<Vec<u8>>,
+}
+
+/// What the stages of a batch did with plugins' values. Each key counts with the version that was read first.
+#[derive(Debug, Clone, Default)]
+pub struct KvUse {
+    /// What was read: if one of them has another version by now, the whole batch fails with [`StoreError::KvConflict`].
+    pub read: Vec<KvRead>,
+    /// What is to be written, a later write of a key over an earlier one.
+    pub written: Vec<ItemWrite>,
+    /// Items whose writes others of the batch have read: if one of them is not stored, the others stand on what never
+    /// was, and the whole batch fails with [`StoreError::KvConflict`].
+    pub linked: Vec<usize>,
+}
+
+/// One read of a plugin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvRead {
+    /// Separates plugins and topics.
+    pub namespace: Arc<str>,
+    /// The key.
+    pub key: Arc<str>,
+    /// The version that was read; 0: it was not there.
+    pub version: u64,
+}
+
+/// One write of a plugin for the sake of an item: carried out if that one is stored (or its outcome kept), else thrown away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ItemWrite {
+    /// The item's place in the batch; none for a message of which nothing is kept, and whose writes are.
+    pub item: Option<usize>,
+    /// Separates plugins and topics.
+    pub namespace: Arc<str>,
+    /// The key.
+    pub key: Arc<str>,
+    /// `None` removes it.
+    pub value: Option<Vec<u8>>,
+}
+
+/// The start of a plugin's stored value, for looking many over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KvHead {
+    /// Separates plugins and topics.
+    pub namespace: Arc<str>,
+    /// The key.
+    pub key: Arc<str>,
+    /// As [`KvValue::version`].
+    pub version: u64,
+    /// The value's first bytes.
+    pub head: Vec<u8>,
+}
+
+/// The namespace of a plugin's values on a topic. They go with the topic.
+#[must_use]
+pub fn kv_namespace(topic: TopicId, plugin: &str) -> Arc<str> {
+    format!("{}/{plugin}", topic.0).into()
 }
 
 /// A plugin's stored value.

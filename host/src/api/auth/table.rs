@@ -201,6 +201,8 @@ pub static ROUTES: &[Route] = &[
     one_step(post("/api/v1/schemas/{id}/validate", Viewer)),
     get("/api/v1/plugins", Viewer),
     get("/api/v1/plugins/{name}", Viewer),
+    // Events, if it is to follow; `Accept` is free.
+    Route { produces: Produces::Anything, ..get("/api/v1/plugins/{name}/logs", PluginAuthor) },
     get("/api/v1/brokers", Viewer),
     get("/api/v1/brokers/{nodeId}", Viewer),
     get("/api/v1/brokers/{nodeId}/metrics", Viewer),
