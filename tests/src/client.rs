@@ -109,6 +109,17 @@ impl Client {
         })
     }
 
+    /// Opens a stream of events at `GET /api/v1{path}`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn events(&self, path: &str) -> Stream {
+        let request = self.http.get(format!("{}/api/v1{path}", self.url)).bearer_auth(&self.token);
+        let response = request.send().await.expect("the broker answers");
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        Stream::new(response, self.clone(), "")
+    }
+
     /// Creates a topic of this name and type (`Queue` or `PubSub`), else as by default.
     pub async fn create_topic(&self, name: &str, kind: &str) -> Value {
         self.post("/topics", &serde_json::json!({"name": name, "type": kind})).await.expect(201)

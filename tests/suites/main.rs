@@ -30,6 +30,7 @@ mod main_job;
 mod offline;
 mod outside;
 mod pipelines;
+mod powers;
 mod receivers;
 mod reload;
 mod request_reply;

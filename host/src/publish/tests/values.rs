@@ -305,12 +305,17 @@ async fn values_go_with_their_topic() {
 async fn on_the_way_out_values_are_read_and_not_set() {
     let bed = Bed::new().await;
     bed.tell(&["set k v"]).await;
-    let scope = Scope::Subscription(bed.topic.id, crate::catalog::model::SubscriptionId(uuid::Uuid::from_u128(7)));
-    bed.broker
-        .pipelines
-        .set_implicit(scope, vec![stage("powers", "powers", json!({}))], "test", &Actor::system())
-        .await
-        .unwrap();
+    let new = NewSubscription {
+        topic: Arc::clone(&bed.topic),
+        consumer_group: "readers".into(),
+        settings: serde_json::from_value(json!({})).unwrap(),
+        signature: Scheme::default(),
+        start: SeekTo::Latest,
+    };
+    let readers = bed.broker.directory.create_subscription(new, &Actor::system()).await.unwrap();
+    let scope = Scope::Subscription(bed.topic.id, readers.id);
+    let stages = vec![stage("powers", "powers", json!({}))];
+    bed.broker.pipelines.set(scope, stages, None, &Actor::system()).await.unwrap();
     let draft = |told: &str| crate::pipeline::tests::draft("{}", &[("do", told)]);
     let drafts = vec![draft("get k"), draft("set k w"), draft("delete k")];
     let ran = bed.broker.pipelines.run(scope, &bed.topic, drafts).await.unwrap();
@@ -336,5 +341,5 @@ async fn a_store_that_is_full_of_values_says_so() {
         }
     }
     assert!(said.as_deref().is_some_and(|said| said.contains("key-value space is full")), "{said:?}");
-    assert_eq!(stored(&bed.tell(&["get k0-0"]).await), 1, "what sets nothing goes on");
+    assert_eq!(stored(&bed.tell(&["get absent"]).await), 1, "what sets nothing goes on");
 }
