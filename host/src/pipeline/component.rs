@@ -55,7 +55,7 @@ pub struct Loaded {
     pub digest: String,
     /// The interfaces it imports.
     pub imports: Vec<String>,
-    /// How long compiling took, if it was compiled just now.
+    /// How long compiling took, if it was compiled since the start.
     pub compiled_in: Option<Duration>,
     /// With everything but its memory prepared.
     pub pre: PluginPre<HostState>,
@@ -92,6 +92,8 @@ pub struct Components {
     /// Those in use. Weak: what no stage uses is let go of.
     loaded: Mutex<HashMap<String, Weak<Loaded>>>,
     states: Mutex<HashMap<String, ComponentState>>,
+    /// How long those took that were compiled since the start.
+    compiled_in: Mutex<HashMap<String, Duration>>,
     /// One load of a component at a time: two stages of one plugin must not compile it twice. Swept when it is asked.
     loading: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -107,8 +109,8 @@ impl Components {
         let compiling = Arc::new(Semaphore::new(COMPILING_MAX));
         let fingerprint = engine::fingerprint(&engine);
         let (loaded, states) = (Mutex::default(), Mutex::default());
-        let loading = Mutex::default();
-        Ok(Components { engine, linker, dir, fingerprint, compiling, metrics, loaded, states, loading })
+        let (loading, compiled_in) = (Mutex::default(), Mutex::default());
+        Ok(Components { engine, linker, dir, fingerprint, compiling, metrics, loaded, states, compiled_in, loading })
     }
 
     /// What this broker has made of the component with `digest`.
@@ -191,14 +193,16 @@ impl Components {
     async fn load_anew(&self, digest: &str, bytes: Bytes) -> Result<Arc<Loaded>, ComponentError> {
         let imports = check(bytes.clone()).await?;
         let path = self.code_path(digest);
-        let (component, compiled_in) = match self.kept_code(&path).await {
-            Some(component) => (component, None),
+        let component = match self.kept_code(&path).await {
+            Some(component) => component,
             None => {
                 self.remember(digest, ComponentState::Compiling);
                 let (code, took) = self.compile(bytes).await?;
-                (self.keep(path, code).await?, Some(took))
+                self.remember_time(digest, took);
+                self.keep(path, code).await?
             }
         };
+        let compiled_in = self.compiled_in.lock().get(digest).copied();
         let fits = |error: wasmtime::Error| world::misfit(&imports, &error);
         let pre = self.linker.instantiate_pre(&component).map_err(fits)?;
         let pre = PluginPre::new(pre).map_err(fits)?;
@@ -207,6 +211,14 @@ impl Components {
         all.retain(|_, loaded| loaded.strong_count() > 0);
         all.insert(digest.to_owned(), Arc::downgrade(&loaded));
         Ok(loaded)
+    }
+
+    fn remember_time(&self, digest: &str, took: Duration) {
+        let mut compiled_in = self.compiled_in.lock();
+        if compiled_in.len() >= STATES_MAX {
+            compiled_in.clear(); // Only what is shown.
+        }
+        compiled_in.insert(digest.to_owned(), took);
     }
 
     fn remember(&self, digest: &str, state: ComponentState) {

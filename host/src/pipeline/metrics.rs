@@ -1,8 +1,7 @@
 //! What plugins cost and say, for `/metrics`. Invariant: labels are plugin names (bounded by the registry), the versions that
-//! stages run at the moment, and fixed words; what is known of a version goes with its last stage. Never labelled by topic,
-//! stage or message.
+//! stages run at the moment and some that they ran last, and fixed words. Never labelled by topic, stage or message.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -23,6 +22,8 @@ const COLD_BUCKETS: [f64; 8] = [0.000_05, 0.000_1, 0.000_5, 0.001, 0.005, 0.025,
 /// From a small component to a script language's on a slow core.
 const COMPILE_BUCKETS: [f64; 8] = [0.05, 0.1, 0.25, 1.0, 2.5, 5.0, 15.0, 60.0];
 
+/// Versions that are told though nothing runs them any more: one that comes back goes on counting where it was.
+const RETIRED_MAX: usize = 32;
 /// What is known of each version that runs.
 const VERSION: [&str; 2] = ["plugin", "version"];
 
@@ -62,11 +63,19 @@ struct Versions {
     cold_starts: IntCounterVec,
     memory: IntGaugeVec,
     compiled_in: GaugeVec,
-    /// Of the versions that stages run, by plugin and version.
-    live: Mutex<HashMap<(String, String), Weak<PluginMetrics>>>,
+    told: Mutex<Told>,
 }
 
-/// Those of one version of a plugin, looked up once and shared by its stages. They go with the last of them.
+/// The versions that are told, by plugin and version.
+#[derive(Debug, Default)]
+struct Told {
+    /// Those that stages run.
+    live: HashMap<(String, String), Weak<PluginMetrics>>,
+    /// Those that they ran, the first to go first.
+    retired: VecDeque<(String, String)>,
+}
+
+/// Those of one version of a plugin, looked up once and shared by its stages.
 #[derive(Debug)]
 pub struct PluginMetrics {
     of: Arc<Versions>,
@@ -129,11 +138,16 @@ impl PluginMetrics {
 
 impl Drop for PluginMetrics {
     fn drop(&mut self) {
-        let mut live = self.of.live.lock();
+        let mut told = self.of.told.lock();
         // Others may have been made for the same version in the meantime.
-        if live.get(&self.name).is_none_or(|others| others.strong_count() == 0) {
-            live.remove(&self.name);
-            self.of.forget(self.labels());
+        if told.live.get(&self.name).is_none_or(|others| others.strong_count() == 0) {
+            told.live.remove(&self.name);
+            told.retired.push_back(self.name.clone());
+            if told.retired.len() > RETIRED_MAX
+                && let Some((plugin, version)) = told.retired.pop_front()
+            {
+                self.of.forget([&plugin, &version]);
+            }
         }
     }
 }
@@ -167,7 +181,7 @@ impl Versions {
                 Opts::new("sluice_plugin_compiled_in_seconds", "Time that compiling took, if it was since the start."),
                 &VERSION,
             )?,
-            live: Mutex::default(),
+            told: Mutex::default(),
         })
     }
 
@@ -249,10 +263,11 @@ impl Metrics {
     #[must_use]
     pub fn of(&self, plugin: &str, version: &str) -> Arc<PluginMetrics> {
         let name = (plugin.to_owned(), version.to_owned());
-        let mut live = self.versions.live.lock();
-        if let Some(known) = live.get(&name).and_then(Weak::upgrade) {
+        let mut told = self.versions.told.lock();
+        if let Some(known) = told.live.get(&name).and_then(Weak::upgrade) {
             return known;
         }
+        told.retired.retain(|retired| *retired != name);
         let (of, labels) = (&self.versions, [plugin, version]);
         let messages = |verdict| of.messages.with_label_values(&[plugin, version, verdict]);
         let made = Arc::new(PluginMetrics {
@@ -271,7 +286,7 @@ impl Metrics {
             faults: CAUSES.map(|cause| of.faults.with_label_values(&[plugin, version, cause.as_str()])),
             name: name.clone(),
         });
-        live.insert(name, Arc::downgrade(&made));
+        told.live.insert(name, Arc::downgrade(&made));
         made
     }
 
@@ -280,8 +295,8 @@ impl Metrics {
     pub fn instances_of(&self, plugin: &str) -> i64 {
         // They are let go of outside of the lock: the last one takes it.
         let live: Vec<_> = {
-            let live = self.versions.live.lock();
-            live.iter().filter(|(name, _)| name.0 == plugin).filter_map(|(_, live)| live.upgrade()).collect()
+            let told = self.versions.told.lock();
+            told.live.iter().filter(|(name, _)| name.0 == plugin).filter_map(|(_, live)| live.upgrade()).collect()
         };
         live.iter().map(|of_version| of_version.instances.get()).sum()
     }
@@ -302,7 +317,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_no_stage_runs_any_more_is_not_told_any_more() {
+    fn versions_that_nothing_runs_are_told_for_a_while_and_then_no_more() {
         let registry = Registry::new();
         let metrics = Metrics::new(&registry).unwrap();
         let series = |version: &str| {
@@ -310,19 +325,21 @@ mod tests {
             let all = families.iter().flat_map(|family| family.get_metric());
             all.filter(|metric| metric.get_label().iter().any(|label| label.value() == version)).count()
         };
-        let (first, again, second) = (metrics.of("p", "1.0.0"), metrics.of("p", "1.0.0"), metrics.of("p", "2.0.0"));
+        let (first, again) = (metrics.of("p", "1.0.0"), metrics.of("p", "1.0.0"));
         first.instances.inc();
         first.compiled_in(Duration::from_secs(1));
         first.holds(10);
         first.holds(5);
         assert_eq!((first.memory.get(), metrics.instances_of("p")), (10, 1));
         let all = series("1.0.0");
-        drop(first);
-        assert_eq!(series("1.0.0"), all, "another stage runs it");
-        drop(again);
+        drop((first, again));
+        assert_eq!(metrics.of("p", "1.0.0").memory.get(), 10, "it goes on where it was");
+        for n in 0..RETIRED_MAX {
+            assert_eq!(series("1.0.0"), all);
+            drop(metrics.of("p", &format!("2.0.{n}")));
+        }
         assert_eq!(series("1.0.0"), 0);
-        assert!(series("2.0.0") > 0);
-        drop(second);
-        assert!(metrics.versions.live.lock().is_empty());
+        let told = metrics.versions.told.lock();
+        assert_eq!((told.live.len(), told.retired.len()), (0, RETIRED_MAX));
     }
 }

@@ -9,12 +9,16 @@ use serde_json::{Value, json};
 use super::super::{PublishError, PublishRequest, Published, Status};
 use crate::broker::Broker;
 use crate::catalog::Actor;
-use crate::catalog::model::{OnFault, OnReject, PluginSource, Scope, StageSpec, Topic, TopicSettings};
+use crate::catalog::model::{
+    OnFault, OnReject, PluginSource, Scope, StageSpec, SubscriptionKind, SubscriptionSettings, Topic, TopicSettings,
+};
 use crate::config::Config;
+use crate::delivery::push::signature::Scheme;
+use crate::directory::NewSubscription;
 use crate::pipeline::kv_sweep::ValueSweep;
 use crate::pipeline::tests::{guest, stage};
 use crate::pipeline::{KV_RERUNS_MAX, NewComponent};
-use crate::store::{AppendBatch, KvUse, KvWrite, StoreError, kv_namespace};
+use crate::store::{AppendBatch, KvUse, KvWrite, SeekTo, StoreError, kv_namespace};
 
 struct Bed {
     _root: tempfile::TempDir,
@@ -308,7 +312,7 @@ async fn on_the_way_out_values_are_read_and_not_set() {
     let new = NewSubscription {
         topic: Arc::clone(&bed.topic),
         consumer_group: "readers".into(),
-        settings: serde_json::from_value(json!({})).unwrap(),
+        settings: SubscriptionSettings::new(SubscriptionKind::Pull),
         signature: Scheme::default(),
         start: SeekTo::Latest,
     };
