@@ -27,6 +27,7 @@ use crate::delivery::replies::Replies;
 use crate::directory::{Directory, DirectoryError, DirectoryParts};
 use crate::entropy::Entropy;
 use crate::events::{self, Events, Thresholds};
+use crate::pipeline::kv_sweep::ValueSweep;
 use crate::pipeline::{PipelineError, PipelineOptions, Pipelines};
 use crate::publish::Publisher;
 use crate::schemas::Schemas;
@@ -213,6 +214,7 @@ impl Broker {
         let catalog = Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?;
         let plugin_options = PipelineOptions::new(&config.plugins, &data_dir);
         let pipelines = Pipelines::open(plugin_options, catalog.clone(), clock.clone(), &registry).await?;
+        pipelines.keep_values_in(&store);
         let schemas = Schemas::new(catalog.clone(), config.schemas.versions_max);
         let directory = Directory::open(DirectoryParts {
             catalog: catalog.clone(),
@@ -339,6 +341,8 @@ impl Broker {
         let (mut next_retain, mut next_trim) = (self.clock.now(), self.clock.now());
         let (mut due, mut retention, mut audit) =
             (Trouble::with("what is due"), Trouble::with("retention"), Trouble::with("trimming the audit log"));
+        let (mut sweep, mut values) =
+            (ValueSweep::default(), Trouble::with("removing plugins' values that have ended"));
         let left_out = crate::telemetry::left_out();
         let mut told = left_out.get();
         while !self.stopping.is_cancelled() {
@@ -347,6 +351,7 @@ impl Broker {
             let next = ticked.ok().flatten();
             if self.clock.now() >= next_retain {
                 retention.heard(self.store.retain().await.as_ref().err());
+                values.heard(sweep.step(&*self.store, self.clock.now()).await.as_ref().err());
                 next_retain = self.clock.now().plus(RETAIN_EVERY);
                 if left_out.get() > told {
                     tracing::warn!(lines = left_out.get() - told, "the log left lines out: it had said the same often");

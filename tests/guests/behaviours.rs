@@ -26,6 +26,8 @@ macro_rules! misdeeds {
             log print forged_log
             // Powers that it has not.
             file net env
+            // Powers that it has, and abuses.
+            kv_key kv_value kv_sets kv_index figures figure_names schema_late
         }
     };
 }
@@ -34,7 +36,7 @@ macro_rules! misdeeds {
 #[macro_export]
 macro_rules! configures {
     ($with:ident) => {
-        $with! { configure_spin configure_panic configure_bomb configure_recurse configure_refuse configure_log }
+        $with! { configure_spin configure_panic configure_bomb configure_recurse configure_refuse configure_log configure_kv configure_schemas }
     };
 }
 

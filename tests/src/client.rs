@@ -109,6 +109,17 @@ impl Client {
         })
     }
 
+    /// Opens a stream of events at `GET /api/v1{path}`.
+    ///
+    /// # Panics
+    /// When it is refused.
+    pub async fn events(&self, path: &str) -> Stream {
+        let request = self.http.get(format!("{}/api/v1{path}", self.url)).bearer_auth(&self.token);
+        let response = request.send().await.expect("the broker answers");
+        assert_eq!(response.status().as_u16(), 200, "{path}");
+        Stream::new(response, self.clone(), "")
+    }
+
     /// Creates a topic of this name and type (`Queue` or `PubSub`), else as by default.
     pub async fn create_topic(&self, name: &str, kind: &str) -> Value {
         self.post("/topics", &serde_json::json!({"name": name, "type": kind})).await.expect(201)
@@ -145,6 +156,13 @@ impl Client {
     pub async fn metric(&self, series: &str) -> Option<f64> {
         let metrics = self.get("//metrics").await.text();
         metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' ')?.parse().ok())
+    }
+
+    /// The sum of all series that begin so.
+    pub async fn metric_sum(&self, start: &str) -> f64 {
+        let metrics = self.get("//metrics").await.text();
+        let of = |line: &str| line.strip_prefix(start)?.rsplit_once(' ')?.1.parse::<f64>().ok();
+        metrics.lines().filter_map(of).sum()
     }
 
     /// `DELETE /api/v1{path}`.

@@ -65,6 +65,15 @@ pub fn edits() -> &'static [u8] {
     COMPONENT.get_or_init(|| build("edits"))
 }
 
+/// The component of `tests/guests/powers`: uses values, figures and schemas as the header `do` of each message says.
+///
+/// # Panics
+/// When it cannot be built.
+pub fn powers() -> &'static [u8] {
+    static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
+    COMPONENT.get_or_init(|| build("powers"))
+}
+
 /// A component from the text of `tests/guests/raw.wat`, with this in its module and in its function `process`.
 ///
 /// # Panics

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use sluice::clock::{Clock, Timestamp};
 use sluice::message::{GroupId, Message, MessageId, MessageMeta, Partition, Position, StageRef, TopicId};
 use sluice::store::{
-    AppendBatch, AppendItem, AppendOutcome, DedupKey, Entry, Failure, GroupSpec, GroupStats, Lease, LeaseRef,
+    AppendBatch, AppendItem, AppendOutcome, DedupKey, Entry, Failure, GroupSpec, GroupStats, KvUse, Lease, LeaseRef,
     LeaseRequest, MessageStore, Mode, Page, ReadFrom, ReadRequest, SeekTo, Settle, SettleRefused, Settled, Settlement,
     TopicSpec,
 };
@@ -105,7 +105,15 @@ pub fn item(message: Message) -> AppendItem {
 /// A batch for [`TOPIC`] on the first revision.
 #[must_use]
 pub fn batch(items: Vec<AppendItem>) -> AppendBatch {
-    AppendBatch { topic: TOPIC, revision: 1, items, all_or_nothing: false, kv: Vec::new(), replays: Vec::new() }
+    AppendBatch {
+        topic: TOPIC,
+        revision: 1,
+        items,
+        all_or_nothing: false,
+        kv: Vec::new(),
+        values: KvUse::default(),
+        replays: Vec::new(),
+    }
 }
 
 /// The payload as text.

@@ -41,6 +41,16 @@ impl Stream {
         Some(Delivery::new(message, self.client.clone(), &self.group))
     }
 
+    /// The data of the next event, as JSON.
+    ///
+    /// # Panics
+    /// When none comes within [`wait::PATIENCE`], the stream ends, or it is no JSON.
+    pub async fn next_json(&mut self) -> serde_json::Value {
+        let next = tokio::time::timeout(wait::PATIENCE, self.event());
+        let data = next.await.expect("an event comes").expect("the stream goes on");
+        serde_json::from_str(&data).unwrap_or_else(|error| panic!("{error}: {data}"))
+    }
+
     /// Whether the broker ends the stream, after whatever it still sends.
     pub async fn ends(mut self) -> bool {
         let end = async { while self.event().await.is_some() {} };

@@ -32,6 +32,7 @@ mod outside;
 mod pipeline_revisions;
 mod pipelines;
 mod plugin_versions;
+mod powers;
 mod receivers;
 mod reload;
 mod request_reply;

@@ -17,6 +17,7 @@ mod openapi;
 pub mod page;
 mod pipeline_revisions;
 mod pipelines;
+mod plugin_logs;
 mod plugin_powers;
 mod plugin_versions;
 mod plugins;
@@ -114,6 +115,7 @@ fn described() -> (Router<Api>, OpenApi) {
         .merge(plugin_versions::routes())
         .merge(plugin_powers::routes())
         .merge(pipeline_revisions::routes())
+        .merge(plugin_logs::routes())
         .merge(brokers::routes())
         .merge(audit::routes())
         .merge(health::routes())

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use clap::Args;
 use futures_util::{Stream, StreamExt as _};
 use http::Method;
-use http::header::{CONTENT_TYPE, DATE, ETAG, IF_MATCH};
+use http::header::{ACCEPT, CONTENT_TYPE, DATE, ETAG, IF_MATCH};
 use serde_json::Value;
 use url::{Host, Url};
 
@@ -182,7 +182,16 @@ impl Client {
     ) -> Result<LineAnswers<'_>, Failure> {
         let body = reqwest::Body::wrap_stream(lines.map(Ok::<Bytes, Infallible>));
         let request = self.request(Method::POST, &api(path), Query::default()).timeout(NO_TIMEOUT);
-        let request = request.header(CONTENT_TYPE, "application/x-ndjson").body(body);
+        self.stream(request.header(CONTENT_TYPE, "application/x-ndjson").body(body), false).await
+    }
+
+    /// GET of Server-Sent Events, whose data are read.
+    pub(super) async fn get_events(&self, path: &[&str], query: Query) -> Result<LineAnswers<'_>, Failure> {
+        let request = self.request(Method::GET, &api(path), query).timeout(NO_TIMEOUT);
+        self.stream(request.header(ACCEPT, "text/event-stream"), true).await
+    }
+
+    async fn stream(&self, request: reqwest::RequestBuilder, events: bool) -> Result<LineAnswers<'_>, Failure> {
         // The head comes at once, whatever is sent; a refusal comes whole.
         let begun = async {
             let response = request.send().await.map_err(|error| self.unreachable(error))?;
@@ -193,7 +202,7 @@ impl Client {
             Err(self.foreign("no stream of answers came".to_owned()))
         };
         let response = tokio::time::timeout(SILENCE_MAX, begun).await.unwrap_or_else(|_| Err(self.silent()))?;
-        Ok(LineAnswers { client: self, response, held: BytesMut::new() })
+        Ok(LineAnswers { client: self, response, held: BytesMut::new(), events })
     }
 
     /// POST of a CloudEvent in JSON, under a key of its publisher's own if there is one.
@@ -360,6 +369,8 @@ pub(super) struct LineAnswers<'a> {
     client: &'a Client,
     response: reqwest::Response,
     held: BytesMut,
+    /// They are the data of events, with lines around them that say nothing else.
+    events: bool,
 }
 
 impl LineAnswers<'_> {
@@ -370,10 +381,11 @@ impl LineAnswers<'_> {
             if let Some(end) = self.held[looked..].iter().position(|byte| *byte == b'\n') {
                 let line = self.held.split_to(looked + end + 1);
                 looked = 0;
-                if line.trim_ascii().is_empty() {
+                let data = if self.events { line.strip_prefix(b"data:").unwrap_or_default() } else { &line[..] };
+                if data.trim_ascii().is_empty() {
                     continue; // The broker is there, and has nothing to say.
                 }
-                let read = serde_json::from_slice(&line);
+                let read = serde_json::from_slice(data);
                 return read.map(Some).map_err(|error| self.client.foreign(format!("a line of the answer: {error}")));
             }
             looked = self.held.len();

@@ -17,6 +17,7 @@ mod message;
 mod output;
 mod pipeline;
 mod plugin;
+mod plugin_logs;
 mod plugin_push;
 mod publish;
 mod publish_lines;

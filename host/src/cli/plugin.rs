@@ -8,6 +8,7 @@ use super::arguments::Noun;
 use super::client::{Client, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
+use super::plugin_logs;
 use super::plugin_push::{self, PULL_AFTER_HELP, PUSH_AFTER_HELP, PullArgs, PushArgs};
 use super::rollout;
 
@@ -26,6 +27,7 @@ A plugin is pushed, or comes from the directory of `sluice serve --plugins-dir`:
 Examples:
   sluice plugin list
   sluice plugin get redact
+  sluice plugin logs redact --follow
   sluice plugin push orders-check@1.3.0.wasm
   sluice plugin allow orders-check kv";
 
@@ -45,6 +47,18 @@ pub(super) enum Action {
     List {
         #[command(flatten)]
         part: Part,
+    },
+    /// Show what a plugin says
+    #[command(after_help = "Examples:\n  sluice plugin logs redact\n  sluice plugin logs redact --follow")]
+    Logs {
+        /// Its name
+        name: String,
+        /// Go on with what it says from now on, until interrupted
+        #[arg(long, short)]
+        follow: bool,
+        /// So many of the last lines that are kept
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=200))]
+        limit: u64,
     },
     /// Show one plugin: its versions, where it is bound, its last error
     #[command(after_help = "Example:\n  sluice plugin get redact")]
@@ -100,6 +114,7 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
             let plugins = client.list(&["plugins"], "plugins", *part, &[]).await?;
             show(output, &Value::Array(plugins.clone()), &plugins)
         }
+        Action::Logs { name, follow, limit } => plugin_logs::run(&client, output, name, (*limit, *follow)).await,
         Action::Get { name } => {
             let plugin = client.get(&["plugins", name], Query::default()).await?.body;
             show(output, &plugin, std::slice::from_ref(&plugin))

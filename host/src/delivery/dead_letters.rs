@@ -16,7 +16,7 @@ use crate::entropy::Entropy;
 use crate::message::{DeadLetterFacts, GroupId, Message, MessageId, Position};
 use crate::pipeline::Pipelines;
 use crate::publish::{PublishError, PublishRequest, Publisher};
-use crate::store::{AppendBatch, AppendItem, AppendOutcome, Entry, MessageStore, Page, StoreError};
+use crate::store::{AppendBatch, AppendItem, AppendOutcome, Entry, KvUse, MessageStore, Page, StoreError};
 
 /// Dead letters read at once while replaying many.
 const PAGE: usize = 100;
@@ -338,6 +338,7 @@ impl DeadLetters {
                 items: vec![item],
                 all_or_nothing: true,
                 kv: Vec::new(),
+                values: KvUse::default(),
                 replays: vec![dead_letter],
             };
             match self.store.append(batch).await {

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use crate::catalog::model::{OnFault, Scope};
 use crate::clock::Clock;
-use crate::message::TopicName;
+use crate::message::{TopicId, TopicName};
+use crate::store::kv_namespace;
 use crate::telemetry::Stopwatch;
 
 use super::breaker::Admission;
 use super::call::{Call, Edit, Item, Powers};
 use super::draft::{Draft, FaultCause, Processed, Rejection, Said, StageFault, StageWord, Verdict};
 use super::instance::{Failure, Instance};
-use super::limits::{CALL_BYTES_MAX, PAYLOAD_BYTES_MAX, PRODUCED_BYTES_MAX, RUN_GROWTH_BYTES_MAX};
+use super::kv::{CallValues, KvRun};
+use super::limits::{CALL_BYTES_MAX, KV_RERUNS_MAX, PAYLOAD_BYTES_MAX, PRODUCED_BYTES_MAX, RUN_GROWTH_BYTES_MAX};
 use super::plugin_log::LogLevel;
 use super::revision::Revision;
 use super::rollout::compare::{self, Made};
@@ -28,8 +30,11 @@ pub struct Batch<'a> {
     of: Of<'a>,
     shadow: Option<&'a Shadow>,
     topic: &'a TopicName,
+    topic_id: TopicId,
     clock: &'a Clock,
     outbound: bool,
+    /// None on the way out.
+    kv: Option<KvRun>,
     payload_bytes_max: usize,
     /// Those that still go on.
     items: Vec<Item>,
@@ -53,6 +58,8 @@ pub struct Of<'a> {
     pub payload_bytes_max: u64,
     /// Bytes that the messages may grow by, all together.
     pub growable: u64,
+    /// What their stages do with values is part of this; none on the way out, and where it is thrown away.
+    pub kv: Option<&'a KvRun>,
 }
 
 /// What a stage said of one message.
@@ -77,13 +84,17 @@ pub fn run_with(
 ) -> (Vec<Processed>, u64) {
     let len = drafts.len();
     let item = |(at, draft): (usize, Draft)| Item { at, lot: draft.lot(), draft, emitted: Vec::new() };
+    let outbound = matches!(of.scope, Scope::Subscription(..));
+    let values = || of.kv.cloned().unwrap_or_else(|| KvRun::detached(len));
     let mut batch = Batch {
         revision,
         of,
         shadow,
+        kv: (!outbound && revision.keeps_values()).then(values),
         topic: of.topic,
+        topic_id: topic_of(of.scope),
         clock,
-        outbound: matches!(of.scope, Scope::Subscription(..)),
+        outbound,
         payload_bytes_max: usize::try_from(of.payload_bytes_max).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX),
         items: drafts.into_iter().enumerate().map(item).collect(),
         done: (0..len).map(|_| None).collect(),
@@ -302,11 +313,16 @@ impl Batch<'_> {
             outbound: self.outbound,
         };
         let items = std::mem::take(&mut self.items);
-        let call = Call::new(self.topic.clone(), items, window.clone(), powers, self.producible);
-        let (call, said) = instance.process(call, stage.timeout, &self.revision.machine.ticker);
+        let mut call = Call::new(self.topic.clone(), items, window.clone(), powers, self.producible);
+        call.values = self.values(stage, &call);
+        let (mut call, said) = instance.process(call, stage.timeout, &self.revision.machine.ticker);
         self.items = call.items;
+        let values = call.values.take();
         let failure = match said {
             Ok(()) => {
+                if let Some(values) = values {
+                    values.end();
+                }
                 *held = Some(instance);
                 self.producible = call.producible;
                 stage.breaker.succeeded();
@@ -317,6 +333,10 @@ impl Batch<'_> {
             }
             Err(failure) => failure,
         };
+        if values.is_some_and(|values| values.was_refused()) {
+            stage.dispose(instance);
+            return Err((changed_too_often(), Blame::Stage));
+        }
         if failure.cause == FaultCause::Failed {
             *held = Some(instance);
         } else {
@@ -334,6 +354,18 @@ impl Batch<'_> {
         Err((failure, Blame::Messages))
     }
 
+    /// The plugin's values, for a plugin that keeps some. On the way out they are those of the messages' topic, to read.
+    fn values(&self, stage: &Stage, call: &Call) -> Option<CallValues> {
+        if !stage.keeps_values() {
+            return None;
+        }
+        let machine = &self.revision.machine;
+        let places = call.items[call.window.clone()].iter().map(|item| item.at);
+        let namespace = kv_namespace(self.topic_id, &stage.plugin);
+        let store = machine.store.get().cloned();
+        Some(CallValues::new(namespace, (store, self.clock.clone()), self.kv.clone(), places))
+    }
+
     /// Turns the stage's words into verdicts; who is done leaves the batch.
     fn judge(&mut self, stage: &Arc<Stage>, words: Vec<Option<Word>>, share: Duration) -> Figures {
         let before = std::mem::take(&mut self.items);
@@ -341,7 +373,12 @@ impl Batch<'_> {
         for (mut item, word) in before.into_iter().zip(words) {
             let word = word.expect("every window ends in a word for each of its messages");
             let emitted = item.emitted.len();
-            let (said, verdict) = match self.grow(&item, word) {
+            let was_edit = matches!(word, Word::Edit(_));
+            let word = self.grow(&item, word);
+            if let (true, Word::Fault(_), Some(kv)) = (was_edit, &word, &self.kv) {
+                kv.undo(item.at, &kv_namespace(self.topic_id, &stage.plugin));
+            }
+            let (said, verdict) = match word {
                 Word::Edit(edit) => edited(stage, &mut item, edit),
                 Word::Fault(failure) => faulted(stage, failure),
             };
@@ -402,6 +439,17 @@ fn open(stage: &Stage) -> Failure {
     Failure { cause: FaultCause::BreakerOpen, detail: detail.into() }
 }
 
+fn changed_too_often() -> Failure {
+    let detail = format!("values that it reads were changed by others {} times in a row", KV_RERUNS_MAX + 1);
+    Failure { cause: FaultCause::Failed, detail: detail.into() }
+}
+
+fn topic_of(scope: Scope) -> TopicId {
+    match scope {
+        Scope::Topic(topic) | Scope::Subscription(topic, _) => topic,
+    }
+}
+
 fn fault(words: &mut [Option<Word>], window: Range<usize>, failure: &Failure) {
     for word in &mut words[window] {
         *word = Some(Word::Fault(failure.clone()));
@@ -429,6 +477,7 @@ fn edited(stage: &Stage, item: &mut Item, mut edit: Edit) -> (Said, Option<Verdi
     let (counter, word) =
         if edit.is_change() { (&metrics.changed, Said::Changed) } else { (&metrics.passed, Said::Pass) };
     counter.inc();
+    metrics.emitted.inc_by(edit.emitted() as u64);
     edit.apply(item);
     (word, None)
 }

@@ -3,9 +3,11 @@
 
 wasmtime::component::bindgen!({
     path: "../wit",
-    world: "plugin",
+    world: "plugin-with-powers",
     imports: { default: trappable },
     ownership: Borrowing { duplicate_if_necessary: true },
 });
 
-pub use self::sluice::plugin::{log, types};
+pub use self::PluginWithPowers as Plugin;
+pub use self::PluginWithPowersPre as PluginPre;
+pub use self::sluice::plugin::{kv, log, metrics, schemas, types};

@@ -12,6 +12,7 @@ use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, TopicName, has_control};
 
 use super::bindings::types::Column;
 use super::draft::{Draft, Emitted, Lot, PayloadFault};
+use super::kv::CallValues;
 use super::limits::{self, cut};
 
 type Headers = Vec<(Arc<str>, Arc<str>)>;
@@ -51,6 +52,12 @@ impl Edit {
     #[must_use]
     pub fn is_change(&self) -> bool {
         self.payload.is_some() || self.content_type.is_some() || self.headers.is_some() || self.key.is_some()
+    }
+
+    /// Messages that were emitted with it.
+    #[must_use]
+    pub fn emitted(&self) -> usize {
+        self.emitted.len()
     }
 
     /// Bytes that the message, and what is emitted with it, will have more than before.
@@ -113,6 +120,8 @@ pub struct Call {
     pub powers: Powers,
     /// Bytes that all stages of the batch may still make.
     pub producible: u64,
+    /// The plugin's values, if it has asked for that power.
+    pub values: Option<CallValues>,
     copyable: u64,
     emits_left: u32,
 }
@@ -123,7 +132,7 @@ impl Call {
     pub fn new(topic: TopicName, items: Vec<Item>, window: Range<usize>, powers: Powers, producible: u64) -> Call {
         let edits = window.clone().map(|_| Edit::default()).collect();
         let (copyable, emits_left) = (limits::COPIED_BYTES_MAX, limits::EMITS_MAX);
-        Call { topic, items, window, edits, powers, producible, copyable, emits_left }
+        Call { topic, items, window, edits, powers, producible, values: None, copyable, emits_left }
     }
 
     fn place(&self, i: u32) -> Result<usize> {
@@ -132,6 +141,14 @@ impl Call {
             return Ok(place);
         }
         Err(Error::msg(format!("message index {i} is out of range: the batch has {}", self.window.len())))
+    }
+
+    pub(super) fn place_in_window(&self, i: u32) -> Result<usize> {
+        Ok(self.place(i)? - self.window.start)
+    }
+
+    pub(super) fn values(&mut self) -> Result<&mut CallValues> {
+        self.values.as_mut().ok_or_else(|| Error::msg("its component does not import sluice:plugin/kv"))
     }
 
     pub(super) fn draft(&self, i: u32) -> Result<&Draft> {

@@ -193,9 +193,19 @@ impl Pipelines {
         resolved: &[ResolvedStage],
         before: Option<&Revision>,
     ) -> (Vec<Step>, Vec<(usize, NotBuilt)>) {
+        self.build_anew(resolved, before, |_| true).await
+    }
+
+    /// As [`Pipelines::build`], but of those before only what `stays`.
+    pub(super) async fn build_anew(
+        &self,
+        resolved: &[ResolvedStage],
+        before: Option<&Revision>,
+        stays: impl Fn(&Stage) -> bool,
+    ) -> (Vec<Step>, Vec<(usize, NotBuilt)>) {
         let (mut steps, mut faults) = (Vec::with_capacity(resolved.len()), Vec::new());
         for (at, resolved) in resolved.iter().enumerate() {
-            match self.build_step(resolved, before).await {
+            match self.build_step(resolved, before, &stays).await {
                 Ok(step) => steps.push(step),
                 Err(why) => faults.push((at, why)),
             }
@@ -203,10 +213,15 @@ impl Pipelines {
         (steps, faults)
     }
 
-    async fn build_step(&self, resolved: &ResolvedStage, before: Option<&Revision>) -> Result<Step, NotBuilt> {
-        let stage = self.taken_over_or_built(resolved.stable(), before).await?;
+    async fn build_step(
+        &self,
+        resolved: &ResolvedStage,
+        before: Option<&Revision>,
+        stays: &impl Fn(&Stage) -> bool,
+    ) -> Result<Step, NotBuilt> {
+        let stage = self.taken_over_or_built(resolved.stable(), before, stays).await?;
         let Some(tried) = resolved.candidate() else { return Ok(Step { stage, candidate: None }) };
-        let tried = self.taken_over_or_built(tried, before).await?;
+        let tried = self.taken_over_or_built(tried, before, stays).await?;
         Ok(self.step(resolved, stage, Some(tried), before))
     }
 
@@ -215,10 +230,12 @@ impl Pipelines {
         &self,
         resolved: ResolvedStage,
         before: Option<&Revision>,
+        stays: &impl Fn(&Stage) -> bool,
     ) -> Result<Arc<Stage>, NotBuilt> {
         let steps = before.map_or(&[][..], |before| &before.steps);
         let tried = steps.iter().filter_map(|step| step.candidate.as_ref()).map(|candidate| &candidate.stage);
-        let same = steps.iter().map(|step| &step.stage).chain(tried).find(|stage| stage.resolved == resolved);
+        let same =
+            steps.iter().map(|step| &step.stage).chain(tried).find(|stage| stage.resolved == resolved && stays(stage));
         match same {
             Some(same) => Ok(Arc::clone(same)),
             None => self.build_one(&resolved).await,

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -57,6 +58,8 @@ pub struct Loaded {
     pub imports: Vec<String>,
     /// What it says that its configs look like.
     pub config_schema: Option<ConfigSchema>,
+    /// How long compiling took, if it was compiled since the start.
+    pub compiled_in: Option<Duration>,
     /// With everything but its memory prepared.
     pub pre: PluginPre<HostState>,
 }
@@ -92,6 +95,8 @@ pub struct Components {
     /// Those in use. Weak: what no stage uses is let go of.
     loaded: Mutex<HashMap<String, Weak<Loaded>>>,
     states: Mutex<HashMap<String, ComponentState>>,
+    /// How long those took that were compiled since the start.
+    compiled_in: Mutex<HashMap<String, Duration>>,
     /// One load of a component at a time: two stages of one plugin must not compile it twice. Swept when it is asked.
     loading: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -107,8 +112,8 @@ impl Components {
         let compiling = Arc::new(Semaphore::new(COMPILING_MAX));
         let fingerprint = engine::fingerprint(&engine);
         let (loaded, states) = (Mutex::default(), Mutex::default());
-        let loading = Mutex::default();
-        Ok(Components { engine, linker, dir, fingerprint, compiling, metrics, loaded, states, loading })
+        let (loading, compiled_in) = (Mutex::default(), Mutex::default());
+        Ok(Components { engine, linker, dir, fingerprint, compiling, metrics, loaded, states, compiled_in, loading })
     }
 
     /// What this broker has made of the component with `digest`.
@@ -196,18 +201,28 @@ impl Components {
             Some(component) => component,
             None => {
                 self.remember(digest, ComponentState::Compiling);
-                let code = self.compile(bytes).await?;
+                let (code, took) = self.compile(bytes).await?;
+                self.remember_time(digest, took);
                 self.keep(path, code).await?
             }
         };
+        let compiled_in = self.compiled_in.lock().get(digest).copied();
         let fits = |error: wasmtime::Error| world::misfit(&imports, &error);
         let pre = self.linker.instantiate_pre(&component).map_err(fits)?;
         let pre = PluginPre::new(pre).map_err(fits)?;
-        let loaded = Arc::new(Loaded { digest: digest.to_owned(), imports, config_schema, pre });
+        let loaded = Arc::new(Loaded { digest: digest.to_owned(), imports, config_schema, compiled_in, pre });
         let mut all = self.loaded.lock();
         all.retain(|_, loaded| loaded.strong_count() > 0);
         all.insert(digest.to_owned(), Arc::downgrade(&loaded));
         Ok(loaded)
+    }
+
+    fn remember_time(&self, digest: &str, took: Duration) {
+        let mut compiled_in = self.compiled_in.lock();
+        if compiled_in.len() >= STATES_MAX {
+            compiled_in.clear(); // Only what is shown.
+        }
+        compiled_in.insert(digest.to_owned(), took);
     }
 
     fn remember(&self, digest: &str, state: ComponentState) {
@@ -220,7 +235,7 @@ impl Components {
 
     /// On a thread of the lowest priority: compiling takes seconds, and traffic must not feel it. The thread ends with it,
     /// and gives back what it took, which is a hundred times what comes out.
-    async fn compile(&self, bytes: Bytes) -> Result<Vec<u8>, ComponentError> {
+    async fn compile(&self, bytes: Bytes) -> Result<(Vec<u8>, Duration), ComponentError> {
         let gone = || ComponentError::Unavailable("the broker is stopping".to_owned());
         let turn = Arc::clone(&self.compiling).acquire_owned().await.map_err(|_| gone())?;
         let (reply, compiled) = oneshot::channel();
@@ -229,9 +244,10 @@ impl Components {
             give_way();
             let watch = Stopwatch::start();
             let compiled = compile(&bytes);
-            metrics.compiled(watch.elapsed());
+            let took = watch.elapsed();
+            metrics.compiled(took);
             // Whoever asked may have gone.
-            let _ = reply.send(compiled);
+            let _ = reply.send(compiled.map(|code| (code, took)));
             drop(turn);
         };
         let started = thread::Builder::new().name("plugin-compiler".to_owned()).spawn(compiling);

@@ -7,21 +7,22 @@ use wasmtime::component::{Resource, ResourceTable};
 use wasmtime::{Error, Result};
 use wasmtime_wasi::{WasiCtx, WasiCtxView, WasiView};
 
-use crate::clock::Clock;
-
+use super::asked_schemas::AskedSchemas;
 use super::bindings::log;
 use super::bindings::types::{self, Batch, Column};
 use super::call::{Call, check_key, check_payload};
 use super::draft::PayloadFault;
+use super::figures::Figures;
+use super::instance::Recipe;
 use super::limits::{self, CpuBudget, MemoryLimit, cut};
-use super::plugin_log::{LogLevel, LogStream, PluginLog};
+use super::plugin_log::{LogLevel, LogStream, StageLog};
 use super::sandbox;
 
 /// What a store holds.
 pub struct HostState {
     wasi: WasiCtx,
     table: ResourceTable,
-    log: Arc<PluginLog>,
+    log: StageLog,
     stderr: LogStream,
     /// What the call under way may compute.
     pub cpu: CpuBudget,
@@ -29,19 +30,25 @@ pub struct HostState {
     pub memory: MemoryLimit,
     /// The batch, while `process` runs.
     pub call: Option<Call>,
+    /// The plugin's own.
+    pub figures: Arc<Figures>,
+    /// What may be asked for, while `configure` runs.
+    pub schemas: Option<Arc<AskedSchemas>>,
 }
 
 impl HostState {
-    /// Of an instance that logs to `log` and may hold `memory_bytes`.
+    /// Of an instance of `recipe`, before it is configured.
     #[must_use]
-    pub fn new(log: Arc<PluginLog>, clock: Clock, memory_bytes: usize) -> HostState {
-        let stdout = LogStream::new(Arc::clone(&log), LogLevel::Info);
-        let stderr = LogStream::new(Arc::clone(&log), LogLevel::Warn);
+    pub fn new(recipe: &Recipe) -> HostState {
+        let (log, clock, memory_bytes) = (recipe.log.clone(), recipe.clock.clone(), recipe.memory_bytes);
+        let stdout = LogStream::new(log.clone(), LogLevel::Info);
+        let stderr = LogStream::new(log.clone(), LogLevel::Warn);
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::HANDLES_MAX);
         let wasi = sandbox::context(clock, stdout, stderr.clone());
         let (cpu, memory) = (CpuBudget::new(), MemoryLimit::new(memory_bytes));
-        HostState { wasi, table, log, stderr, cpu, memory, call: None }
+        let (figures, schemas) = (Arc::clone(&recipe.figures), Some(Arc::clone(&recipe.schemas)));
+        HostState { wasi, table, log, stderr, cpu, memory, call: None, figures, schemas }
     }
 
     /// What the guest last wrote to stderr: the text of a panic.
@@ -50,7 +57,7 @@ impl HostState {
         self.stderr.take_last()
     }
 
-    fn call(&mut self) -> Result<&mut Call> {
+    pub(super) fn call(&mut self) -> Result<&mut Call> {
         self.call.as_mut().ok_or_else(|| Error::msg("the batch was used outside of `process`"))
     }
 }

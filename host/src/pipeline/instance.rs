@@ -9,14 +9,17 @@ use wasmtime::{PoolConcurrencyLimitError, Store, Trap, UpdateDeadline};
 
 use crate::clock::{Clock, Timestamp};
 
+use super::asked_schemas::AskedSchemas;
+use super::backtrace;
 use super::bindings::Plugin;
 use super::call::Call;
 use super::component::Loaded;
 use super::draft::FaultCause;
 use super::engine::Ticker;
+use super::figures::Figures;
 use super::host_state::HostState;
 use super::limits::{CONFIGURE_TIMEOUT, HOSTCALL_BYTES_MAX, REASON_BYTES_MAX, cut};
-use super::plugin_log::PluginLog;
+use super::plugin_log::StageLog;
 use super::secrets::Mask;
 
 /// A failure of the plugin, as opposed to its word on a message.
@@ -71,9 +74,13 @@ pub struct Recipe {
     /// Bytes that it may hold.
     pub memory_bytes: usize,
     /// Where it logs.
-    pub log: Arc<PluginLog>,
+    pub log: StageLog,
     /// What time it is.
     pub clock: Clock,
+    /// The plugin's own.
+    pub figures: Arc<Figures>,
+    /// What the stage's instances have asked for.
+    pub schemas: Arc<AskedSchemas>,
 }
 
 /// An instance, configured.
@@ -101,8 +108,7 @@ impl Instance {
     /// # Errors
     /// See [`StartError`].
     pub fn start(recipe: &Recipe, ticker: &Ticker) -> Result<Instance, StartError> {
-        let state = HostState::new(Arc::clone(&recipe.log), recipe.clock.clone(), recipe.memory_bytes);
-        let mut store = Store::new(recipe.loaded.pre.engine(), state);
+        let mut store = Store::new(recipe.loaded.pre.engine(), HostState::new(recipe));
         store.limiter(|state| &mut state.memory);
         store.set_hostcall_fuel(HOSTCALL_BYTES_MAX);
         store.epoch_deadline_callback(|mut context| {
@@ -123,6 +129,7 @@ impl Instance {
             Ok(Err(error)) => return Err(StartError::Config(cut(error.message, REASON_BYTES_MAX))),
             Err(error) => return Err(StartError::Failed(failure(&store, &error))),
         }
+        store.data_mut().schemas = None;
         let baseline = store.data().memory.used();
         Ok(Instance { store, plugin, baseline, fresh: true, last_used: recipe.clock.now(), mask: Mask::default() })
     }
@@ -145,6 +152,12 @@ impl Instance {
             Err(error) => Err(failure(&self.store, &error)),
         };
         (call, said.map_err(|failure| failure.without(&self.mask)))
+    }
+
+    /// Bytes that it holds.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.store.data().memory.used()
     }
 
     /// Whether it has not seen a batch yet.
@@ -185,6 +198,7 @@ fn failure(store: &Store<HostState>, error: &wasmtime::Error) -> Failure {
     };
     // Only a panic ends an instance right after it spoke; anything else there may be about another batch.
     let said = state.last_words().filter(|said| said.contains("panicked at"));
+    let what = backtrace::told(error).map_or_else(|| what.clone(), |frames| format!("{what}, in {frames}"));
     let detail = said.map_or_else(|| what.clone(), |said| format!("{what}; it said: {said}"));
     Failure { cause, detail: cut(detail, REASON_BYTES_MAX).into() }
 }

@@ -46,6 +46,17 @@ pub const CONFIGURE_TIMEOUT: Duration = Duration::from_secs(2);
 pub const TABLE_ELEMENTS_MAX: usize = 50_000;
 /// Handles that a guest may hold of the host's (streams, pollables): a table in the host's memory.
 pub const HANDLES_MAX: usize = 256;
+/// Bytes of a key of a plugin's values, and of a value: `wit/sluice.wit` says so.
+pub const KV_KEY_BYTES_MAX: usize = 256;
+pub const KV_VALUE_BYTES_MAX: usize = 64 * 1024;
+/// Reads and writes of values in one guest call: 32 for each message of a full one.
+pub const KV_CALLS_MAX: u32 = 4096;
+/// Bytes of the values that the stages of one request set: they wait in memory until its messages are stored.
+pub const KV_REQUEST_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Values that the stages of one request read: each is remembered, to be compared when the messages are stored.
+pub const KV_REQUEST_KEYS_MAX: usize = 16 * 1024;
+/// Times that a request is run again because values that it had read were changed by others meanwhile.
+pub const KV_RERUNS_MAX: u32 = 3;
 /// Random bytes of one request.
 pub const RANDOM_BYTES_MAX: u64 = 64 * 1024;
 

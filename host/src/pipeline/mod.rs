@@ -3,6 +3,8 @@
 //! neither the process nor its neighbours. Never stores a message, and never decides an HTTP status.
 
 mod accept;
+mod asked_schemas;
+mod backtrace;
 mod batch;
 mod bindings;
 mod breaker;
@@ -15,9 +17,13 @@ mod diff;
 mod disk;
 pub mod draft;
 mod engine;
+mod figures;
 mod follow;
+mod host_powers;
 mod host_state;
 mod instance;
+pub mod kv;
+pub mod kv_sweep;
 mod limits;
 mod metrics;
 mod named_schema;
@@ -33,7 +39,7 @@ mod secrets;
 mod signature;
 mod stage;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod validate;
 mod worker;
 mod world;
@@ -52,16 +58,19 @@ use crate::catalog::model::{PluginSource, Scope, Topic};
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Clock;
 use crate::config::Plugins;
+use crate::store::MessageStore;
 
 use self::component::Components;
 use self::draft::{Draft, Processed, Verdict};
 use self::engine::Ticker;
+use self::figures::FigureFamilies;
 use self::follow::Lagging;
+use self::kv::KvRun;
 use self::metrics::Metrics;
 use self::queue::QueueLimits;
 use self::registry::PluginRegistry;
 use self::revision::Revision;
-use self::rollout::{RolloutMetrics, Rollouts, Step};
+use self::rollout::{RolloutMetrics, Rollouts};
 use self::secrets::Secrets;
 use self::signature::TrustedKeys;
 use self::stage::{Machine, Stage};
@@ -69,7 +78,7 @@ use self::worker::Pool;
 
 pub use self::component::ComponentState;
 pub use self::diff::Difference;
-pub use self::limits::RUN_GROWTH_BYTES_MAX;
+pub use self::limits::{KV_RERUNS_MAX, RUN_GROWTH_BYTES_MAX};
 pub use self::plugin_log::{LogLevel, LogLine};
 pub use self::powers::{POWERS, powers_of};
 pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView, is_label, is_plugin_name};
@@ -205,12 +214,13 @@ pub struct Lane {
     pub scope: Scope,
     current: ArcSwap<Revision>,
     forgotten: AtomicBool,
+    value_turns: Arc<tokio::sync::RwLock<()>>,
 }
 
 impl Lane {
     fn new(scope: Scope, revision: Revision) -> Arc<Lane> {
         let (current, forgotten) = (ArcSwap::from_pointee(revision), AtomicBool::new(false));
-        Arc::new(Lane { scope, current, forgotten })
+        Arc::new(Lane { scope, current, forgotten, value_turns: Arc::default() })
     }
 
     /// The revision that a batch begins on now.
@@ -275,11 +285,13 @@ impl Pipelines {
         let trust = &options.plugins.trust;
         let trusted = TrustedKeys::read(&trust.trusted_keys).map_err(|error| internal(&error))?;
         let secrets = Secrets::in_dir(trust.secrets_dir.clone());
-        let known = PluginRegistry::new(catalog.plugin_versions().await?, clock.clone());
+        let figures = FigureFamilies::new(registry).map_err(|error| internal(&error))?;
+        let machine = Machine::new(ticker, clock.clone(), (metrics, figures), catalog.clone(), secrets);
+        let known = PluginRegistry::new(catalog.plugin_versions().await?, clock);
         let pipelines = Arc::new(Pipelines {
             options,
             catalog,
-            machine: Arc::new(Machine::new(ticker, clock, metrics, secrets)),
+            machine: Arc::new(machine),
             components,
             registry: known,
             trusted,
@@ -330,6 +342,20 @@ impl Pipelines {
     /// # Errors
     /// [`PipelineError::Overloaded`], [`PipelineError::Stopping`], or a fault of ours.
     pub async fn run(&self, scope: Scope, topic: &Topic, drafts: Vec<Draft>) -> Result<Run, PipelineError> {
+        self.run_with(scope, topic, drafts, None).await
+    }
+
+    /// As [`Pipelines::run`]; what the stages do with values is part of `kv`. Without that it is thrown away.
+    ///
+    /// # Errors
+    /// As [`Pipelines::run`].
+    pub async fn run_with(
+        &self,
+        scope: Scope,
+        topic: &Topic,
+        drafts: Vec<Draft>,
+        kv: Option<KvRun>,
+    ) -> Result<Run, PipelineError> {
         let lane = self.lane(scope);
         let revision = lane.as_ref().map(|lane| lane.current());
         let (Some(lane), Some(revision)) = (lane, revision) else {
@@ -338,10 +364,24 @@ impl Pipelines {
         if drafts.is_empty() || revision.steps.is_empty() {
             return Ok(Run { revision: revision.number, processed: drafts.into_iter().map(pass).collect() });
         }
-        let answer = self.pool.push(&lane, topic, drafts)?;
+        let answer = self.pool.push(&lane, topic, drafts, kv)?;
         answer
             .await
             .map_err(|_| PipelineError::Internal("a worker ended without an answer; the log has the cause".to_owned()))
+    }
+
+    /// Where plugins' values are from now on. Until then a plugin that asks for one traps.
+    pub fn keep_values_in(&self, store: &Arc<dyn MessageStore>) {
+        // Told once, at start; who comes second changes nothing.
+        let _first = self.machine.store.set(Arc::clone(store));
+    }
+
+    /// The turns of requests on a scope whose stages keep values: held together by those that try, alone by one that has
+    /// met a conflict, so that it ends. None if no stage of now keeps values.
+    #[must_use]
+    pub fn value_turns(&self, scope: Scope) -> Option<Arc<tokio::sync::RwLock<()>>> {
+        let lane = self.lane(scope)?;
+        lane.current.load().keeps_values().then(|| Arc::clone(&lane.value_turns))
     }
 
     /// The topic or subscription is gone. What runs for it ends on its own.
@@ -384,6 +424,12 @@ impl Pipelines {
         self.registry.log(name).recent()
     }
 
+    /// What a plugin last said, oldest first, and what it says from now on.
+    #[must_use]
+    pub fn follow_plugin_log(&self, name: &str) -> (Vec<LogLine>, tokio::sync::broadcast::Receiver<LogLine>) {
+        self.registry.log(name).follow()
+    }
+
     /// Ends what waits, then the workers. Later runs are [`PipelineError::Stopping`].
     pub async fn shutdown(&self) {
         for task in self.tasks.lock().drain(..) {
@@ -400,13 +446,8 @@ impl Pipelines {
 
     fn running_stages(&self) -> Vec<(Scope, Arc<Stage>)> {
         let lanes: Vec<Arc<Lane>> = self.lanes.read().values().cloned().collect();
-        let of = |lane: Arc<Lane>| {
-            let stages = |step: &Step| {
-                let tried = step.candidate.as_ref().map(|candidate| Arc::clone(&candidate.stage));
-                [Some(Arc::clone(&step.stage)), tried].into_iter().flatten()
-            };
-            lane.current().steps.iter().flat_map(stages).map(|stage| (lane.scope, stage)).collect::<Vec<_>>()
-        };
+        let of =
+            |lane: Arc<Lane>| lane.current().stages().map(|stage| (lane.scope, Arc::clone(stage))).collect::<Vec<_>>();
         lanes.into_iter().flat_map(of).collect()
     }
 
@@ -429,7 +470,7 @@ impl Pipelines {
             bound.sort_by(|a, b| (a.scope, &a.stage).cmp(&(b.scope, &b.stage)));
             VersionView { latest: at == 0, state: self.components.state(&version.digest), bound, version }
         });
-        let instances = usize::try_from(self.machine.metrics.of(&name).instances.get()).unwrap_or(0);
+        let instances = usize::try_from(self.machine.metrics.instances_of(&name)).unwrap_or(0);
         let (versions, lagging) = (versions.collect(), self.lagging(&name));
         PluginView { versions, lagging, last_error, instances, name }
     }

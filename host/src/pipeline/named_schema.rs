@@ -1,4 +1,4 @@
-//! `json-schema` stages that name a registered schema. Invariant: what runs holds the schema's definition itself, so a
+//! Stages that name a registered schema in their config (`json-schema`), or ask for one in `configure`. Invariant: what runs holds the schema's definition itself, so a
 //! batch never waits for the registry; a new version of the schema is a new revision of the pipelines that name it. Never
 //! looks into a definition.
 
@@ -7,6 +7,7 @@ use crate::catalog::NewRevision;
 use crate::catalog::model::{ResolvedStage, SchemaStatus, Scope, StageSpec};
 
 use super::change::shown;
+use super::stage::Stage;
 use super::{PipelineError, Pipelines};
 
 /// The plugin whose config may name a schema.
@@ -43,18 +44,23 @@ impl Pipelines {
     /// [`PipelineError::Invalid`] if a stage does not take it; the catalog's errors.
     pub async fn schema_changed(&self, id: &str, actor: &Actor) -> Result<(), PipelineError> {
         let _one_at_a_time = self.changing.lock().await;
+        let schema = self.catalog.schema(id).await?.filter(|schema| schema.status == SchemaStatus::Approved);
+        let definition = schema.as_ref().map(|schema| &*schema.definition);
         let lanes: Vec<_> = self.lanes.read().values().cloned().collect();
         for lane in lanes {
             let before = lane.current();
             let Some(record) = before.record.clone() else { continue };
-            if !record.stages.iter().any(|spec| named(spec) == Some(id)) {
+            let asked = before.stages().any(|stage| stage.is_outdated(id, definition));
+            if !asked && !record.stages.iter().any(|spec| named(spec) == Some(id)) {
                 continue;
             }
             let resolved = self.renamed(lane.scope, &record.stages, &record.resolved).await?;
-            if resolved == record.resolved {
+            if resolved == record.resolved && !asked {
                 continue;
             }
-            let (built, faults) = self.build(&resolved, Some(&before)).await;
+            // A stage that has asked for it is configured anew, though nothing of it is other than before.
+            let stays = |stage: &Stage| !stage.is_outdated(id, definition);
+            let (built, faults) = self.build_anew(&resolved, Some(&before), stays).await;
             if let Some((at, why)) = faults.into_iter().next() {
                 let why = format!("the stage '{}' of {}: {why}", resolved[at].spec.name, shown(lane.scope));
                 return Err(PipelineError::Invalid(vec![(String::new(), why)]));

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::io::AsyncWrite;
+use tokio::sync::broadcast;
 use utoipa::ToSchema;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
@@ -22,6 +23,8 @@ const LINE_BYTES_MAX: usize = 4 * 1024;
 const LINES_PER_SECOND_MAX: u32 = 100;
 /// Lines of one plugin that can be read back.
 const RECENT_MAX: usize = 200;
+/// Lines that a follower may be behind.
+const FOLLOWED_MAX: usize = 256;
 /// Bytes that a stream takes at once: it is also what a guest can make the host allocate.
 const WRITE_BYTES_MAX: usize = 64 * 1024;
 
@@ -46,8 +49,19 @@ pub struct LogLine {
     pub at: Timestamp,
     /// How grave.
     pub level: LogLevel,
+    /// The plugin's version and the stage that ran it, if a stage did.
+    pub from: Option<Speaker>,
     /// What.
     pub text: Arc<str>,
+}
+
+/// Who of a plugin says it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Speaker {
+    /// The plugin's version.
+    pub version: Arc<str>,
+    /// The stage.
+    pub stage: Arc<str>,
 }
 
 /// The log of one plugin, shared by its instances.
@@ -64,6 +78,8 @@ struct State {
     lines: u32,
     left_out: u32,
     recent: VecDeque<LogLine>,
+    /// Those who read along, while there are any.
+    followers: Option<broadcast::Sender<LogLine>>,
 }
 
 impl PluginLog {
@@ -79,8 +95,21 @@ impl PluginLog {
         self.state.lock().recent.iter().cloned().collect()
     }
 
-    /// Writes one line, or leaves it out in a flood.
+    /// The last lines, oldest first, and those to come. Who reads slowly loses lines, and is told how many.
+    #[must_use]
+    pub fn follow(&self) -> (Vec<LogLine>, broadcast::Receiver<LogLine>) {
+        let mut state = self.state.lock();
+        let followers = state.followers.get_or_insert_with(|| broadcast::Sender::new(FOLLOWED_MAX));
+        let to_come = followers.subscribe();
+        (state.recent.iter().cloned().collect(), to_come)
+    }
+
+    /// Writes one line that no stage says, or leaves it out in a flood.
     pub fn write(&self, level: LogLevel, text: String) {
+        self.write_from(None, level, text);
+    }
+
+    fn write_from(&self, from: Option<&Speaker>, level: LogLevel, text: String) {
         let now = self.clock.now();
         let left_out = {
             let mut state = self.state.lock();
@@ -97,17 +126,16 @@ impl PluginLog {
             left_out
         };
         if left_out > 0 {
-            self.keep(
-                now,
-                LogLevel::Warn,
-                format!("{left_out} lines were left out: more than {LINES_PER_SECOND_MAX} a second"),
-            );
+            let text = format!("{left_out} lines were left out: more than {LINES_PER_SECOND_MAX} a second");
+            self.keep(LogLine { at: now, level: LogLevel::Warn, from: None, text: text.into() });
         }
-        self.keep(now, level, one_line(cut(text, LINE_BYTES_MAX)));
+        let text = one_line(cut(text, LINE_BYTES_MAX)).into();
+        self.keep(LogLine { at: now, level, from: from.cloned(), text });
     }
 
-    fn keep(&self, at: Timestamp, level: LogLevel, text: String) {
-        let plugin = &*self.plugin;
+    fn keep(&self, line: LogLine) {
+        let (plugin, text) = (&*self.plugin, &line.text);
+        let level = line.level;
         match level {
             LogLevel::Debug => tracing::debug!(target: "sluice::plugin", plugin, "{text}"),
             LogLevel::Info => tracing::info!(target: "sluice::plugin", plugin, "{text}"),
@@ -118,7 +146,31 @@ impl PluginLog {
         if state.recent.len() == RECENT_MAX {
             state.recent.pop_front();
         }
-        state.recent.push_back(LogLine { at, level, text: text.into() });
+        // An error says that nobody reads along any more.
+        if state.followers.as_ref().is_some_and(|followers| followers.send(line.clone()).is_err()) {
+            state.followers = None;
+        }
+        state.recent.push_back(line);
+    }
+}
+
+/// A plugin's log, as a stage writes it.
+#[derive(Debug, Clone)]
+pub struct StageLog {
+    log: Arc<PluginLog>,
+    from: Arc<Speaker>,
+}
+
+impl StageLog {
+    /// For the stage that `from` names.
+    #[must_use]
+    pub fn new(log: Arc<PluginLog>, from: Speaker) -> StageLog {
+        StageLog { log, from: Arc::new(from) }
+    }
+
+    /// Writes one line, or leaves it out in a flood.
+    pub fn write(&self, level: LogLevel, text: String) {
+        self.log.write_from(Some(&self.from), level, text);
     }
 }
 
@@ -130,7 +182,7 @@ fn one_line(text: String) -> String {
 /// Stdout or stderr of an instance: lines of the plugin's log. The clones of one stream share the line under way.
 #[derive(Debug, Clone)]
 pub struct LogStream {
-    log: Arc<PluginLog>,
+    log: StageLog,
     level: LogLevel,
     line: Arc<Mutex<Vec<u8>>>,
     /// The start of what was written last, for a trap's detail: Rust's panics go to stderr.
@@ -140,7 +192,7 @@ pub struct LogStream {
 impl LogStream {
     /// Writes lines of `level` to `log`.
     #[must_use]
-    pub fn new(log: Arc<PluginLog>, level: LogLevel) -> LogStream {
+    pub fn new(log: StageLog, level: LogLevel) -> LogStream {
         LogStream { log, level, line: Arc::default(), last: Arc::default() }
     }
 
@@ -240,6 +292,24 @@ mod tests {
         assert_eq!(recent[recent.len() - 1].text.len(), LINE_BYTES_MAX);
     }
 
+    #[tokio::test]
+    async fn a_slow_follower_loses_lines_and_is_told_how_many() {
+        let clock = Clock::fixed(Timestamp(0));
+        let log = PluginLog::new("loud".into(), clock.clone());
+        log.write(LogLevel::Info, "before".to_owned());
+        let (recent, mut to_come) = log.follow();
+        assert_eq!(recent.len(), 1);
+        for n in 0..FOLLOWED_MAX + 10 {
+            clock.advance(std::time::Duration::from_secs(1));
+            log.write(LogLevel::Info, n.to_string());
+        }
+        assert!(matches!(to_come.recv().await, Err(broadcast::error::RecvError::Lagged(10))));
+        assert_eq!(&*to_come.recv().await.unwrap().text, "10");
+        drop(to_come);
+        log.write(LogLevel::Info, "after".to_owned());
+        assert!(log.state.lock().followers.is_none(), "what nobody reads is not kept");
+    }
+
     #[test]
     fn a_plugin_cannot_forge_lines_or_colours() {
         let log = PluginLog::new("sly".into(), Clock::fixed(Timestamp(0)));
@@ -250,7 +320,8 @@ mod tests {
     #[test]
     fn a_panic_is_kept_for_the_detail_of_its_trap() {
         let log = PluginLog::new("p".into(), Clock::fixed(Timestamp(0)));
-        let stream = LogStream::new(log, LogLevel::Warn);
+        let from = Speaker { version: "1".into(), stage: "s".into() };
+        let stream = LogStream::new(StageLog::new(log, from), LogLevel::Warn);
         stream.take_in(b"\nthread '<unnamed>' panicked at src/lib.rs:1:2:\nno");
         stream.take_in(b" such order\nnote: run with `RUST_BACKTRACE=1` environment variable\n");
         assert_eq!(

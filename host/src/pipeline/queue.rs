@@ -14,6 +14,7 @@ use crate::catalog::model::{Scope, Topic};
 use crate::message::TopicName;
 
 use super::draft::{Draft, Processed};
+use super::kv::KvRun;
 use super::limits::{CALL_BYTES_MAX, CALL_MESSAGES_MAX, RUN_GROWTH_BYTES_MAX};
 use super::revision::Revision;
 use super::{Lane, Run};
@@ -125,7 +126,16 @@ struct Waiting {
     gather: Arc<Gather>,
     drafts: std::vec::IntoIter<Draft>,
     next: usize,
+    kv: Option<KvRun>,
     span: tracing::Span,
+}
+
+impl Waiting {
+    /// Whether parts of it have been taken, on a revision that keeps values.
+    fn goes_on_with_values(&self) -> bool {
+        let revision = self.gather.revision.get();
+        self.kv.is_some() && self.next > 0 && revision.is_some_and(|revision| revision.keeps_values())
+    }
 }
 
 /// What a worker takes: messages of one or more runs of one scope, all on one revision.
@@ -143,6 +153,8 @@ pub struct Batch {
     pub drafts: Vec<Draft>,
     /// The span of the first run that has one.
     pub span: tracing::Span,
+    /// What its stages do with values is part of this; then all of it is of one run.
+    pub kv: Option<KvRun>,
     parts: Vec<(Arc<Gather>, usize, Range<usize>)>,
 }
 
@@ -236,7 +248,13 @@ impl Queue {
 
     /// Adds a run, unless too much waits in its scope already. A run that finds an empty line is always taken: the
     /// request that it came with was bounded.
-    pub fn push(&mut self, lane: &Arc<Lane>, topic: &Topic, drafts: Vec<Draft>) -> Option<oneshot::Receiver<Run>> {
+    pub fn push(
+        &mut self,
+        lane: &Arc<Lane>,
+        topic: &Topic,
+        drafts: Vec<Draft>,
+        kv: Option<KvRun>,
+    ) -> Option<oneshot::Receiver<Run>> {
         let line = self.lines.entry(lane.scope).or_insert_with(|| Line::new(lane));
         let bytes: usize = drafts.iter().map(|draft| draft.payload.len()).sum();
         let batches = batches(line.messages + drafts.len(), line.bytes + bytes);
@@ -252,7 +270,7 @@ impl Queue {
         let gather = Arc::new(Gather::new(drafts.len(), reply));
         let span = tracing::Span::current();
         let (topic, payload_bytes_max) = (topic.name.clone(), topic.settings.max_message_size);
-        let waiting = Waiting { topic, payload_bytes_max, gather, drafts: drafts.into_iter(), next: 0, span };
+        let waiting = Waiting { topic, payload_bytes_max, gather, drafts: drafts.into_iter(), next: 0, kv, span };
         line.waiting.push_back(waiting);
         if !std::mem::replace(&mut line.in_turn, true) {
             let on = line.needs();
@@ -338,6 +356,10 @@ impl Line {
 
     /// Each scope leaves a thread to the others.
     fn may_run(&self, limits: &QueueLimits) -> bool {
+        // What a run has set is seen by the rest of it: its parts are not run beside each other.
+        if self.running > 0 && self.waiting.front().is_some_and(Waiting::goes_on_with_values) {
+            return false;
+        }
         match self.pace {
             Pace::Unknown => self.running == 0,
             Pace::Quick | Pace::Slow { .. } => self.running < limits.running_max,
@@ -384,6 +406,7 @@ impl Line {
                 revision: Arc::clone(&revision),
                 drafts: Vec::new(),
                 span: waiting.span.clone(),
+                kv: waiting.kv.as_ref().map(|kv| kv.from(waiting.next)),
                 parts: Vec::new(),
             });
             if batch.revision.number != revision.number {
@@ -412,7 +435,12 @@ impl Line {
             if waiting.drafts.len() > 0 {
                 break;
             }
+            // Each run's messages are stored, or not, without those of another: so are the values that go with them.
+            let apart = waiting.kv.is_some() && batch.revision.keeps_values();
             self.waiting.pop_front();
+            if apart {
+                break;
+            }
         }
         batch
     }

@@ -8,7 +8,7 @@ use crate::catalog::model::PipelineRevision;
 
 use super::limits::{BATCH_CPU_MAX, CALL_MESSAGES_MAX};
 use super::rollout::Step;
-use super::stage::Machine;
+use super::stage::{Machine, Stage};
 
 /// See the module.
 #[derive(Debug)]
@@ -24,6 +24,20 @@ pub struct Revision {
 }
 
 impl Revision {
+    /// All that run: also those that are tried.
+    pub fn stages(&self) -> impl Iterator<Item = &Arc<Stage>> {
+        self.steps.iter().flat_map(|step| {
+            let tried = step.candidate.as_ref().map(|candidate| &candidate.stage);
+            std::iter::once(&step.stage).chain(tried)
+        })
+    }
+
+    /// Whether one of its stages keeps values: then what it runs is stored as one with them.
+    #[must_use]
+    pub fn keeps_values(&self) -> bool {
+        self.stages().any(|stage| stage.keeps_values())
+    }
+
     /// Messages of one batch: if each of them took all the time that it may, one by one, the batch would still end
     /// within [`BATCH_CPU_MAX`], or with its first message.
     #[must_use]

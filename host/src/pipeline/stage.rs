@@ -2,29 +2,34 @@
 //! used by one batch at a time and only ever with this stage's config. Never reads another stage's state.
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 
+use crate::catalog::Catalog;
 use crate::catalog::model::ResolvedStage;
 use crate::clock::{Clock, Timestamp};
 use crate::message::TopicName;
+use crate::store::MessageStore;
 use crate::telemetry::Stopwatch;
 
+use super::asked_schemas::AskedSchemas;
 use super::breaker::Breaker;
 use super::component::Loaded;
 use super::draft::FaultCause;
 use super::engine::Ticker;
+use super::figures::{FigureFamilies, Figures};
 use super::instance::{Failure, Instance, Recipe, StartError};
 use super::limits::CALL_MESSAGES_MAX;
 use super::metrics::{Metrics, PluginMetrics};
-use super::plugin_log::PluginLog;
+use super::plugin_log::{PluginLog, Speaker, StageLog};
 use super::secrets::{self, Mask, Secrets};
+use super::world::keeps_values;
 
 /// What every stage needs of the broker.
-#[derive(Debug)]
 pub struct Machine {
     /// Raises the epoch.
     pub ticker: Ticker,
@@ -34,15 +39,48 @@ pub struct Machine {
     pub metrics: Metrics,
     /// What configs may name.
     pub secrets: Secrets,
+    /// What there is.
+    pub catalog: Catalog,
+    /// Where plugins' values are kept, once there is a store.
+    pub store: OnceLock<Arc<dyn MessageStore>>,
+    /// Plugins' own figures.
+    pub figures: FigureFamilies,
+    /// By plugin: its versions share them. As many as there are plugins.
+    of_plugins: Mutex<HashMap<Arc<str>, Arc<Figures>>>,
     /// Stages whose idle instances can be dropped when the pool is full, or with time. Those gone are swept out.
     stages: Mutex<Vec<std::sync::Weak<Stage>>>,
+}
+
+impl std::fmt::Debug for Machine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Machine").field("ticker", &self.ticker).finish_non_exhaustive()
+    }
 }
 
 impl Machine {
     /// With no stages yet.
     #[must_use]
-    pub fn new(ticker: Ticker, clock: Clock, metrics: Metrics, secrets: Secrets) -> Machine {
-        Machine { ticker, clock, metrics, secrets, stages: Mutex::default() }
+    pub fn new(
+        ticker: Ticker,
+        clock: Clock,
+        (metrics, figures): (Metrics, FigureFamilies),
+        catalog: Catalog,
+        secrets: Secrets,
+    ) -> Machine {
+        let (store, of_plugins, stages) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        Machine { ticker, clock, metrics, secrets, catalog, store, figures, of_plugins, stages }
+    }
+
+    /// The own figures of `plugin`.
+    fn figures_of(&self, plugin: &str, log: &Arc<PluginLog>) -> Arc<Figures> {
+        let mut of_plugins = self.of_plugins.lock();
+        if let Some(known) = of_plugins.get(plugin) {
+            return Arc::clone(known);
+        }
+        let plugin: Arc<str> = plugin.into();
+        let figures = Figures::new(Arc::clone(&plugin), self.figures.clone(), Arc::clone(log));
+        of_plugins.insert(plugin, Arc::clone(&figures));
+        figures
     }
 
     /// Drops the instances that have not run since `before`; with the end of time, all that are idle.
@@ -76,13 +114,13 @@ pub struct Stage {
     /// Opens after repeated faults.
     pub breaker: Breaker,
     /// For `/metrics`.
-    pub metrics: PluginMetrics,
+    pub metrics: Arc<PluginMetrics>,
     /// Messages per call; fewer after a call took too long though each of its messages is fine.
     call_messages: AtomicUsize,
     /// `Err`: the plugin could not be loaded, and every message is a fault.
     recipe: Result<Recipe, Arc<str>>,
     /// What it says, and what is said of it.
-    pub log: Arc<PluginLog>,
+    pub log: StageLog,
     idle: Mutex<Vec<Instance>>,
     machine: Arc<Machine>,
 }
@@ -97,12 +135,21 @@ impl Stage {
         machine: &Arc<Machine>,
     ) -> Arc<Stage> {
         let spec = &resolved.spec;
+        let figures = machine.figures_of(&spec.plugin, &log);
+        let metrics = machine.metrics.of(&spec.plugin, &resolved.version);
+        if let Some(took) = loaded.as_ref().ok().and_then(|loaded| loaded.compiled_in) {
+            metrics.compiled_in(took);
+        }
+        let from = Speaker { version: resolved.version.as_str().into(), stage: spec.name.as_str().into() };
+        let log = StageLog::new(log, from);
         let recipe = loaded.map(|loaded| Recipe {
             loaded,
             config: spec.config.to_string().into(),
             memory_bytes: spec.memory_mb as usize * 1024 * 1024,
-            log: Arc::clone(&log),
+            log: log.clone(),
             clock: machine.clock.clone(),
+            figures,
+            schemas: AskedSchemas::new(machine.catalog.clone()),
         });
         let stage = Arc::new(Stage {
             name: spec.name.as_str().into(),
@@ -112,7 +159,7 @@ impl Stage {
             // Names that are no topic names could not be set; were there one, it could not be emitted to.
             emit_to: spec.emit_to.iter().filter_map(|name| name.parse().ok()).collect(),
             breaker: Breaker::default(),
-            metrics: machine.metrics.of(&spec.plugin),
+            metrics,
             call_messages: AtomicUsize::new(CALL_MESSAGES_MAX),
             recipe,
             log,
@@ -188,6 +235,7 @@ impl Stage {
 
     /// Gives back an instance that ended its batch well.
     pub fn put_back(&self, mut instance: Instance) {
+        self.metrics.holds(instance.memory_bytes());
         if instance.is_bloated() {
             return self.dispose(instance);
         }
@@ -197,8 +245,21 @@ impl Stage {
 
     /// Gives up an instance.
     pub fn dispose(&self, instance: Instance) {
+        self.metrics.holds(instance.memory_bytes());
         drop(instance);
         self.metrics.instances.dec();
+    }
+
+    /// Whether its plugin keeps values.
+    #[must_use]
+    pub fn keeps_values(&self) -> bool {
+        self.recipe.as_ref().is_ok_and(|recipe| keeps_values(&recipe.loaded.imports))
+    }
+
+    /// Whether its plugin has asked for the schema `id`, and its definition is another one `now`.
+    #[must_use]
+    pub fn is_outdated(&self, id: &str, now: Option<&str>) -> bool {
+        self.recipe.as_ref().is_ok_and(|recipe| recipe.schemas.is_outdated(id, now))
     }
 
     /// Messages per call now.

@@ -13,6 +13,7 @@ use crate::catalog::model::Topic;
 use crate::clock::Clock;
 
 use super::draft::Draft;
+use super::kv::KvRun;
 use super::limits::{give_way, thread_cpu_ns};
 use super::metrics::Metrics;
 use super::queue::{Batch, Queue, QueueLimits, Runs};
@@ -77,12 +78,13 @@ impl Pool {
         lane: &Arc<Lane>,
         topic: &Topic,
         drafts: Vec<Draft>,
+        kv: Option<KvRun>,
     ) -> Result<oneshot::Receiver<Run>, PipelineError> {
         let mut state = self.shared.state.lock();
         if state.stopping {
             return Err(PipelineError::Stopping);
         }
-        let Some(answer) = state.queue.push(lane, topic, drafts) else {
+        let Some(answer) = state.queue.push(lane, topic, drafts, kv) else {
             self.shared.metrics.overloads.inc();
             return Err(PipelineError::Overloaded);
         };
@@ -184,7 +186,7 @@ impl Shared {
         let _entered = waiting.span.enter();
         let drafts = std::mem::take(&mut waiting.drafts);
         let (scope, payload_bytes_max) = (waiting.lane.scope, waiting.payload_bytes_max);
-        let of = batch::Of { scope, topic: &waiting.topic, payload_bytes_max, growable };
+        let of = batch::Of { scope, topic: &waiting.topic, payload_bytes_max, growable, kv: waiting.kv.as_ref() };
         let (processed, grown) = batch::run_with(&waiting.revision, of, drafts, (&self.clock, Some(&self.shadow)));
         Batch::answer(parts, processed, grown);
     }

@@ -13,7 +13,9 @@ pub const SERVED: Version = Version::new(1, 0, 0);
 
 const STAGE: &str = "sluice:plugin/stage";
 const OURS: [&str; 5] =
-    ["sluice:plugin/types", "sluice:plugin/log", "sluice:plugin/kv", "sluice:plugin/metrics", "sluice:plugin/schemas"];
+    ["sluice:plugin/types", "sluice:plugin/log", KV, "sluice:plugin/metrics", "sluice:plugin/schemas"];
+/// Values that outlive the batch.
+const KV: &str = "sluice:plugin/kv";
 /// What libraries import whether they use it or not; behind it is nothing but clocks and randomness.
 const WASI: [&str; 6] = ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
 const WASI_MINOR: &str = "0.2.";
@@ -154,6 +156,12 @@ pub fn misfit(imports: &[String], error: &Error) -> ComponentError {
     }
 }
 
+/// Whether a component with these imports keeps values.
+#[must_use]
+pub fn keeps_values(imports: &[String]) -> bool {
+    imports.iter().filter_map(|name| split(name)).any(|(id, _)| id == KV)
+}
+
 fn targets(version: Option<&Version>) -> String {
     let version = version.map_or_else(|| "no version".to_owned(), Version::to_string);
     format!("the plugin targets {version} of sluice:plugin, this host serves {SERVED}")
@@ -178,7 +186,7 @@ mod tests {
     #[test]
     fn imports_are_an_allow_list() {
         for allowed in
-            ["sluice:plugin/types@1.0.0", "sluice:plugin/log@1.3.0", "wasi:io/poll@0.2.6", "wasi:sockets/tcp@0.2.0"]
+            ["sluice:plugin/types@1.0.0", "sluice:plugin/log@1.3.0", "sluice:plugin/kv@1.0.0", "wasi:sockets/tcp@0.2.0"]
         {
             assert_eq!(check_import(allowed), Ok(()), "{allowed}");
         }

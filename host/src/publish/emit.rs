@@ -14,6 +14,7 @@ use crate::catalog::model::{OnReject, Scope, Topic};
 use crate::message::{DeadLetterFacts, Failure, Message, MessageId, MessageMeta, Partition, TopicId, TopicName};
 use crate::pipeline::RUN_GROWTH_BYTES_MAX;
 use crate::pipeline::draft::{Draft, Emitted, Processed, Verdict};
+use crate::pipeline::kv::{KvRun, Transaction};
 
 /// From DESIGN §5: a message, and what came of it, is emitted on four times at most.
 const HOPS_MAX: u32 = 4;
@@ -22,6 +23,16 @@ const EMITTED_MAX: usize = 256;
 /// Bytes of all messages that one request may cause: they are held until all of them can be stored. As many as stages may
 /// add to a request's own messages, so that what a stage emits first always fits.
 pub(super) const EMITTED_BYTES_MAX: u64 = RUN_GROWTH_BYTES_MAX;
+
+/// What a message's emissions share with the rest of its request.
+pub(super) struct Beside<'a> {
+    /// Bytes that the request may still cause.
+    pub room: &'a mut u64,
+    /// What its stages do with values.
+    pub values: &'a Arc<Transaction>,
+    /// The message's place in the request.
+    pub message: usize,
+}
 
 /// What came of one message, and waits to go through its topic's stages.
 struct Chain<'a> {
@@ -64,10 +75,11 @@ impl Publisher {
         from: &Topic,
         parent: MessageId,
         emitted: Vec<Emitted>,
-        room: &mut u64,
+        beside: &mut Beside<'_>,
     ) -> Result<super::Emissions, PublishError> {
         let mut stored = Vec::new();
         let dropped = &self.metrics.emitted_dropped;
+        let Beside { room, values, message } = beside;
         let mut chain = Chain { from, waiting: VecDeque::new(), admitted: 0, room, dropped };
         chain.admit(parent, emitted, 1);
         while let Some((parent, emitted, n, hop)) = chain.waiting.pop_front() {
@@ -76,12 +88,18 @@ impl Publisher {
                 continue;
             };
             let bytes = emitted.payload.len();
-            let (revision, processed) = self.run_emitted(&target, parent, emitted, n).await?;
+            let owner = values.owner_beside(*message);
+            let run = KvRun::of_one(values, owner);
+            let (revision, processed) = self.run_emitted(&target, parent, (emitted, n), run).await?;
             if !chain.take(processed.draft.payload.len().saturating_sub(bytes)) {
+                values.refuse(owner);
                 chain.drop(&target.name, "it goes too far, or is too much");
                 continue;
             }
             chain.admit(processed.draft.id, processed.emitted, hop + 1);
+            if !keeps_writes(&target, &processed.draft, &processed.verdict) {
+                values.refuse(owner);
+            }
             stored.extend(place(&target, processed.draft, processed.verdict, revision));
         }
         Ok(stored)
@@ -91,8 +109,8 @@ impl Publisher {
         &self,
         target: &Topic,
         parent: MessageId,
-        emitted: Emitted,
-        n: usize,
+        (emitted, n): (Emitted, usize),
+        values: KvRun,
     ) -> Result<(u64, Processed), PublishError> {
         let now = self.clock.now();
         let partition = self.partition(target, Some(emitted.key.as_deref().unwrap_or(&parent.to_string())));
@@ -115,10 +133,20 @@ impl Publisher {
             let processed = Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };
             return Ok((revision, processed));
         }
-        let ran = self.pipelines.run(scope, target, vec![draft]).await;
+        let ran = self.pipelines.run_with(scope, target, vec![draft], Some(values)).await;
         let mut ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
         let processed = ran.processed.pop().expect("one draft gets one answer");
         Ok((ran.revision, processed))
+    }
+}
+
+/// Whether what stages set for the sake of a message lasts: it goes on to its topic, or a stage drops it, and that is well.
+/// What is turned away comes again through all stages once it is replayed.
+pub(super) fn keeps_writes(topic: &Topic, draft: &Draft, verdict: &Verdict) -> bool {
+    match verdict {
+        Verdict::Pass => draft.payload.len() as u64 <= topic.settings.max_message_size,
+        Verdict::Drop { .. } => true,
+        Verdict::Reject(_) | Verdict::Fault(_) => false,
     }
 }
 

@@ -3,11 +3,12 @@
 //! `OutcomeUnknown` means that nothing was stored. Never waits for another topic's stages.
 
 mod answer;
+mod attempt;
 mod emit;
 mod metrics;
 mod request;
 
-use answer::{answer, dropped, duplicate, fail_all, published};
+use answer::{dropped, duplicate, fail_all, published};
 use metrics::PublishMetrics;
 pub use request::{PublishError, PublishRequest, Published, Status};
 
@@ -18,7 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use prometheus::Registry;
 use tracing::Instrument as _;
 
-use crate::catalog::model::{Guarantee, OnFault, OnReject, Scope, Topic};
+use crate::catalog::model::{Guarantee, OnFault, OnReject, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::directory::Directory;
 use crate::entropy::Entropy;
@@ -28,12 +29,9 @@ use crate::message::{
 };
 use crate::pipeline::Pipelines;
 use crate::pipeline::draft::{Draft, Processed, Verdict};
-use crate::store::{AppendBatch, AppendItem, AppendOutcome, DedupKey, Entry, MessageStore, StoreError};
+use crate::store::{DedupKey, Entry, MessageStore, StoreError};
 use crate::telemetry::Stopwatch;
 
-/// How often a batch is run again because its pipeline changed under it. Each change is an operator's act; so many in
-/// the time of one batch do not happen, and an endless loop must not.
-const REVISION_RETRIES_MAX: usize = 8;
 /// Look-ups of keys before other tasks of the same thread get their turn.
 const LOOK_UPS_AT_ONCE: usize = 256;
 
@@ -215,79 +213,12 @@ impl Publisher {
         Ok(())
     }
 
-    /// Runs the stages and appends, again whenever the pipeline changed in between.
-    async fn attempt(
-        &self,
-        topic: &Arc<Topic>,
-        work: Vec<Work>,
-        (atomic, replays): (bool, Vec<Position>),
-        results: &mut [Answer],
-    ) {
-        if work.is_empty() {
-            return;
-        }
-        let mut error = PublishError::NotAttempted;
-        for _ in 0..REVISION_RETRIES_MAX {
-            let (revision, built) = match self.build(topic, &work, results).await {
-                Ok(built) => built,
-                Err(error) => return fail_all(places(&work), &error, results),
-            };
-            if atomic && built.items.len() + built.unstored.len() < work.len() {
-                return; // Those that were turned away have their result; the others were not attempted.
-            }
-            if built.items.is_empty() && replays.is_empty() {
-                return built.unstored.into_iter().for_each(|(index, published)| results[index] = Some(Ok(published)));
-            }
-            match self.append(topic, revision, built, (atomic, replays.clone()), results).await {
-                Ok(()) => return,
-                Err(stale @ (StoreError::StaleRevision { .. } | StoreError::KvConflict)) => error = stale.into(),
-                Err(other) => return fail_all(places(&work), &PublishError::Store(other), results),
-            }
-        }
-        fail_all(places(&work), &error, results);
-    }
-
-    /// Runs the stages and turns their verdicts into what is to be stored; those that are refused get their result here.
-    async fn build(
-        &self,
-        topic: &Arc<Topic>,
-        work: &[Work],
-        results: &mut [Answer],
-    ) -> Result<(u64, Built), PublishError> {
-        let now = self.clock.now();
-        let scope = Scope::Topic(topic.id);
-        if let Some(revision) = self.pipelines.revision_without_stages(scope) {
-            return Ok((revision, untouched(topic, work, (revision, now))));
-        }
-        let drafts: Vec<Draft> = work.iter().map(|work| draft(work, now)).collect();
-        let ran = self.pipelines.run(scope, topic, drafts).await;
-        let ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
-        let mut built = Built::default();
-        let mut room = emit::EMITTED_BYTES_MAX;
-        for (work, mut processed) in work.iter().zip(ran.processed) {
-            let trail = std::mem::take(&mut processed.trail);
-            match self.decide(topic, work, (ran.revision, processed), &mut room).await {
-                Ok((published, entry, emitted)) => {
-                    let published = Published { trail, ..published };
-                    if matches!(entry, Entry::Dropped { .. }) && work.dedup.is_none() {
-                        built.unstored.push((work.index, published));
-                        continue;
-                    }
-                    built.items.push(AppendItem { dedup: work.dedup.clone(), entry, emitted });
-                    built.answers.push((work.index, published));
-                }
-                Err(error) => results[work.index] = Some(Err(error)),
-            }
-        }
-        Ok((ran.revision, built))
-    }
-
     async fn decide(
         &self,
         topic: &Arc<Topic>,
         work: &Work,
         (revision, processed): (u64, Processed),
-        room: &mut u64,
+        beside: &mut emit::Beside<'_>,
     ) -> Result<(Published, Entry, Emissions), PublishError> {
         let draft = processed.draft;
         let verdict = match processed.verdict {
@@ -304,7 +235,7 @@ impl Publisher {
                 let partition = self.final_partition(topic, work, &draft);
                 let id = work.id.in_partition(partition);
                 published.message_id = id;
-                let emitted = self.emitted(topic, id, processed.emitted, room).await?;
+                let emitted = self.emitted(topic, id, processed.emitted, beside).await?;
                 let message = message(work, draft, (id, revision, None));
                 Ok((published, Entry::Log { partition, message, due, target: None }, emitted))
             }
@@ -347,29 +278,6 @@ impl Publisher {
         (published, Entry::DeadLetter { message }, Vec::new())
     }
 
-    async fn append(
-        &self,
-        topic: &Arc<Topic>,
-        revision: u64,
-        built: Built,
-        (atomic, replays): (bool, Vec<Position>),
-        results: &mut [Answer],
-    ) -> Result<(), StoreError> {
-        let Built { items, answers, unstored } = built;
-        let batch = AppendBatch { topic: topic.id, revision, items, all_or_nothing: atomic, kv: Vec::new(), replays };
-        let outcomes = self.store.append(batch).await?;
-        for (index, published) in unstored {
-            results[index] = Some(Ok(published));
-        }
-        if outcomes.iter().any(|outcome| matches!(outcome, AppendOutcome::TopicFull)) {
-            self.events.topic_full(topic);
-        }
-        for ((index, published), outcome) in answers.into_iter().zip(outcomes) {
-            results[index] = Some(answer(topic, published, outcome));
-        }
-        Ok(())
-    }
-
     /// The key's partition, always the same one; without a key, all in turn.
     fn partition(&self, topic: &Topic, key: Option<&str>) -> Partition {
         let count = u32::from(topic.settings.partition_count.max(1));
@@ -384,29 +292,6 @@ impl Publisher {
     fn final_partition(&self, topic: &Topic, work: &Work, draft: &Draft) -> Partition {
         if draft.key == work.request.key { work.id.partition() } else { self.partition(topic, draft.key.as_deref()) }
     }
-}
-
-/// What is to be stored of a batch, and what is told once it is.
-#[derive(Default)]
-struct Built {
-    items: Vec<AppendItem>,
-    /// One for each item.
-    answers: Vec<(usize, Published)>,
-    /// Of those that were dropped without a key: there is nothing to store.
-    unstored: Vec<(usize, Published)>,
-}
-
-/// What messages become that no stage looks at.
-fn untouched(topic: &Arc<Topic>, work: &[Work], (revision, now): (u64, Timestamp)) -> Built {
-    let (mut items, mut answers) = (Vec::with_capacity(work.len()), Vec::with_capacity(work.len()));
-    for work in work {
-        let due = work.request.deliver_at.filter(|due| *due > now);
-        let message = message(work, draft(work, now), (work.id, revision, None));
-        let entry = Entry::Log { partition: work.id.partition(), message, due, target: None };
-        items.push(AppendItem { dedup: work.dedup.clone(), entry, emitted: Vec::new() });
-        answers.push((work.index, published(topic, work, now, revision)));
-    }
-    Built { items, answers, unstored: Vec::new() }
 }
 
 fn places(work: &[Work]) -> impl Iterator<Item = usize> {
@@ -482,6 +367,8 @@ fn publish_span(topic: &Topic, count: usize) -> tracing::Span {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    mod values;
+
     use super::*;
     use crate::catalog::model::{DeadLetterPayload, TopicKind, TopicSettings};
     use std::time::Duration;

@@ -33,6 +33,9 @@
 //! **Revisions.** A partition refuses a batch whose pipeline revision is older than the last one it stored
 //! ([`StoreError::StaleRevision`]): the caller runs the batch again on the current revision.
 //!
+//! **Plugins' values.** A value lives in a namespace ([`kv_namespace`]) and is written by `append` alone, in the unit of the
+//! messages that it is written for. It goes with its topic.
+//!
 //! **Bounds.** Retention by time wins over everything; by bytes it removes what every group has settled, and when that
 //! is not enough the topic is full ([`AppendOutcome::TopicFull`]). Nothing grows with the number of settled messages.
 //!
@@ -42,10 +45,12 @@
 pub mod embedded;
 mod error;
 mod receipt;
+mod values;
 
 pub use crate::message::{FailedAttempt, Failure, Failures};
 pub use error::{SettleRefused, StoreError};
 pub use receipt::Receipt;
+pub use values::{ItemWrite, KvHead, KvRead, KvUse, kv_namespace};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +88,13 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn append(&self, batch: AppendBatch) -> Result<Vec<AppendOutcome>, StoreError>;
     /// The value of a plugin's key, for reading inside a stage.
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError>;
+    /// The first `head` bytes of up to `limit` values, in the order of namespaces and keys, from behind `after` on.
+    async fn kv_heads(
+        &self,
+        after: Option<(Arc<str>, Arc<str>)>,
+        limit: usize,
+        head: usize,
+    ) -> Result<Vec<KvHead>, StoreError>;
 
     /// Grants up to `max` messages that wait for the group. Returns at once, also with none.
     async fn lease(&self, request: LeaseRequest) -> Result<Leased, StoreError>;
@@ -216,6 +228,8 @@ pub struct AppendBatch {
     pub all_or_nothing: bool,
     /// Plugins' writes: if one of them finds another version, the whole batch fails with [`StoreError::KvConflict`].
     pub kv: Vec<KvWrite>,
+    /// What stages have read of plugins' values, and want written for the sake of single items.
+    pub values: KvUse,
     /// Dead letters that this batch replays: taken off their list in the same unit. If one of them is off the list already,
     /// nothing of the batch is stored ([`AppendOutcome::NotAttempted`]): another replay came first.
     pub replays: Vec<Position>,

@@ -223,6 +223,8 @@ pub static ROUTES: &[Route] = &[
     get("/api/v1/subscriptions/{id}/pipeline/history/{revision}", PluginAuthor),
     get("/api/v1/subscriptions/{id}/pipeline/diff", PluginAuthor),
     post("/api/v1/subscriptions/{id}/pipeline/rollback", PluginAuthor),
+    // Events, if it is to follow; `Accept` is free.
+    Route { produces: Produces::Anything, ..get("/api/v1/plugins/{name}/logs", PluginAuthor) },
     get("/api/v1/brokers", Viewer),
     get("/api/v1/brokers/{nodeId}", Viewer),
     get("/api/v1/brokers/{nodeId}/metrics", Viewer),

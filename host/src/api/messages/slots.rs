@@ -88,7 +88,7 @@ impl Slots {
     }
 
     /// A stream's place, until it is dropped; none if there are too many.
-    pub(super) fn begin(&self) -> Option<OwnedSemaphorePermit> {
+    pub(in crate::api) fn begin(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.streams).try_acquire_owned().ok()
     }
 

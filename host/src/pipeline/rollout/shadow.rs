@@ -143,7 +143,7 @@ fn run(job: Job, clock: &Clock) {
     let Job { candidate, scope, topic, payload_bytes_max, messages } = job;
     let (before, live): (Vec<Draft>, Vec<Made>) = messages.into_iter().unzip();
     let ids: Vec<_> = before.iter().map(|draft| draft.id).collect();
-    let of = Of { scope, topic: &topic, payload_bytes_max, growable: RUN_GROWTH_BYTES_MAX };
+    let of = Of { scope, topic: &topic, payload_bytes_max, growable: RUN_GROWTH_BYTES_MAX, kv: None };
     let (processed, _) = batch::run(&candidate.alone, of, before, clock);
     let compared = ids.into_iter().zip(live).zip(processed).map(|((id, live), tried)| (id, live, tried)).collect();
     candidate.trial.compared(clock.now(), compared);

@@ -47,7 +47,7 @@ impl Bench {
     }
 
     fn push(&mut self, team: &Team, messages: usize) {
-        let answer = self.queue.push(&team.lane, &team.topic, vec![draft("{}", &[]); messages]);
+        let answer = self.queue.push(&team.lane, &team.topic, vec![draft("{}", &[]); messages], None);
         self.waiting.push(answer.expect("there is room"));
     }
 

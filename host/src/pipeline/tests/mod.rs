@@ -34,7 +34,7 @@ use super::{NewComponent, PipelineError, PipelineOptions, Pipelines};
 pub(super) static SYSTEM: std::sync::LazyLock<Actor> = std::sync::LazyLock::new(Actor::system);
 
 /// The compiled guest `name` of `tests/guests`.
-pub(super) fn guest(name: &str) -> Bytes {
+pub(crate) fn guest(name: &str) -> Bytes {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let dir = BUILT.get_or_init(|| {
         let out = Path::new(env!("OUT_DIR"));
@@ -203,11 +203,11 @@ pub(super) fn subscription_scope(topic: TopicId) -> Scope {
 
 /// Its time is ample: what time allows is set by those tests that are about it, and no slow machine decides the others.
 /// With more, a batch would be of a few messages alone: it is sized to end within seconds in any case.
-pub(super) fn stage(name: &str, plugin: &str, config: Value) -> StageSpec {
+pub(crate) fn stage(name: &str, plugin: &str, config: Value) -> StageSpec {
     serde_json::from_value(json!({ "name": name, "plugin": plugin, "config": config, "timeoutMs": 1000 })).unwrap()
 }
 
-pub(super) fn draft(payload: &str, headers: &[(&str, &str)]) -> Draft {
+pub(crate) fn draft(payload: &str, headers: &[(&str, &str)]) -> Draft {
     Draft {
         id: MessageId::new(Timestamp(1_700_000_000_000), TopicId(1), 0, 1),
         published_at: Timestamp(1_700_000_000_000),

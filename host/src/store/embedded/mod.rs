@@ -49,7 +49,7 @@ use self::maintenance::Maintenance;
 use self::state::control::{Answer, Control};
 use self::writer::Writer;
 use super::{
-    AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvValue, LeaseRequest, Leased,
+    AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvValue, LeaseRequest, Leased,
     MessageStore, Page, ReadRequest, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError, TopicSpec,
     TopicStats,
 };
@@ -255,6 +255,16 @@ impl MessageStore for EmbeddedStore {
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError> {
         self.core.check_open()?;
         Ok(self.core.state.lock().kv.get(&(namespace.into(), key.into())).cloned())
+    }
+
+    async fn kv_heads(
+        &self,
+        after: Option<(Arc<str>, Arc<str>)>,
+        limit: usize,
+        head: usize,
+    ) -> Result<Vec<KvHead>, StoreError> {
+        self.core.check_open()?;
+        Ok(self.core.state.lock().kv_heads(after, limit, head))
     }
 
     async fn lease(&self, request: LeaseRequest) -> Result<Leased, StoreError> {

@@ -13,8 +13,10 @@ use crate::store::{AppendBatch, AppendItem, Entry, StoreError};
 /// # Errors
 /// `Invalid` for what cannot be stored at all.
 pub fn prepare(batch: AppendBatch, bytes_max: u64) -> Result<(Batch, u64), StoreError> {
-    let AppendBatch { topic, revision, items, all_or_nothing, kv, replays } = batch;
-    let mut bytes = kv.iter().map(|write| write.value.as_ref().map_or(64, |value| 64 + value.len() as u64)).sum();
+    let AppendBatch { topic, revision, items, all_or_nothing, kv, values, replays } = batch;
+    let of_value = |value: &Option<Vec<u8>>| value.as_ref().map_or(64, |value| 64 + value.len() as u64);
+    let mut bytes: u64 = kv.iter().map(|write| of_value(&write.value)).sum();
+    bytes += values.written.iter().map(|write| of_value(&write.value)).sum::<u64>() + values.read.len() as u64 * 64;
     bytes += replays.len() as u64 * 16;
     let mut prepared = Vec::with_capacity(items.len());
     for item in items {
@@ -25,7 +27,7 @@ pub fn prepare(batch: AppendBatch, bytes_max: u64) -> Result<(Batch, u64), Store
         }
         prepared.push(item);
     }
-    Ok((Batch { topic, revision, items: prepared, all_or_nothing, kv, replays }, bytes))
+    Ok((Batch { topic, revision, items: prepared, all_or_nothing, kv, values, replays }, bytes))
 }
 
 fn prepare_item(topic: TopicId, item: AppendItem) -> Result<Item, StoreError> {

@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::message::{Message, MessageMeta, Partition};
-use crate::store::{AppendItem, DedupKey, Entry, Failure, Lease, LeaseRef, Mode, ReadFrom, Settlement};
+use crate::store::{AppendItem, DedupKey, Entry, Failure, KvUse, Lease, LeaseRef, Mode, ReadFrom, Settlement};
 
 pub(super) const TOPIC: TopicId = TopicId(1);
 const DEAD: TopicId = TopicId(2);
@@ -93,7 +93,15 @@ fn keyed(key: &str, message: Message) -> AppendItem {
 }
 
 fn batch(items: Vec<AppendItem>) -> AppendBatch {
-    AppendBatch { topic: TOPIC, revision: 1, items, all_or_nothing: false, kv: Vec::new(), replays: Vec::new() }
+    AppendBatch {
+        topic: TOPIC,
+        revision: 1,
+        items,
+        all_or_nothing: false,
+        kv: Vec::new(),
+        values: KvUse::default(),
+        replays: Vec::new(),
+    }
 }
 
 async fn publish(store: &EmbeddedStore, numbers: std::ops::Range<u64>) {

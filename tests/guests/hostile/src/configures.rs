@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use crate::log::{self, Level};
-use crate::{Done, Error};
+use crate::{Done, Error, kv, schemas};
 
 pub fn configure_spin() -> Done {
     let mut n = 0_u64;
@@ -41,4 +41,16 @@ pub fn configure_log() -> Done {
     loop {
         log::write(Level::Error, &"again and again ".repeat(1000));
     }
+}
+
+pub fn configure_kv() -> Done {
+    black_box(kv::get("k"));
+    Ok(())
+}
+
+pub fn configure_schemas() -> Done {
+    for n in 0_u64.. {
+        black_box(schemas::get(&format!("s{n}")));
+    }
+    Ok(())
 }

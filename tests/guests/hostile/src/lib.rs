@@ -1,7 +1,7 @@
 //! A test guest that does to the host what the header `do` of each message says, or in `configure` its config. Invariant:
 //! what hurts is a row of `tests/guests/behaviours.rs`; the words of [`obey_quietly`] hurt nobody. Never meant to be useful.
 
-wit_bindgen::generate!({ path: "../../../wit", world: "plugin" });
+wit_bindgen::generate!({ path: "../../../wit", world: "plugin-with-powers" });
 
 #[macro_use]
 #[path = "../../behaviours.rs"]
@@ -10,7 +10,7 @@ mod configures;
 mod misdeeds;
 
 use exports::sluice::plugin::stage::{Batch, Error, Guest};
-use sluice::plugin::log;
+use sluice::plugin::{kv, log, metrics, schemas};
 
 type Done = Result<(), Error>;
 

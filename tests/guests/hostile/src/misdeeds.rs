@@ -4,7 +4,7 @@
 use std::hint::black_box;
 
 use crate::log::{self, Level};
-use crate::{Batch, Done, Error};
+use crate::{Batch, Done, Error, kv, metrics, schemas};
 
 pub fn spin(_: &Batch, _: u32) -> Done {
     let mut n = 0_u64;
@@ -191,5 +191,53 @@ pub fn net(_: &Batch, _: u32) -> Done {
 /// Nothing of the broker's is there to be read.
 pub fn env(_: &Batch, _: u32) -> Done {
     assert!(std::env::vars().next().is_none() && std::env::args().next().is_none());
+    Ok(())
+}
+
+pub fn kv_key(batch: &Batch, i: u32) -> Done {
+    kv::set(batch, i, &"k".repeat(1 << 20), b"v", None);
+    Ok(())
+}
+
+pub fn kv_value(batch: &Batch, i: u32) -> Done {
+    kv::set(batch, i, "k", &vec![1; 64 * 1024 + 1], None);
+    Ok(())
+}
+
+pub fn kv_sets(batch: &Batch, i: u32) -> Done {
+    for n in 0_u64.. {
+        kv::set(batch, i, &n.to_string(), b"v", Some(u64::MAX));
+    }
+    Ok(())
+}
+
+/// For the sake of a message that the batch has not.
+pub fn kv_index(batch: &Batch, _: u32) -> Done {
+    kv::delete(batch, 4096, "k");
+    Ok(())
+}
+
+pub fn figures(_: &Batch, _: u32) -> Done {
+    for nonsense in [f64::NAN, f64::INFINITY, f64::NEG_INFINITY, -1.0] {
+        metrics::set("gauge", nonsense);
+        metrics::observe("histogram", nonsense);
+        metrics::observe("gauge", nonsense);
+    }
+    metrics::add("counter", u64::MAX);
+    metrics::add("counter", u64::MAX);
+    Ok(())
+}
+
+pub fn figure_names(_: &Batch, _: u32) -> Done {
+    for n in 0..10_000 {
+        metrics::add(&format!("n{n}"), 1);
+        metrics::add(&format!("N {n}\n"), 1);
+    }
+    metrics::set(&"x".repeat(1 << 20), 1.0);
+    Ok(())
+}
+
+pub fn schema_late(_: &Batch, _: u32) -> Done {
+    black_box(schemas::get("order"));
     Ok(())
 }

@@ -21,6 +21,8 @@ mod said_of {
         configure_bomb: "bytes of memory and may have 33554432",
         configure_recurse: "the plugin fails with this config",
         configure_refuse: "the plugin refuses the config: no such config!!!",
+        configure_kv: "the batch was used outside of `process`",
+        configure_schemas: "it asked for more than 64 schemas",
         configure_log: "more CPU time than the 2000 ms",
     }
 }

@@ -64,6 +64,13 @@ mod said_of {
         file: Fault("TRAPPED", "no file"),
         net: Fault("TRAPPED", "neither wait nor reach the network"),
         env: Pass,
+        kv_key: Fault("TRAPPED", "a key of a value has 1 to 256 bytes, this one 1048576"),
+        kv_value: Fault("TRAPPED", "a value of 65537 bytes: at most 65536 are kept under a key"),
+        kv_sets: Fault("TRAPPED", "it asked for values more than 4096 times in one call"),
+        kv_index: Fault("TRAPPED", "message index 4096 is out of range: the batch has 1"),
+        figures: Pass,
+        figure_names: Pass,
+        schema_late: Fault("TRAPPED", "`schemas.get` is for `configure` alone"),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::clock::Timestamp;
 use crate::message::{GroupId, MessageId, Offset, Partition, Position, TopicId};
 use crate::store::embedded::ops::{Body, Done, LaneId, Op};
-use crate::store::{AppendOutcome, DedupOutcome, Fate, KvWrite, StoreError};
+use crate::store::{AppendOutcome, DedupOutcome, Fate, KvUse, KvWrite, StoreError};
 
 use super::apply::kv_cost;
 use super::dedup::KeyHash;
@@ -28,6 +28,8 @@ pub struct Batch {
     pub all_or_nothing: bool,
     /// Plugins' writes.
     pub kv: Vec<KvWrite>,
+    /// What stages read and wrote.
+    pub values: KvUse,
     /// Dead letters taken off their list.
     pub replays: Vec<Position>,
 }
@@ -135,7 +137,7 @@ impl State {
     ) -> Result<Vec<AppendOutcome>, StoreError> {
         self.check_places(&batch)?;
         self.check_revisions(&batch, plan)?;
-        self.check_kv(&batch.kv, plan)?;
+        self.check_kv(&batch.kv, &batch.values, plan)?;
         if batch.replays.iter().any(|position| !self.is_listed(*position, plan)) {
             // Another replay or a discard came first: stored now, it would be there twice.
             return Ok(vec![AppendOutcome::NotAttempted; batch.items.len()]);
@@ -149,23 +151,21 @@ impl State {
         {
             return Ok(outcomes);
         }
+        if let Some(refused) = self.refused_of(&batch, now, plan)
+            && batch.values.linked.iter().any(|item| refused.get(*item).is_some_and(is_refused))
+        {
+            return Err(StoreError::KvConflict);
+        }
         let mut outcomes = Vec::with_capacity(batch.items.len());
         for item in batch.items {
             outcomes.push(self.plan_item((batch.topic, batch.revision), item, now, plan));
         }
-        let taken = |outcome: &AppendOutcome| {
-            matches!(
-                outcome,
-                AppendOutcome::Stored(_)
-                    | AppendOutcome::Scheduled
-                    | AppendOutcome::DeadLettered(_)
-                    | AppendOutcome::Dropped
-            )
-        };
         // Writes of stages that ran for duplicates alone are thrown away with them.
-        if outcomes.is_empty() || outcomes.iter().any(taken) {
-            self.plan_kv(batch.kv, plan);
+        if outcomes.is_empty() || outcomes.iter().any(is_taken) {
+            let whole = batch.kv.into_iter().map(|KvWrite { namespace, key, value, .. }| (namespace, key, value));
+            self.plan_kv(whole, plan);
         }
+        self.plan_values(batch.values, &outcomes, plan);
         plan_replays(&batch.replays, &outcomes, plan);
         Ok(outcomes)
     }
@@ -217,8 +217,25 @@ impl State {
         plan.appends.push(Op::Due { topic, number, lane: id, sequence, stamp, at: self.append_at(now) });
     }
 
-    fn plan_kv(&self, writes: Vec<KvWrite>, plan: &mut Plan) {
-        for KvWrite { namespace, key, value, .. } in writes {
+    /// What would become of the items of a batch in which some read what was written for others.
+    fn refused_of(&self, batch: &Batch, now: Timestamp, plan: &mut Plan) -> Option<Vec<AppendOutcome>> {
+        if batch.values.linked.is_empty() { None } else { self.refuse_all(batch, now, plan) }
+    }
+
+    /// Of each key the last write of an item that is stored.
+    fn plan_values(&self, values: KvUse, outcomes: &[AppendOutcome], plan: &mut Plan) {
+        let kept = |item: Option<usize>| item.is_none_or(|item| outcomes.get(item).is_some_and(is_taken));
+        let mut last = HashMap::new();
+        for (nth, write) in values.written.iter().enumerate().filter(|(_, write)| kept(write.item)) {
+            last.insert((Arc::clone(&write.namespace), Arc::clone(&write.key)), nth);
+        }
+        let lasting: HashSet<usize> = last.into_values().collect();
+        let written = values.written.into_iter().enumerate().filter(|(nth, _)| lasting.contains(nth));
+        self.plan_kv(written.map(|(_, write)| (write.namespace, write.key, write.value)), plan);
+    }
+
+    fn plan_kv(&self, writes: impl Iterator<Item = (Arc<str>, Arc<str>, Option<Vec<u8>>)>, plan: &mut Plan) {
+        for (namespace, key, value) in writes {
             let version = self.next_kv_version + plan.kv_writes;
             plan.kv_writes += 1;
             plan.kv_bytes += value.as_ref().map_or(0, |value| kv_cost(&namespace, &key) + value.len() as u64);
@@ -346,6 +363,18 @@ impl State {
             plan.side.push(Op::Revision { topic: place.0, partition: place.1, revision });
         }
     }
+}
+
+fn is_taken(outcome: &AppendOutcome) -> bool {
+    matches!(
+        outcome,
+        AppendOutcome::Stored(_) | AppendOutcome::Scheduled | AppendOutcome::DeadLettered(_) | AppendOutcome::Dropped
+    )
+}
+
+/// Whether an item of a batch of which nothing was stored was itself the reason.
+fn is_refused(outcome: &AppendOutcome) -> bool {
+    !matches!(outcome, AppendOutcome::NotAttempted)
 }
 
 /// A dead letter is off its list once its replay is stored, or was before.

@@ -204,6 +204,7 @@ impl State {
         self.flushed.forget_topic(id);
         self.cache.forget_topic(id);
         self.graves.push(id);
+        self.forget_values(id);
         topic.wake();
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::message::{GroupId, Partition, Position, TopicId};
 use crate::store::embedded::ops::LaneId;
-use crate::store::{KvWrite, StoreError};
+use crate::store::{KvUse, KvWrite, StoreError};
 
 use super::State;
 use super::append::{Batch, Plan, Prepared};
@@ -55,19 +55,22 @@ impl State {
         part.map_or(0, |part| part.revision)
     }
 
-    pub(super) fn check_kv(&self, writes: &[KvWrite], plan: &Plan) -> Result<(), StoreError> {
-        let mut bytes = 0;
-        for write in writes {
-            let key = (Arc::clone(&write.namespace), Arc::clone(&write.key));
+    pub(super) fn check_kv(&self, writes: &[KvWrite], values: &KvUse, plan: &Plan) -> Result<(), StoreError> {
+        let written = writes.iter().map(|write| (&write.namespace, &write.key, write.expected_version));
+        let read = values.read.iter().map(|read| (&read.namespace, &read.key, read.version));
+        for (namespace, key, expected) in written.chain(read) {
+            let key = (Arc::clone(namespace), Arc::clone(key));
             let stored = || self.kv.get(&key).map_or(0, |value| value.version);
-            let current = plan.kv.get(&key).copied().unwrap_or_else(stored);
-            if current != write.expected_version {
+            if plan.kv.get(&key).copied().unwrap_or_else(stored) != expected {
                 return Err(StoreError::KvConflict);
             }
-            if let Some(value) = &write.value {
-                bytes += kv_cost(&write.namespace, &write.key) + value.len() as u64;
-            }
         }
+        let written = writes.iter().map(|write| (&write.namespace, &write.key, &write.value));
+        let of_items = values.written.iter().map(|write| (&write.namespace, &write.key, &write.value));
+        let bytes: u64 = written
+            .chain(of_items)
+            .filter_map(|(space, key, value)| Some(kv_cost(space, key) + value.as_ref()?.len() as u64))
+            .sum();
         if bytes > 0 && self.kv_bytes + plan.kv_bytes + bytes > self.limits.kv_bytes_max {
             return Err(StoreError::Unavailable("the plugins' key-value space is full".to_owned()));
         }

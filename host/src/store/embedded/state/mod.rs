@@ -11,6 +11,7 @@ pub mod cursor;
 pub mod dedup;
 pub mod grant;
 pub mod group;
+mod kv;
 pub mod lane;
 pub mod mark;
 mod memory;
@@ -205,8 +206,8 @@ impl Default for EmbeddedLimits {
     }
 }
 
-/// Plugins' keys: namespace and key to value.
-pub type Kv = HashMap<(Arc<str>, Arc<str>), KvValue>;
+/// Plugins' keys: namespace and key to value, in order, so that they can be looked over in steps.
+pub type Kv = BTreeMap<(Arc<str>, Arc<str>), KvValue>;
 
 /// See the module.
 #[derive(Debug)]

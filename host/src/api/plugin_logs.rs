@@ -1,0 +1,190 @@
+//! What plugins say, read back and followed. Invariant: a caller reads the logs of plugins that its token reaches; who follows
+//! too slowly loses lines and is told how many, and nobody waits for them. Never asks an instance.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use http::header::{self, HeaderValue};
+use serde::{Deserialize, Serialize};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::Caller;
+use super::extract::{Param, Query};
+use super::messages::Slots;
+use super::plugins;
+use super::problem::{Code, Problem};
+use super::wire::Time;
+use super::{Api, answer};
+use crate::broker::Broker;
+use crate::pipeline::{LogLevel, LogLine};
+
+/// Lines that are kept of a plugin.
+const LINES_MAX: u64 = 200;
+const LINES_DEFAULT: u64 = 100;
+/// A comment is sent this often when there is nothing else, so that proxies keep the connection and a client that went away
+/// is noticed.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The routes.
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(logs))
+}
+
+/// What to read.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct LogsQuery {
+    /// Of the lines that are kept, so many of the last.
+    #[param(minimum = 1, maximum = 200, default = 100)]
+    limit: Option<u64>,
+    /// Go on with the lines to come, as Server-Sent Events: `line` carries one, `lost` how many came too fast.
+    #[param(default = false)]
+    follow: Option<bool>,
+}
+
+/// A line of a plugin's log.
+#[derive(Debug, Serialize, ToSchema)]
+struct LogLineAnswer {
+    at: Time,
+    level: LogLevel,
+    /// The plugin's version, if a stage that ran it said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    version: Option<String>,
+    /// The stage that ran it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stage: Option<String>,
+    text: String,
+}
+
+/// Some lines of a plugin's log.
+#[derive(Debug, Serialize, ToSchema)]
+struct LogList {
+    /// Oldest first.
+    lines: Vec<LogLineAnswer>,
+}
+
+/// What was lost.
+#[derive(Debug, Serialize)]
+struct Lost {
+    lines: u64,
+}
+
+/// Read what a plugin says.
+#[utoipa::path(
+    get, path = "/api/v1/plugins/{name}/logs", tag = "plugins",
+    params(("name" = String, Path, description = "The plugin"), LogsQuery),
+    responses((status = 200, description = "Its last lines on this broker; with `follow`, events", body = LogList)),
+)]
+async fn logs(
+    State(broker): State<Arc<Broker>>,
+    State(slots): State<Arc<Slots>>,
+    caller: Caller,
+    Param(name): Param<String>,
+    query: Query<LogsQuery>,
+) -> Result<Response, Problem> {
+    plugins::need(&broker, &caller, &name)?;
+    let (limit, follow) = query.check(|query, faults| {
+        let limit = query.limit.unwrap_or(LINES_DEFAULT);
+        if !(1..=LINES_MAX).contains(&limit) {
+            faults.push("/limit", format!("is from 1 to {LINES_MAX}"));
+        }
+        Some((usize::try_from(limit).unwrap_or(usize::MAX), query.follow.unwrap_or(false)))
+    })?;
+    if broker.pipelines.plugin(&name).is_none() {
+        return Err(Problem::not_found("plugin", &name));
+    }
+    if !follow {
+        let lines = last(broker.pipelines.plugin_log(&name), limit).map(LogLineAnswer::from).collect();
+        return Ok(answer::ok(&LogList { lines }));
+    }
+    let place = slots.begin().ok_or_else(|| {
+        Problem::new(Code::Backpressure, "As many streams are open as the broker serves; come again later.")
+    })?;
+    let (recent, to_come) = broker.pipelines.follow_plugin_log(&name);
+    let before: Vec<u8> = last(recent, limit).flat_map(|line| event("line", &LogLineAnswer::from(line))).collect();
+    let feed = Feed { broker, caller, to_come, _place: place };
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    Ok((headers, Body::from_stream(feed.events(before.into()))).into_response())
+}
+
+fn last(lines: Vec<LogLine>, limit: usize) -> impl Iterator<Item = LogLine> {
+    let before = lines.len().saturating_sub(limit);
+    lines.into_iter().skip(before)
+}
+
+impl From<LogLine> for LogLineAnswer {
+    fn from(line: LogLine) -> LogLineAnswer {
+        LogLineAnswer {
+            at: Time(line.at),
+            level: line.level,
+            version: line.from.as_ref().map(|from| from.version.to_string()),
+            stage: line.from.as_ref().map(|from| from.stage.to_string()),
+            text: line.text.to_string(),
+        }
+    }
+}
+
+/// One follower and what it needs.
+struct Feed {
+    broker: Arc<Broker>,
+    caller: Caller,
+    to_come: Receiver<LogLine>,
+    /// Among all streams.
+    _place: OwnedSemaphorePermit,
+}
+
+impl Feed {
+    fn events(self, before: Bytes) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+        // The head goes out with the first bytes, so there are some at once.
+        let opening = if before.is_empty() { comment() } else { before };
+        let begun = stream::once(std::future::ready(Ok(opening)));
+        let rest = stream::unfold(self, |mut feed| async move {
+            let bytes = feed.next().await?;
+            Some((Ok(bytes), feed))
+        });
+        futures_util::StreamExt::chain(begun, rest)
+    }
+
+    /// The next event, or a comment when there is none for a while; none when the stream is over.
+    async fn next(&mut self) -> Option<Bytes> {
+        if self.broker.stopping.is_cancelled() || self.caller.has_expired(self.broker.clock.now()) {
+            return None;
+        }
+        let quiet_until = self.broker.clock.now().plus(KEEP_ALIVE);
+        tokio::select! {
+            line = self.to_come.recv() => match line {
+                Ok(line) => Some(event("line", &LogLineAnswer::from(line)).into()),
+                Err(RecvError::Lagged(lines)) => Some(event("lost", &Lost { lines }).into()),
+                Err(RecvError::Closed) => None,
+            },
+            () = self.broker.clock.sleep_until(quiet_until) => Some(comment()),
+            () = self.broker.stopping.cancelled() => None,
+        }
+    }
+}
+
+fn event<T: Serialize>(name: &str, data: &T) -> Vec<u8> {
+    let mut event = format!("event: {name}\ndata: ").into_bytes();
+    serde_json::to_writer(&mut event, data).expect("a line is plain JSON, written into memory");
+    event.extend_from_slice(b"\n\n");
+    event
+}
+
+fn comment() -> Bytes {
+    Bytes::from_static(b": still here\n\n")
+}

@@ -1,0 +1,264 @@
+//! Storing what was published: the stages run, their verdicts become one append. Invariant: a batch is stored as its stages
+//! left it on the revision that it names and on the values that they have read, or it is run again; each way of running again
+//! has a bound. Never stores a part of what the stages saw as one.
+
+use std::sync::Arc;
+
+use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
+
+use super::answer::{answer, fail_all, published};
+use super::emit::{self, keeps_writes};
+use super::{Answer, PublishError, Published, Publisher, Work, draft, message, places};
+use crate::catalog::model::{Scope, Topic};
+use crate::clock::Timestamp;
+use crate::message::Position;
+use crate::pipeline::KV_RERUNS_MAX;
+use crate::pipeline::draft::Draft;
+use crate::pipeline::kv::{Fate, KvRun, Transaction};
+use crate::store::{AppendBatch, AppendItem, AppendOutcome, Entry, KvUse, StoreError};
+
+/// How often a batch is run again because its pipeline changed under it. Each change is an operator's act; so many in
+/// the time of one batch do not happen, and an endless loop must not.
+const REVISION_RETRIES_MAX: usize = 8;
+
+/// What is to be stored of a batch, and what is told once it is.
+#[derive(Default)]
+struct Built {
+    revision: u64,
+    items: Vec<AppendItem>,
+    /// One for each item.
+    answers: Vec<(usize, Published)>,
+    /// Of those that were dropped without a key: there is nothing to store of them but values.
+    unstored: Vec<(usize, Published)>,
+    values: KvUse,
+}
+
+/// What became of an attempt.
+enum Outcome {
+    /// Everyone has their result.
+    Done,
+    /// The pipeline has changed meanwhile.
+    Stale(StoreError),
+    /// Others have changed values that were read.
+    Conflict {
+        /// Some of its messages stand on what others of them have set: it may go in parts.
+        linked: bool,
+    },
+    /// Messages stand on what was set for one that is turned away: only in parts can they be stored.
+    Broken,
+    Failed(PublishError),
+}
+
+/// A place among the requests on a topic whose stages keep values.
+enum Turn {
+    Shared { _held: OwnedRwLockReadGuard<()> },
+    Alone { _held: OwnedRwLockWriteGuard<()> },
+}
+
+/// The turns of a topic, and the one held. Without them conflicts are met all the same; with them a request that has met one
+/// goes alone the next time, so that many that want the same key do not keep each other from it.
+struct Turns {
+    all: Option<Arc<RwLock<()>>>,
+    held: Option<Turn>,
+}
+
+impl Turns {
+    async fn shared(&mut self) {
+        if let (Some(all), None) = (&self.all, &self.held) {
+            self.held = Some(Turn::Shared { _held: Arc::clone(all).read_owned().await });
+        }
+    }
+
+    async fn alone(&mut self) {
+        if matches!(self.held, Some(Turn::Alone { .. })) {
+            return;
+        }
+        self.held = None;
+        if let Some(all) = &self.all {
+            self.held = Some(Turn::Alone { _held: Arc::clone(all).write_owned().await });
+        }
+    }
+}
+
+impl Publisher {
+    /// Runs the stages and appends, again whenever the pipeline or what was read changed in between; in parts where some
+    /// messages stand on what was set for others that are turned away.
+    pub(super) async fn attempt(
+        &self,
+        topic: &Arc<Topic>,
+        work: Vec<Work>,
+        (atomic, replays): (bool, Vec<Position>),
+        results: &mut [Answer],
+    ) {
+        let mut turns = Turns { all: self.pipelines.value_turns(Scope::Topic(topic.id)), held: None };
+        // Bounded: a part is followed by at most its two halves.
+        let mut waiting = vec![work];
+        while let Some(work) = waiting.pop() {
+            let Some(mut rest) = self.attempt_part(topic, work, (atomic, &replays), (&mut turns, &mut *results)).await
+            else {
+                continue;
+            };
+            // In order: the second half sees what was stored of the first one.
+            let second = rest.split_off(rest.len() / 2);
+            waiting.extend([second, rest]);
+        }
+    }
+
+    /// Stores a part, or returns it if it can only be stored in parts of its own.
+    async fn attempt_part(
+        &self,
+        topic: &Arc<Topic>,
+        mut work: Vec<Work>,
+        (atomic, replays): (bool, &[Position]),
+        (turns, results): (&mut Turns, &mut [Answer]),
+    ) -> Option<Vec<Work>> {
+        let (mut stale, mut conflicts) = (0, 0);
+        turns.shared().await;
+        while !work.is_empty() {
+            let refuses = conflicts > KV_RERUNS_MAX;
+            let parts = work.len() > 1 && !atomic && !refuses;
+            let values = if refuses { Transaction::refusing() } else { Transaction::new(work.len()) };
+            let outcome = self.attempt_once(topic, &work, (Arc::new(values), atomic, replays), results).await;
+            match outcome {
+                Outcome::Done => return None,
+                Outcome::Stale(error) if stale == REVISION_RETRIES_MAX => {
+                    fail_all(places(&work), &error.into(), results);
+                    return None;
+                }
+                Outcome::Stale(_) => stale += 1,
+                Outcome::Broken | Outcome::Conflict { linked: true } if parts => {
+                    turns.alone().await;
+                    return Some(work);
+                }
+                Outcome::Broken | Outcome::Conflict { .. } if refuses => {
+                    fail_all(places(&work), &StoreError::KvConflict.into(), results);
+                    return None;
+                }
+                Outcome::Broken | Outcome::Conflict { .. } => {
+                    conflicts += 1;
+                    turns.alone().await;
+                    // One of them may have been stored meanwhile, by a repeat of its request.
+                    if let Err(error) = self.answer_duplicates(topic, &mut work, results).await {
+                        fail_all(places(&work), &PublishError::Store(error), results);
+                        return None;
+                    }
+                }
+                Outcome::Failed(error) => {
+                    fail_all(places(&work), &error, results);
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    async fn attempt_once(
+        &self,
+        topic: &Arc<Topic>,
+        work: &[Work],
+        (values, atomic, replays): (Arc<Transaction>, bool, &[Position]),
+        results: &mut [Answer],
+    ) -> Outcome {
+        let built = match self.build(topic, work, &values, results).await {
+            Ok(Some(built)) => built,
+            // Those that were turned away have their result; an atomic batch ends with the first of them.
+            Ok(None) if atomic => return Outcome::Done,
+            Ok(None) => return Outcome::Broken,
+            Err(error) => return Outcome::Failed(error),
+        };
+        if atomic && built.items.len() + built.unstored.len() < work.len() {
+            return Outcome::Done; // Those that were turned away have their result; the others were not attempted.
+        }
+        if built.items.is_empty() && replays.is_empty() && built.values.written.is_empty() {
+            built.unstored.into_iter().for_each(|(index, published)| results[index] = Some(Ok(published)));
+            return Outcome::Done;
+        }
+        let linked = !built.values.linked.is_empty();
+        match self.append(topic, built, (atomic, replays.to_vec()), results).await {
+            Ok(()) => Outcome::Done,
+            Err(stale @ StoreError::StaleRevision { .. }) => Outcome::Stale(stale),
+            Err(StoreError::KvConflict) => Outcome::Conflict { linked },
+            Err(other) => Outcome::Failed(PublishError::Store(other)),
+        }
+    }
+
+    /// Runs the stages and turns their verdicts into what is to be stored; those that are refused get their result here.
+    /// None if some of the others stand on what was set for those.
+    async fn build(
+        &self,
+        topic: &Arc<Topic>,
+        work: &[Work],
+        values: &Arc<Transaction>,
+        results: &mut [Answer],
+    ) -> Result<Option<Built>, PublishError> {
+        let now = self.clock.now();
+        let scope = Scope::Topic(topic.id);
+        if let Some(revision) = self.pipelines.revision_without_stages(scope) {
+            return Ok(Some(untouched(topic, work, (revision, now))));
+        }
+        let drafts: Vec<Draft> = work.iter().map(|work| draft(work, now)).collect();
+        let ran = self.pipelines.run_with(scope, topic, drafts, Some(KvRun::of_all(values))).await;
+        let ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
+        let mut built = Built { revision: ran.revision, ..Built::default() };
+        let mut fates = Vec::with_capacity(work.len());
+        let mut room = emit::EMITTED_BYTES_MAX;
+        for (place, (work, mut processed)) in work.iter().zip(ran.processed).enumerate() {
+            let trail = std::mem::take(&mut processed.trail);
+            let kept = keeps_writes(topic, &processed.draft, &processed.verdict);
+            let mut beside = emit::Beside { room: &mut room, values, message: place };
+            let mut fate = Fate::Refused;
+            match self.decide(topic, work, (ran.revision, processed), &mut beside).await {
+                Ok((published, entry, emitted)) => {
+                    let published = Published { trail, ..published };
+                    if matches!(entry, Entry::Dropped { .. }) && work.dedup.is_none() {
+                        built.unstored.push((work.index, published));
+                        fate = Fate::Dropped;
+                    } else {
+                        fate = Fate::Item(built.items.len());
+                        built.items.push(AppendItem { dedup: work.dedup.clone(), entry, emitted });
+                        built.answers.push((work.index, published));
+                    }
+                }
+                Err(error) => results[work.index] = Some(Err(error)),
+            }
+            fates.push(if kept { fate } else { Fate::Refused });
+        }
+        Ok(values.into_use(&fates).map(|values| Built { values, ..built }))
+    }
+
+    async fn append(
+        &self,
+        topic: &Arc<Topic>,
+        built: Built,
+        (atomic, replays): (bool, Vec<Position>),
+        results: &mut [Answer],
+    ) -> Result<(), StoreError> {
+        let Built { revision, items, answers, unstored, values } = built;
+        let (topic_id, kv) = (topic.id, Vec::new());
+        let batch = AppendBatch { topic: topic_id, revision, items, all_or_nothing: atomic, kv, values, replays };
+        let outcomes = self.store.append(batch).await?;
+        for (index, published) in unstored {
+            results[index] = Some(Ok(published));
+        }
+        if outcomes.iter().any(|outcome| matches!(outcome, AppendOutcome::TopicFull)) {
+            self.events.topic_full(topic);
+        }
+        for ((index, published), outcome) in answers.into_iter().zip(outcomes) {
+            results[index] = Some(answer(topic, published, outcome));
+        }
+        Ok(())
+    }
+}
+
+/// What messages become that no stage looks at.
+fn untouched(topic: &Arc<Topic>, work: &[Work], (revision, now): (u64, Timestamp)) -> Built {
+    let (mut items, mut answers) = (Vec::with_capacity(work.len()), Vec::with_capacity(work.len()));
+    for work in work {
+        let due = work.request.deliver_at.filter(|due| *due > now);
+        let message = message(work, draft(work, now), (work.id, revision, None));
+        let entry = Entry::Log { partition: work.id.partition(), message, due, target: None };
+        items.push(AppendItem { dedup: work.dedup.clone(), entry, emitted: Vec::new() });
+        answers.push((work.index, published(topic, work, now, revision)));
+    }
+    Built { revision, items, answers, ..Built::default() }
+}
