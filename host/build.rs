@@ -10,7 +10,9 @@ use std::process::Command;
 
 use sha2::{Digest as _, Sha256};
 
-const PLUGINS: [&str; 3] = ["filter", "json-schema", "redact"];
+const PLUGINS: [&str; 7] = ["cloudevents", "dedup", "filter", "jq", "json-schema", "redact", "sample"];
+/// The custom section of a component that holds the JSON Schema of its config (`wit/sluice.wit`).
+const CONFIG_SCHEMA: &str = "sluice:config-schema";
 const TARGET: &str = "wasm32-wasip2";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -24,7 +26,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     build(&root.join("plugins/Cargo.toml"), &target_dir)?;
     for plugin in PLUGINS {
         let made = target_dir.join(TARGET).join("release").join(format!("{}.wasm", plugin.replace('-', "_")));
-        let bytes = fs::read(&made).map_err(|error| format!("{}: {error}", made.display()))?;
+        let mut bytes = fs::read(&made).map_err(|error| format!("{}: {error}", made.display()))?;
+        let schema = root.join("plugins").join(plugin).join("config.schema.json");
+        let schema = fs::read(&schema).map_err(|error| format!("{}: {error}", schema.display()))?;
+        append_section(&mut bytes, CONFIG_SCHEMA, &schema)?;
         // A start need not read the components to know them.
         fs::write(out.join(format!("{plugin}.sha256")), hex::encode(Sha256::digest(&bytes)))?;
         fs::write(out.join(format!("{plugin}.wasm")), bytes)?;
@@ -65,6 +70,31 @@ fn build(manifest: &Path, target_dir: &Path) -> Result<(), Box<dyn Error>> {
         return Err(format!("the plugins need the {TARGET} target: run `rustup target add {TARGET}`").into());
     }
     Err(format!("the plugins do not build:\n{said}").into())
+}
+
+/// Appends a custom section (id 0) to a component: its size, its name with the name's length, its content.
+fn append_section(component: &mut Vec<u8>, name: &str, content: &[u8]) -> Result<(), Box<dyn Error>> {
+    let mut section = Vec::new();
+    leb128(&mut section, u32::try_from(name.len())?);
+    section.extend_from_slice(name.as_bytes());
+    section.extend_from_slice(content);
+    component.push(0);
+    leb128(component, u32::try_from(section.len())?);
+    component.extend_from_slice(&section);
+    Ok(())
+}
+
+/// Unsigned LEB128, as WebAssembly writes lengths.
+fn leb128(bytes: &mut Vec<u8>, mut number: u32) {
+    loop {
+        let low = (number & 0x7f) as u8;
+        number >>= 7;
+        if number == 0 {
+            bytes.push(low);
+            return;
+        }
+        bytes.push(low | 0x80);
+    }
 }
 
 fn is_outer(name: &str) -> bool {

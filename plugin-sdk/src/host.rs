@@ -13,11 +13,12 @@ use crate::{
 };
 
 pub mod bindings {
-    //! Generated from `wit/sluice.wit`, a copy of the contract that ships with this crate.
+    //! Generated from `wit/sluice.wit`, a copy of the contract that ships with this crate. Of the world's powers a component
+    //! imports those that its code calls: nothing that every plugin holds (a `Source`'s functions) may call one.
     #![expect(missing_docs, reason = "generated; the contract carries the documentation")]
     wit_bindgen::generate!({
         path: "wit",
-        world: "plugin",
+        world: "plugin-with-powers",
         pub_export_macro: true,
         export_macro_name: "__export_plugin",
     });
@@ -136,5 +137,8 @@ impl Source for types::Batch {
     fn emit(&self, i: u32, emit: &Emit<'_>) {
         let headers: Vec<_> = emit.headers.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
         types::Batch::emit(self, i, emit.topic, emit.key, emit.payload, &headers);
+    }
+    fn host(&self) -> &types::Batch {
+        self
     }
 }

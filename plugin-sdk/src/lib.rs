@@ -31,13 +31,20 @@
 //! # Ok::<(), sluice_plugin::Error>(())
 //! ```
 //!
+//! What a plugin may do beyond its messages are powers, each an import that is listed when it is uploaded: [`kv`] (values that
+//! outlive the batch), [`metrics`] (figures of its own), [`schemas`] (the broker's registered schemas). Those that the code
+//! doesn't call are not imported.
+//!
 //! Build it with `cargo build --release --target wasm32-wasip2`, crate type `cdylib`.
 
 mod batch;
 mod column;
 mod error;
+pub mod kv;
 pub mod log;
 mod message;
+pub mod metrics;
+pub mod schemas;
 mod source;
 mod stage;
 

@@ -1,6 +1,8 @@
 //! One message of a batch: lazy getters, and the verdicts and edits on it.
 //! Invariant: each method is at most one call into the host. Never caches: an edit is seen by the next read.
 
+use std::time::Duration;
+
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
@@ -173,5 +175,25 @@ impl<'a> Message<'a> {
     /// ```
     pub fn emit(&self, emit: Emit<'_>) {
         self.source.emit(self.index, &emit);
+    }
+
+    /// Sets a value of [`kv`](crate::kv) for the sake of this message: it is kept together with the message, and not at all
+    /// if that one is not stored. With a `ttl` it is gone after so long (at least a millisecond). On the way out this is a
+    /// trap, and so is a key of more than 256 bytes or a value of more than 64 KiB.
+    pub fn kv_set(&self, key: &str, value: impl AsRef<[u8]>, ttl: Option<Duration>) {
+        // A fraction of a millisecond is rounded up: a value that lives shortly must not live not at all.
+        let ttl_ms = ttl.map(|ttl| u64::try_from(ttl.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX).max(1));
+        #[cfg(target_family = "wasm")]
+        crate::host::bindings::sluice::plugin::kv::set(self.source.host(), self.index, key, value.as_ref(), ttl_ms);
+        #[cfg(not(target_family = "wasm"))]
+        self.source.kv_set(self.index, key, Some((value.as_ref(), ttl_ms)));
+    }
+
+    /// Removes a value of [`kv`](crate::kv) for the sake of this message. On the way out this is a trap.
+    pub fn kv_delete(&self, key: &str) {
+        #[cfg(target_family = "wasm")]
+        crate::host::bindings::sluice::plugin::kv::delete(self.source.host(), self.index, key);
+        #[cfg(not(target_family = "wasm"))]
+        self.source.kv_set(self.index, key, None);
     }
 }

@@ -36,4 +36,12 @@ pub(crate) trait Source {
     fn remove_header(&self, i: u32, name: &str);
     fn set_key(&self, i: u32, key: Option<&str>);
     fn emit(&self, i: u32, emit: &Emit<'_>);
+
+    /// The host's batch. Powers are called on it directly and are no functions of this trait: all of those are linked into
+    /// every plugin, and one that has no use for a power must not import it.
+    #[cfg(target_family = "wasm")]
+    fn host(&self) -> &crate::host::bindings::sluice::plugin::types::Batch;
+    /// What the messages in memory do for `kv`; `None` removes the value.
+    #[cfg(not(target_family = "wasm"))]
+    fn kv_set(&self, i: u32, key: &str, value: Option<(&[u8], Option<u64>)>);
 }

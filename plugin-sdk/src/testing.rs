@@ -22,13 +22,18 @@
 //! # Ok::<(), sluice_plugin::Error>(())
 //! ```
 
+mod cases;
 mod input;
 mod memory;
+pub(crate) mod powers;
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::HashMap, time::Duration};
 
+pub use cases::check_cases;
 pub use input::Input;
 use memory::Memory;
+pub use powers::Figures;
+use powers::{Kept, Values};
 
 use crate::{Batch, Error, Rejection, Stage, log::Level};
 
@@ -78,6 +83,7 @@ pub struct Outcome {
 pub struct Bench<S> {
     stage: S,
     circumstances: Circumstances,
+    values: RefCell<Values>,
 }
 
 #[derive(Clone, Default)]
@@ -90,8 +96,19 @@ struct Circumstances {
 impl<S: Stage> Bench<S> {
     /// Configures the stage with a JSON document, as the broker does.
     pub fn new(config: &str) -> Result<Self, Error> {
+        Self::with_schemas(config, [])
+    }
+
+    /// The same where schemas are registered, by their ids: what [`schemas::get`](crate::schemas::get) reads.
+    pub fn with_schemas<'s>(
+        config: &str,
+        schemas: impl IntoIterator<Item = (&'s str, &'s str)>,
+    ) -> Result<Self, Error> {
+        let schemas: HashMap<String, String> =
+            schemas.into_iter().map(|(id, definition)| (id.to_owned(), definition.to_owned())).collect();
+        let stage = powers::with_schemas(schemas, || S::configure(config))?;
         let circumstances = Circumstances { topic: "test".into(), ..Circumstances::default() };
-        Ok(Self { stage: S::configure(config)?, circumstances })
+        Ok(Self { stage, circumstances, values: RefCell::default() })
     }
 
     /// The topic that the messages belong to (`test` unless said).
@@ -115,7 +132,28 @@ impl<S: Stage> Bench<S> {
         self
     }
 
-    /// Runs the stage over the messages, in batches as large as the broker's largest.
+    /// Keeps a value of [`kv`](crate::kv) before the stage runs.
+    #[must_use]
+    pub fn keep(self, key: &str, value: impl Into<Vec<u8>>) -> Self {
+        let kept = Kept { value: value.into(), until_ms: None };
+        self.values.borrow_mut().kept.insert(key.to_owned(), kept);
+        self
+    }
+
+    /// The value of [`kv`](crate::kv) that is kept by now.
+    pub fn kv(&self, key: &str) -> Option<Vec<u8>> {
+        self.values.borrow().get(key).map(<[u8]>::to_vec)
+    }
+
+    /// Lets time pass for the values that are kept with a time to live.
+    pub fn advance(&self, time: Duration) {
+        let passed = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let mut values = self.values.borrow_mut();
+        values.now_ms = values.now_ms.saturating_add(passed);
+    }
+
+    /// Runs the stage over the messages, in batches as large as the broker's largest. What it sets in [`kv`](crate::kv) is
+    /// kept for the messages that go on, and for the next run.
     pub fn run(&self, messages: impl IntoIterator<Item = Input>) -> Result<Vec<Outcome>, Error> {
         let mut messages = messages.into_iter();
         let mut outcomes = Vec::new();
@@ -125,8 +163,14 @@ impl<S: Stage> Bench<S> {
                 return Ok(outcomes);
             }
             let memory = Memory::new(batch, &self.circumstances);
-            self.stage.process(&Batch::new(&memory))?;
-            outcomes.extend(memory.into_outcomes());
+            let (mut values, ended) =
+                powers::with_values(self.values.take(), || self.stage.process(&Batch::new(&memory)));
+            let of_batch: Vec<Outcome> = memory.into_outcomes().collect();
+            let goes_on = |i: u32| matches!(of_batch[i as usize].verdict, Verdict::Passed | Verdict::Changed);
+            values.end(|i| ended.is_ok() && goes_on(i));
+            self.values.replace(values);
+            ended?;
+            outcomes.extend(of_batch);
         }
     }
 }
@@ -154,4 +198,9 @@ pub(crate) fn keep_log_line(level: Level, line: String) {
 /// Takes the lines that stages wrote on this thread (tests run on a thread each) since the last call.
 pub fn logs() -> Vec<(Level, String)> {
     LOG.take()
+}
+
+/// Takes what stages counted on this thread with [`metrics`](crate::metrics) since the last call.
+pub fn figures() -> Figures {
+    powers::take_figures()
 }

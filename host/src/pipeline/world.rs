@@ -8,8 +8,12 @@ use wasmtime::{Engine, Error};
 use super::component::ComponentError;
 use super::limits::{REASON_BYTES_MAX, cut};
 
-/// The version of `sluice:plugin` that this host serves.
+/// The newest version of `sluice:plugin` that this host serves.
 pub const SERVED: Version = Version::new(1, 0, 0);
+/// The oldest one: compiled plugins of every version between them run.
+const SERVED_FROM: Version = Version::new(1, 0, 0);
+/// Where its interfaces are.
+const PACKAGE: &str = "sluice:plugin/";
 
 const STAGE: &str = "sluice:plugin/stage";
 const OURS: [&str; 5] =
@@ -134,6 +138,10 @@ fn check_import(name: &str) -> Result<(), ComponentError> {
         // A newer minor version is no reason by itself: it may not use what was added since.
         Some((id, Some(version))) if OURS.contains(&id) && version.major == SERVED.major => Ok(()),
         Some((id, version)) if OURS.contains(&id) => Err(unusable(targets(version.as_ref()))),
+        // An interface that came later.
+        Some((id, Some(version))) if id.starts_with(PACKAGE) && version > SERVED => {
+            Err(unusable(format!("{}: it imports {name}", targets(Some(&version)))))
+        }
         Some((id, Some(version)))
             if WASI.iter().any(|prefix| id.starts_with(prefix)) && version.to_string().starts_with(WASI_MINOR) =>
         {
@@ -164,7 +172,7 @@ pub fn keeps_values(imports: &[String]) -> bool {
 
 fn targets(version: Option<&Version>) -> String {
     let version = version.map_or_else(|| "no version".to_owned(), Version::to_string);
-    format!("the plugin targets {version} of sluice:plugin, this host serves {SERVED}")
+    format!("the plugin targets {version} of sluice:plugin, this host serves {SERVED_FROM}–{SERVED}")
 }
 
 /// `sluice:plugin/types@1.0.0` as name and version.
@@ -191,9 +199,16 @@ mod tests {
             assert_eq!(check_import(allowed), Ok(()), "{allowed}");
         }
         assert!(why(check_import("sluice:plugin/types@2.0.0")).contains("targets 2.0.0"));
-        for refused in
-            ["wasi:http/outgoing-handler@0.2.0", "wasi:io/poll@0.3.0", "acme:db/sql@1.0.0", "env", "wasi:io/poll"]
-        {
+        let later = why(check_import("sluice:plugin/clock@1.1.0"));
+        assert!(later.contains("targets 1.1.0 of sluice:plugin, this host serves 1.0.0–1.0.0"), "{later}");
+        for refused in [
+            "sluice:plugin/clock@1.0.0",
+            "wasi:http/outgoing-handler@0.2.0",
+            "wasi:io/poll@0.3.0",
+            "acme:db/sql@1.0.0",
+            "env",
+            "wasi:io/poll",
+        ] {
             assert!(why(check_import(refused)).contains("does not offer"), "{refused}");
         }
     }

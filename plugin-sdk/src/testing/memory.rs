@@ -169,4 +169,9 @@ impl Source for Memory<'_> {
             headers: emit.headers.iter().map(|(n, v)| (n.to_string(), v.to_string())).collect(),
         });
     }
+    fn kv_set(&self, i: u32, key: &str, value: Option<(&[u8], Option<u64>)>) {
+        self.refuse_on_the_way_out("kv");
+        assert!(i < self.len(), "message {i} is not in the batch");
+        super::powers::kv_set(i, key, value);
+    }
 }

@@ -1,10 +1,15 @@
 //! The `filter` stage as the broker runs it, natively.
 
 use filter::{Filter, QUERY_TOO_COSTLY};
-use sluice_plugin::testing::{Bench, Input, Verdict, run};
+use sluice_plugin::testing::{Bench, Input, Verdict, check_cases, run};
 
 const DIFFERS: &str = "payloadQuery does not hold";
 const NOT_JSON: &str = "the payload is not JSON, so payloadQuery does not hold";
+
+#[test]
+fn the_cases_hold() {
+    check_cases::<Filter>(concat!(env!("CARGO_MANIFEST_DIR"), "/cases"));
+}
 
 #[test]
 fn headers_and_query_decide() {

@@ -1,11 +1,17 @@
 //! The `json-schema` stage: rejects the messages that a JSON Schema rejects, naming every fault by its place.
-//! Invariant: a message that passes is valid under the schema, and untouched. Never fetches anything: a schema
-//! refers to itself and to the drafts' own meta-schemas only.
+//! Invariant: a message that passes is valid under the schema, and untouched. Never fetches anything: a schema refers to
+//! itself, to the drafts' own meta-schemas, and to what the config names.
 
-use jsonschema::{Draft, Validator};
+mod references;
+
+use std::collections::BTreeMap;
+
+use jsonschema::{Draft, Registry, Validator};
 use serde::Deserialize;
 use serde_json::Value;
 use sluice_plugin::{Failure, Message, Rejection, Stage};
+
+use references::References;
 
 /// The code of a rejection by the schema; the same word as the API's problem code.
 pub const SCHEMA_VALIDATION_ERROR: &str = "SCHEMA_VALIDATION_ERROR";
@@ -24,6 +30,44 @@ struct Config {
     schema: Option<Value>,
     /// The registered schema. The broker resolves it: beside `schema` it says where that one came from.
     schema_id: Option<String>,
+    /// Other schemas, by the absolute URIs under which they are referred to.
+    #[serde(default)]
+    references: BTreeMap<String, Value>,
+    /// How schemas are read that don't say which draft they are of.
+    draft: Option<Named>,
+}
+
+/// A draft as people call it.
+#[derive(Clone, Copy, Deserialize)]
+enum Named {
+    #[serde(rename = "2020-12")]
+    Draft202012,
+    #[serde(rename = "2019-09")]
+    Draft201909,
+    #[serde(rename = "7")]
+    Draft7,
+    #[serde(rename = "6")]
+    Draft6,
+    #[serde(rename = "4")]
+    Draft4,
+}
+
+impl Named {
+    fn draft(self) -> Draft {
+        match self {
+            Self::Draft202012 => Draft::Draft202012,
+            Self::Draft201909 => Draft::Draft201909,
+            Self::Draft7 => Draft::Draft7,
+            Self::Draft6 => Draft::Draft6,
+            Self::Draft4 => Draft::Draft4,
+        }
+    }
+}
+
+/// What a schema is compiled with.
+struct Surroundings {
+    found: References,
+    draft: Option<Draft>,
 }
 
 /// The stage: a schema, compiled.
@@ -47,7 +91,7 @@ struct Union {
 }
 
 impl Union {
-    fn of(schema: &Value) -> Result<Option<Self>, String> {
+    fn of(schema: &Value, around: &Surroundings) -> Result<Option<Self>, String> {
         let Some(root) = schema.as_object() else { return Ok(None) };
         let keyword = match (root.contains_key("oneOf"), root.contains_key("anyOf")) {
             (true, false) => "oneOf",
@@ -60,7 +104,7 @@ impl Union {
         }
         let mut rest = root.clone();
         rest.remove(keyword);
-        Ok(Some(Self { keyword, rest: compile(&Value::Object(rest))? }))
+        Ok(Some(Self { keyword, rest: compile(&Value::Object(rest), around)? }))
     }
 }
 
@@ -81,21 +125,35 @@ impl TryFrom<Config> for JsonSchema {
             }
             (None, None) => return Err("one of `schema` and `schemaId` is required".into()),
         };
-        Ok(Self { validator: compile(&schema)?, union: Union::of(&schema)? })
+        let around = Surroundings { found: References::new(config.references), draft: config.draft.map(Named::draft) };
+        Ok(Self { validator: compile(&schema, &around)?, union: Union::of(&schema, &around)? })
     }
 }
 
-fn compile(schema: &Value) -> Result<Validator, String> {
-    jsonschema::options()
-        .offline()
+fn compile(schema: &Value, around: &Surroundings) -> Result<Validator, String> {
+    let read_as = around.draft.unwrap_or_default();
+    let mut registry = Registry::new().retriever(around.found.clone()).draft(read_as);
+    // A meta-schema of one's own must be known before anything is looked up by it.
+    for (uri, meta) in around.found.meta_schemas(schema) {
+        registry = registry.add(uri, meta).map_err(|e| format!("`references`: {e}"))?;
+    }
+    let registry = registry.prepare().map_err(|e| format!("`references`: {e}"))?;
+    let mut options = jsonschema::options()
+        .with_registry(&registry)
+        .with_retriever(around.found.clone())
+        .with_base_uri(references::BASE)
         // `format` is an annotation: what it asserts differs from validator to validator.
-        .should_validate_formats(false)
-        .build(schema)
-        .map_err(|e| format!("`schema` is no usable JSON Schema, at {:?}: {e}", e.instance_path().as_str()))
+        .should_validate_formats(false);
+    let says = schema.get("$schema").is_some();
+    if let Some(draft) = around.draft.filter(|_| !says) {
+        options = options.with_draft(draft);
+    }
+    let compiled = options.build(schema);
+    compiled.map_err(|e| format!("`schema` is no usable JSON Schema, at {:?}: {e}", e.instance_path().as_str()))
 }
 
 impl JsonSchema {
-    /// The draft that the schema is read as: the one that `$schema` names, else 2020-12.
+    /// The draft that the schema is read as: the one that `$schema` names, else the config's `draft`, else 2020-12.
     pub fn draft(&self) -> Draft {
         self.validator.draft()
     }

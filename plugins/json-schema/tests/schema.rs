@@ -7,7 +7,7 @@ use json_schema::{JsonSchema, SCHEMA_VALIDATION_ERROR};
 use serde_json::{Value, json};
 use sluice_plugin::{
     Rejection,
-    testing::{Bench, Input, Verdict, run},
+    testing::{Bench, Input, Verdict, check_cases, run},
 };
 
 fn faults(schema: &Value, payload: &str) -> Vec<Rejection> {
@@ -17,6 +17,11 @@ fn faults(schema: &Value, payload: &str) -> Vec<Rejection> {
         Verdict::Rejected(rejections) => rejections,
         other => panic!("{other:?}"),
     }
+}
+
+#[test]
+fn the_cases_hold() {
+    check_cases::<JsonSchema>(concat!(env!("CARGO_MANIFEST_DIR"), "/cases"));
 }
 
 #[test]
@@ -117,6 +122,33 @@ fn references_inside_the_schema_resolve_and_others_refuse_it() {
 }
 
 #[test]
+fn references_lead_to_what_the_config_names() {
+    let config = json!({
+        "schema": {"$id": "https://example.com/orders/order", "properties": {"total": {"$ref": "money#/$defs/amount"}}},
+        "references": {"https://example.com/orders/money": {"$defs": {"amount": {"type": "integer"}}}},
+    });
+    let payloads = [r#"{"total":1}"#, r#"{"total":"x"}"#].map(Input::new);
+    let outcomes = run::<JsonSchema>(&config.to_string(), payloads).unwrap();
+    assert_eq!(outcomes[0].verdict, Verdict::Passed);
+    let Verdict::Rejected(faults) = &outcomes[1].verdict else { panic!("{:?}", outcomes[1].verdict) };
+    assert_eq!(faults[0].pointer.as_deref(), Some("/total"));
+}
+
+#[test]
+fn a_schema_that_names_no_draft_is_of_the_configs() {
+    let read_as = |draft: &str, schema: Value| {
+        let config = json!({"schema": schema, "draft": draft}).to_string();
+        run::<JsonSchema>(&config, [Input::new("1")]).unwrap().remove(0).verdict == Verdict::Passed
+    };
+    let exclusive = || json!({"minimum": 1, "exclusiveMinimum": true});
+    assert!(!read_as("4", exclusive()));
+    let mut of_six = json!({"const": 2});
+    assert!(!read_as("6", of_six.clone()) && !read_as("7", of_six.clone()));
+    of_six["$schema"] = "http://json-schema.org/draft-04/schema#".into();
+    assert!(read_as("7", of_six), "what the schema says itself comes first: draft 4 has no `const`");
+}
+
+#[test]
 fn a_bad_config_is_refused_with_a_reason() {
     for (config, reason) in [
         ("{}", "one of `schema` and `schemaId` is required"),
@@ -130,6 +162,12 @@ fn a_bad_config_is_refused_with_a_reason() {
         (r##"{"schema":{"$ref":"#/$defs/none"}}"##, "no usable JSON Schema"),
         (r#"{"schema":{"$schema":"https://example.com/own"}}"#, "no usable JSON Schema"),
         (r#"{"schemas":{}}"#, "unknown field `schemas`"),
+        (r#"{"schema":{"$ref":"order"}}"#, "not among `references`"),
+        (
+            r#"{"schema":{"$ref":"https://example.com/a"},"references":{"https://example.com/a":{"$ref":"b"}}}"#,
+            "example.com/b is",
+        ),
+        (r#"{"schema":{},"draft":"3"}"#, "unknown variant `3`"),
     ] {
         let error = Bench::<JsonSchema>::new(config).err().expect(config);
         assert!(error.message.contains(reason), "{config}: {error}");

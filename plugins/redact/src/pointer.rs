@@ -1,4 +1,4 @@
-//! JSON Pointers (RFC 6901) in which `*` stands for every element or member.
+//! JSON Pointers (RFC 6901) in which `*` stands for every element or member, and `~2` for a `*` in a name.
 //! Invariant: a parsed pointer is bounded in length and depth. Never reads a payload.
 
 use crate::action::Action;
@@ -57,7 +57,8 @@ pub(crate) fn parse(pointer: &str) -> Result<Vec<Segment>, String> {
     Ok(segments)
 }
 
-/// `~1` is `/` and `~0` is `~`; any other `~` is a mistake, most likely in a name that holds one.
+/// `~1` is `/`, `~0` is `~`, and `~2` is `*`, for a member that is called so; any other `~` is a mistake, most likely in a name
+/// that holds one.
 fn segment(text: &str) -> Result<Segment, String> {
     if text == "*" {
         return Ok(Segment::Every);
@@ -69,7 +70,8 @@ fn segment(text: &str) -> Result<Segment, String> {
             '~' => match chars.next() {
                 Some('0') => name.push('~'),
                 Some('1') => name.push('/'),
-                _ => return Err(format!("in {text:?}, write `~0` for `~` and `~1` for `/` (RFC 6901)")),
+                Some('2') => name.push('*'),
+                _ => return Err(format!("in {text:?}, write `~0` for `~`, `~1` for `/` and `~2` for `*`")),
             },
             c => name.push(c),
         }
@@ -81,8 +83,9 @@ fn segment(text: &str) -> Result<Segment, String> {
 mod tests {
     use super::*;
 
+    /// `every` stands for all of them, so that `*` can stand for itself.
     fn named(names: &[&str]) -> Vec<Segment> {
-        names.iter().map(|n| if *n == "*" { Segment::Every } else { Segment::Named((*n).into()) }).collect()
+        names.iter().map(|n| if *n == "every" { Segment::Every } else { Segment::Named((*n).into()) }).collect()
     }
 
     #[test]
@@ -92,12 +95,13 @@ mod tests {
             ("/", named(&[""])),
             ("/a/b", named(&["a", "b"])),
             ("/a~1b/m~0n/~01", named(&["a/b", "m~n", "~1"])),
-            ("/items/*/card", named(&["items", "*", "card"])),
+            ("/items/*/card", named(&["items", "every", "card"])),
             ("/a*", named(&["a*"])),
+            ("/~2/~02/a~2", named(&["*", "~2", "a*"])),
         ] {
             assert_eq!(parse(pointer), Ok(expected), "{pointer}");
         }
-        for bad in ["a", "/~", "/a~2", "#/a", &"/a".repeat(SEGMENTS_MAX + 1)] {
+        for bad in ["a", "/~", "/a~3", "#/a", &"/a".repeat(SEGMENTS_MAX + 1)] {
             parse(bad).expect_err(bad);
         }
     }

@@ -1,7 +1,7 @@
 //! The `redact` stage as the broker runs it, natively.
 
 use redact::Redact;
-use sluice_plugin::testing::{Bench, Input, Verdict, run};
+use sluice_plugin::testing::{Bench, Input, Verdict, check_cases, run};
 
 fn config(rules: &[(&str, &str)]) -> String {
     let rules: Vec<_> = rules.iter().map(|(p, a)| format!(r#"{{"pointer":"{p}","action":"{a}"}}"#)).collect();
@@ -14,6 +14,11 @@ fn check(rules: &[(&str, &str)], payload: &str, expected: &str) {
     assert_eq!(outcome.message.text(), expected, "{rules:?} on {payload}");
     let verdict = if payload == expected { Verdict::Passed } else { Verdict::Changed };
     assert_eq!(outcome.verdict, verdict, "{rules:?} on {payload}");
+}
+
+#[test]
+fn the_cases_hold() {
+    check_cases::<Redact>(concat!(env!("CARGO_MANIFEST_DIR"), "/cases"));
 }
 
 #[test]
@@ -101,6 +106,8 @@ fn nothing_named_gets_through_by_spelling() {
     check(&[("/a/x", "mask")], r#"{"a":{"x":1},"a":{"x":2}}"#, r#"{"a":{"x":"***"},"a":{"x":"***"}}"#);
     check(&[("/a", "mask")], r#"{"\u0061":1}"#, r#"{"\u0061":"***"}"#);
     check(&[("/a~1b/~0", "mask")], r#"{"a/b":{"~":1}}"#, r#"{"a/b":{"~":"***"}}"#);
+    check(&[("/~2", "mask")], r#"{"*":1,"a":2}"#, r#"{"*":"***","a":2}"#);
+    check(&[("/~02", "mask")], r#"{"*":1,"~2":2}"#, r#"{"*":1,"~2":"***"}"#);
     check(&[("/01", "mask"), ("/-", "mask")], "[0,1]", "[0,1]");
     check(&[("/01", "mask")], r#"{"01":1}"#, r#"{"01":"***"}"#);
 }

@@ -4,7 +4,9 @@
 mod changes;
 mod disk;
 mod fairness;
+mod first_party;
 mod follow;
+mod frozen;
 mod hostile;
 mod load;
 mod machine_code;

@@ -45,13 +45,13 @@ mod said_of {
     }
 
     pub(super) fn newer_world() -> Said {
-        (patched(&NEWER_MAJOR), "the plugin targets 2.0.0 of sluice:plugin, this host serves 1.0.0")
+        (patched(&NEWER_MAJOR), "the plugin targets 2.0.0 of sluice:plugin, this host serves 1.0.0–1.0.0")
     }
 
     /// A newer minor version is taken, unless it uses what this host does not have.
     pub(super) fn newer_function() -> Said {
         let newer = [NEWER_MINOR[0], NEWER_MINOR[1], NEWER_MINOR[2], ("set-header", "set-shadow")];
-        (patched(&newer), "the plugin targets 1.1.0 of sluice:plugin, this host serves 1.0.0")
+        (patched(&newer), "the plugin targets 1.1.0 of sluice:plugin, this host serves 1.0.0–1.0.0")
     }
 
     pub(super) fn oversized() -> Said {
