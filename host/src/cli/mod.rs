@@ -17,6 +17,7 @@ mod message;
 mod output;
 mod pipeline;
 mod plugin;
+mod project;
 mod publish;
 mod publish_lines;
 mod repair;
@@ -105,7 +106,7 @@ enum Command {
     /// One stored message: get, erase
     #[command(after_help = message::AFTER_HELP)]
     Message(Noun<message::Action>),
-    /// Plugins: list, get
+    /// Plugins: list, get, new, build, test, inspect
     #[command(after_help = plugin::AFTER_HELP)]
     Plugin(Noun<plugin::Action>),
     /// The stages of a topic or subscription: get, set, history

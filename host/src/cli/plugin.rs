@@ -1,4 +1,5 @@
-//! `sluice plugin`: what code there is for topics. Invariant: only reads; plugins come from `plugins.dir`.
+//! `sluice plugin`: what code there is for topics, and how its authors make it (see `project`). Invariant: what is local asks
+//! no broker.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -7,6 +8,7 @@ use super::arguments::Noun;
 use super::client::{Client, Part, Query};
 use super::failure::Failure;
 use super::output::{Column, Output};
+use super::project;
 
 const COLUMNS: &[Column] = &[
     ("NAME", "/name"),
@@ -39,12 +41,35 @@ pub(super) enum Action {
         /// Its name
         name: String,
     },
+    /// Make a project for a plugin of one's own
+    #[command(after_help = project::new::AFTER_HELP)]
+    New(project::new::NewArgs),
+    /// Build a project's component into its dist
+    #[command(after_help = project::build::AFTER_HELP)]
+    Build(project::build::BuildArgs),
+    /// Run a plugin's cases in the broker's own engine, with no broker
+    #[command(after_help = project::test::AFTER_HELP)]
+    Test(project::test::TestArgs),
+    /// Show what a component is, and whether this release takes it
+    #[command(after_help = project::inspect::AFTER_HELP)]
+    Inspect(project::inspect::InspectArgs),
 }
 
 /// Runs one of the actions.
 pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
-    let (client, output) = (Client::new(&args.client)?, args.client.output());
+    let output = args.client.output();
     match &args.action {
+        Action::New(new) => project::new::run(new, output),
+        Action::Build(build) => project::build::run(build, output),
+        Action::Test(test) => project::test::run(test, output).await,
+        Action::Inspect(inspect) => project::inspect::run(inspect, output).await,
+        asking => ask(asking, &Client::new(&args.client)?, output).await,
+    }
+}
+
+/// Those that ask a broker.
+async fn ask(action: &Action, client: &Client, output: Output) -> Result<(), Failure> {
+    match action {
         Action::List { part } => {
             let plugins = client.list(&["plugins"], "plugins", *part, &[]).await?;
             show(output, &Value::Array(plugins.clone()), &plugins)
@@ -52,6 +77,9 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
         Action::Get { name } => {
             let plugin = client.get(&["plugins", name], Query::default()).await?.body;
             show(output, &plugin, std::slice::from_ref(&plugin))
+        }
+        Action::New(_) | Action::Build(_) | Action::Test(_) | Action::Inspect(_) => {
+            unreachable!("`run` carries these out")
         }
     }
 }

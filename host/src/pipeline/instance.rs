@@ -130,6 +130,12 @@ impl Instance {
         self.fresh
     }
 
+    /// Bytes that its memories have; they never shrink.
+    #[must_use]
+    pub fn memory_bytes(&self) -> usize {
+        self.store.data().memory.used()
+    }
+
     /// Whether it holds so much more than when it was configured that it is better made anew: half of what it could
     /// still take. A guest's memory never shrinks.
     #[must_use]

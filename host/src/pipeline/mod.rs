@@ -15,6 +15,7 @@ pub mod draft;
 mod engine;
 mod follow;
 mod host_state;
+pub mod inspect;
 mod instance;
 mod limits;
 mod metrics;
@@ -27,6 +28,7 @@ mod sandbox;
 mod stage;
 #[cfg(test)]
 mod tests;
+pub mod trial;
 mod validate;
 mod worker;
 mod world;
@@ -58,9 +60,10 @@ use self::stage::{Machine, Stage};
 use self::worker::Pool;
 
 pub use self::component::ComponentState;
+pub use self::limits::MEMORY_MB_MAX as STAGE_MEMORY_MB_MAX;
 pub use self::limits::RUN_GROWTH_BYTES_MAX;
 pub use self::plugin_log::{LogLevel, LogLine};
-pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView};
+pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView, is_plugin_name};
 
 /// Where machine code is kept, in the data directory.
 const CACHE_DIR: &str = "plugin-cache";
@@ -392,6 +395,12 @@ impl Pipelines {
         });
         self.tasks.lock().push(task.abort_handle());
     }
+}
+
+/// The version of the plugin contract that this host serves.
+#[must_use]
+pub fn served_version() -> String {
+    world::SERVED.to_string()
 }
 
 fn pass(draft: Draft) -> Processed {

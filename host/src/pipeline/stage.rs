@@ -80,6 +80,8 @@ pub struct Stage {
     /// What it says, and what is said of it.
     pub log: Arc<PluginLog>,
     idle: Mutex<Vec<Instance>>,
+    /// Bytes of the largest instance that there was.
+    memory_peak: AtomicUsize,
     machine: Arc<Machine>,
 }
 
@@ -113,6 +115,7 @@ impl Stage {
             recipe,
             log,
             idle: Mutex::default(),
+            memory_peak: AtomicUsize::new(0),
             machine: Arc::clone(machine),
             resolved,
         });
@@ -168,6 +171,7 @@ impl Stage {
 
     /// Gives back an instance that ended its batch well.
     pub fn put_back(&self, mut instance: Instance) {
+        self.memory_peak.fetch_max(instance.memory_bytes(), Ordering::Relaxed);
         if instance.is_bloated() {
             return self.dispose(instance);
         }
@@ -177,6 +181,7 @@ impl Stage {
 
     /// Gives up an instance.
     pub fn dispose(&self, instance: Instance) {
+        self.memory_peak.fetch_max(instance.memory_bytes(), Ordering::Relaxed);
         drop(instance);
         self.metrics.instances.dec();
     }
@@ -198,6 +203,12 @@ impl Stage {
         if now < CALL_MESSAGES_MAX && messages >= now {
             self.call_messages.store((now + 1).min(CALL_MESSAGES_MAX), Ordering::Relaxed);
         }
+    }
+
+    /// Bytes of guest memory that the largest instance had when it was given back.
+    #[must_use]
+    pub fn memory_peak(&self) -> usize {
+        self.memory_peak.load(Ordering::Relaxed)
     }
 
     /// Instances that no batch has at the moment.
