@@ -34,6 +34,46 @@ fn main() -> Result<(), Box<dyn Error>> {
         fs::write(out.join(format!("{plugin}.sha256")), hex::encode(Sha256::digest(&bytes)))?;
         fs::write(out.join(format!("{plugin}.wasm")), bytes)?;
     }
+    embed_project_files(&root.join("plugin-sdk"), &out)?;
+    Ok(())
+}
+
+/// What `sluice plugin new` writes: the templates, and the SDK as far as a plugin needs it.
+fn embed_project_files(sdk: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
+    let mut source = String::new();
+    for (name, root, parts) in [
+        ("TEMPLATES", sdk.join("templates"), &["."][..]),
+        ("SDK", sdk.to_owned(), &["Cargo.toml", "README.md", "src", "wit"]),
+    ] {
+        let mut files = Vec::new();
+        for part in parts {
+            collect(&root.join(part), &mut files)?;
+        }
+        files.sort();
+        source += &format!("pub(super) const {name}: &[(&str, &[u8])] = &[\n");
+        for file in files {
+            let file = file.canonicalize()?;
+            let path = file.strip_prefix(root.canonicalize()?)?;
+            source += &format!("    ({path:?}, include_bytes!({file:?})),\n");
+        }
+        source += "];\n";
+    }
+    Ok(fs::write(out.join("project_files.rs"), source)?)
+}
+
+/// All files below `path`, or itself.
+fn collect(path: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
+    if path.is_file() {
+        files.push(path.to_owned());
+        return Ok(());
+    }
+    for entry in fs::read_dir(path).map_err(|error| format!("{}: {error}", path.display()))? {
+        let entry = entry?.path();
+        // What a tool leaves behind is no part of a template.
+        if !entry.file_name().is_some_and(|name| name == "__pycache__" || name == "target") {
+            collect(&entry, files)?;
+        }
+    }
     Ok(())
 }
 

@@ -1,7 +1,9 @@
 //! Programs that are not ours, as their makers publish them: official client libraries, and a tester of HTTP APIs.
-//! Invariant: their versions (not those of what they depend on) are pinned in `tests/outside/`, they are installed once, below
+//! Invariant: their versions (not those of what they depend on) are pinned in `tests/outside/` and
+//! in the templates of plugins, they are installed once, below
 //! the target folder, and never changed. Needs Python 3 with venv, and Node with npm.
 
+use std::ffi::{OsStr, OsString};
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -12,21 +14,15 @@ use serde_json::Value;
 
 use crate::binary::{repository, target_dir};
 
-static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| {
-    installed("requirements.txt", |dir, pins| {
-        run(Command::new("python3").args(["-m", "venv"]).arg(dir));
-        run(Command::new(dir.join("bin/pip"))
-            .args(["install", "--quiet", "--disable-pip-version-check", "-r"])
-            .arg(pins));
-    })
-});
+static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| pip(&[folder().join("requirements.txt")]));
 
-static NODE: LazyLock<PathBuf> = LazyLock::new(|| {
-    installed("package.json", |dir, pins| {
-        std::fs::copy(pins, dir.join("package.json")).expect("the target folder can be written");
-        let quiet = ["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock"];
-        run(Command::new("npm").args(quiet).current_dir(dir));
-    })
+static NODE: LazyLock<PathBuf> = LazyLock::new(|| npm(&folder().join("package.json")));
+
+/// What `sluice plugin new` names in the projects that it makes: compilers of JavaScript, Python and C to WebAssembly.
+static COMPILERS: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
+    let templates = repository().join("plugin-sdk/templates");
+    let pins = ["python", "c"].map(|language| templates.join(language).join("requirements.txt"));
+    [pip(&pins).join("bin"), npm(&templates.join("js/package.json.in")).join("node_modules/.bin")]
 });
 
 /// Runs a script of `tests/outside/` on Python; it reads JSON and prints JSON.
@@ -50,22 +46,50 @@ pub fn schemathesis() -> Command {
     command
 }
 
+/// The search path with the compilers of all languages that plugins are written in.
+#[must_use]
+pub fn path_with_compilers() -> OsString {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let all = COMPILERS.iter().cloned().chain(std::env::split_paths(&path));
+    std::env::join_paths(all).expect("these were parts of a path")
+}
+
+fn pip(pins: &[PathBuf]) -> PathBuf {
+    installed(pins, |dir| {
+        run(Command::new("python3").args(["-m", "venv"]).arg(dir));
+        let mut pip = Command::new(dir.join("bin/pip"));
+        pip.args(["install", "--quiet", "--disable-pip-version-check"]);
+        run(pip.args(pins.iter().flat_map(|pins| [OsStr::new("-r"), pins.as_os_str()])));
+    })
+}
+
+fn npm(pins: &Path) -> PathBuf {
+    installed(&[pins.to_owned()], |dir| {
+        let manifest = std::fs::read_to_string(pins).expect("the pins are in the repository");
+        let manifest = manifest.replace("{{name}}", "compilers");
+        std::fs::write(dir.join("package.json"), manifest).expect("the target folder can be written");
+        let quiet = ["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock"];
+        run(Command::new("npm").args(quiet).current_dir(dir));
+    })
+}
+
 fn folder() -> PathBuf {
     repository().join("tests/outside")
 }
 
-/// The folder of what `pins` names, filled by `install` unless it was before.
-fn installed(pins: &str, install: impl Fn(&Path, &Path)) -> PathBuf {
-    let pins = folder().join(pins);
+/// The folder of what `pins` name, filled by `install` unless it was before.
+fn installed(pins: &[PathBuf], install: impl Fn(&Path)) -> PathBuf {
     let mut hasher = DefaultHasher::new();
-    std::fs::read(&pins).expect("the pins are in the repository").hash(&mut hasher);
+    for pins in pins {
+        std::fs::read(pins).expect("the pins are in the repository").hash(&mut hasher);
+    }
     let dir = target_dir().join("outside").join(format!("{:016x}", hasher.finish()));
     let complete = dir.join("complete");
     if !complete.exists() {
         // What an installation that was cut off has left.
         let _ = std::fs::remove_dir_all(&dir);
         std::fs::create_dir_all(&dir).expect("the target folder can be written");
-        install(&dir, &pins);
+        install(&dir);
         std::fs::write(complete, "").expect("the target folder can be written");
     }
     dir

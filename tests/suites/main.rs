@@ -25,6 +25,7 @@ mod hostile;
 mod http;
 mod idempotency;
 mod ingest;
+mod languages;
 mod limits;
 mod main_job;
 mod offline;

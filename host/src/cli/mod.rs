@@ -19,6 +19,7 @@ mod pipeline;
 mod plugin;
 mod plugin_logs;
 mod plugin_push;
+mod project;
 mod publish;
 mod publish_lines;
 mod repair;
@@ -108,7 +109,7 @@ enum Command {
     /// One stored message: get, erase
     #[command(after_help = message::AFTER_HELP)]
     Message(Noun<message::Action>),
-    /// Plugins: list, get, push, pull, delete, powers, allow
+    /// Plugins: list, get, push, pull, delete, powers, allow, rollout, logs; new, build, test, inspect
     #[command(after_help = plugin::AFTER_HELP)]
     Plugin(Noun<plugin::Action>),
     /// The stages of a topic or subscription: get, set, history, diff, rollback

@@ -1,5 +1,5 @@
-//! `sluice plugin`: what code there is for topics, what it is allowed, and how it comes onto their stages. Invariant: `allow`
-//! adds to what it has seen, or fails.
+//! `sluice plugin`: what code there is for topics, what it is allowed, how it comes onto their stages, and how its authors make
+//! it (see `project`). Invariant: `allow` adds to what it has seen, or fails; what is local asks no broker.
 
 use clap::Subcommand;
 use serde_json::{Value, json};
@@ -10,6 +10,7 @@ use super::failure::Failure;
 use super::output::{Column, Output};
 use super::plugin_logs;
 use super::plugin_push::{self, PULL_AFTER_HELP, PUSH_AFTER_HELP, PullArgs, PushArgs};
+use super::project;
 use super::rollout;
 
 const COLUMNS: &[Column] = &[
@@ -104,24 +105,47 @@ pub(super) enum Action {
         #[arg(long)]
         only: bool,
     },
+    /// Make a project for a plugin of one's own
+    #[command(after_help = project::new::AFTER_HELP)]
+    New(project::new::NewArgs),
+    /// Build a project's component into its dist
+    #[command(after_help = project::build::AFTER_HELP)]
+    Build(project::build::BuildArgs),
+    /// Run a plugin's cases in the broker's own engine, with no broker
+    #[command(after_help = project::test::AFTER_HELP)]
+    Test(project::test::TestArgs),
+    /// Show what a component is, and whether this release takes it
+    #[command(after_help = project::inspect::AFTER_HELP)]
+    Inspect(project::inspect::InspectArgs),
 }
 
 /// Runs one of the actions.
 pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
-    let (client, output) = (Client::new(&args.client)?, args.client.output());
+    let output = args.client.output();
     match &args.action {
+        Action::New(new) => project::new::run(new, output),
+        Action::Build(build) => project::build::run(build, output),
+        Action::Test(test) => project::test::run(test, output).await,
+        Action::Inspect(inspect) => project::inspect::run(inspect, output).await,
+        asking => ask(asking, &Client::new(&args.client)?, output).await,
+    }
+}
+
+/// Those that ask a broker.
+async fn ask(action: &Action, client: &Client, output: Output) -> Result<(), Failure> {
+    match action {
         Action::List { part } => {
             let plugins = client.list(&["plugins"], "plugins", *part, &[]).await?;
             show(output, &Value::Array(plugins.clone()), &plugins)
         }
-        Action::Logs { name, follow, limit } => plugin_logs::run(&client, output, name, (*limit, *follow)).await,
+        Action::Logs { name, follow, limit } => plugin_logs::run(client, output, name, (*limit, *follow)).await,
         Action::Get { name } => {
             let plugin = client.get(&["plugins", name], Query::default()).await?.body;
             show(output, &plugin, std::slice::from_ref(&plugin))
         }
-        Action::Rollout { action } => rollout::run(&client, output, action).await,
-        Action::Push(args) => plugin_push::push(&client, output, args).await,
-        Action::Pull(args) => plugin_push::pull(&client, output, args).await,
+        Action::Rollout { action } => rollout::run(client, output, action).await,
+        Action::Push(args) => plugin_push::push(client, output, args).await,
+        Action::Pull(args) => plugin_push::pull(client, output, args).await,
         Action::Delete { name, version } => {
             let gone = client.delete(&["plugins", name, "versions", version], Query::default()).await?;
             output.done(&format!("{name} {version} is deleted"), &gone)
@@ -129,7 +153,10 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
         Action::Powers { name } => {
             output.thing(&client.get(&["plugins", name, "powers"], Query::default()).await?.body)
         }
-        Action::Allow { name, power, only } => allow(&client, output, name, power, *only).await,
+        Action::Allow { name, power, only } => allow(client, output, name, power, *only).await,
+        Action::New(_) | Action::Build(_) | Action::Test(_) | Action::Inspect(_) => {
+            unreachable!("`run` carries these out")
+        }
     }
 }
 

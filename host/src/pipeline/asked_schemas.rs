@@ -21,7 +21,8 @@ const ID_BYTES_MAX: usize = 255;
 /// What the instances of one stage have asked for.
 #[derive(Debug)]
 pub struct AskedSchemas {
-    catalog: Catalog,
+    /// None without a broker: no schema is registered there.
+    catalog: Option<Catalog>,
     /// By id; none within: it is being looked up.
     known: Mutex<BTreeMap<String, Option<Found>>>,
 }
@@ -32,7 +33,7 @@ type Found = Option<Arc<str>>;
 impl AskedSchemas {
     /// Of a stage that has asked for nothing yet.
     #[must_use]
-    pub fn new(catalog: Catalog) -> Arc<AskedSchemas> {
+    pub fn new(catalog: Option<Catalog>) -> Arc<AskedSchemas> {
         Arc::new(AskedSchemas { catalog, known: Mutex::default() })
     }
 
@@ -65,7 +66,10 @@ impl AskedSchemas {
             // Noted before it is read: a change that comes in between finds that this stage has asked.
             known.insert(id.to_owned(), None);
         }
-        let found = tokio::runtime::Handle::current().block_on(self.catalog.schema(id));
+        let found = match &self.catalog {
+            Some(catalog) => tokio::runtime::Handle::current().block_on(catalog.schema(id)),
+            None => Ok(None),
+        };
         let found = found.map_err(|error| {
             Error::msg(format!("the schema '{}' could not be read: {error}", cut(id.to_owned(), ID_BYTES_MAX)))
         })?;

@@ -21,6 +21,7 @@ mod figures;
 mod follow;
 mod host_powers;
 mod host_state;
+pub mod inspect;
 mod instance;
 pub mod kv;
 pub mod kv_sweep;
@@ -40,6 +41,7 @@ mod signature;
 mod stage;
 #[cfg(test)]
 pub(crate) mod tests;
+pub mod trial;
 mod validate;
 mod worker;
 mod world;
@@ -78,6 +80,7 @@ use self::worker::Pool;
 
 pub use self::component::ComponentState;
 pub use self::diff::Difference;
+pub use self::limits::MEMORY_MB_MAX as STAGE_MEMORY_MB_MAX;
 pub use self::limits::{KV_RERUNS_MAX, RUN_GROWTH_BYTES_MAX};
 pub use self::plugin_log::{LogLevel, LogLine};
 pub use self::powers::{POWERS, powers_of};
@@ -286,7 +289,7 @@ impl Pipelines {
         let trusted = TrustedKeys::read(&trust.trusted_keys).map_err(|error| internal(&error))?;
         let secrets = Secrets::in_dir(trust.secrets_dir.clone());
         let figures = FigureFamilies::new(registry).map_err(|error| internal(&error))?;
-        let machine = Machine::new(ticker, clock.clone(), (metrics, figures), catalog.clone(), secrets);
+        let machine = Machine::new(ticker, clock.clone(), (metrics, figures), Some(catalog.clone()), secrets);
         let known = PluginRegistry::new(catalog.plugin_versions().await?, clock);
         let pipelines = Arc::new(Pipelines {
             options,
@@ -488,6 +491,12 @@ impl Pipelines {
         });
         self.tasks.lock().push(task.abort_handle());
     }
+}
+
+/// The version of the plugin contract that this host serves.
+#[must_use]
+pub fn served_version() -> String {
+    world::SERVED.to_string()
 }
 
 fn pass(draft: Draft) -> Processed {

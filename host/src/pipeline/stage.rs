@@ -40,7 +40,7 @@ pub struct Machine {
     /// What configs may name.
     pub secrets: Secrets,
     /// What there is.
-    pub catalog: Catalog,
+    pub catalog: Option<Catalog>,
     /// Where plugins' values are kept, once there is a store.
     pub store: OnceLock<Arc<dyn MessageStore>>,
     /// Plugins' own figures.
@@ -64,7 +64,7 @@ impl Machine {
         ticker: Ticker,
         clock: Clock,
         (metrics, figures): (Metrics, FigureFamilies),
-        catalog: Catalog,
+        catalog: Option<Catalog>,
         secrets: Secrets,
     ) -> Machine {
         let (store, of_plugins, stages) = (OnceLock::new(), Mutex::default(), Mutex::default());
@@ -122,6 +122,8 @@ pub struct Stage {
     /// What it says, and what is said of it.
     pub log: StageLog,
     idle: Mutex<Vec<Instance>>,
+    /// Bytes of the largest instance that there was.
+    memory_peak: AtomicUsize,
     machine: Arc<Machine>,
 }
 
@@ -164,6 +166,7 @@ impl Stage {
             recipe,
             log,
             idle: Mutex::default(),
+            memory_peak: AtomicUsize::new(0),
             machine: Arc::clone(machine),
             resolved,
         });
@@ -236,6 +239,7 @@ impl Stage {
     /// Gives back an instance that ended its batch well.
     pub fn put_back(&self, mut instance: Instance) {
         self.metrics.holds(instance.memory_bytes());
+        self.memory_peak.fetch_max(instance.memory_bytes(), Ordering::Relaxed);
         if instance.is_bloated() {
             return self.dispose(instance);
         }
@@ -246,6 +250,7 @@ impl Stage {
     /// Gives up an instance.
     pub fn dispose(&self, instance: Instance) {
         self.metrics.holds(instance.memory_bytes());
+        self.memory_peak.fetch_max(instance.memory_bytes(), Ordering::Relaxed);
         drop(instance);
         self.metrics.instances.dec();
     }
@@ -279,6 +284,12 @@ impl Stage {
         if now < CALL_MESSAGES_MAX && messages >= now {
             self.call_messages.store((now + 1).min(CALL_MESSAGES_MAX), Ordering::Relaxed);
         }
+    }
+
+    /// Bytes of guest memory that the largest instance had when it was given back.
+    #[must_use]
+    pub fn memory_peak(&self) -> usize {
+        self.memory_peak.load(Ordering::Relaxed)
     }
 
     /// Instances that no batch has at the moment.

@@ -1,0 +1,80 @@
+//! What becomes of a tool's output: a core module is made a component, and the config's schema is put into it. Invariant: a
+//! schema that comes along is one. Never changes what the component does.
+
+use serde_json::Value;
+use wasi_preview1_component_adapter_provider::{
+    WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER,
+};
+use wit_component::ComponentEncoder;
+
+use crate::pipeline::inspect::CONFIG_SCHEMA_SECTION;
+
+/// The component of a core module that carries its world's type, as `wasm-tools component new` makes it. What of WASI's
+/// first preview it imports is carried over to the second.
+pub(super) fn of_module(module: &[u8]) -> Result<Vec<u8>, String> {
+    let encoder = ComponentEncoder::default().validate(true).module(module);
+    let encoder = encoder.and_then(|encoder| {
+        encoder.adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER)
+    });
+    encoder.and_then(|mut encoder| encoder.encode()).map_err(|error| format!("it makes no component: {error:#}"))
+}
+
+/// The component with the config's schema in a custom section at its end.
+pub(super) fn with_schema(mut component: Vec<u8>, schema: &str) -> Result<Vec<u8>, String> {
+    let document: Value = serde_json::from_str(schema).map_err(|error| error.to_string())?;
+    jsonschema::validator_for(&document).map_err(|error| format!("it is no JSON Schema: {error}"))?;
+    append_section(&mut component, CONFIG_SCHEMA_SECTION, document.to_string().as_bytes());
+    Ok(component)
+}
+
+/// A custom section: id 0, the length of what follows, the name with its length, the bytes (binary format of the component
+/// model, which has it from the core specification §5.5.3).
+fn append_section(component: &mut Vec<u8>, name: &str, bytes: &[u8]) {
+    let mut content = Vec::with_capacity(name.len() + bytes.len() + 5);
+    push_length(&mut content, name.len());
+    content.extend_from_slice(name.as_bytes());
+    content.extend_from_slice(bytes);
+    component.push(0);
+    push_length(component, content.len());
+    component.extend_from_slice(&content);
+}
+
+/// Unsigned LEB128.
+fn push_length(out: &mut Vec<u8>, mut length: usize) {
+    while length >= 0x80 {
+        out.push((length & 0x7f) as u8 | 0x80);
+        length >>= 7;
+    }
+    out.push(length as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::pipeline::inspect::facts;
+
+    #[test]
+    fn a_schema_is_found_where_it_was_put() {
+        let component = wat::parse_str("(component)").unwrap();
+        // Longer than one byte of LEB128 tells.
+        let schema = json!({"type": "object", "description": "x".repeat(300)});
+        let with = with_schema(component, &format!("{schema:#}")).unwrap();
+        wasmparser::Validator::new_with_features(wasmparser::WasmFeatures::default()).validate_all(&with).unwrap();
+        assert_eq!(facts(&with).config_schema, Some(Ok(schema)));
+    }
+
+    #[test]
+    fn what_is_no_schema_is_refused() {
+        assert!(with_schema(Vec::new(), "{").is_err());
+        assert!(with_schema(Vec::new(), r#"{"type": "text"}"#).unwrap_err().contains("no JSON Schema"));
+    }
+
+    #[test]
+    fn a_module_that_says_nothing_of_its_world_is_no_plugin() {
+        assert!(of_module(b"hello").is_err());
+        let component = of_module(&wat::parse_str("(module)").unwrap()).unwrap();
+        assert!(facts(&component).refused.unwrap().contains("does not export"));
+    }
+}
