@@ -231,8 +231,13 @@ impl Broker {
         let outbound =
             Arc::new(Outbound::new(Arc::clone(&store), Arc::clone(&pipelines), clock.clone(), entropy.clone()));
         let (events, waiting) = events::channel(clock.clone(), &registry)?;
-        let (told, owners) = (events.clone(), Arc::clone(&directory));
-        pipelines.tell_of_rollbacks(move |view| told.rolled_back(view, &owners));
+        // The directory holds the pipelines.
+        let (told, owners) = (events.clone(), Arc::downgrade(&directory));
+        pipelines.tell_of_rollbacks(move |view| {
+            if let Some(owners) = owners.upgrade() {
+                told.rolled_back(view, &owners);
+            }
+        });
         let publisher = Arc::new(Publisher::new(
             Arc::clone(&store),
             Arc::clone(&pipelines),

@@ -11,7 +11,8 @@ const TOPIC: &str = "orders.events";
 
 /// A topic with a stage on the first of two versions of a plugin, and its one consumer.
 async fn set_up(broker: &Broker, versions: [&[u8]; 2]) -> String {
-    broker.place_versions("orders.gate", &[("1.0.0", versions[0]), ("1.1.0", versions[1])]).await;
+    // The first version has the powers that it imports; those of a later one would have to be allowed.
+    broker.place_versions("orders.gate", &[("1.1.0", versions[1]), ("1.0.0", versions[0])]).await;
     broker.create_topic(TOPIC, "PubSub").await;
     let stage = json!({"name": "gate", "plugin": "orders.gate", "version": "1.0.0", "timeoutMs": 1000});
     broker.put_pipeline(TOPIC, json!([stage])).await;

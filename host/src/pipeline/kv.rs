@@ -369,7 +369,8 @@ impl CallValues {
     }
 
     fn stored(&self, key: &str) -> Result<Option<crate::store::KvValue>> {
-        let Some(store) = &self.store else { return Err(Error::msg("this broker keeps no values")) };
+        // Without a broker there are none from before.
+        let Some(store) = &self.store else { return Ok(None) };
         // The store answers from memory, behind a lock that is held for moments: the worker does not wait, and there is
         // nobody who waits for the worker while holding it.
         let answer = tokio::runtime::Handle::current().block_on(store.kv_get(&self.namespace, key));
@@ -460,7 +461,7 @@ mod tests {
         set(&mut trapped, 0, "n", "1");
         drop(trapped);
         let mut after = call(&transaction, &[0]);
-        assert!(after.get("n").is_err(), "there is no store here, so it is not from the call before");
+        assert_eq!(after.get("n").unwrap(), None, "there is no store here, so it is not from the call before");
         assert!(transaction.into_use(&[Fate::Item(0)]).unwrap().written.is_empty());
     }
 

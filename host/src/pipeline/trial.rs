@@ -247,7 +247,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stage_runs_with_the_limits_of_a_broker() {
-        let drafts = vec![draft("{}", &[("do", "nothing")]), draft("{}", &[("do", "loop")])];
+        let drafts = vec![draft("{}", &[("do", "nothing")]), draft("{}", &[("do", "spin")])];
         let tried = tried("hostile", setting(json!({"timeoutMs": 20})), drafts).await.unwrap();
         assert_eq!(tried.processed[0].verdict, Verdict::Pass);
         let Verdict::Fault(fault) = &tried.processed[1].verdict else { panic!("{:?}", tried.processed[1].verdict) };

@@ -128,6 +128,7 @@ async fn a_plugin_imports_no_power_that_it_does_not_call() {
         let imports = component::check(bytes).await.unwrap();
         let ours: Vec<&str> = imports.iter().filter_map(|import| import.strip_prefix("sluice:plugin/")).collect();
         let wanted: &[&str] = match name {
+            "dedup" => &["kv@1.0.0", "types@1.0.0"],
             "jq" => &["log@1.0.0", "types@1.0.0"],
             _ => &["types@1.0.0"],
         };

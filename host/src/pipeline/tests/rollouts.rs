@@ -17,12 +17,13 @@ use crate::pipeline::{NewComponent, PipelineError};
 
 use super::{Rig, SYSTEM, draft, fault, guest, header, stage, tag};
 
+/// Tests move time until something is found: the window is as long as that may take on a busy machine.
 const LIMITS: RolloutLimits = RolloutLimits {
     max_error_rate: Some(0.01),
     max_reject_delta: None,
     max_drop_delta: None,
     max_latency_ms: None,
-    window_ms: 60_000,
+    window_ms: 86_400_000,
     min_messages: 100,
 };
 
@@ -45,6 +46,7 @@ impl Rig {
     async fn with_versions(one: Bytes, two: Bytes) -> Rig {
         let rig = Rig::new().await;
         rig.label("1.0.0", one).await;
+        rig.pipelines.allow_powers("p", &["kv", "metrics", "schemas"], None, &SYSTEM).await.unwrap();
         rig.label("2.0.0", two).await;
         let mut stage = stage("s", "p", json!({}));
         stage.version = "1.0.0".to_owned();
@@ -77,7 +79,7 @@ impl Rig {
                 return view;
             }
             self.clock.advance(Duration::from_millis(300));
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
 
@@ -207,7 +209,7 @@ async fn a_version_that_cannot_be_taken_back_yet_gets_no_message_meanwhile() {
     };
     while !all_stable().await {
         rig.clock.advance(Duration::from_millis(300));
-        tokio::task::yield_now().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert!(rig.view().ended.is_none(), "it is not written yet");
     super::mended(&rig, "pipeline_revisions").await;
