@@ -53,11 +53,11 @@ impl Stage for Obey {
 }
 
 fn bench() -> Bench<Obey> {
-    Bench::new("{}").unwrap()
+    Bench::new("{}").expect("the config is right")
 }
 
 fn obey(bench: &Bench<Obey>, whats: &[&str]) -> Vec<String> {
-    let outcomes = bench.run(whats.iter().map(|what| Input::new(*what))).unwrap();
+    let outcomes = bench.run(whats.iter().map(|what| Input::new(*what))).expect("the stage runs");
     outcomes.iter().map(|outcome| outcome.message.header_value("k").unwrap_or("-").to_owned()).collect()
 }
 

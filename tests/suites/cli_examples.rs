@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 
 use serde_json::{Value, json};
-use sluice_tests::{Broker, Client, Receiver, guest, wait, warm};
+use sluice_tests::{Broker, Client, Receiver, binary, guest, wait, warm};
 use tempfile::TempDir;
 
 use super::cli::done;
@@ -123,6 +123,12 @@ impl World {
         ] {
             self.write(name, text);
         }
+        // A project that has been built, with a case.
+        for name in ["config.json", "passes/in.json", "passes/out.json"] {
+            let from = binary::repository().join("plugins/examples/cases").join(name);
+            self.write(&format!("cases/{name}"), &fs::read_to_string(from).expect("a case of the repository"));
+        }
+        self.write("dist/orders-filter.wasm", guest::first_party("header-filter"));
         for name in ["orders-check@1.3.0.wasm", "check.wasm"] {
             self.write(name, guest::with_powers(&[], "1.3.0"));
         }
@@ -192,9 +198,6 @@ impl World {
         let subscription = text(&push, "subscriptionId");
         let snapshot = format!("/subscriptions/{subscription}/snapshots/before-release");
         broker.put(&snapshot, &json!({})).await.expect(200);
-        if example.contains("sluice plugin rollout") {
-            self.try_versions(example, &subscription).await;
-        }
         words.insert("SUBSCRIPTION_ID", subscription.clone());
         broker.publish("deployment.events", r#"{"severity": 9}"#).await;
         for number in 0..4 {
@@ -215,6 +218,14 @@ impl World {
         words.extend(more);
         if ["sluice plugin ", "sluice pipeline "].iter().any(|noun| example.contains(noun)) {
             self.fill_plugins(&subscription).await;
+        }
+        if example.contains("sluice plugin rollout") {
+            self.try_versions(example, &subscription).await;
+        }
+        if example.contains("sluice plugin logs") {
+            // It tells its log of each message.
+            let stages = json!([{"name": "say", "plugin": "jq", "config": {"program": "debug"}, "timeoutMs": 1000}]);
+            broker.put_pipeline("orders", stages).await;
         }
     }
 

@@ -81,7 +81,7 @@ async fn a_stage_that_cannot_run_is_refused_when_it_is_set() {
     let broken =
         put(json!([{"name": "x", "plugin": "redact", "version": "latest", "config": {"rules": "none"}}])).await;
     let problem = broken.expect_problem(400, "VALIDATION_ERROR");
-    assert_eq!(problem["errors"][0]["pointer"], "/stages/0/config", "{problem}");
+    assert_eq!(problem["errors"][0]["pointer"], "/stages/0/config/rules", "{problem}");
     let twice = put(json!([redact("/a"), redact("/b")])).await;
     twice.expect_problem(400, "VALIDATION_ERROR");
     assert_eq!(broker.publish("orders", json!({})).await.pipeline_revision, Some(0), "nothing has changed");

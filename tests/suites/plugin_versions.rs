@@ -113,7 +113,8 @@ async fn what_came_with_the_binary_stays() {
     let problem = broker.delete(&format!("/plugins/redact/versions/{label}")).await.expect_problem(409, "CONFLICT");
     assert!(problem["detail"].as_str().expect("a detail").contains("came with this binary"), "{problem}");
     let fetched = broker.get("/plugins/redact/versions/latest/wasm").await;
-    assert_eq!(&fetched.body[..], guest::first_party("redact"));
+    // Behind what was compiled comes the schema of its config.
+    assert!(fetched.body.starts_with(&guest::first_party("redact")), "{} bytes", fetched.body.len());
 }
 
 #[tokio::test]

@@ -28,7 +28,7 @@ const UNDER_EACH: usize = 60;
 const LOOKS: usize = 5;
 const WORKERS: u64 = 2;
 /// Plugins that come with the binary, whose machine code is kept too.
-const BUILT_IN: usize = 3;
+const BUILT_IN: usize = 7;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn swaps_under_load_lose_duplicate_reorder_and_mix_nothing_and_leave_nothing_behind() {

@@ -28,7 +28,7 @@ A plugin is pushed, or comes from the directory of `sluice serve --plugins-dir`:
 Examples:
   sluice plugin list
   sluice plugin get redact
-  sluice plugin logs redact --follow
+  sluice plugin logs jq --follow
   sluice plugin push orders-check@1.3.0.wasm
   sluice plugin allow orders-check kv";
 
@@ -50,7 +50,7 @@ pub(super) enum Action {
         part: Part,
     },
     /// Show what a plugin says
-    #[command(after_help = "Examples:\n  sluice plugin logs redact\n  sluice plugin logs redact --follow")]
+    #[command(after_help = "Examples:\n  sluice plugin logs jq\n  sluice plugin logs jq --follow")]
     Logs {
         /// Its name
         name: String,

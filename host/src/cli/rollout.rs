@@ -51,19 +51,25 @@ pub(super) enum Action {
         trial: Trial,
     },
     /// Show how the version that is tried does beside the stage's own
-    #[command(after_help = "Example:\n  sluice plugin rollout show --topic orders --stage gate")]
+    #[command(
+        after_help = "Examples:\n  sluice plugin rollout show --topic orders --stage gate\n  sluice plugin rollout show --subscription SUBSCRIPTION_ID --stage mask"
+    )]
     Show {
         #[command(flatten)]
         of: Of,
     },
     /// Let the stage run the version that is tried
-    #[command(after_help = "Example:\n  sluice plugin rollout promote --topic orders --stage gate")]
+    #[command(
+        after_help = "Examples:\n  sluice plugin rollout promote --topic orders --stage gate\n  sluice plugin rollout promote --subscription SUBSCRIPTION_ID --stage mask"
+    )]
     Promote {
         #[command(flatten)]
         of: Of,
     },
     /// End the trial; the stage runs what it runs
-    #[command(after_help = "Example:\n  sluice plugin rollout abort --topic orders --stage gate")]
+    #[command(
+        after_help = "Examples:\n  sluice plugin rollout abort --topic orders --stage gate\n  sluice plugin rollout abort --subscription SUBSCRIPTION_ID --stage mask"
+    )]
     Abort {
         #[command(flatten)]
         of: Of,

@@ -25,7 +25,7 @@ fn event(input: Input) -> Input {
 
 fn document(outcome: &Outcome) -> Value {
     assert_eq!((&outcome.verdict, outcome.message.content_type.as_str()), (&Verdict::Changed, STRUCTURED));
-    serde_json::from_slice(&outcome.message.payload).unwrap()
+    serde_json::from_slice(&outcome.message.payload).expect("an event is JSON")
 }
 
 #[test]

@@ -31,10 +31,10 @@ struct Test {
 
 fn suite() -> Suite {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/json-schema-suite.json.gz");
-    let packed = std::fs::read(path).unwrap();
+    let packed = std::fs::read(path).expect("the suite is there");
     let mut text = String::new();
-    GzDecoder::new(packed.as_slice()).read_to_string(&mut text).unwrap();
-    serde_json::from_str(&text).unwrap()
+    GzDecoder::new(packed.as_slice()).read_to_string(&mut text).expect("it is packed");
+    serde_json::from_str(&text).expect("it is JSON")
 }
 
 /// The remote schemas that a draft's tests refer to: those of its own folder, and those of no draft.

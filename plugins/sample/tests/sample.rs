@@ -13,7 +13,7 @@ fn kept(config: &str, inputs: impl IntoIterator<Item = Input>) -> Vec<bool> {
         Verdict::Dropped(reason) if reason == "not in the sample" => false,
         other => panic!("{other:?}"),
     };
-    run::<Sample>(config, inputs).unwrap().into_iter().map(is_kept).collect()
+    run::<Sample>(config, inputs).expect("the config is right").into_iter().map(is_kept).collect()
 }
 
 #[test]

@@ -100,4 +100,5 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
     excuse("nack", "/reason", &["too long"], "for people: its beginning is kept"),
     excuse("ack/batch", "/reason", &["too long"], "for people: its beginning is kept"),
     excuse("GET /metrics", "accept:", &["another media type"], "whatever is asked for, there is one form"),
+    excuse("plugins/{name}/logs", "accept:", &["another media type"], "`follow` says which of its two forms is meant"),
 ];

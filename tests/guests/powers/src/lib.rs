@@ -107,7 +107,9 @@ fn await_value(key: &str, is: impl Fn(Option<Vec<u8>>) -> bool) {
 /// Functions whose names a backtrace is to show.
 #[inline(never)]
 fn deep_down(left: u32) {
-    if std::hint::black_box(left) == 0 { panic!("told to trap") }
+    if std::hint::black_box(left) == 0 {
+        panic!("told to trap")
+    }
     deep_down(left - 1);
     std::hint::black_box(left);
 }
