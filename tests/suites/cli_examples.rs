@@ -126,7 +126,7 @@ impl World {
         // A project that has been built, with a case.
         for name in ["config.json", "passes/in.json", "passes/out.json"] {
             let from = binary::repository().join("plugins/examples/cases").join(name);
-            self.write(&format!("cases/{name}"), &fs::read_to_string(from).expect("a case of the repository"));
+            self.write(&format!("cases/{name}"), fs::read_to_string(from).expect("a case of the repository"));
         }
         self.write("dist/orders-filter.wasm", guest::first_party("header-filter"));
         for name in ["orders-check@1.3.0.wasm", "check.wasm"] {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use sluice_tests::{binary, outside};
+use sluice_tests::{Broker, binary, outside};
 
 /// The first filter of an author in Rust may weigh so much.
 const HEADER_FILTER_BYTES_MAX: u64 = 150_000;
@@ -204,26 +204,49 @@ fn documented(heading: &str) -> Vec<String> {
 }
 
 /// Runs commands as they stand in the documents, in an empty folder.
-fn steps(name: &str, script: &str) -> String {
+fn steps(name: &str, script: &str, broker: &Broker) -> String {
     let mut workshop = Workshop::empty(name);
     let bin = workshop.dir.join("bin");
     fs::create_dir(&bin).expect("a folder can be made");
     std::os::unix::fs::symlink(binary::sluice(), bin.join("sluice")).expect("a link can be made");
     let path = std::env::split_paths(&workshop.path);
     workshop.path = std::env::join_paths(std::iter::once(bin).chain(path)).expect("these were parts of a path");
-    let output = workshop.command(Path::new("bash")).args(["-euo", "pipefail", "-c", script]).output();
-    let output = output.expect("bash starts");
+    let mut bash = workshop.command(Path::new("bash"));
+    bash.env("SLUICE_URL", broker.url()).env("SLUICE_TOKEN", broker.admin().token());
+    let output = bash.args(["-euo", "pipefail", "-c", script]).output().expect("bash starts");
     assert!(output.status.success(), "{script}\n{}", outside::said(&output));
     outside::said(&output)
 }
 
-#[test]
-fn the_documented_first_steps_work_in_rust_and_in_javascript() {
+#[tokio::test(flavor = "multi_thread")]
+async fn the_documented_steps_work_in_rust_and_in_javascript_from_an_empty_folder_to_a_rollback() {
     let [rust, js] = &documented("A first one")[..] else { panic!("two blocks of commands") };
-    let said = steps("documented-rust", rust);
-    assert!(said.contains("5 cases ok, 0 failed (orders-filter, ") && said.contains("taken          yes"), "{said}");
-    let said = steps("documented-js", js);
-    assert!(said.contains("5 cases ok, 0 failed (orders-check, "), "{said}");
+    let [rust_on_a_broker, js_on_a_broker] = &documented("On a broker")[..] else { panic!("two blocks of commands") };
+    let way = [
+        "5 cases ok, 0 failed (NAME, ",
+        "taken          yes",
+        "NAME 1.1.0 is accepted",
+        "revision 2 is in use: canary of 1.1.0 on 'gate', 50 %",
+        "canary at 50.0 %, running",
+        "revision 3 is in use: 1.1.0 promoted on 'gate'",
+        "revision 4 is in use, as 1 was",
+        "rollback to 1",
+    ];
+    for (folder, name, first, then) in [
+        ("documented-rust", "orders-filter", rust, rust_on_a_broker),
+        ("documented-js", "orders-check", js, js_on_a_broker),
+    ] {
+        let broker = Broker::start().await;
+        let said = steps(folder, &format!("{first}\n{then}"), &broker);
+        for wanted in way.iter().filter(|wanted| name == "orders-filter" || !wanted.starts_with("taken")) {
+            assert!(said.contains(&wanted.replace("NAME", name)), "no '{wanted}' in {said}");
+        }
+        let pipeline = broker.get("/topics/orders/pipeline").await.expect(200);
+        assert_eq!((&pipeline["revision"], &pipeline["resolved"][0]["version"]), (&json!(4), &json!("1.0.0")));
+        let figures = broker.get("/topics/orders/pipeline/stages/gate/rollout").await.expect(200);
+        let messages = |arm: &str| figures[arm]["messages"].as_u64().expect("a number");
+        assert_eq!((figures["state"].as_str(), messages("stable") + messages("candidate")), (Some("promoted"), 20));
+    }
 }
 
 #[test]

@@ -226,7 +226,7 @@ struct WordAnswer {
 
 impl From<Figures> for FiguresAnswer {
     fn from(figures: Figures) -> FiguresAnswer {
-        let ms = |share| figures.latency.quantile(share).map(|time| time.as_secs_f64() * 1000.0);
+        let ms = |share| figures.latency.quantile(share).map(|time| time.as_micros() as f64 / 1000.0);
         FiguresAnswer {
             messages: figures.messages,
             passed: figures.passed,
