@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_tests::{Broker, Client, Receiver, binary, guest, wait, warm};
@@ -21,6 +22,8 @@ const ASIDE: &str = "    ";
 /// What ends an example that goes on until it is interrupted: the broker is ready, or a message is shown.
 const ENDLESS: [(&str, &str); 3] =
     [("sluice serve", "listening on http://"), ("--follow", "\n"), ("sluice listen deployment", "\n")];
+/// Above what the slowest example takes: it compiles a new project with all that it stands on, while other suites run.
+const COMPILED_WITHIN: Duration = Duration::from_secs(300);
 /// Routes that no command is for: `consume --follow` polls, `broker metrics` tells the figures, browsers read the rest.
 const WITHOUT_COMMAND: [&str; 7] = [
     "/api/v1/messages/stream/{topic}",
@@ -273,7 +276,7 @@ impl World {
         let sign = ENDLESS.iter().find(|(word, _)| example.contains(word)).map(|(_, sign)| *sign);
         let serving = example.contains("sluice request").then(|| tokio::spawn(serve(self.broker.admin())));
         let said = |path: &Path| String::from_utf8_lossy(&fs::read(path).expect("a file of ours")).into_owned();
-        let ended: Option<ExitStatus> = wait::until(example, async || {
+        let ended: Option<ExitStatus> = wait::within(COMPILED_WITHIN, example, async || {
             if let Some(status) = running.0.try_wait().expect("a child can be waited for") {
                 return Some(Some(status));
             }

@@ -85,7 +85,10 @@ struct Lost {
 #[utoipa::path(
     get, path = "/api/v1/plugins/{name}/logs", tag = "plugins",
     params(("name" = String, Path, description = "The plugin"), LogsQuery),
-    responses((status = 200, description = "Its last lines on this broker; with `follow`, events", body = LogList)),
+    responses((
+        status = 200, description = "Its last lines on this broker; with `follow`, events",
+        content((LogList = "application/json"), (LogLineAnswer = "text/event-stream")),
+    )),
 )]
 async fn logs(
     State(broker): State<Arc<Broker>>,
