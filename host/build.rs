@@ -10,9 +10,10 @@ use std::process::Command;
 
 use sha2::{Digest as _, Sha256};
 
+#[path = "src/pipeline/custom_section.rs"]
+mod custom_section;
+
 const PLUGINS: [&str; 7] = ["cloudevents", "dedup", "filter", "jq", "json-schema", "redact", "sample"];
-/// The custom section of a component that holds the JSON Schema of its config (`wit/sluice.wit`).
-const CONFIG_SCHEMA: &str = "sluice:config-schema";
 const TARGET: &str = "wasm32-wasip2";
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -21,6 +22,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         println!("cargo:rerun-if-changed={}", root.join(watched).display());
     }
     println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=src/pipeline/custom_section.rs");
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let target_dir = wasm_target_dir(&out)?;
     build(&root.join("plugins/Cargo.toml"), &target_dir)?;
@@ -29,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut bytes = fs::read(&made).map_err(|error| format!("{}: {error}", made.display()))?;
         let schema = root.join("plugins").join(plugin).join("config.schema.json");
         let schema = fs::read(&schema).map_err(|error| format!("{}: {error}", schema.display()))?;
-        append_section(&mut bytes, CONFIG_SCHEMA, &schema)?;
+        custom_section::append(&mut bytes, custom_section::CONFIG_SCHEMA, &schema);
         // A start need not read the components to know them.
         fs::write(out.join(format!("{plugin}.sha256")), hex::encode(Sha256::digest(&bytes)))?;
         fs::write(out.join(format!("{plugin}.wasm")), bytes)?;
@@ -110,31 +112,6 @@ fn build(manifest: &Path, target_dir: &Path) -> Result<(), Box<dyn Error>> {
         return Err(format!("the plugins need the {TARGET} target: run `rustup target add {TARGET}`").into());
     }
     Err(format!("the plugins do not build:\n{said}").into())
-}
-
-/// Appends a custom section (id 0) to a component: its size, its name with the name's length, its content.
-fn append_section(component: &mut Vec<u8>, name: &str, content: &[u8]) -> Result<(), Box<dyn Error>> {
-    let mut section = Vec::new();
-    leb128(&mut section, u32::try_from(name.len())?);
-    section.extend_from_slice(name.as_bytes());
-    section.extend_from_slice(content);
-    component.push(0);
-    leb128(component, u32::try_from(section.len())?);
-    component.extend_from_slice(&section);
-    Ok(())
-}
-
-/// Unsigned LEB128, as WebAssembly writes lengths.
-fn leb128(bytes: &mut Vec<u8>, mut number: u32) {
-    loop {
-        let low = (number & 0x7f) as u8;
-        number >>= 7;
-        if number == 0 {
-            bytes.push(low);
-            return;
-        }
-        bytes.push(low | 0x80);
-    }
 }
 
 fn is_outer(name: &str) -> bool {

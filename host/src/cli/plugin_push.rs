@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use clap::Args;
+use ed25519_dalek::pkcs8::DecodePrivateKey as _;
 use ed25519_dalek::{Signer as _, SigningKey};
 use futures_util::stream;
 use sha2::{Digest as _, Sha256};
@@ -21,10 +22,6 @@ use crate::store::embedded::Progress;
 
 /// Bytes that are handed to the connection at once, and by which the bar moves.
 const CHUNK_BYTES: usize = 64 * 1024;
-/// What stands in a PKCS#8 file before the 32 bytes of an ed25519 key (RFC 8410 §7), behind the version's number.
-const PKCS8_ED25519: [u8; 11] = [0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-/// Length and version in front of it.
-const PKCS8_HEAD_BYTES: usize = 5;
 
 pub(super) const PUSH_AFTER_HELP: &str = "\
 The broker checks, compiles and tries the component before it answers. What binds `latest` runs it then.
@@ -141,19 +138,10 @@ fn chunks(component: Bytes, bar: WorkBar) -> impl stream::Stream<Item = Result<B
 }
 
 fn signing_key(file: &Path) -> Result<SigningKey, Failure> {
-    let key = from_pem(&read_text(file)?);
-    key.ok_or_else(|| {
+    SigningKey::from_pkcs8_pem(&read_text(file)?).map_err(|_| {
         let shown = file.display();
         Failure::Usage(format!("{shown} is no ed25519 key as `openssl genpkey -algorithm ed25519` makes it"))
     })
-}
-
-fn from_pem(text: &str) -> Option<SigningKey> {
-    let inside = text.split_once("-----BEGIN PRIVATE KEY-----")?.1.split_once("-----END PRIVATE KEY-----")?.0;
-    let base64: String = inside.split_ascii_whitespace().collect();
-    let der = STANDARD.decode(base64).ok()?;
-    let key = der.get(PKCS8_HEAD_BYTES..)?.strip_prefix(&PKCS8_ED25519)?;
-    Some(SigningKey::from_bytes(key.first_chunk()?))
 }
 
 #[cfg(test)]
@@ -180,10 +168,10 @@ mod tests {
     #[test]
     fn a_key_is_read_from_pkcs8() {
         let pem = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
-        let public = STANDARD.encode(from_pem(pem).expect("a key").verifying_key().as_bytes());
+        let public = STANDARD.encode(SigningKey::from_pkcs8_pem(pem).expect("a key").verifying_key().as_bytes());
         assert_eq!(public, "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=");
         for bad in ["", "-----BEGIN PRIVATE KEY-----\nMC4C\n-----END PRIVATE KEY-----", &pem.replace("K2Vw", "K2Vx")] {
-            assert!(from_pem(bad).is_none(), "{bad}");
+            assert!(SigningKey::from_pkcs8_pem(bad).is_err(), "{bad}");
         }
     }
 }

@@ -162,21 +162,13 @@ impl Trial {
 
 /// Runs one of the actions.
 pub(super) async fn run(client: &Client, output: Output, action: &Action) -> Result<(), Failure> {
-    match action {
-        Action::Start { of, trial } => {
-            let set = change(client, of, (&[], &trial.body())).await?;
-            output.done(&format!("revision {} is in use: {}", set["revision"], text(&set["reason"])), &set)
-        }
-        Action::Show { of } => show(output, &client.get(&of.path(&[]), Query::default()).await?.body),
-        Action::Promote { of } => {
-            let set = change(client, of, (&["promote"], &Value::Null)).await?;
-            output.done(&format!("revision {} is in use: {}", set["revision"], text(&set["reason"])), &set)
-        }
-        Action::Abort { of } => {
-            let set = change(client, of, (&["abort"], &Value::Null)).await?;
-            output.done(&format!("revision {} is in use: {}", set["revision"], text(&set["reason"])), &set)
-        }
-    }
+    let set = match action {
+        Action::Show { of } => return show(output, &client.get(&of.path(&[]), Query::default()).await?.body),
+        Action::Start { of, trial } => change(client, of, (&[], &trial.body())).await?,
+        Action::Promote { of } => change(client, of, (&["promote"], &Value::Null)).await?,
+        Action::Abort { of } => change(client, of, (&["abort"], &Value::Null)).await?,
+    };
+    output.done(&format!("revision {} is in use: {}", set["revision"], text(&set["reason"])), &set)
 }
 
 /// From the revision that is in use now.

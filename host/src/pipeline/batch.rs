@@ -29,7 +29,6 @@ pub struct Batch<'a> {
     revision: &'a Revision,
     of: Of<'a>,
     shadow: Option<&'a Shadow>,
-    topic: &'a TopicName,
     topic_id: TopicId,
     clock: &'a Clock,
     outbound: bool,
@@ -91,7 +90,6 @@ pub fn run_with(
         of,
         shadow,
         kv: (!outbound && revision.keeps_values()).then(values),
-        topic: of.topic,
         topic_id: topic_of(of.scope),
         clock,
         outbound,
@@ -174,7 +172,7 @@ impl Batch<'_> {
         }
         let span = tracing::info_span!(
             "plugin stage",
-            "messaging.destination.name" = %self.topic,
+            "messaging.destination.name" = %self.of.topic,
             plugin = &*stage.plugin,
             version = &*stage.version,
             stage = &*stage.name,
@@ -313,7 +311,7 @@ impl Batch<'_> {
             outbound: self.outbound,
         };
         let items = std::mem::take(&mut self.items);
-        let mut call = Call::new(self.topic.clone(), items, window.clone(), powers, self.producible);
+        let mut call = Call::new(self.of.topic.clone(), items, window.clone(), powers, self.producible);
         call.values = self.values(stage, &call);
         let (mut call, said) = instance.process(call, stage.timeout, &self.revision.machine.ticker);
         self.items = call.items;

@@ -63,7 +63,7 @@ mod tests {
                     }
                     wasmparser::Payload::End(_) => depth = depth.saturating_sub(1),
                     wasmparser::Payload::CustomSection(section)
-                        if depth == 0 && section.name() == "sluice:config-schema" =>
+                        if depth == 0 && section.name() == crate::pipeline::custom_section::CONFIG_SCHEMA =>
                     {
                         schemas.push(section.data());
                     }

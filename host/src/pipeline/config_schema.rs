@@ -7,11 +7,10 @@ use serde_json::Value;
 use wasmparser::{Parser, Payload};
 
 use super::component::ComponentError;
+use super::custom_section::CONFIG_SCHEMA as SECTION;
 use super::limits::{REASON_BYTES_MAX, cut};
 use crate::schemas;
 
-/// The custom section's name, at the top of the component or in any part of it.
-pub const SECTION: &str = "sluice:config-schema";
 /// Bytes of it: schemas of configs have a few thousand.
 pub const SECTION_BYTES_MAX: usize = 64 * 1024;
 
@@ -40,7 +39,8 @@ pub async fn of(bytes: Bytes) -> Result<Option<ConfigSchema>, ComponentError> {
     read.await.unwrap_or_else(|_| Err(ComponentError::Unavailable("the broker is stopping".to_owned())))
 }
 
-fn find(bytes: &[u8]) -> Result<Option<String>, ComponentError> {
+/// Its text, at the top of the component or in any part of it.
+pub fn find(bytes: &[u8]) -> Result<Option<String>, ComponentError> {
     let mut found: Option<&[u8]> = None;
     for payload in Parser::new(0).parse_all(bytes) {
         let payload = payload.map_err(|error| unusable(&format!("it is no valid component: {error}")))?;

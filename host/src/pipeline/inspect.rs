@@ -2,13 +2,10 @@
 //! says so also of what they refuse. Never compiles.
 
 use serde_json::Value;
-use wasmparser::{Parser, Payload};
 
 use super::component::digest;
-use super::world;
-
-/// The custom section with a JSON Schema of the config.
-pub const CONFIG_SCHEMA_SECTION: &str = "sluice:config-schema";
+use super::world::World;
+use super::{config_schema, world};
 
 /// See the module.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,66 +34,30 @@ pub struct Facts {
 #[must_use]
 pub fn facts(bytes: &[u8]) -> Facts {
     let refused = world::check(bytes).err().map(|error| error.to_string());
-    let mut facts = Facts {
+    let mut world = World::default();
+    // What can't be read is refused already; what came before it is told.
+    let config_schema = world.read(bytes).ok().and_then(|()| config_schema::find(bytes).transpose());
+    let config_schema = config_schema.map(|text| {
+        let text = text.map_err(|error| error.to_string())?;
+        serde_json::from_str(&text).map_err(|error| error.to_string())
+    });
+    Facts {
         digest: digest(bytes),
         bytes: bytes.len(),
-        targets: None,
-        imports: Vec::new(),
-        exports: Vec::new(),
-        functions: 0,
-        function_bytes_max: 0,
-        config_schema: None,
+        targets: world.exports.iter().find_map(|name| name.strip_prefix("sluice:plugin/stage@").map(str::to_owned)),
+        imports: world.imports,
+        exports: world.exports,
+        functions: world.functions,
+        function_bytes_max: world.function_bytes,
+        config_schema,
         refused,
-    };
-    // What can't be read is refused already; what came before it is told.
-    let _ = facts.read(bytes);
-    facts.targets = facts.exports.iter().find_map(|name| name.strip_prefix("sluice:plugin/stage@").map(str::to_owned));
-    facts
-}
-
-/// The powers among `imports`, by name: what of them reaches beyond the batch.
-#[must_use]
-pub fn powers(imports: &[String]) -> Vec<String> {
-    let ours = imports.iter().filter_map(|name| name.strip_prefix("sluice:plugin/"));
-    let names = ours.filter_map(|name| name.split('@').next()).filter(|name| *name != "types");
-    names.map(str::to_owned).collect()
-}
-
-impl Facts {
-    fn read(&mut self, bytes: &[u8]) -> wasmparser::Result<()> {
-        let mut depth = 0_u32;
-        for payload in Parser::new(0).parse_all(bytes) {
-            match payload? {
-                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
-                Payload::End(_) => depth = depth.saturating_sub(1),
-                Payload::CodeSectionEntry(body) => {
-                    self.functions += 1;
-                    self.function_bytes_max = self.function_bytes_max.max(body.range().len());
-                }
-                Payload::ComponentImportSection(section) if depth == 0 => {
-                    for import in section {
-                        self.imports.push(import?.name.name.to_owned());
-                    }
-                }
-                Payload::ComponentExportSection(section) if depth == 0 => {
-                    for export in section {
-                        self.exports.push(export?.name.name.to_owned());
-                    }
-                }
-                Payload::CustomSection(section) if depth == 0 && section.name() == CONFIG_SCHEMA_SECTION => {
-                    let schema = serde_json::from_slice(section.data());
-                    self.config_schema = Some(schema.map_err(|error| error.to_string()));
-                }
-                _ => {}
-            }
-        }
-        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::powers_of;
     use crate::pipeline::tests::guest;
 
     #[test]
@@ -118,6 +79,6 @@ mod tests {
     #[test]
     fn powers_are_what_reaches_beyond_the_batch() {
         let imports = ["sluice:plugin/types@1.0.0", "sluice:plugin/kv@1.0.0", "wasi:io/poll@0.2.0"].map(str::to_owned);
-        assert_eq!(powers(&imports), ["kv"]);
+        assert_eq!(powers_of(&imports), ["kv"]);
     }
 }

@@ -13,6 +13,7 @@ mod call;
 mod change;
 mod component;
 mod config_schema;
+pub mod custom_section;
 mod diff;
 mod disk;
 pub mod draft;

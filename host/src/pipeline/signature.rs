@@ -5,6 +5,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use ed25519_dalek::pkcs8::DecodePublicKey as _;
 use ed25519_dalek::{Signature, VerifyingKey};
 
 /// Of an ed25519 key, and of the digest that is signed.
@@ -13,8 +14,6 @@ const KEY_BYTES: usize = 32;
 pub const SIGNATURE_BYTES: usize = 64;
 /// Bytes of a key's file: a PEM of one takes some hundred.
 const KEY_FILE_BYTES_MAX: u64 = 64 * 1024;
-/// What stands before the 32 bytes of an ed25519 key in a `SubjectPublicKeyInfo` (RFC 8410 §4).
-const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
 /// The keys whose signatures count.
 #[derive(Debug, Clone, Default)]
@@ -71,15 +70,15 @@ pub fn parse(text: &str) -> Result<[u8; SIGNATURE_BYTES], String> {
 }
 
 fn trusted(text: &str) -> Result<(String, VerifyingKey), String> {
-    let bytes: [u8; KEY_BYTES] = match STANDARD.decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok()) {
-        Some(bytes) => bytes,
+    let bytes: Option<[u8; KEY_BYTES]> = STANDARD.decode(text.trim()).ok().and_then(|bytes| bytes.try_into().ok());
+    let key = match bytes {
+        Some(bytes) => VerifyingKey::from_bytes(&bytes).map_err(|_| format!("'{text}' is no ed25519 key"))?,
         None => from_file(Path::new(text))?,
     };
-    let key = VerifyingKey::from_bytes(&bytes).map_err(|_| format!("'{text}' is no ed25519 key"))?;
-    Ok((STANDARD.encode(bytes), key))
+    Ok((STANDARD.encode(key.as_bytes()), key))
 }
 
-fn from_file(path: &Path) -> Result<[u8; KEY_BYTES], String> {
+fn from_file(path: &Path) -> Result<VerifyingKey, String> {
     let shown = path.display();
     let refused = |why: &dyn std::fmt::Display| {
         format!("'{shown}' is neither the base64 of an ed25519 key's 32 bytes nor a file that can be read: {why}")
@@ -89,15 +88,9 @@ fn from_file(path: &Path) -> Result<[u8; KEY_BYTES], String> {
         return Err(format!("the file '{shown}' has {size} bytes: that is no key"));
     }
     let text = std::fs::read_to_string(path).map_err(|error| refused(&error))?;
-    from_pem(&text).ok_or_else(|| {
+    VerifyingKey::from_public_key_pem(&text).map_err(|_| {
         format!("the file '{shown}' is no PEM of an ed25519 public key (`openssl pkey -in KEY.pem -pubout` writes one)")
     })
-}
-
-fn from_pem(text: &str) -> Option<[u8; KEY_BYTES]> {
-    let inside = text.split_once("-----BEGIN PUBLIC KEY-----")?.1.split_once("-----END PUBLIC KEY-----")?.0;
-    let base64: String = inside.split_ascii_whitespace().collect();
-    STANDARD.decode(base64).ok()?.strip_prefix(&SPKI)?.try_into().ok()
 }
 
 #[cfg(test)]

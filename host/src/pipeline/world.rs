@@ -51,7 +51,8 @@ pub fn check(bytes: &[u8]) -> Result<Vec<String>, ComponentError> {
     check_magic(bytes)?;
     let damaged = |error: wasmparser::BinaryReaderError| unusable(format!("it is no valid component: {error}"));
     Validator::new_with_features(WasmFeatures::default()).validate_all(bytes).map_err(damaged)?;
-    let world = read_world(bytes).map_err(damaged)?;
+    let mut world = World::default();
+    world.read(bytes).map_err(damaged)?;
     check_size(&world)?;
     for name in &world.imports {
         check_import(name)?;
@@ -79,11 +80,12 @@ fn check_magic(bytes: &[u8]) -> Result<(), ComponentError> {
 
 /// What the compiler would be given, before it is.
 fn check_size(world: &World) -> Result<(), ComponentError> {
-    let World { imports, functions, function_bytes, .. } = world;
+    let World { imports, functions, ways_in_and_out, function_bytes, .. } = world;
+    let functions = functions + ways_in_and_out;
     if imports.len() > IMPORTS_MAX {
         return Err(unusable(format!("it imports {} interfaces: at most {IMPORTS_MAX} are allowed", imports.len())));
     }
-    if *functions > FUNCTIONS_MAX {
+    if functions > FUNCTIONS_MAX {
         return Err(unusable(format!("it has {functions} functions: at most {FUNCTIONS_MAX} are allowed")));
     }
     if *function_bytes > FUNCTION_BYTES_MAX {
@@ -93,44 +95,53 @@ fn check_size(world: &World) -> Result<(), ComponentError> {
     Ok(())
 }
 
-#[derive(Default)]
-struct World {
-    imports: Vec<String>,
-    exports: Vec<String>,
-    /// Those of all parts, and what is lifted and lowered.
-    functions: usize,
-    /// Of the longest one.
-    function_bytes: usize,
-}
-
 /// The outermost component's imports and exports (those of the parts within it are its own affair), and how much code
 /// there is in all.
-fn read_world(bytes: &[u8]) -> wasmparser::Result<World> {
-    let mut world = World::default();
-    let mut depth = 0_u32;
-    for payload in Parser::new(0).parse_all(bytes) {
-        match payload? {
-            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
-            Payload::End(_) => depth = depth.saturating_sub(1),
-            Payload::CodeSectionEntry(body) => {
-                world.functions += 1;
-                world.function_bytes = world.function_bytes.max(body.range().len());
-            }
-            Payload::ComponentCanonicalSection(section) => world.functions += section.count() as usize,
-            Payload::ComponentImportSection(section) if depth == 0 => {
-                for import in section {
-                    world.imports.push(import?.name.name.to_owned());
+#[derive(Debug, Default)]
+pub struct World {
+    /// The interfaces that it imports, in order.
+    pub imports: Vec<String>,
+    /// What it exports.
+    pub exports: Vec<String>,
+    /// Functions of all parts.
+    pub functions: usize,
+    /// What is lifted and lowered: each costs the compiler what a function does.
+    pub ways_in_and_out: usize,
+    /// Bytes of the longest function.
+    pub function_bytes: usize,
+}
+
+impl World {
+    /// Adds what `bytes` tell, up to where they can't be read.
+    ///
+    /// # Errors
+    /// Where that is.
+    pub fn read(&mut self, bytes: &[u8]) -> wasmparser::Result<()> {
+        let mut depth = 0_u32;
+        for payload in Parser::new(0).parse_all(bytes) {
+            match payload? {
+                Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+                Payload::End(_) => depth = depth.saturating_sub(1),
+                Payload::CodeSectionEntry(body) => {
+                    self.functions += 1;
+                    self.function_bytes = self.function_bytes.max(body.range().len());
                 }
-            }
-            Payload::ComponentExportSection(section) if depth == 0 => {
-                for export in section {
-                    world.exports.push(export?.name.name.to_owned());
+                Payload::ComponentCanonicalSection(section) => self.ways_in_and_out += section.count() as usize,
+                Payload::ComponentImportSection(section) if depth == 0 => {
+                    for import in section {
+                        self.imports.push(import?.name.name.to_owned());
+                    }
                 }
+                Payload::ComponentExportSection(section) if depth == 0 => {
+                    for export in section {
+                        self.exports.push(export?.name.name.to_owned());
+                    }
+                }
+                _ => {}
             }
-            _ => {}
         }
+        Ok(())
     }
-    Ok(world)
 }
 
 fn check_import(name: &str) -> Result<(), ComponentError> {

@@ -7,7 +7,7 @@ use wasi_preview1_component_adapter_provider::{
 };
 use wit_component::ComponentEncoder;
 
-use crate::pipeline::inspect::CONFIG_SCHEMA_SECTION;
+use crate::pipeline::custom_section;
 
 /// The component of a core module that carries its world's type, as `wasm-tools component new` makes it. What of WASI's
 /// first preview it imports is carried over to the second.
@@ -23,29 +23,8 @@ pub(super) fn of_module(module: &[u8]) -> Result<Vec<u8>, String> {
 pub(super) fn with_schema(mut component: Vec<u8>, schema: &str) -> Result<Vec<u8>, String> {
     let document: Value = serde_json::from_str(schema).map_err(|error| error.to_string())?;
     jsonschema::validator_for(&document).map_err(|error| format!("it is no JSON Schema: {error}"))?;
-    append_section(&mut component, CONFIG_SCHEMA_SECTION, document.to_string().as_bytes());
+    custom_section::append(&mut component, custom_section::CONFIG_SCHEMA, document.to_string().as_bytes());
     Ok(component)
-}
-
-/// A custom section: id 0, the length of what follows, the name with its length, the bytes (binary format of the component
-/// model, which has it from the core specification §5.5.3).
-fn append_section(component: &mut Vec<u8>, name: &str, bytes: &[u8]) {
-    let mut content = Vec::with_capacity(name.len() + bytes.len() + 5);
-    push_length(&mut content, name.len());
-    content.extend_from_slice(name.as_bytes());
-    content.extend_from_slice(bytes);
-    component.push(0);
-    push_length(component, content.len());
-    component.extend_from_slice(&content);
-}
-
-/// Unsigned LEB128.
-fn push_length(out: &mut Vec<u8>, mut length: usize) {
-    while length >= 0x80 {
-        out.push((length & 0x7f) as u8 | 0x80);
-        length >>= 7;
-    }
-    out.push(length as u8);
 }
 
 #[cfg(test)]

@@ -11,7 +11,8 @@ use super::waiting::Waiting;
 use super::{code_dir, component_of, plugin_name, shown_bytes};
 use crate::cli::failure::Failure;
 use crate::cli::output::Output;
-use crate::pipeline::inspect::{Facts, facts, powers};
+use crate::pipeline::inspect::{Facts, facts};
+use crate::pipeline::powers_of;
 use crate::pipeline::trial::{Setting, Trial, TrialError};
 
 pub(in crate::cli) const AFTER_HELP: &str = "\
@@ -89,7 +90,7 @@ fn document(facts: &Facts, word: &Word) -> Value {
         "bytes": facts.bytes,
         "targets": facts.targets,
         "serves": crate::pipeline::served_version(),
-        "powers": powers(&facts.imports),
+        "powers": powers_of(&facts.imports),
         "imports": facts.imports,
         "exports": facts.exports,
         "functions": facts.functions,
@@ -118,7 +119,7 @@ fn show(facts: &Facts, word: &Word, output: Output) -> Result<(), Failure> {
         "digest": facts.digest,
         "size": shown_bytes(facts.bytes),
         "targets": facts.targets.as_ref().map(|version| format!("sluice:plugin {version} (this release serves {})", crate::pipeline::served_version())),
-        "powers": list(&powers(&facts.imports)),
+        "powers": list(&powers_of(&facts.imports).into_iter().map(str::to_owned).collect::<Vec<_>>()),
         "imports": imports,
         "exports": list(&facts.exports),
         "functions": format!("{}, the longest of {}", facts.functions, shown_bytes(facts.function_bytes_max)),

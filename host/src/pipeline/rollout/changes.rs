@@ -77,10 +77,8 @@ impl Pipelines {
             }
         };
         let (steps, faults) = self.build(&resolved, Some(&found.before)).await;
-        match refusal(faults, |_| "/version".to_owned()) {
-            Some(PipelineError::Invalid(faults)) => return Err(PipelineError::Invalid(faults)),
-            Some(other) => return Err(other),
-            None => {}
+        if let Some(error) = refusal(faults, |_| "/version".to_owned()) {
+            return Err(error);
         }
         let new = NewRevision { scope, stages, resolved, reason, expected };
         self.publish(new, steps, actor).await
