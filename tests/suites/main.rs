@@ -13,6 +13,7 @@ mod crash;
 mod dead_letters;
 mod delivery;
 mod directory;
+mod dry_runs;
 mod encodings;
 mod endpoints;
 mod events;
