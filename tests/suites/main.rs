@@ -11,6 +11,7 @@ mod cli_settle;
 mod cloud_events;
 mod crash;
 mod dead_letters;
+mod deleted_versions;
 mod delivery;
 mod directory;
 mod encodings;

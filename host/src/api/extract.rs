@@ -7,6 +7,7 @@ mod digest;
 mod encoding;
 mod field;
 mod json;
+mod none_match;
 mod params;
 
 pub use body::{Intake, RawBody};
@@ -14,4 +15,5 @@ pub use digest::{CONTENT_DIGEST, ContentDigest, content_digest};
 pub use field::{Object, not_null, nullable};
 pub use json::{Json, NoBody, OptionalJson, Spare, Text, decode, decode_list, expect_json};
 pub(crate) use json::{is_media_type, pointer_of};
+pub use none_match::IfNoneMatch;
 pub use params::{IfMatch, Param, Params2, Parsed, Query, read_query};

@@ -51,6 +51,7 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
             include_str!("../../../migrations/sqlite/0004_dead_letter_threshold.sql"),
         ),
         migration(5, "plugins", include_str!("../../../migrations/sqlite/0005_plugins.sql")),
+        migration(6, "deleted_plugins", include_str!("../../../migrations/sqlite/0006_deleted_plugins.sql")),
     ])
 });
 

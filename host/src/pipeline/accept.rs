@@ -73,9 +73,10 @@ impl Pipelines {
         Ok(())
     }
 
-    /// Whose pipelines run this version now.
+    /// Whose pipelines run this version now, or try it on a stage.
     fn bound_to(&self, name: &str, label: &str) -> Vec<Scope> {
-        let runs = |stage: &ResolvedStage| stage.spec.plugin == name && stage.version == label;
+        let tries = |stage: &ResolvedStage| stage.rollout.as_ref().is_some_and(|tried| tried.version == label);
+        let runs = |stage: &ResolvedStage| stage.spec.plugin == name && (stage.version == label || tries(stage));
         let lanes: Vec<Arc<Lane>> = self.lanes.read().values().cloned().collect();
         let bound = lanes
             .into_iter()

@@ -158,15 +158,19 @@ pub enum PipelineError {
     Unusable(String),
     /// The component imports powers that are new to the plugin, and that nobody has allowed.
     #[error(
-        "it imports what the version in use ('{in_use}') of '{plugin}' does not: {list}; an Admin allows it with \
-         `sluice plugin allow {plugin} {names}` (PUT /plugins/{plugin}/powers)",
+        "it imports what {last} of '{plugin}' has not: {list}; an Admin allows it with `sluice plugin allow {plugin} {names}` \
+         (PUT /plugins/{plugin}/powers)",
+        last = .in_use.as_ref().map_or_else(
+            || "the last version, which was deleted,".to_owned(),
+            |label| format!("the version in use ('{label}')"),
+        ),
         list = .powers.join(", "), names = .powers.join(" ")
     )]
     Powers {
         /// Whose.
         plugin: String,
-        /// What is `latest`.
-        in_use: String,
+        /// What is `latest`; none: all versions were deleted.
+        in_use: Option<String>,
         /// Which.
         powers: Vec<&'static str>,
     },
