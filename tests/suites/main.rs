@@ -35,6 +35,7 @@ mod pipeline_revisions;
 mod pipelines;
 mod plugin_versions;
 mod powers;
+mod quotas;
 mod receivers;
 mod reload;
 mod request_reply;

@@ -32,12 +32,14 @@ mod named_schema;
 mod plugin_log;
 mod powers;
 mod queue;
+mod quotas;
 mod registry;
 mod revision;
 mod rollback;
 pub mod rollout;
 mod sandbox;
 mod secrets;
+mod shares;
 mod signature;
 mod stage;
 #[cfg(test)]
@@ -71,10 +73,12 @@ use self::follow::Lagging;
 use self::kv::KvRun;
 use self::metrics::Metrics;
 use self::queue::QueueLimits;
+use self::quotas::QuotaMetrics;
 use self::registry::PluginRegistry;
 use self::revision::Revision;
 use self::rollout::{RolloutMetrics, Rollouts};
 use self::secrets::Secrets;
+use self::shares::Shares;
 use self::signature::TrustedKeys;
 use self::stage::{Machine, Stage};
 use self::worker::Pool;
@@ -180,6 +184,9 @@ pub enum PipelineError {
     /// There are as many as are kept: what to do about it.
     #[error("{0}")]
     Full(String),
+    /// Its quota has no room for it: what to do about it.
+    #[error("{0}")]
+    Quota(String),
     /// The component is larger than allowed.
     #[error("the component has {size} bytes: at most {max} are allowed")]
     TooLarge {
@@ -209,7 +216,8 @@ impl PipelineError {
             PipelineError::Overloaded | PipelineError::Stopping | PipelineError::Internal(_) => true,
             PipelineError::NotNow(_) | PipelineError::Catalog(CatalogError::Unavailable(_)) => true,
             PipelineError::Invalid(_) | PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => false,
-            PipelineError::Full(_) | PipelineError::Powers { .. } | PipelineError::Bound(_) => false,
+            PipelineError::Full(_) | PipelineError::Quota(_) => false,
+            PipelineError::Powers { .. } | PipelineError::Bound(_) => false,
             PipelineError::Catalog(_) | PipelineError::Watch { .. } => false,
         }
     }
@@ -256,6 +264,7 @@ pub struct Pipelines {
     changing: tokio::sync::Mutex<()>,
     lagging: Lagging,
     rollouts: Rollouts,
+    quota_metrics: QuotaMetrics,
     tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
@@ -288,7 +297,9 @@ impl Pipelines {
         let running_max = plugins.instances_per_stage_max.clamp(1, workers);
         let limits = QueueLimits { workers, running_max, waiting_max: plugins.queue_batches_max.max(1) };
         let rollouts = Rollouts::new(RolloutMetrics::new(registry).map_err(|error| internal(&error))?);
-        let pool = Pool::start(limits, clock.clone(), (metrics.clone(), rollouts.shadow.clone()))
+        let quota_metrics = QuotaMetrics::new(registry).map_err(|error| internal(&error))?;
+        let shares = Shares::new(&plugins.quotas, &limits, &quota_metrics);
+        let pool = Pool::start((limits, shares), clock.clone(), (metrics.clone(), rollouts.shadow.clone()))
             .map_err(|error| internal(&error))?;
         let trust = &options.plugins.trust;
         let trusted = TrustedKeys::read(&trust.trusted_keys).map_err(|error| internal(&error))?;
@@ -308,9 +319,11 @@ impl Pipelines {
             changing: tokio::sync::Mutex::new(()),
             lagging: Lagging::default(),
             rollouts,
+            quota_metrics,
             tasks: Mutex::default(),
         });
         pipelines.register_builtins().await?;
+        pipelines.count_quotas();
         pipelines.components.prune(&pipelines.registry.digests());
         pipelines.restore().await?;
         pipelines.start_following();
