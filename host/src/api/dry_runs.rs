@@ -299,7 +299,7 @@ async fn dry_run(
         tokio::spawn(Pump { lines, send, owner, at }.run(running.ends.clone()));
     }
     let of = Of { plugin: name, source };
-    Ok(if wants_events(&headers) { events(of, running, broker) } else { of.answer(running).await })
+    if wants_events(&headers) { Ok(events(of, running, broker)) } else { of.answer(running).await }
 }
 
 async fn wanted(intake: &Intake, headers: &HeaderMap, body: Body) -> Result<Wanted, Problem> {
@@ -560,11 +560,15 @@ struct Of {
 }
 
 impl Of {
-    async fn answer(&self, mut running: Running) -> Response {
+    async fn answer(&self, mut running: Running) -> Result<Response, Problem> {
         // It fails only with the thread, which has said before what came of it.
         let _ended = running.progress.wait_for(|progress| progress.end.is_some()).await.is_ok();
         let last = running.progress.borrow().clone();
-        answer::ok(&self.result(last))
+        match last.end {
+            Some(End::Broken(why)) if self.source == Source::Sent => Err(Problem::invalid_at("", why)),
+            Some(End::Broken(why)) => Err(Problem::internal(why)),
+            _ => Ok(answer::ok(&self.result(last))),
+        }
     }
 
     fn result(&self, progress: Progress) -> DryRunAnswer {

@@ -207,12 +207,23 @@ fn lines(difference: &Value) -> Vec<String> {
             let [before, after] = ["before", "after"].map(|when| text(&runs[when]["version"]));
             lines.push(format!("~ {stage} runs {before} -> {after}"));
         }
+        if let Some(trial) = changed.get("trial") {
+            let [before, after] = ["before", "after"].map(|when| tried(trial.get(when)));
+            lines.push(format!("~ {stage} tries {before} -> {after}"));
+        }
         lines.extend(changed["fields"].as_array().into_iter().flatten().map(|field| {
             let [before, after] = ["before", "after"].map(|when| known(field.get(when)));
             format!("~ {stage} {}: {before} -> {after}", text(&field["pointer"]))
         }));
     }
     lines
+}
+
+/// A version on trial, in a few words.
+fn tried(trial: Option<&Value>) -> String {
+    let Some(trial) = trial else { return "nothing".to_owned() };
+    let [version, strategy] = ["version", "strategy"].map(|name| trial[name].as_str().unwrap_or_default());
+    format!("{version} ({strategy}, {} %)", trial["percent"])
 }
 
 /// A list, or what `pipeline get --json` prints.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use wasmtime::{Error, Result};
 
 use crate::clock::{Clock, Timestamp};
-use crate::store::{ItemWrite, KvRead, KvUse, KvValue, MessageStore};
+use crate::store::{ItemWrite, KvRead, KvUse, KvValue, MessageStore, kv_cost};
 
 use super::limits;
 
@@ -60,6 +60,21 @@ pub enum Fate {
 
 type Key = (Arc<str>, Arc<str>);
 
+/// What a write takes beyond what was there. What a removal gives back counts from the next request on: it may be for a
+/// message that is not stored.
+#[derive(Debug, Clone, Copy, Default)]
+struct Growth {
+    bytes: u64,
+    keys: u64,
+}
+
+impl std::ops::AddAssign for Growth {
+    fn add_assign(&mut self, more: Growth) {
+        self.bytes += more.bytes;
+        self.keys += more.keys;
+    }
+}
+
 /// What the stages of one request did with values, seen by all of them. Its messages are known by their place in the request.
 #[derive(Debug, Default)]
 pub struct Transaction {
@@ -76,6 +91,8 @@ struct State {
     written: Vec<Written>,
     /// The last write of each key.
     latest: HashMap<Key, usize>,
+    /// What namespaces grow by.
+    grown: HashMap<Arc<str>, Growth>,
     /// Owners whose writes were read for others.
     linked: HashSet<usize>,
     bytes: usize,
@@ -95,6 +112,7 @@ struct Written {
     owner: usize,
     key: Key,
     value: Option<Vec<u8>>,
+    growth: Growth,
     kept: bool,
 }
 
@@ -168,6 +186,10 @@ impl State {
         for written in self.written.iter_mut().filter(|written| written.kept && which(written)) {
             self.broken |= self.linked.contains(&written.owner);
             (written.kept, any) = (false, true);
+            if let Some(grown) = self.grown.get_mut(&written.key.0) {
+                grown.bytes -= written.growth.bytes;
+                grown.keys -= written.growth.keys;
+            }
         }
         if any {
             let kept = self.written.iter().enumerate().filter(|(_, written)| written.kept);
@@ -269,8 +291,9 @@ pub struct CallValues {
     run: Option<KvRun>,
     /// By place in the window.
     owners: Vec<usize>,
-    written: Vec<(usize, Arc<str>, Option<Vec<u8>>)>,
+    written: Vec<(usize, Arc<str>, Option<Vec<u8>>, Growth)>,
     latest: HashMap<Arc<str>, usize>,
+    grown: Growth,
     read: HashMap<Arc<str>, u64>,
     linked: HashSet<usize>,
     bytes: usize,
@@ -302,6 +325,7 @@ impl CallValues {
             owners,
             written: Vec::new(),
             latest: HashMap::new(),
+            grown: Growth::default(),
             read: HashMap::new(),
             linked: HashSet::new(),
             bytes: 0,
@@ -324,7 +348,7 @@ impl CallValues {
         self.begin(key)?;
         let now = self.clock.now();
         if let Some(at) = self.latest.get(key).copied() {
-            let (owner, _, value) = &self.written[at];
+            let (owner, _, value, _) = &self.written[at];
             let (owner, value) = (*owner, value.as_deref().map(|value| decode(value, now)).transpose()?.flatten());
             self.link(owner);
             return Ok(value);
@@ -359,9 +383,11 @@ impl CallValues {
         let now = self.clock.now();
         let ends = |ttl_ms: u64| Timestamp(now.0.saturating_add(i64::try_from(ttl_ms).unwrap_or(i64::MAX)));
         let value = value.map(|(value, ttl_ms)| encode(&value, ttl_ms.map(ends)));
+        let growth = value.as_ref().map_or(Ok(Growth::default()), |value| self.grow(&key, value.len()))?;
+        self.grown += growth;
         let key: Arc<str> = key.into();
         self.latest.insert(Arc::clone(&key), self.written.len());
-        self.written.push((self.owners[place], key, value));
+        self.written.push((self.owners[place], key, value, growth));
         self.check_room()
     }
 
@@ -374,11 +400,12 @@ impl CallValues {
         }
         state.bytes += self.bytes;
         state.linked.extend(self.linked);
-        for (owner, key, value) in self.written {
+        *state.grown.entry(Arc::clone(&self.namespace)).or_default() += self.grown;
+        for (owner, key, value, growth) in self.written {
             let key = (Arc::clone(&self.namespace), key);
             let at = state.written.len();
             state.latest.insert(key.clone(), at);
-            state.written.push(Written { owner, key, value, kept: true });
+            state.written.push(Written { owner, key, value, growth, kept: true });
         }
     }
 
@@ -424,6 +451,37 @@ impl CallValues {
         // nobody who waits for the worker while holding it.
         let answer = tokio::runtime::Handle::current().block_on(store.kv_get(&self.namespace, key));
         answer.map_err(|error| Error::msg(format!("a value could not be read: {error}")))
+    }
+
+    /// What a value of `bytes` takes beyond what this request has left under the key, if the namespace has room for it.
+    fn grow(&self, key: &str, bytes: usize) -> Result<Growth> {
+        // Without a broker nothing is stored.
+        let Before::Store(store) = &self.before else { return Ok(Growth::default()) };
+        let answer = tokio::runtime::Handle::current().block_on(store.kv_room(&self.namespace, key));
+        let room = answer.map_err(|error| Error::msg(format!("a value could not be set: {error}")))?;
+        let cost = |value: Option<&Vec<u8>>| value.map_or(0, |value| kv_cost(&self.namespace, key, value.len()));
+        let mut pending = self.grown;
+        let mut before = self.latest.get(key).map(|at| cost(self.written[*at].2.as_ref()));
+        if let Some(run) = &self.run {
+            let state = run.transaction.state.lock();
+            pending += state.grown.get(&self.namespace).copied().unwrap_or_default();
+            if before.is_none() {
+                let at = state.latest.get(&(Arc::clone(&self.namespace), Arc::from(key)));
+                before = at.map(|at| cost(state.written[*at].value.as_ref()));
+            }
+        }
+        let before = before.unwrap_or(room.taken);
+        let taken = kv_cost(&self.namespace, key, bytes);
+        let growth = Growth { bytes: taken.saturating_sub(before), keys: u64::from(before == 0) };
+        let (bytes, keys) = (pending.bytes + growth.bytes, pending.keys + growth.keys);
+        if (growth.bytes > 0 && bytes > room.bytes) || (growth.keys > 0 && keys > room.keys) {
+            return Err(Error::msg(format!(
+                "the plugin's values on this topic have no room for it: there is some for {} bytes and {} keys more, and the \
+                 stages of this request have used or want {bytes} and {keys}; set values with an end (`ttl-ms`), or delete some",
+                room.bytes, room.keys
+            )));
+        }
+        Ok(growth)
     }
 
     fn check_room(&self) -> Result<()> {

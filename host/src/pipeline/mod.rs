@@ -33,12 +33,14 @@ mod named_schema;
 mod plugin_log;
 mod powers;
 mod queue;
+mod quotas;
 mod registry;
 mod revision;
 mod rollback;
 pub mod rollout;
 mod sandbox;
 mod secrets;
+mod shares;
 mod signature;
 mod stage;
 #[cfg(test)]
@@ -72,10 +74,12 @@ use self::follow::Lagging;
 use self::kv::KvRun;
 use self::metrics::Metrics;
 use self::queue::QueueLimits;
+use self::quotas::QuotaMetrics;
 use self::registry::PluginRegistry;
 use self::revision::Revision;
 use self::rollout::{RolloutMetrics, Rollouts};
 use self::secrets::Secrets;
+use self::shares::Shares;
 use self::signature::TrustedKeys;
 use self::stage::{Machine, Stage};
 use self::worker::Pool;
@@ -160,15 +164,19 @@ pub enum PipelineError {
     Unusable(String),
     /// The component imports powers that are new to the plugin, and that nobody has allowed.
     #[error(
-        "it imports what the version in use ('{in_use}') of '{plugin}' does not: {list}; an Admin allows it with \
-         `sluice plugin allow {plugin} {names}` (PUT /plugins/{plugin}/powers)",
+        "it imports what {last} of '{plugin}' has not: {list}; an Admin allows it with `sluice plugin allow {plugin} {names}` \
+         (PUT /plugins/{plugin}/powers)",
+        last = .in_use.as_ref().map_or_else(
+            || "the last version, which was deleted,".to_owned(),
+            |label| format!("the version in use ('{label}')"),
+        ),
         list = .powers.join(", "), names = .powers.join(" ")
     )]
     Powers {
         /// Whose.
         plugin: String,
-        /// What is `latest`.
-        in_use: String,
+        /// What is `latest`; none: all versions were deleted.
+        in_use: Option<String>,
         /// Which.
         powers: Vec<&'static str>,
     },
@@ -178,6 +186,9 @@ pub enum PipelineError {
     /// There are as many as are kept: what to do about it.
     #[error("{0}")]
     Full(String),
+    /// Its quota has no room for it: what to do about it.
+    #[error("{0}")]
+    Quota(String),
     /// The component is larger than allowed.
     #[error("the component has {size} bytes: at most {max} are allowed")]
     TooLarge {
@@ -207,7 +218,8 @@ impl PipelineError {
             PipelineError::Overloaded | PipelineError::Stopping | PipelineError::Internal(_) => true,
             PipelineError::NotNow(_) | PipelineError::Catalog(CatalogError::Unavailable(_)) => true,
             PipelineError::Invalid(_) | PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => false,
-            PipelineError::Full(_) | PipelineError::Powers { .. } | PipelineError::Bound(_) => false,
+            PipelineError::Full(_) | PipelineError::Quota(_) => false,
+            PipelineError::Powers { .. } | PipelineError::Bound(_) => false,
             PipelineError::Catalog(_) | PipelineError::Watch { .. } => false,
         }
     }
@@ -254,6 +266,7 @@ pub struct Pipelines {
     changing: tokio::sync::Mutex<()>,
     lagging: Lagging,
     rollouts: Rollouts,
+    quota_metrics: QuotaMetrics,
     tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
@@ -286,7 +299,9 @@ impl Pipelines {
         let running_max = plugins.instances_per_stage_max.clamp(1, workers);
         let limits = QueueLimits { workers, running_max, waiting_max: plugins.queue_batches_max.max(1) };
         let rollouts = Rollouts::new(RolloutMetrics::new(registry).map_err(|error| internal(&error))?);
-        let pool = Pool::start(limits, clock.clone(), (metrics.clone(), rollouts.shadow.clone()))
+        let quota_metrics = QuotaMetrics::new(registry).map_err(|error| internal(&error))?;
+        let shares = Shares::new(&plugins.quotas, &limits, &quota_metrics);
+        let pool = Pool::start((limits, shares), clock.clone(), (metrics.clone(), rollouts.shadow.clone()))
             .map_err(|error| internal(&error))?;
         let trust = &options.plugins.trust;
         let trusted = TrustedKeys::read(&trust.trusted_keys).map_err(|error| internal(&error))?;
@@ -306,9 +321,11 @@ impl Pipelines {
             changing: tokio::sync::Mutex::new(()),
             lagging: Lagging::default(),
             rollouts,
+            quota_metrics,
             tasks: Mutex::default(),
         });
         pipelines.register_builtins().await?;
+        pipelines.count_quotas();
         pipelines.components.prune(&pipelines.registry.digests());
         pipelines.restore().await?;
         pipelines.start_following();

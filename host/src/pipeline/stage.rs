@@ -244,7 +244,7 @@ impl Stage {
         };
         let mut instance = started.map_err(|error| error.without(&mask))?;
         instance.mask = mask;
-        self.machine.metrics.cold_start_seconds.observe(watch.elapsed().as_secs_f64());
+        self.metrics.cold_start_seconds.observe(watch.elapsed().as_secs_f64());
         self.metrics.cold_starts.inc();
         self.metrics.instances.inc();
         Ok(instance)

@@ -194,6 +194,7 @@ async fn pipelines(dir: &Path, clock: &Clock) -> (Arc<Pipelines>, Topic) {
         queue_batches_max: 64,
         size_max: 50 << 20,
         versions_max: 1000,
+        quotas: Vec::new(),
         trust: PluginTrust::default(),
     };
     let options = PipelineOptions { plugins, data_dir: dir.to_owned(), warm_up: false };

@@ -240,7 +240,7 @@ impl Bed {
                 .header("Content-Digest", &format!("sha-256=:{}:", STANDARD.encode(digest)))
                 .header("Sluice-Plugin-Signature", &signature),
             Row::get(format!("{of}/versions/1.0.0")),
-            Row::get(format!("{of}/versions/1.0.0/wasm")),
+            Row::get(format!("{of}/versions/1.0.0/wasm")).header("If-None-Match", "\"other\""),
             Row::get(format!("{of}/powers")),
             Row::put(format!("{of}/powers")).body(json!({"allowed": ["kv"]})).header(seen.0, seen.1),
             Row::delete(format!("{of}/versions/1.0.0")),

@@ -87,6 +87,7 @@ pub(super) fn plugins(dir: &Path) -> Plugins {
         queue_batches_max: 64,
         size_max: 50 << 20,
         versions_max: 100,
+        quotas: Vec::new(),
         trust: PluginTrust::default(),
     }
 }
