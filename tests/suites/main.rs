@@ -32,6 +32,7 @@ mod offline;
 mod outside;
 mod pipeline_revisions;
 mod pipelines;
+mod plugin_dev;
 mod plugin_versions;
 mod powers;
 mod receivers;
