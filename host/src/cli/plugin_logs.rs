@@ -59,7 +59,10 @@ pub(super) fn verdict_detail(event: &Value) -> String {
         .as_array()
         .into_iter()
         .flatten()
-        .map(|fault| format!("{} {} {}", text(&fault["code"]), text(&fault["pointer"]), text(&fault["message"])))
+        .map(|fault| {
+            let words = ["code", "pointer", "message"].map(|name| text(&fault[name]));
+            words.into_iter().filter(|word| !word.is_empty()).collect::<Vec<String>>().join(" ")
+        })
         .collect();
     if !faults.is_empty() {
         return faults.join("; ");

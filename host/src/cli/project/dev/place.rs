@@ -151,15 +151,12 @@ impl<'a> Place<'a> {
         let now = at.and_then(|at| stages.get(at));
         let is_ours =
             now.and_then(|stage| stage["version"].as_str()).is_some_and(|version| self.is_of_session(version));
-        let is_new = {
+        if !is_ours {
             // Noted before it is changed: what is interrupted in between can be undone. What others have made of it since is
             // what it will be again.
-            let mut state = self.state.lock();
-            if !is_ours {
-                state.stage = Some((name.clone(), now.cloned()));
-            }
-            state.stage.as_ref().is_some_and(|(_, before)| before.is_none())
-        };
+            self.state.lock().stage = Some((name.clone(), now.cloned()));
+        }
+        let is_new = at.is_none();
         let at = at.unwrap_or_else(|| {
             stages.push(json!({"name": name, "config": target.usual_config}));
             stages.len() - 1
@@ -182,7 +179,8 @@ impl<'a> Place<'a> {
         }
     }
 
-    /// Deletes what this session has uploaded and no pipeline runs, but for `kept`, and of others what is older; answers which other pipelines run that.
+    /// Deletes what this session has uploaded and no pipeline runs, but for `kept`, and of other sessions what is older;
+    /// answers which other pipelines run that.
     async fn forget_unbound(&self, kept: &str) -> Result<Vec<String>, Failure> {
         let known = self.known().await?.unwrap_or_default();
         let (mut others, mut of_other_sessions) = (Vec::new(), 0);

@@ -130,7 +130,7 @@ mod tests {
             (
                 json!({"verdict": "rejected", "reason": "no", "errors": [
                     {"code": "NO", "message": "no", "pointer": "/a"}, {"code": "NOR", "message": "that"}]}),
-                "NO /a no; NOR  that",
+                "NO /a no; NOR that",
             ),
             (
                 json!({"verdict": "changed", "patch": [
