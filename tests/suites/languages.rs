@@ -15,13 +15,13 @@ use sluice_tests::{Broker, binary, outside};
 const HEADER_FILTER_BYTES_MAX: u64 = 150_000;
 
 /// A folder outside the repository, the same one in each run: what the tools have built is found again by their paths.
-struct Workshop {
-    dir: PathBuf,
+pub struct Workshop {
+    pub dir: PathBuf,
     path: OsString,
 }
 
 impl Workshop {
-    fn empty(name: &str) -> Workshop {
+    pub fn empty(name: &str) -> Workshop {
         let mut hasher = DefaultHasher::new();
         binary::target_dir().hash(&mut hasher);
         let dir = std::env::temp_dir().join(format!("sluice-workshop-{:016x}", hasher.finish())).join(name);
@@ -31,7 +31,7 @@ impl Workshop {
         Workshop { dir, path: outside::path_with_compilers() }
     }
 
-    fn command(&self, program: &Path) -> Command {
+    pub fn command(&self, program: &Path) -> Command {
         let kept = binary::target_dir().join("workshop");
         let mut command = Command::new(program);
         command.current_dir(&self.dir).env("PATH", &self.path).env("XDG_CACHE_HOME", kept.join("cache"));
@@ -47,7 +47,7 @@ impl Workshop {
     }
 
     #[track_caller]
-    fn done(&self, arguments: &[&str]) -> Value {
+    pub fn done(&self, arguments: &[&str]) -> Value {
         let output = self.plugin(&[arguments, &["--json"]].concat());
         assert!(output.status.success(), "{arguments:?}: {}", outside::said(&output));
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))

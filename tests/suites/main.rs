@@ -34,6 +34,7 @@ mod offline;
 mod outside;
 mod pipeline_revisions;
 mod pipelines;
+mod plugin_dev;
 mod plugin_scope;
 mod plugin_versions;
 mod powers;

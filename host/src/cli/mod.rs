@@ -110,7 +110,7 @@ enum Command {
     /// One stored message: get, erase
     #[command(after_help = message::AFTER_HELP)]
     Message(Noun<message::Action>),
-    /// Plugins: list, get, push, pull, delete, powers, allow, dry-run, rollout, logs; new, build, test, inspect
+    /// Plugins: list, get, push, pull, delete, powers, allow, dry-run, rollout, logs; new, build, test, dev, inspect
     #[command(after_help = plugin::AFTER_HELP)]
     Plugin(Noun<plugin::Action>),
     /// The stages of a topic or subscription: get, set, history, diff, rollback
@@ -256,6 +256,8 @@ mod tests {
             "sluice plugin pull a latest -o -",
             "sluice plugin allow a kv metrics",
             "sluice plugin allow a --only",
+            "sluice plugin dev p --topic orders --stage gate --once",
+            "sluice plugin logs a --follow --verdicts",
             "sluice dlq replay orders --all",
             "sluice completions bash",
             "sluice verify --data-dir d --json",
@@ -266,6 +268,8 @@ mod tests {
         for line in [
             "sluice warp",
             "sluice plugin allow a",
+            "sluice plugin dev --topic a --subscription b",
+            "sluice plugin logs a --verdicts",
             "sluice pipeline rollback --topic orders",
             "sluice token --role Root",
             "sluice token",

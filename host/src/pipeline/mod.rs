@@ -47,6 +47,7 @@ mod stage;
 pub(crate) mod tests;
 pub mod trial;
 mod validate;
+mod verdicts;
 mod worker;
 mod world;
 
@@ -94,6 +95,7 @@ pub use self::powers::{POWERS, powers_of};
 pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView, is_label, is_plugin_name};
 pub use self::secrets::names as secret_names;
 pub use self::signature::{SIGNATURE_BYTES, TrustedKeys as PluginKeys, parse as parse_signature};
+pub use self::verdicts::{Following as FollowingVerdicts, Heard as HeardVerdict, Told as ToldVerdict};
 
 /// Where machine code is kept, in the data directory.
 const CACHE_DIR: &str = "plugin-cache";
@@ -451,6 +453,12 @@ impl Pipelines {
     #[must_use]
     pub fn follow_plugin_log(&self, name: &str) -> (Vec<LogLine>, tokio::sync::broadcast::Receiver<LogLine>) {
         self.registry.log(name).follow()
+    }
+
+    /// What the stages of a plugin make of messages from now on.
+    #[must_use]
+    pub fn follow_verdicts(&self, name: &str) -> FollowingVerdicts {
+        self.registry.log(name).verdicts.follow()
     }
 
     /// Ends what waits, then the workers. Later runs are [`PipelineError::Stopping`].

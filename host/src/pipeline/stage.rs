@@ -295,6 +295,13 @@ impl Stage {
         self.recipe.as_ref().is_ok_and(|recipe| recipe.schemas.is_outdated(id, now))
     }
 
+    /// Takes these, by their ids, for what is registered.
+    pub fn take_schemas<'s>(&self, schemas: impl Iterator<Item = (&'s String, &'s String)>) {
+        if let Ok(recipe) = &self.recipe {
+            schemas.for_each(|(id, definition)| recipe.schemas.take(id, definition));
+        }
+    }
+
     /// Messages per call now.
     #[must_use]
     pub fn call_messages(&self) -> usize {

@@ -12,6 +12,7 @@ mod hostile;
 mod load;
 mod machine_code;
 mod rollouts;
+mod told;
 mod verdicts;
 
 use std::path::{Path, PathBuf};
