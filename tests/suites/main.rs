@@ -32,6 +32,7 @@ mod offline;
 mod outside;
 mod pipeline_revisions;
 mod pipelines;
+mod plugin_races;
 mod plugin_versions;
 mod powers;
 mod receivers;
