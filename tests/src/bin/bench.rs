@@ -6,6 +6,8 @@
 mod bare;
 #[path = "bench/endpoints.rs"]
 mod endpoints;
+#[path = "bench/first_party.rs"]
+mod first_party;
 #[path = "bench/footprint.rs"]
 mod footprint;
 #[path = "bench/hostile.rs"]
@@ -43,12 +45,13 @@ const TOPIC: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The groups of rows, by the names that choose them.
-const GROUPS: [&str; 12] = [
+const GROUPS: [&str; 13] = [
     "publish",
     "batch",
     "consume",
     "wake",
     "stages",
+    "plugins",
     "push",
     "endpoints",
     "telemetry",
@@ -79,6 +82,7 @@ async fn main() {
             "consume" => http_rows::consume(&mut report).await,
             "wake" => wake::rows(&mut report).await,
             "stages" => stages::rows(&mut report).await,
+            "plugins" => first_party::rows(&mut report).await,
             "push" => push::rows(&mut report).await,
             "endpoints" => endpoints::rows(&mut report).await,
             "telemetry" => footprint::telemetry(&mut report).await,

@@ -13,12 +13,12 @@ use super::load::{self, Target, Work, median};
 use super::report::{Budget, Report, Row};
 use super::{PAIRS, ROUND};
 
-const BATCH: usize = 16;
+pub const BATCH: usize = 16;
 const QUERY: &str = "$.amount > 100";
 const NATIVE_ROUNDS: usize = 50_000;
 
 /// A payload of about 1 KiB, of some fields.
-fn payload() -> String {
+pub fn payload() -> String {
     let items: Vec<Value> = (0..8)
         .map(|n| json!({"sku": format!("article-{n:04}"), "count": n, "price": 12.5, "note": "as it was ordered last time"}))
         .collect();
