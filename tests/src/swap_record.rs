@@ -153,8 +153,8 @@ impl SwapRecord {
     }
 
     /// Hands out all messages that were stored, each with what was delivered of it, by group.
-    pub fn each(&self, mut look: impl FnMut(Life<'_>, &[(&str, &Delivered)])) {
-        judge::each(&self.taken.lock().entries, &mut look);
+    pub fn each(&self, look: impl FnMut(Life<'_>, &[(&str, &Delivered)])) {
+        judge::each(&self.taken.lock().entries, look);
     }
 
     /// Messages stored so far on this revision or a later one.

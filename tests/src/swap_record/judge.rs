@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Asked, Delivered, Entry, Stored, Way};
 
 /// Hands out all that was stored, with what was delivered of it.
-pub(super) fn each(entries: &[Entry], look: &mut dyn FnMut(super::Life<'_>, &[(&str, &Delivered)])) {
+pub(super) fn each(entries: &[Entry], mut look: impl FnMut(super::Life<'_>, &[(&str, &Delivered)])) {
     let facts = Facts::of(entries);
     for (at, entry) in entries.iter().enumerate() {
         let Entry::Stored { request, messages } = entry else { continue };
