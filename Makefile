@@ -50,11 +50,12 @@ bench: wasm-target ## measure each path beside a baseline in the same run, into 
 
 # Here the running takes longer than the building.
 soak: export CARGO_PROFILE_DEV_OPT_LEVEL = 1
-soak: build ## 300 kills, 100 more among clocks that jump, a million simulated steps, 100 swaps, 30 minutes of load (SOAK_ROUNDS, _TROUBLE, _CASES, _SWAPS, _MINUTES; SEED=n)
+soak: build ## 300 kills, 100 more among clocks that jump, a million simulated steps, 100 swaps, 10 minutes of racing changes, 30 of load (SOAK_ROUNDS, _TROUBLE, _CASES, _SWAPS, _RACES, _MINUTES; SEED=n)
 	SLUICE_CRASH_SEED=$${SEED:-0} SLUICE_CRASH_ROUNDS=$${SOAK_ROUNDS:-300} cargo test --package sluice-tests --test suites -- a_kill_at_any_instant --nocapture
 	SLUICE_TROUBLE_SEED=$${SEED:-0} SLUICE_TROUBLE_ROUNDS=$${SOAK_TROUBLE:-100} cargo test --package sluice-tests --test suites -- crashes_pauses_and_clock_jumps --nocapture
 	SLUICE_MODEL_SEED=$${SEED:-1} SLUICE_MODEL_CASES=$${SOAK_CASES:-6000} cargo test --package sluice-tests --test store_model -- --nocapture
 	SLUICE_SWAPS=$${SOAK_SWAPS:-100} cargo test --package sluice-tests --test suites -- swaps_under_load --nocapture
+	SLUICE_RACES_SEED=$${SEED:-1} SLUICE_RACES_MINUTES=$${SOAK_RACES:-10} cargo test --package sluice-tests --test suites -- plugin_races --nocapture
 	SLUICE_SOAK_MINUTES=$${SOAK_MINUTES:-30} cargo test --package sluice-tests --test suites -- mixed_load --nocapture
 
 # Instrumented, and so a build of its own. Without a sanitizer (our code is safe Rust) no nightly compiler is needed. A

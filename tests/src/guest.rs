@@ -45,15 +45,35 @@ pub fn louder(digit: u8) -> Vec<u8> {
     version(COMPONENT.get_or_init(|| build("louder")), b"loud-version-1", digit)
 }
 
+/// The component of `tests/guests/trail` in the version with this number of five digits; those from 90000 on are broken.
+///
+/// # Panics
+/// When it cannot be built, or `number` has more digits.
+#[must_use]
+pub fn trail(number: u32) -> Vec<u8> {
+    static COMPONENT: OnceLock<Vec<u8>> = OnceLock::new();
+    let (built, number) = (b"trail-version-00000", format!("{number:05}"));
+    assert_eq!(number.len(), 5, "{number} has more digits");
+    let mut component = COMPONENT.get_or_init(|| build("trail")).clone();
+    for place in places(&component, built) {
+        component[place + built.len() - number.len()..place + built.len()].copy_from_slice(number.as_bytes());
+    }
+    component
+}
+
 fn version(component: &[u8], built: &[u8], digit: u8) -> Vec<u8> {
     assert!(digit < 10, "{digit} is no digit");
     let mut component = component.to_vec();
-    let places: Vec<usize> = (0..component.len()).filter(|at| component[*at..].starts_with(built)).collect();
-    assert!(!places.is_empty(), "the guest holds its version");
-    for place in places {
+    for place in places(&component, built) {
         component[place + built.len() - 1] = b'0' + digit;
     }
     component
+}
+
+fn places(component: &[u8], built: &[u8]) -> Vec<usize> {
+    let places: Vec<usize> = (0..component.len()).filter(|at| component[*at..].starts_with(built)).collect();
+    assert!(!places.is_empty(), "the guest holds its version");
+    places
 }
 
 /// The component of `tests/guests/edits`: calls the host as the first message's payload says.

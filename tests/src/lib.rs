@@ -31,6 +31,7 @@ pub mod token;
 pub mod usage;
 pub mod wait;
 pub mod warm;
+pub mod workshop;
 
 pub use answer::Answer;
 pub use broker::{Broker, Settings};

@@ -61,6 +61,21 @@ pub struct Delivered {
     pub stamp: String,
     /// What the subscription's stage has written on it, if the group's has one.
     pub out: Option<String>,
+    /// What all stages have left on it, for judges who know the revisions.
+    pub trail: String,
+}
+
+/// What is known of a message that was stored.
+#[derive(Debug, Clone, Copy)]
+pub struct Life<'a> {
+    /// Where in the record its publisher was about to send it.
+    pub asked_at: usize,
+    /// Where in the record its publisher had the answer.
+    pub stored_at: usize,
+    /// As it was published.
+    pub asked: &'a Asked,
+    /// As it was stored.
+    pub stored: &'a Stored,
 }
 
 /// Where a pipeline stands.
@@ -79,6 +94,7 @@ enum Entry {
     Refused { why: String },
     Delivered { group: String, consumer: usize, messages: Vec<Delivered> },
     InForce { way: Way, revision: u64, stamp: String },
+    Known { revision: u64 },
 }
 
 impl SwapRecord {
@@ -123,6 +139,22 @@ impl SwapRecord {
     /// in order.
     pub fn in_force(&self, way: Way, revision: u64, stamp: impl Into<String>) {
         self.taken.lock().entries.push(Entry::InForce { way, revision, stamp: stamp.into() });
+    }
+
+    /// Somebody has seen the topic's revision in force, whatever it stamps; there may have been others in between.
+    pub fn known(&self, revision: u64) {
+        self.taken.lock().entries.push(Entry::Known { revision });
+    }
+
+    /// How far the record is: what happens from now on stands at this place or behind it.
+    #[must_use]
+    pub fn here(&self) -> usize {
+        self.taken.lock().entries.len()
+    }
+
+    /// Hands out all messages that were stored, each with what was delivered of it, by group.
+    pub fn each(&self, look: impl FnMut(Life<'_>, &[(&str, &Delivered)])) {
+        judge::each(&self.taken.lock().entries, look);
     }
 
     /// Messages stored so far on this revision or a later one.

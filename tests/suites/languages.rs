@@ -2,86 +2,15 @@
 //! language's own tools, and held against the same cases. Invariant: a tool that can't be installed fails the suite; nothing
 //! is skipped. Never asks a broker, but where the documented steps do.
 
-use std::ffi::OsString;
 use std::fs;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
 
 use serde_json::{Value, json};
+use sluice_tests::workshop::Workshop;
 use sluice_tests::{Broker, binary, outside};
 
 /// The first filter of an author in Rust may weigh so much.
 const HEADER_FILTER_BYTES_MAX: u64 = 150_000;
-
-/// A folder outside the repository, the same one in each run: what the tools have built is found again by their paths.
-pub struct Workshop {
-    pub dir: PathBuf,
-    path: OsString,
-}
-
-impl Workshop {
-    pub fn empty(name: &str) -> Workshop {
-        let mut hasher = DefaultHasher::new();
-        binary::target_dir().hash(&mut hasher);
-        let dir = std::env::temp_dir().join(format!("sluice-workshop-{:016x}", hasher.finish())).join(name);
-        // What the run before has left.
-        let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(&dir).expect("the temporary folder takes another");
-        Workshop { dir, path: outside::path_with_compilers() }
-    }
-
-    pub fn command(&self, program: &Path) -> Command {
-        let kept = binary::target_dir().join("workshop");
-        let mut command = Command::new(program);
-        command.current_dir(&self.dir).env("PATH", &self.path).env("XDG_CACHE_HOME", kept.join("cache"));
-        command.env("CARGO_TARGET_DIR", kept.join("cargo"));
-        for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET", "WASI_SDK_PATH"] {
-            command.env_remove(name);
-        }
-        command
-    }
-
-    fn plugin(&self, arguments: &[&str]) -> Output {
-        self.command(binary::sluice()).arg("plugin").args(arguments).output().expect("sluice starts")
-    }
-
-    #[track_caller]
-    pub fn done(&self, arguments: &[&str]) -> Value {
-        let output = self.plugin(&[arguments, &["--json"]].concat());
-        assert!(output.status.success(), "{arguments:?}: {}", outside::said(&output));
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
-    }
-
-    /// Fails with this exit code; what it said.
-    #[track_caller]
-    fn refused(&self, arguments: &[&str], code: i32) -> String {
-        let output = self.plugin(arguments);
-        let said = outside::said(&output);
-        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said}");
-        said
-    }
-
-    fn write(&self, path: &str, document: &Value) {
-        fs::write(self.dir.join(path), document.to_string()).expect("written");
-    }
-}
-
-/// All files below `from`, but for what is built there; links are followed.
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("a folder can be made");
-    for entry in fs::read_dir(from).expect("a folder of the repository") {
-        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).expect("a folder can be read");
-        if name == "target" || name == "dist" {
-            continue;
-        }
-        if path.is_dir() {
-            copy(&path, &to.join(name));
-        } else {
-            fs::copy(&path, to.join(name)).expect("a file can be copied");
-        }
-    }
-}
 
 /// Each case by whether it is as expected.
 fn verdicts(report: &Value) -> Vec<(String, bool)> {
@@ -129,11 +58,7 @@ fn a_new_project_works(lang: &str) -> Workshop {
 
 /// A worked example passes the cases that all of them share.
 fn an_example_works(lang: &str, folder: &str) -> (Workshop, Value) {
-    let workshop = Workshop::empty(&format!("example-{lang}"));
-    let repository = binary::repository();
-    for part in ["plugins", "plugin-sdk"] {
-        copy(&repository.join(part), &workshop.dir.join(part));
-    }
+    let workshop = Workshop::with_examples(&format!("example-{lang}"));
     let (project, cases) = (format!("plugins/examples/{folder}"), "plugins/examples/cases");
     let built = workshop.done(&["build", &project]);
     let report = workshop.done(&["test", &project, "--cases", cases]);

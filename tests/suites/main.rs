@@ -35,6 +35,7 @@ mod outside;
 mod pipeline_revisions;
 mod pipelines;
 mod plugin_dev;
+mod plugin_races;
 mod plugin_scope;
 mod plugin_versions;
 mod powers;

@@ -10,7 +10,7 @@ use sluice_tests::broker::signal;
 use sluice_tests::token::Claims;
 use sluice_tests::{Broker, binary, guest, wait};
 
-use super::languages::Workshop;
+use sluice_tests::workshop::Workshop;
 
 /// A session; it ends with the test.
 struct Session {

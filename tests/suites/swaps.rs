@@ -3,7 +3,7 @@
 //! when it was warm. Invariant: nobody's request fails, and nothing is repeated or mended on the way. Never asks how long
 //! anything took.
 
-mod load;
+pub(crate) mod load;
 mod operator;
 
 use std::sync::Arc;
@@ -11,15 +11,17 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice_tests::broker::files_below;
-use sluice_tests::swap_record::SwapRecord;
+use sluice_tests::consume::Received;
+use sluice_tests::swap_record::{Delivered, SwapRecord};
 use sluice_tests::{Broker, Settings, Usage, guest, wait};
 
-use self::load::Load;
+use self::load::{Load, Shape};
 use self::operator::{BUILDS, Operator};
 
 const TOPIC: &str = "swaps.orders";
 /// A group whose messages come as they are stored, and one whose messages pass a stage on the way out.
 const GROUPS: [&str; 2] = ["plain", "staged"];
+const SHAPE: Shape = Shape { topic: TOPIC, groups: &GROUPS, singles: 6, batches: 2, read: delivered };
 /// Enough that each build has come and gone; `make soak` does a hundred.
 const SWAPS: usize = 20;
 /// Messages that meet each revision before the next swap: swaps are to fall between messages under way.
@@ -37,7 +39,7 @@ async fn swaps_under_load_lose_duplicate_reorder_and_mix_nothing_and_leave_nothi
     let record = Arc::new(SwapRecord::of(&GROUPS));
     set_up(&broker).await;
     let mut operator = Operator::start(&broker, &record).await;
-    let load = Load::start(&broker, &record);
+    let load = Load::start(&broker, &record, SHAPE);
     let mut usage = Vec::new();
     for swap in 0..swaps {
         let revision = if swap % 2 == 0 { operator.swap_file().await } else { operator.swap_configs().await };
@@ -52,6 +54,23 @@ async fn swaps_under_load_lose_duplicate_reorder_and_mix_nothing_and_leave_nothi
     assert!(violations.is_empty(), "{} promises broken:\n{shown}", violations.len());
     assert_flat(&usage);
     assert_left_behind(&broker).await;
+}
+
+/// What bears no stamp bears one that no revision makes.
+fn delivered(group: &str, message: Received) -> Delivered {
+    let stamp = |tag: &str, config: &str| match (message.headers.get(tag), message.headers.get(config)) {
+        (Some(tag), Some(config)) => format!("{tag} {config}"),
+        _ => "none".to_owned(),
+    };
+    Delivered {
+        stamp: stamp("tag", "config"),
+        out: (group == GROUPS[1]).then(|| stamp("out-tag", "out-config")),
+        trail: String::new(),
+        tag: message.payload.clone().unwrap_or_default(),
+        id: message.message_id.clone(),
+        partition: message.partition,
+        offset: message.offset,
+    }
 }
 
 async fn set_up(broker: &Broker) {

@@ -110,7 +110,7 @@ impl Pipelines {
     }
 
     /// Machine code of what was refused or deleted must not pile up.
-    async fn discard_unless_known(&self, digest: &str) {
+    pub(super) async fn discard_unless_known(&self, digest: &str) {
         if !self.registry.digests().contains(digest) {
             self.components.discard(digest).await;
         }

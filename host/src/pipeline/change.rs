@@ -302,7 +302,7 @@ impl Pipelines {
         checked.map_err(NotBuilt::Config)
     }
 
-    async fn loaded(&self, digest: &str) -> Result<Arc<Loaded>, NotBuilt> {
+    pub(super) async fn loaded(&self, digest: &str) -> Result<Arc<Loaded>, NotBuilt> {
         if let Some(loaded) = self.components.in_use(digest) {
             return Ok(loaded);
         }
@@ -311,7 +311,10 @@ impl Pipelines {
             error => NotBuilt::Refused(error.to_string()),
         })?;
         let missing = || NotBuilt::Refused(format!("the catalog has no component with the digest {digest}"));
-        self.components.load(digest, bytes.ok_or_else(missing)?.into()).await.map_err(|error| match error {
+        let loaded = self.components.load(digest, bytes.ok_or_else(missing)?.into()).await;
+        // Deleted while it was made ready: what the deletion has removed was made again.
+        self.discard_unless_known(digest).await;
+        loaded.map_err(|error| match error {
             ComponentError::Unusable(why) => NotBuilt::Refused(why),
             ComponentError::Unavailable(_) => NotBuilt::NotNow(error.to_string()),
         })

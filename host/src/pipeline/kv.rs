@@ -291,7 +291,7 @@ pub struct CallValues {
     run: Option<KvRun>,
     /// By place in the window.
     owners: Vec<usize>,
-    written: Vec<(usize, Arc<str>, Option<Vec<u8>>, Growth)>,
+    written: Vec<Written>,
     latest: HashMap<Arc<str>, usize>,
     grown: Growth,
     read: HashMap<Arc<str>, u64>,
@@ -348,7 +348,7 @@ impl CallValues {
         self.begin(key)?;
         let now = self.clock.now();
         if let Some(at) = self.latest.get(key).copied() {
-            let (owner, _, value, _) = &self.written[at];
+            let Written { owner, value, .. } = &self.written[at];
             let (owner, value) = (*owner, value.as_deref().map(|value| decode(value, now)).transpose()?.flatten());
             self.link(owner);
             return Ok(value);
@@ -387,7 +387,8 @@ impl CallValues {
         self.grown += growth;
         let key: Arc<str> = key.into();
         self.latest.insert(Arc::clone(&key), self.written.len());
-        self.written.push((self.owners[place], key, value, growth));
+        let key = (Arc::clone(&self.namespace), key);
+        self.written.push(Written { owner: self.owners[place], key, value, growth, kept: true });
         self.check_room()
     }
 
@@ -401,11 +402,10 @@ impl CallValues {
         state.bytes += self.bytes;
         state.linked.extend(self.linked);
         *state.grown.entry(Arc::clone(&self.namespace)).or_default() += self.grown;
-        for (owner, key, value, growth) in self.written {
-            let key = (Arc::clone(&self.namespace), key);
+        for written in self.written {
             let at = state.written.len();
-            state.latest.insert(key.clone(), at);
-            state.written.push(Written { owner, key, value, growth, kept: true });
+            state.latest.insert(written.key.clone(), at);
+            state.written.push(written);
         }
     }
 
@@ -461,7 +461,7 @@ impl CallValues {
         let room = answer.map_err(|error| Error::msg(format!("a value could not be set: {error}")))?;
         let cost = |value: Option<&Vec<u8>>| value.map_or(0, |value| kv_cost(&self.namespace, key, value.len()));
         let mut pending = self.grown;
-        let mut before = self.latest.get(key).map(|at| cost(self.written[*at].2.as_ref()));
+        let mut before = self.latest.get(key).map(|at| cost(self.written[*at].value.as_ref()));
         if let Some(run) = &self.run {
             let state = run.transaction.state.lock();
             pending += state.grown.get(&self.namespace).copied().unwrap_or_default();

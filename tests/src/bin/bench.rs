@@ -14,6 +14,8 @@ mod footprint;
 mod hostile;
 #[path = "bench/http_rows.rs"]
 mod http_rows;
+#[path = "bench/languages.rs"]
+mod languages;
 #[path = "bench/load.rs"]
 mod load;
 #[path = "bench/push.rs"]
@@ -22,6 +24,8 @@ mod push;
 mod report;
 #[path = "bench/scale.rs"]
 mod scale;
+#[path = "bench/shadow.rs"]
+mod shadow;
 #[path = "bench/stages.rs"]
 mod stages;
 #[path = "bench/swaps.rs"]
@@ -45,13 +49,15 @@ const TOPIC: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The groups of rows, by the names that choose them.
-const GROUPS: [&str; 13] = [
+const GROUPS: [&str; 15] = [
     "publish",
     "batch",
     "consume",
     "wake",
     "stages",
+    "languages",
     "plugins",
+    "shadow",
     "push",
     "endpoints",
     "telemetry",
@@ -82,6 +88,8 @@ async fn main() {
             "consume" => http_rows::consume(&mut report).await,
             "wake" => wake::rows(&mut report).await,
             "stages" => stages::rows(&mut report).await,
+            "languages" => languages::rows(&mut report).await,
+            "shadow" => shadow::rows(&mut report).await,
             "plugins" => first_party::rows(&mut report).await,
             "push" => push::rows(&mut report).await,
             "endpoints" => endpoints::rows(&mut report).await,

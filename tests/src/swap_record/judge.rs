@@ -5,6 +5,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Asked, Delivered, Entry, Stored, Way};
 
+/// Hands out all that was stored, with what was delivered of it.
+pub(super) fn each(entries: &[Entry], mut look: impl FnMut(super::Life<'_>, &[(&str, &Delivered)])) {
+    let facts = Facts::of(entries);
+    for (at, entry) in entries.iter().enumerate() {
+        let Entry::Stored { request, messages } = entry else { continue };
+        for (asked, stored) in facts.requests[request].iter().zip(messages) {
+            let life = super::Life { asked_at: *request, stored_at: at, asked, stored };
+            look(life, &facts.lives[asked.tag.as_str()].delivered);
+        }
+    }
+}
+
 /// Every promise that was broken, in a sentence each.
 pub(super) fn violations(groups: &[String], entries: &[Entry]) -> Vec<String> {
     let facts = Facts::of(entries);
@@ -29,9 +41,8 @@ struct Life<'a> {
     delivered: Vec<(&'a str, &'a Delivered)>,
 }
 
-/// A revision that was seen in force, at this place among the entries.
+/// A revision that was seen in force.
 struct Force<'a> {
-    at: usize,
     way: Way,
     revision: u64,
     stamp: &'a str,
@@ -49,6 +60,8 @@ struct Facts<'a> {
     /// Delivered and never asked for.
     unknown: BTreeSet<&'a str>,
     force: Vec<Force<'a>>,
+    /// Revisions of the topic that were seen in force, each with its place among the entries.
+    known: Vec<(usize, u64)>,
 }
 
 impl<'a> Facts<'a> {
@@ -61,6 +74,7 @@ impl<'a> Facts<'a> {
             refused: Vec::new(),
             unknown: BTreeSet::new(),
             force: Vec::new(),
+            known: Vec::new(),
         };
         for (at, entry) in entries.iter().enumerate() {
             facts.take(at, entry);
@@ -98,8 +112,12 @@ impl<'a> Facts<'a> {
                 self.answers.entry((group, *consumer)).or_default().push(messages);
             }
             Entry::InForce { way, revision, stamp } => {
-                self.force.push(Force { at, way: *way, revision: *revision, stamp });
+                self.force.push(Force { way: *way, revision: *revision, stamp });
+                if *way == Way::In {
+                    self.known.push((at, *revision));
+                }
             }
+            Entry::Known { revision } => self.known.push((at, *revision)),
         }
     }
 
@@ -221,11 +239,11 @@ impl<'a> Facts<'a> {
 
     /// Once a revision has been seen in force, no request that is sent later meets an older one.
     fn in_force_for_all_that_follow(&self, found: &mut Vec<String>) {
-        let mut in_force = self.force.iter().filter(|force| force.way == Way::In).peekable();
+        let mut known = self.known.iter().peekable();
         let mut least = 0;
         for (request, messages) in &self.requests {
-            while let Some(force) = in_force.next_if(|force| force.at < *request) {
-                least = least.max(force.revision);
+            while let Some((_, revision)) = known.next_if(|(at, _)| at < request) {
+                least = least.max(*revision);
             }
             let met = messages.iter().filter_map(|asked| Some(self.lives[asked.tag.as_str()].stored?.revision));
             if let Some(met) = met.min().filter(|met| *met < least) {
@@ -272,7 +290,7 @@ mod tests {
 
         fn delivered(self) -> Delivered {
             let (tag, stamp) = (self.0.to_owned(), format!("stamp {}", self.2));
-            Delivered { id: tag.clone(), tag, partition: 0, offset: self.1, stamp, out: None }
+            Delivered { id: tag.clone(), tag, partition: 0, offset: self.1, stamp, out: None, trail: String::new() }
         }
     }
 
@@ -383,6 +401,11 @@ mod tests {
                 record.stored(request, vec![Stored { partition: 1, ..A.stored() }]);
                 deliver(record, &[C]);
                 record.delivered("g", 0, vec![Delivered { partition: 1, ..A.delivered() }]);
+            }),
+            ("met revision 1 when 2 was in force", |record| {
+                record.known(2);
+                publish(record, &[A]);
+                deliver(record, &[A]);
             }),
             ("out of turn", |record| {
                 record.in_force(Way::Out, 1, "out 1");

@@ -13,11 +13,6 @@ use sluice_tests::swap_record::{Asked, Delivered, Stored, SwapRecord};
 use sluice_tests::{Broker, Client, Published, wait};
 use tokio::task::JoinSet;
 
-use super::{GROUPS, TOPIC};
-
-/// Publishers of one message a request, and of batches.
-const SINGLES: usize = 6;
-const BATCHES: usize = 2;
 /// Messages of a publisher's batches, in turn: one that the workers take whole, one that they cut up.
 const BATCH_MESSAGES: [usize; 2] = [10, 120];
 const KEYS: usize = 3;
@@ -31,13 +26,26 @@ const CATCH_UP: Duration = Duration::from_millis(5);
 /// Empty answers, of a second's wait each, after which a consumer believes that what has not come is lost.
 const EMPTY_MAX: usize = 5;
 
-pub(super) struct Load {
+/// Of which topic, by whom.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Shape {
+    pub(crate) topic: &'static str,
+    pub(crate) groups: &'static [&'static str],
+    /// Publishers of one message a request, and of batches.
+    pub(crate) singles: usize,
+    pub(crate) batches: usize,
+    /// What of a message that came to a group goes into the record.
+    pub(crate) read: fn(&str, Received) -> Delivered,
+}
+
+pub(crate) struct Load {
     publishers: JoinSet<()>,
     consumers: JoinSet<()>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
+    shape: Shape,
     record: Arc<SwapRecord>,
     client: Client,
     /// Publishers are to end.
@@ -47,15 +55,17 @@ struct Shared {
 }
 
 impl Load {
-    pub(super) fn start(broker: &Broker, record: &Arc<SwapRecord>) -> Load {
+    pub(crate) fn start(broker: &Broker, record: &Arc<SwapRecord>, shape: Shape) -> Load {
         let (stop, published) = (AtomicBool::new(false), AtomicBool::new(false));
-        let shared = Arc::new(Shared { record: Arc::clone(record), client: broker.admin(), stop, published });
+        let shared = Arc::new(Shared { shape, record: Arc::clone(record), client: broker.admin(), stop, published });
         let (mut publishers, mut consumers) = (JoinSet::new(), JoinSet::new());
-        for publisher in 0..SINGLES + BATCHES {
+        for publisher in 0..shape.singles + shape.batches {
             let shared = Arc::clone(&shared);
             publishers.spawn(async move { shared.publish(publisher).await });
         }
-        for (group, consumer) in GROUPS.iter().flat_map(|group| (0..CONSUMERS).map(move |number| (*group, number))) {
+        for (group, consumer) in
+            shape.groups.iter().flat_map(|group| (0..CONSUMERS).map(move |number| (*group, number)))
+        {
             let shared = Arc::clone(&shared);
             consumers.spawn(async move { shared.consume(group, consumer).await });
         }
@@ -63,7 +73,7 @@ impl Load {
     }
 
     /// Ends the publishers, and the consumers once they have got everything.
-    pub(super) async fn stop(mut self) {
+    pub(crate) async fn stop(mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         while let Some(ended) = self.publishers.join_next().await {
             ended.expect("a publisher does not panic");
@@ -72,8 +82,8 @@ impl Load {
         while let Some(ended) = self.consumers.join_next().await {
             ended.expect("a consumer does not panic");
         }
-        for group in GROUPS {
-            self.shared.client.consume(TOPIC, group).expect_nothing().await;
+        for group in self.shared.shape.groups {
+            self.shared.client.consume(self.shared.shape.topic, group).expect_nothing().await;
         }
     }
 }
@@ -86,12 +96,14 @@ impl Shared {
                 wait::pause(CATCH_UP).await;
                 continue;
             }
-            let count = if publisher < SINGLES { 1 } else { BATCH_MESSAGES[number % BATCH_MESSAGES.len()] };
+            let count = if publisher < self.shape.singles { 1 } else { BATCH_MESSAGES[number % BATCH_MESSAGES.len()] };
             let messages: Vec<Asked> = (number..number + count).map(|number| asked(publisher, number)).collect();
             number += count;
             let request = self.record.asked(messages.clone());
-            let sent =
-                if publisher < SINGLES { self.send_one(&messages[0]).await } else { self.send_all(&messages).await };
+            let sent = match publisher < self.shape.singles {
+                true => self.send_one(&messages[0]).await,
+                false => self.send_all(&messages).await,
+            };
             match sent {
                 Ok(stored) => self.record.stored(request, stored),
                 Err(why) => self.record.refused(why),
@@ -100,7 +112,7 @@ impl Shared {
     }
 
     async fn send_one(&self, message: &Asked) -> Result<Vec<Stored>, String> {
-        let publish = self.client.publish(TOPIC, message.tag.as_str());
+        let publish = self.client.publish(self.shape.topic, message.tag.as_str());
         let publish = message.key.iter().fold(publish, |publish, key| publish.key(key));
         let answer = publish.try_answer().await.map_err(|error| format!("{error:?}"))?;
         if answer.status != 202 {
@@ -111,7 +123,7 @@ impl Shared {
 
     async fn send_all(&self, messages: &[Asked]) -> Result<Vec<Stored>, String> {
         let body = |message: &Asked| {
-            let publish = self.client.publish(TOPIC, message.tag.as_str());
+            let publish = self.client.publish(self.shape.topic, message.tag.as_str());
             message.key.iter().fold(publish, |publish, key| publish.key(key)).into_body()
         };
         let body = json!({"messages": messages.iter().map(body).collect::<Vec<Value>>()}).to_string();
@@ -127,7 +139,8 @@ impl Shared {
     }
 
     async fn consume(&self, group: &str, consumer: usize) {
-        let consume = self.client.consume(TOPIC, group).limit(CONSUMED_MAX).wait(1).ack_timeout(LEASE_SECONDS);
+        let consume =
+            self.client.consume(self.shape.topic, group).limit(CONSUMED_MAX).wait(1).ack_timeout(LEASE_SECONDS);
         let mut empty = 0;
         while empty < EMPTY_MAX {
             let published = self.published.load(Ordering::SeqCst);
@@ -148,7 +161,7 @@ impl Shared {
             self.record.delivered(
                 group,
                 consumer,
-                messages.into_iter().map(|message| delivered(group, message)).collect(),
+                messages.into_iter().map(|message| (self.shape.read)(group, message)).collect(),
             );
             self.ack(acks).await;
         }
@@ -182,21 +195,5 @@ fn stored(published: Published) -> Result<Stored, String> {
             Ok(Stored { id: published.message_id, partition, offset, revision })
         }
         _ => Err(format!("not stored: {published:?}")),
-    }
-}
-
-/// What bears no stamp bears one that no revision makes.
-fn delivered(group: &str, message: Received) -> Delivered {
-    let stamp = |tag: &str, config: &str| match (message.headers.get(tag), message.headers.get(config)) {
-        (Some(tag), Some(config)) => format!("{tag} {config}"),
-        _ => "none".to_owned(),
-    };
-    Delivered {
-        stamp: stamp("tag", "config"),
-        out: (group == GROUPS[1]).then(|| stamp("out-tag", "out-config")),
-        tag: message.payload.clone().unwrap_or_default(),
-        id: message.message_id.clone(),
-        partition: message.partition,
-        offset: message.offset,
     }
 }

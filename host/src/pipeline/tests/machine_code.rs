@@ -83,3 +83,17 @@ async fn what_cannot_be_kept_runs_all_the_same() {
     assert_eq!(rig.metric(COMPILED, ""), 1.0);
     kept(&rig);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_made_ready_while_its_version_is_deleted_leaves_nothing() {
+    let rig = Rig::new().await;
+    let first = rig.accept("tag", tag(1)).await.unwrap();
+    rig.accept("tag", tag(2)).await.unwrap();
+    // A change of a pipeline has read the component, and a deletion comes and goes before it is compiled.
+    rig.pipelines.registry.removed("tag", &first.version);
+    rig.pipelines.components.discard(&first.digest).await;
+    kept(&rig);
+    rig.pipelines.loaded(&first.digest).await.unwrap();
+    assert!(!kept(&rig).to_string_lossy().contains(&first.digest), "the second version's is all that is kept");
+    assert_eq!(rig.pipelines.components.state(&first.digest), ComponentState::Idle);
+}

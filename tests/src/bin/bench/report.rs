@@ -12,6 +12,8 @@ use jiff::Timestamp;
 pub enum Budget {
     AtLeast(f64),
     AtMost(f64),
+    /// Nobody has set one: it is shown.
+    None,
 }
 
 /// One line of the table.
@@ -35,11 +37,13 @@ impl Row {
         super::load::median(self.figures.clone())
     }
 
-    fn is_met(&self) -> bool {
-        match self.budget {
+    fn met(&self) -> &'static str {
+        let is_met = match self.budget {
             Budget::AtLeast(least) => self.figure() >= least,
             Budget::AtMost(most) => self.figure() <= most,
-        }
+            Budget::None => return "–",
+        };
+        if is_met { "yes" } else { "**no**" }
     }
 
     fn cells(&self) -> [String; 6] {
@@ -52,9 +56,9 @@ impl Row {
         let budget = match self.budget {
             Budget::AtLeast(least) => format!("≥ {} {unit}", short(least)),
             Budget::AtMost(most) => format!("≤ {} {unit}", short(most)),
+            Budget::None => "–".to_owned(),
         };
-        let met = if self.is_met() { "yes" } else { "**no**" };
-        [self.work.clone(), self.ours.clone(), self.baseline.clone(), figure, budget, met.to_owned()]
+        [self.work.clone(), self.ours.clone(), self.baseline.clone(), figure, budget, self.met().to_owned()]
     }
 }
 

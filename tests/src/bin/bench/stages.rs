@@ -38,8 +38,8 @@ pub async fn rows(report: &mut Report) {
     }
     let (mut column, mut wasm, mut native) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..PAIRS {
-        column.push(microseconds(&broker, "by-column").await);
-        wasm.push(microseconds(&broker, "by-query").await);
+        column.push(microseconds(&broker, "by-column", "filter", BATCH).await);
+        wasm.push(microseconds(&broker, "by-query", "filter", BATCH).await);
         native.push(native_microseconds());
     }
     let bytes = payload().len();
@@ -61,28 +61,25 @@ pub async fn rows(report: &mut Report) {
     });
 }
 
-/// Of the stages' time, over one round.
-async fn microseconds(broker: &Broker, topic: &str) -> f64 {
+/// What a message costs in the stages of `plugin`, as the broker counts it: microseconds, over one round of batches of so many
+/// to the topic, from one connection.
+pub async fn microseconds(broker: &Broker, topic: &str, plugin: &str, batch: usize) -> f64 {
     let message = json!({"topicName": topic, "payload": payload(), "headers": {"a": "1"}});
-    let body = json!({"messages": vec![message; BATCH]}).to_string();
+    let body = json!({"messages": vec![message; batch]}).to_string();
     let target = Target::of(broker);
     let request = target.request("POST", "/messages/publish/batch", body.as_bytes());
-    let before = spent(broker).await;
-    load::run(&target, &Work::Publish { request, status: 200, messages: BATCH }, 1, ROUND).await;
-    let after = spent(broker).await;
-    assert!(after.1 > before.1, "the stage has run");
+    let before = spent(broker, plugin).await;
+    load::run(&target, &Work::Publish { request, status: 200, messages: batch }, 1, ROUND).await;
+    let after = spent(broker, plugin).await;
+    assert!(after.1 > before.1, "{plugin} has run");
     (after.0 - before.0) * 1e6 / (after.1 - before.1)
 }
 
-/// Seconds that the filter's calls took so far, and its messages.
-async fn spent(client: &Client) -> (f64, f64) {
-    let answer = client.get("//metrics").await;
-    let text = String::from_utf8_lossy(&answer.body).into_owned();
-    let sum = |name: &str| -> f64 {
-        let lines = text.lines().filter(|line| line.starts_with(name) && line.contains("plugin=\"filter\""));
-        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
-    };
-    (sum("sluice_plugin_run_duration_seconds_sum"), sum("sluice_plugin_messages_total"))
+/// Seconds that the plugin's calls took so far, and its messages.
+async fn spent(client: &Client, plugin: &str) -> (f64, f64) {
+    let of = |name: &str| format!("{name}{{plugin=\"{plugin}\"");
+    let seconds = client.metric_sum(&of("sluice_plugin_run_duration_seconds_sum")).await;
+    (seconds, client.metric_sum(&of("sluice_plugin_messages_total")).await)
 }
 
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]

@@ -27,11 +27,11 @@ pub async fn rows(report: &mut Report) {
     let errors = Arc::new(AtomicUsize::new(0));
     let mut pairs = Vec::new();
     // What comes first is slower: connections, caches, the first builds.
-    round(&broker, &errors).await;
+    round(&broker, TOPIC, CONNECTIONS, &errors).await;
     operator.every_build().await;
     for _ in 0..PAIRS {
-        let without = round(&broker, &errors).await;
-        let (with, ()) = tokio::join!(round(&broker, &errors), operator.swap_for_a_round());
+        let without = round(&broker, TOPIC, CONNECTIONS, &errors).await;
+        let (with, ()) = tokio::join!(round(&broker, TOPIC, CONNECTIONS, &errors), operator.swap_for_a_round());
         pairs.push([without, with]);
     }
     let each =
@@ -68,9 +68,9 @@ pub async fn rows(report: &mut Report) {
 
 /// What a round came to.
 #[derive(Debug, Clone, Copy)]
-struct Measured {
-    per_second: f64,
-    p99_ms: f64,
+pub struct Measured {
+    pub per_second: f64,
+    pub p99_ms: f64,
 }
 
 /// One of its figures.
@@ -78,9 +78,9 @@ type Of = fn(&Measured) -> f64;
 
 /// Publishes for a round, each connection again as soon as it is answered.
 #[expect(clippy::disallowed_methods, reason = "a benchmark measures real time")]
-async fn round(broker: &Broker, errors: &Arc<AtomicUsize>) -> Measured {
+pub async fn round(broker: &Broker, topic: &str, connections: usize, errors: &Arc<AtomicUsize>) -> Measured {
     let body: bytes::Bytes =
-        json!({"topicName": TOPIC, "payload": "x".repeat(super::PAYLOAD_BYTES)}).to_string().into();
+        json!({"topicName": topic, "payload": "x".repeat(super::PAYLOAD_BYTES)}).to_string().into();
     let begun = Instant::now();
     let publisher = |client: Client, body: bytes::Bytes, errors: Arc<AtomicUsize>| async move {
         let mut took = Vec::new();
@@ -97,7 +97,7 @@ async fn round(broker: &Broker, errors: &Arc<AtomicUsize>) -> Measured {
         took
     };
     let publishers: Vec<_> =
-        (0..CONNECTIONS).map(|_| tokio::spawn(publisher(broker.admin(), body.clone(), Arc::clone(errors)))).collect();
+        (0..connections).map(|_| tokio::spawn(publisher(broker.admin(), body.clone(), Arc::clone(errors)))).collect();
     let mut all = Vec::new();
     for publisher in publishers {
         all.extend(publisher.await.expect("a publisher does not panic"));
