@@ -146,6 +146,7 @@ pub fn with_powers(powers: &[&str], mark: &str) -> Vec<u8> {
     let import = |power: &&str| format!("(import \"sluice:plugin/{power}@1.0.0\" (instance))");
     let imports: String = powers.iter().map(import).collect();
     let text = include_str!("../guests/raw.wat").replace("(; component ;)", &imports);
+    let text = text.replace("(; process ;)", "(call $drop (local.get $batch))");
     with_section(&wat::parse_str(text).expect("the text is a component"), "mark", mark.as_bytes())
 }
 
