@@ -222,7 +222,7 @@ impl World {
         if ["sluice plugin ", "sluice pipeline "].iter().any(|noun| example.contains(noun)) {
             self.fill_plugins(&subscription).await;
         }
-        if example.contains("sluice plugin rollout") {
+        if ["plugin rollout", "plugin dry-run"].iter().any(|command| example.contains(command)) {
             self.try_versions(example, &subscription).await;
         }
         if example.contains("sluice plugin logs") {
@@ -240,7 +240,7 @@ impl World {
         for (of, name) in of {
             let stages = json!({"stages": [{"name": name, "plugin": "gate", "version": "1.2.0"}]});
             broker.put(&format!("{of}/pipeline"), &stages).await.expect(200);
-            if !example.contains("rollout start") {
+            if !(example.contains("rollout start") || example.contains("dry-run")) {
                 let shadow = json!({"version": "1.3.0", "strategy": "shadow"});
                 broker.post(&format!("{of}/pipeline/stages/{name}/rollout"), &shadow).await.expect(200);
             }

@@ -14,6 +14,7 @@ mod dead_letters;
 mod deleted_versions;
 mod delivery;
 mod directory;
+mod dry_runs;
 mod encodings;
 mod endpoints;
 mod events;

@@ -56,7 +56,7 @@ struct LogsQuery {
 
 /// A line of a plugin's log.
 #[derive(Debug, Serialize, ToSchema)]
-struct LogLineAnswer {
+pub(super) struct LogLineAnswer {
     at: Time,
     level: LogLevel,
     /// The plugin's version, if a stage that ran it said so.

@@ -10,6 +10,7 @@ mod completions;
 mod config;
 mod consume;
 mod dlq;
+mod dry_run;
 mod failure;
 mod health;
 mod listen;
@@ -109,7 +110,7 @@ enum Command {
     /// One stored message: get, erase
     #[command(after_help = message::AFTER_HELP)]
     Message(Noun<message::Action>),
-    /// Plugins: list, get, push, pull, delete, powers, allow, rollout, logs; new, build, test, inspect
+    /// Plugins: list, get, push, pull, delete, powers, allow, dry-run, rollout, logs; new, build, test, inspect
     #[command(after_help = plugin::AFTER_HELP)]
     Plugin(Noun<plugin::Action>),
     /// The stages of a topic or subscription: get, set, history, diff, rollback

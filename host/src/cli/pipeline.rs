@@ -117,10 +117,10 @@ pub(super) enum Action {
 pub(super) struct Owner {
     /// The stages before messages are stored in this topic
     #[arg(long, value_name = "NAME")]
-    topic: Option<String>,
+    pub(super) topic: Option<String>,
     /// The stages on the way out to this subscription
     #[arg(long, value_name = "ID")]
-    subscription: Option<String>,
+    pub(super) subscription: Option<String>,
 }
 
 impl Owner {

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::arguments::Noun;
 use super::client::{Client, Part, Query};
+use super::dry_run;
 use super::failure::Failure;
 use super::output::{Column, Output};
 use super::plugin_logs;
@@ -67,6 +68,9 @@ pub(super) enum Action {
         /// Its name
         name: String,
     },
+    /// Try a version on messages of the past, with nothing changed by it
+    #[command(after_help = dry_run::AFTER_HELP)]
+    DryRun(dry_run::DryRunArgs),
     /// Try a version on a stage: for some messages, or beside it
     #[command(after_help = rollout::AFTER_HELP)]
     Rollout {
@@ -143,6 +147,7 @@ async fn ask(action: &Action, client: &Client, output: Output) -> Result<(), Fai
             let plugin = client.get(&["plugins", name], Query::default()).await?.body;
             show(output, &plugin, std::slice::from_ref(&plugin))
         }
+        Action::DryRun(args) => dry_run::run(client, output, args).await,
         Action::Rollout { action } => rollout::run(client, output, action).await,
         Action::Push(args) => plugin_push::push(client, output, args).await,
         Action::Pull(args) => plugin_push::pull(client, output, args).await,

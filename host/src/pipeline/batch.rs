@@ -360,8 +360,7 @@ impl Batch<'_> {
         let machine = &self.revision.machine;
         let places = call.items[call.window.clone()].iter().map(|item| item.at);
         let namespace = kv_namespace(self.topic_id, &stage.plugin);
-        let store = machine.store.get().cloned();
-        Some(CallValues::new(namespace, (store, self.clock.clone()), self.kv.clone(), places))
+        Some(CallValues::new(namespace, (machine.values(), self.clock.clone()), self.kv.clone(), places))
     }
 
     /// Turns the stage's words into verdicts; who is done leaves the batch.

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use wasmtime::{Error, Result};
 
 use crate::clock::{Clock, Timestamp};
-use crate::store::{ItemWrite, KvRead, KvUse, MessageStore, kv_cost};
+use crate::store::{ItemWrite, KvRead, KvUse, KvValue, MessageStore, kv_cost};
 
 use super::limits;
 
@@ -17,6 +17,9 @@ use super::limits;
 const LAYOUT: u8 = 1;
 /// Bytes before the plugin's own: the layout, and when the value ends.
 pub const HEAD_BYTES: usize = 9;
+/// Bytes of all values of a [`Scratch`], and what one costs beside its own.
+const SCRATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
+const VALUE_COST: usize = 64;
 
 /// A plugin's bytes as they are stored: layout, end in milliseconds since 1970 (0: never), bytes.
 fn encode(value: &[u8], ends: Option<Timestamp>) -> Vec<u8> {
@@ -238,10 +241,51 @@ impl KvRun {
     }
 }
 
+/// Values that stand in no store: those of stages that are tried on messages of the past. What finds no room is not kept.
+#[derive(Debug, Default)]
+pub struct Scratch(Mutex<(HashMap<Key, Vec<u8>>, usize)>);
+
+impl Scratch {
+    /// Takes in what a batch whose messages met `fates` has written.
+    pub fn take(&self, transaction: &Transaction, fates: &[Fate]) {
+        // A batch some of which stands on what another part of it wrote, which was turned away, would be stored in parts; here
+        // it has written nothing.
+        let Some(used) = transaction.into_use(fates) else { return };
+        let mut held = self.0.lock();
+        let (values, bytes) = &mut *held;
+        for ItemWrite { namespace, key, value, .. } in used.written {
+            let key = (namespace, key);
+            let size = |key: &Key, value: &[u8]| key.0.len() + key.1.len() + value.len() + VALUE_COST;
+            if let Some(old) = values.remove(&key) {
+                *bytes -= size(&key, &old);
+            }
+            if let Some(value) = value.filter(|value| *bytes + size(&key, value) <= SCRATCH_BYTES_MAX) {
+                *bytes += size(&key, &value);
+                values.insert(key, value);
+            }
+        }
+    }
+
+    fn get(&self, namespace: &Arc<str>, key: &str) -> Option<Vec<u8>> {
+        self.0.lock().0.get(&(Arc::clone(namespace), Arc::from(key))).cloned()
+    }
+}
+
+/// What was before the request.
+#[derive(Clone)]
+pub enum Before {
+    /// Nothing.
+    Nothing,
+    /// What is stored.
+    Store(Arc<dyn MessageStore>),
+    /// What stands nowhere else.
+    Scratch(Arc<Scratch>),
+}
+
 /// Values as one call of a stage sees them.
 pub struct CallValues {
     namespace: Arc<str>,
-    store: Option<Arc<dyn MessageStore>>,
+    before: Before,
     clock: Clock,
     /// None on the way out: what is there is read, and nothing is remembered.
     run: Option<KvRun>,
@@ -268,14 +312,14 @@ impl CallValues {
     #[must_use]
     pub fn new(
         namespace: Arc<str>,
-        (store, clock): (Option<Arc<dyn MessageStore>>, Clock),
+        (before, clock): (Before, Clock),
         run: Option<KvRun>,
         places: impl Iterator<Item = usize>,
     ) -> CallValues {
         let owners = run.as_ref().map(|run| places.map(|at| run.owner(at)).collect()).unwrap_or_default();
         CallValues {
             namespace,
-            store,
+            before,
             clock,
             run,
             owners,
@@ -395,9 +439,14 @@ impl CallValues {
         }
     }
 
-    fn stored(&self, key: &str) -> Result<Option<crate::store::KvValue>> {
-        // Without a broker there are none from before.
-        let Some(store) = &self.store else { return Ok(None) };
+    fn stored(&self, key: &str) -> Result<Option<KvValue>> {
+        let store = match &self.before {
+            Before::Nothing => return Ok(None),
+            Before::Scratch(scratch) => {
+                return Ok(scratch.get(&self.namespace, key).map(|value| KvValue { version: 0, value }));
+            }
+            Before::Store(store) => store,
+        };
         // The store answers from memory, behind a lock that is held for moments: the worker does not wait, and there is
         // nobody who waits for the worker while holding it.
         let answer = tokio::runtime::Handle::current().block_on(store.kv_get(&self.namespace, key));
@@ -406,8 +455,8 @@ impl CallValues {
 
     /// What a value of `bytes` takes beyond what this request has left under the key, if the namespace has room for it.
     fn grow(&self, key: &str, bytes: usize) -> Result<Growth> {
-        // Without a broker nothing is stored.
-        let Some(store) = &self.store else { return Ok(Growth::default()) };
+        // What is not stored has no bound there.
+        let Before::Store(store) = &self.before else { return Ok(Growth::default()) };
         let answer = tokio::runtime::Handle::current().block_on(store.kv_room(&self.namespace, key));
         let room = answer.map_err(|error| Error::msg(format!("a value could not be set: {error}")))?;
         let cost = |value: Option<&Vec<u8>>| value.map_or(0, |value| kv_cost(&self.namespace, key, value.len()));
@@ -459,7 +508,7 @@ mod tests {
 
     fn call(transaction: &Arc<Transaction>, owners: &[usize]) -> CallValues {
         let (run, clock) = (KvRun::of_all(transaction), Clock::fixed(Timestamp(1000)));
-        CallValues::new("1/p".into(), (None, clock), Some(run), owners.iter().copied())
+        CallValues::new("1/p".into(), (Before::Nothing, clock), Some(run), owners.iter().copied())
     }
 
     fn set(call: &mut CallValues, place: usize, key: &str, value: &str) {
@@ -530,7 +579,7 @@ mod tests {
         for (owner, key) in [(kept, "a"), (gone, "b")] {
             let run = KvRun::of_one(&transaction, owner);
             let clock = Clock::fixed(Timestamp(0));
-            let mut call = CallValues::new("2/p".into(), (None, clock), Some(run), std::iter::once(0));
+            let mut call = CallValues::new("2/p".into(), (Before::Nothing, clock), Some(run), std::iter::once(0));
             set(&mut call, 0, key, "x");
             call.end();
         }
@@ -553,5 +602,24 @@ mod tests {
         };
         assert!(refused.contains("of one request"), "{refused}");
         assert_eq!(calls, limits::KV_REQUEST_BYTES_MAX / limits::KV_VALUE_BYTES_MAX / 64 - 1);
+    }
+
+    #[test]
+    fn values_that_find_no_room_are_not_kept() {
+        let (scratch, namespace): (Scratch, Arc<str>) = (Scratch::default(), "1/p".into());
+        let write = |key: &str, value: Option<usize>| {
+            let transaction = Arc::new(Transaction::new(1));
+            let mut call = call(&transaction, &[0]);
+            call.set(0, key.to_owned(), value.map(|bytes| (vec![0; bytes], None))).unwrap();
+            call.end();
+            scratch.take(&transaction, &[Fate::Item(0)]);
+        };
+        let fit = SCRATCH_BYTES_MAX / limits::KV_VALUE_BYTES_MAX;
+        (0..fit + 10).for_each(|number| write(&number.to_string(), Some(limits::KV_VALUE_BYTES_MAX)));
+        let kept = |scratch: &Scratch| scratch.0.lock().0.len();
+        assert!(kept(&scratch) < fit && scratch.0.lock().1 <= SCRATCH_BYTES_MAX, "{}", kept(&scratch));
+        assert!(scratch.get(&namespace, "0").is_some() && scratch.get(&namespace, &fit.to_string()).is_none());
+        (0..fit).for_each(|number| write(&number.to_string(), None));
+        assert_eq!((kept(&scratch), scratch.0.lock().1), (0, 0), "what is taken away gives its room back");
     }
 }

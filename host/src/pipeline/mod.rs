@@ -17,6 +17,7 @@ pub mod custom_section;
 mod diff;
 mod disk;
 pub mod draft;
+mod dry_run;
 mod engine;
 mod figures;
 mod follow;
@@ -85,8 +86,9 @@ use self::worker::Pool;
 
 pub use self::component::ComponentState;
 pub use self::diff::Difference;
-pub use self::limits::MEMORY_MB_MAX as STAGE_MEMORY_MB_MAX;
+pub use self::dry_run::{DryRun, DryRunReport, DryRunSpec, Outcomes};
 pub use self::limits::{KV_RERUNS_MAX, RUN_GROWTH_BYTES_MAX};
+pub use self::limits::{MEMORY_MB_MAX as STAGE_MEMORY_MB_MAX, give_way};
 pub use self::plugin_log::{LogLevel, LogLine};
 pub use self::powers::{POWERS, powers_of};
 pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView, is_label, is_plugin_name};
@@ -289,7 +291,7 @@ impl Pipelines {
         let internal = |error: &dyn std::fmt::Display| PipelineError::Internal(error.to_string());
         let metrics = Metrics::new(registry).map_err(|error| internal(&error))?;
         let engine = engine::running().map_err(|error| internal(&format!("{error:#}")))?;
-        let ticker = Ticker::start(&engine).map_err(|error| internal(&error))?;
+        let ticker = Arc::new(Ticker::start(&engine).map_err(|error| internal(&error))?);
         let components = Components::open(engine, options.data_dir.join(CACHE_DIR), metrics.clone())
             .map_err(|error| internal(&error))?;
         let plugins = &options.plugins;

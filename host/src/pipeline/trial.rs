@@ -1,5 +1,5 @@
 //! One component as the only stage of a topic that does not exist: for its author, with no broker. Invariant: what runs is
-//! the code that a broker runs, with its engine, its limits and its calls; time stands still, so that the same messages get
+//! the code that a broker runs, with its engine, its limits and its calls; time stands still and randomness begins with the same seed, so that the same messages get
 //! the same verdicts. Never stores, sends or publishes anything.
 
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use super::plugin_log::PluginLog;
 use super::revision::Revision;
 use super::rollout::Step;
 use super::secrets::Secrets;
-use super::stage::{Machine, Stage};
+use super::stage::{Machine, Rehearsal, Stage};
 use super::{LogLine, batch, validate};
 
 /// Components whose machine code is kept for the next time: a dozen plugins that somebody works on.
@@ -104,10 +104,11 @@ impl Trial {
         let metrics = Metrics::new(&registry).map_err(|error| error.to_string())?;
         let figures = FigureFamilies::new(&registry).map_err(|error| error.to_string())?;
         let engine = engine::running().map_err(|error| format!("{error:#}"))?;
-        let ticker = Ticker::start(&engine).map_err(|error| error.to_string())?;
+        let ticker = Arc::new(Ticker::start(&engine).map_err(|error| error.to_string())?);
         let components = Components::open(engine, code.clone(), metrics.clone())?;
         let secrets = Secrets::in_dir(None);
-        let machine = Arc::new(Machine::new(ticker, Clock::fixed(now), (metrics, figures), None, secrets));
+        let machine = Machine::new(ticker, Clock::fixed(now), (metrics, figures), None, secrets);
+        let machine = Arc::new(machine.rehearsing(Rehearsal::default()));
         Ok(Trial { components, machine, code })
     }
 

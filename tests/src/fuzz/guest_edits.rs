@@ -248,6 +248,7 @@ fn topic(name: &str, id: TopicId, dead_letter: Option<TopicId>) -> Topic {
         dead_letter_payload: DeadLetterPayload::Original,
         dead_letter_expired: false,
         dead_letter_threshold: None,
+        capture_input: None,
     };
     let name = name.parse().expect("this is a name");
     let (created_at, updated_at) = (Timestamp(0), Timestamp(0));

@@ -3,6 +3,7 @@
 
 mod changes;
 mod disk;
+mod dry_runs;
 mod fairness;
 mod first_party;
 mod follow;
@@ -254,6 +255,7 @@ fn topic_named(name: &str, id: u32) -> Topic {
         dead_letter_payload: DeadLetterPayload::Original,
         dead_letter_expired: false,
         dead_letter_threshold: None,
+        capture_input: None,
     };
     let name: TopicName = name.parse().unwrap();
     let (created_at, updated_at) = (Timestamp(0), Timestamp(0));
