@@ -52,6 +52,7 @@ fn all_about(plugin: &str, topic: &str, subscription: &str) -> Vec<Ask> {
         (get.clone(), of(version), none()),
         (Method::DELETE, of(version), none()),
         (get.clone(), of(&format!("{version}/wasm")), none()),
+        (post.clone(), of(&format!("{version}/dry-run")), json!({ "topic": topic })),
         (get.clone(), of("/powers"), none()),
         (put.clone(), of("/powers"), json!({"allowed": ["kv"]})),
         (get.clone(), of("/logs"), none()),

@@ -455,7 +455,7 @@ impl CallValues {
 
     /// What a value of `bytes` takes beyond what this request has left under the key, if the namespace has room for it.
     fn grow(&self, key: &str, bytes: usize) -> Result<Growth> {
-        // Without a broker nothing is stored.
+        // What is not stored has no bound there.
         let Before::Store(store) = &self.before else { return Ok(Growth::default()) };
         let answer = tokio::runtime::Handle::current().block_on(store.kv_room(&self.namespace, key));
         let room = answer.map_err(|error| Error::msg(format!("a value could not be set: {error}")))?;

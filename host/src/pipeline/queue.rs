@@ -262,8 +262,8 @@ impl Queue {
         drafts: Vec<Draft>,
         kv: Option<KvRun>,
     ) -> Option<oneshot::Receiver<Run>> {
-        let quota = self.shares.quota(topic.name.as_str());
-        let line = self.lines.entry(lane.scope).or_insert_with(|| Line::new(lane, quota));
+        let quota = || self.shares.quota(topic.name.as_str());
+        let line = self.lines.entry(lane.scope).or_insert_with(|| Line::new(lane, quota()));
         let bytes: usize = drafts.iter().map(|draft| draft.payload.len()).sum();
         let batches = batches(line.messages + drafts.len(), line.bytes + bytes);
         if line.messages > 0 && batches > self.limits.waiting_max {
