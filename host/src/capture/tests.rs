@@ -1,3 +1,5 @@
+//! What arrives and is kept, over real files. Invariant: time moves when a test moves it; what is read is what was sent. Never publishes.
+
 use super::*;
 use crate::catalog::model::CaptureInput;
 use crate::pipeline::tests::draft;
