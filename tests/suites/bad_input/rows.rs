@@ -186,7 +186,7 @@ impl Bed {
             Row::get(format!("/api/v1/brokers/{node}/metrics")),
             Row::get("/api/v1/plugins?limit=10&offset=0"),
             Row::get("/api/v1/plugins/filter"),
-            Row::get("/api/v1/plugins/filter/logs?limit=10&follow=false"),
+            Row::get("/api/v1/plugins/filter/logs?limit=10&follow=false&verdicts=false"),
         ]
     }
 
