@@ -14,6 +14,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::capture::Capture;
 use crate::catalog::{Catalog, CatalogError};
 use crate::changes::Changes;
 use crate::clock::{Clock, Timestamp};
@@ -25,6 +26,7 @@ use crate::delivery::pull::Consumers;
 use crate::delivery::push::{PushError, PushParts, PushSupervisor};
 use crate::delivery::replies::Replies;
 use crate::directory::{Directory, DirectoryError, DirectoryParts};
+use crate::dry_run::DryRuns;
 use crate::entropy::Entropy;
 use crate::events::{self, Events, Thresholds};
 use crate::pipeline::kv_sweep::ValueSweep;
@@ -68,8 +70,12 @@ pub struct Broker {
     pub directory: Arc<Directory>,
     /// Plugins and pipelines.
     pub pipelines: Arc<Pipelines>,
+    /// Versions on messages of the past.
+    pub dry_runs: DryRuns,
     /// Schemas.
     pub schemas: Schemas,
+    /// What has come in, as it was.
+    pub capture: Capture,
     /// In.
     pub publisher: Arc<Publisher>,
     /// Out, to those that fetch.
@@ -238,12 +244,13 @@ impl Broker {
                 told.rolled_back(view, &owners);
             }
         });
+        let capture = Capture::open(&data_dir.join("captured"), &directory.topics(), &clock, &registry)?;
         let publisher = Arc::new(Publisher::new(
             Arc::clone(&store),
             Arc::clone(&pipelines),
             Arc::clone(&directory),
             (clock.clone(), entropy.clone()),
-            events.clone(),
+            (events.clone(), capture.clone()),
             &registry,
         )?);
         let telling = Telling::begin(waiting, &publisher, &directory, &clock);
@@ -292,7 +299,9 @@ impl Broker {
             store,
             directory,
             pipelines,
+            dry_runs: DryRuns::new(stopping.clone()),
             schemas,
+            capture,
             publisher,
             consumers,
             push,
@@ -320,6 +329,7 @@ impl Broker {
         self.push.shutdown(self.config.limits.shutdown_timeout).await;
         self.telling.finish(self.config.limits.shutdown_timeout.min(TELLING_MAX)).await;
         self.pipelines.shutdown().await;
+        self.capture.stop();
         self.store.close().await?;
         self.catalog.close().await;
         Ok(())

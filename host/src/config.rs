@@ -7,6 +7,7 @@ mod duration;
 mod guide;
 mod keys;
 mod layers;
+mod quotas;
 mod resolve;
 mod secret;
 mod test_clock;
@@ -21,6 +22,7 @@ use crate::catalog::model::{Guarantee, Secret};
 
 pub use duration::{format_duration, parse_duration};
 pub use keys::{KEYS, Key};
+pub use quotas::{PluginQuota, longest as longest_prefix};
 pub use secret::SecretError;
 pub use test_clock::follow_test_clock;
 
@@ -203,6 +205,8 @@ pub struct Plugins {
     pub size_max: u64,
     /// Versions of one plugin at most (1000).
     pub versions_max: usize,
+    /// What plugins and topics may have together, by the prefix of their names (none).
+    pub quotas: Vec<PluginQuota>,
     /// Whose components are taken in, and what their configs may name.
     pub trust: PluginTrust,
 }

@@ -280,6 +280,7 @@ impl Directory {
             dead_letter_payload: DeadLetterPayload::Original,
             dead_letter_expired: false,
             dead_letter_threshold: None,
+            capture_input: None,
         }
     }
 

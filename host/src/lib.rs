@@ -23,6 +23,7 @@ pub mod window;
 // What it is about: topics, subscriptions, schemas, plugins.
 pub mod catalog;
 pub mod directory;
+pub mod dry_run;
 pub mod events;
 pub mod schemas;
 pub mod system_topics;
@@ -32,6 +33,7 @@ pub mod topic_metrics;
 // Around it.
 pub mod api;
 pub mod broker;
+pub mod capture;
 pub mod changes;
 pub mod cli;
 pub mod offline;

@@ -45,5 +45,6 @@ fn settings(description: &str, retention: Duration, retention_bytes: u64) -> Top
         dead_letter_payload: DeadLetterPayload::Original,
         dead_letter_expired: false,
         dead_letter_threshold: Some(DEAD_LETTER_THRESHOLD),
+        capture_input: None,
     }
 }

@@ -19,9 +19,13 @@ use super::cli::done;
 const HEADINGS: [&str; 3] = ["Examples:", "Example:", "First steps:"];
 /// Blanks between an example and what is said about it.
 const ASIDE: &str = "    ";
-/// What ends an example that goes on until it is interrupted: the broker is ready, or a message is shown.
-const ENDLESS: [(&str, &str); 3] =
-    [("sluice serve", "listening on http://"), ("--follow", "\n"), ("sluice listen deployment", "\n")];
+/// What ends an example that goes on until it is interrupted: the broker is ready, a message is shown, a plugin runs.
+const ENDLESS: [(&str, &str); 4] = [
+    ("sluice serve", "listening on http://"),
+    ("--follow", "\n"),
+    ("sluice listen deployment", "\n"),
+    ("sluice plugin dev orders-filter --topic", "is in force"),
+];
 /// Above what the slowest example takes: it compiles a new project with all that it stands on, while other suites run.
 const COMPILED_WITHIN: Duration = Duration::from_secs(300);
 /// Routes that no command is for: `consume --follow` polls, `broker metrics` tells the figures, browsers read the rest.
@@ -222,7 +226,7 @@ impl World {
         if ["sluice plugin ", "sluice pipeline "].iter().any(|noun| example.contains(noun)) {
             self.fill_plugins(&subscription).await;
         }
-        if example.contains("sluice plugin rollout") {
+        if ["plugin rollout", "plugin dry-run"].iter().any(|command| example.contains(command)) {
             self.try_versions(example, &subscription).await;
         }
         if example.contains("sluice plugin logs") {
@@ -240,7 +244,7 @@ impl World {
         for (of, name) in of {
             let stages = json!({"stages": [{"name": name, "plugin": "gate", "version": "1.2.0"}]});
             broker.put(&format!("{of}/pipeline"), &stages).await.expect(200);
-            if !example.contains("rollout start") {
+            if !(example.contains("rollout start") || example.contains("dry-run")) {
                 let shadow = json!({"version": "1.3.0", "strategy": "shadow"});
                 broker.post(&format!("{of}/pipeline/stages/{name}/rollout"), &shadow).await.expect(200);
             }

@@ -433,6 +433,23 @@ async fn a_new_power_waits_for_an_admin_by_upload_and_by_disk() {
 }
 
 /// A key whose private half is `seed`, 32 times.
+#[tokio::test]
+async fn a_component_that_the_caller_has_is_not_sent_again() {
+    let broker = Broker::start().await;
+    push(&broker, "orders.p", "1", small("1")).await.expect(201);
+    let path = "/plugins/orders.p/versions/latest/wasm";
+    let tag = broker.get(path).await.header("etag").expect("a tag").to_owned();
+    let asked = async |tags: &str| broker.send(Method::GET, path, &[("if-none-match", tags)], Vec::new()).await;
+    for tags in [tag.as_str(), "*", &format!("\"other\", W/{tag}")] {
+        let answer = asked(tags).await;
+        assert_eq!((answer.status, answer.body.len(), answer.header("etag")), (304, 0, Some(tag.as_str())), "{tags}");
+    }
+    assert_eq!(&asked("\"other\"").await.body[..], small("1"));
+    asked("other").await.expect_problem(400, "VALIDATION_ERROR");
+    push(&broker, "orders.p", "2", small("2")).await.expect(201);
+    assert_eq!(&asked(&tag).await.body[..], small("2"), "`latest` is another by now");
+}
+
 fn key(seed: u8) -> SigningKey {
     SigningKey::from_bytes(&[seed; 32])
 }

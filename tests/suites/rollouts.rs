@@ -175,3 +175,74 @@ async fn rollouts_are_their_plugins_authors_alone() {
     author("orders.*").post(&rollout(""), &canary).await.expect(200);
     broker.viewer().get(&rollout("")).await.expect_problem(403, "FORBIDDEN");
 }
+
+/// So many messages with keys of their own, and which version's mark each of those that `consumer` gets of `topic` has.
+async fn marks(broker: &Broker, messages: usize, (topic, consumer): (&str, &str)) -> BTreeMap<String, u64> {
+    let message = |n| json!({"topicName": TOPIC, "payload": {}, "partitionKey": format!("k{n}"), "headers": {"do": "emit-allowed"}});
+    assert_eq!(publish(broker, (0..messages).map(message).collect()).await, (messages as u64, 0));
+    let mut found = BTreeMap::new();
+    loop {
+        let deliveries = broker.consume(topic, consumer).limit(100).await;
+        if deliveries.is_empty() {
+            return found;
+        }
+        for delivery in deliveries {
+            *found.entry(delivery.message.headers.get("tag").cloned().unwrap_or_default()).or_default() += 1;
+            delivery.ack().await;
+        }
+    }
+}
+
+/// The one that is tried on the first topic emits, with one key for all: without their parents' lots, all that is emitted would
+/// meet the same version of the second topic's stage.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_canary_emits_meets_the_version_on_trial_where_its_parent_would() {
+    let broker = Broker::start().await;
+    broker.place_versions("orders.gate", &[("1.1.0", guest::hostile()), ("1.0.0", &guest::tag(1))]).await;
+    broker.place_versions("orders.mark", &[("1.0.0", &guest::tag(1)), ("1.1.0", &guest::tag(2))]).await;
+    for topic in [TOPIC, "allowed"] {
+        broker.create_topic(topic, "PubSub").await;
+    }
+    broker.subscribe("allowed", "all").await;
+    let stage =
+        |name: &str, plugin: &str| json!({"name": name, "plugin": plugin, "version": "1.0.0", "timeoutMs": 1000});
+    let mut gate = stage("gate", "orders.gate");
+    gate["emitTo"] = json!(["allowed"]);
+    broker.put_pipeline(TOPIC, json!([gate])).await;
+    broker.put_pipeline("allowed", json!([stage("mark", "orders.mark")])).await;
+    let canary = async |topic: &str, stage: &str, percent: u64| {
+        let body = json!({"version": "1.1.0", "strategy": "canary", "percent": percent});
+        broker.post(&format!("/topics/{topic}/pipeline/stages/{stage}/rollout"), &body).await.expect(200);
+    };
+    canary(TOPIC, "gate", 30).await;
+    canary("allowed", "mark", 30).await;
+    let few = marks(&broker, 200, ("allowed", "all")).await;
+    let emitted = few.get("tag-version-2").copied().unwrap_or_default();
+    assert!((30..=90).contains(&emitted) && few.len() == 1, "30 % of 200 emit, and all of that is among 30 %: {few:?}");
+    canary(TOPIC, "gate", 60).await;
+    let more = marks(&broker, 200, ("allowed", "all")).await;
+    assert_eq!(more.get("tag-version-2").copied(), Some(emitted), "the same parents' as before: {more:?}");
+    assert!(more.get("tag-version-1").is_some_and(|others| *others >= 30), "{more:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_on_the_way_out_gets_the_same_keys_until_it_is_promoted() {
+    let broker = Broker::start().await;
+    let subscription = set_up(&broker, [&guest::tag(1), &guest::tag(2)]).await;
+    broker.put_pipeline(TOPIC, json!([])).await;
+    let path = format!("/subscriptions/{subscription}/pipeline");
+    let stage = json!({"name": "gate", "plugin": "orders.gate", "version": "1.0.0", "timeoutMs": 1000});
+    broker.put(&path, &json!({"stages": [stage]})).await.expect(200);
+    let rollout = format!("{path}/stages/gate/rollout");
+    broker.post(&rollout, &json!({"version": "1.1.0", "strategy": "canary", "percent": 50})).await.expect(200);
+    let first = marks(&broker, 200, (TOPIC, "all")).await;
+    let tried = first.get("tag-version-2").copied().unwrap_or_default();
+    assert!((60..=140).contains(&tried) && first.get("tag-version-1") == Some(&(200 - tried)), "{first:?}");
+    assert_eq!(marks(&broker, 200, (TOPIC, "all")).await, first, "a key stays with its version");
+    let view = broker.get(&rollout).await.expect(200);
+    let messages = |arm: &str| view[arm]["messages"].as_u64();
+    assert_eq!((messages("candidate"), messages("stable")), (Some(2 * tried), Some(400 - 2 * tried)), "{view}");
+    let promoted = broker.cli(&["plugin", "rollout", "promote", "--subscription", &subscription, "--stage", "gate"]);
+    assert!(promoted.status.success(), "{promoted:?}");
+    assert_eq!(marks(&broker, 200, (TOPIC, "all")).await, BTreeMap::from([("tag-version-2".to_owned(), 200)]));
+}

@@ -74,7 +74,7 @@ macro_rules! conformance {
                 an_atomic_batch_finds_room_or_none, dead_letters_have_retention_of_their_own;
             schedule: a_scheduled_message_waits, what_is_due_enters_in_order, the_schedule_outlives_a_crash,
                 retention_counts_from_when_it_is_due, a_scheduled_message_is_erased, what_is_due_already_enters_at_once;
-            values: what_was_read_and_has_changed_refuses_the_batch, values_go_with_the_items_that_they_are_written_for,
+            values: a_namespace_tells_its_room_and_takes_no_more, what_was_read_and_has_changed_refuses_the_batch, values_go_with_the_items_that_they_are_written_for,
                 what_stands_on_an_item_that_is_not_stored_refuses_the_batch, values_go_with_their_topic_and_are_listed_in_order;
         }
     };

@@ -50,6 +50,14 @@ pub fn no_content() -> Response {
     response
 }
 
+/// `304`: the caller has what `tag` names.
+#[must_use]
+pub fn not_modified(tag: &str) -> Response {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NOT_MODIFIED;
+    with(response, header::ETAG, format!("\"{tag}\""))
+}
+
 /// The answer with the version of what it shows.
 #[must_use]
 pub fn tagged(response: Response, version: u64) -> Response {

@@ -7,6 +7,8 @@ mod digest;
 mod encoding;
 mod field;
 mod json;
+mod lines;
+mod none_match;
 mod params;
 
 pub use body::{Intake, RawBody};
@@ -14,4 +16,6 @@ pub use digest::{CONTENT_DIGEST, ContentDigest, content_digest};
 pub use field::{Object, not_null, nullable};
 pub use json::{Json, NoBody, OptionalJson, Spare, Text, decode, decode_list, expect_json};
 pub(crate) use json::{is_media_type, pointer_of};
+pub use lines::{LineRun, Lines};
+pub use none_match::IfNoneMatch;
 pub use params::{IfMatch, Param, Params2, Parsed, Query, read_query};

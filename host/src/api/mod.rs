@@ -7,6 +7,7 @@ mod audit;
 pub mod auth;
 mod brokers;
 mod dlq;
+mod dry_runs;
 pub mod extract;
 mod health;
 mod http_metrics;
@@ -114,6 +115,7 @@ fn described() -> (Router<Api>, OpenApi) {
         .merge(plugins::routes())
         .merge(plugin_versions::routes())
         .merge(plugin_powers::routes())
+        .merge(dry_runs::routes())
         .merge(pipeline_revisions::routes())
         .merge(plugin_logs::routes())
         .merge(brokers::routes())

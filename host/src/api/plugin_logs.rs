@@ -1,5 +1,6 @@
 //! What plugins say, read back and followed. Invariant: a caller reads the logs of plugins that its token reaches; who follows
-//! too slowly loses lines and is told how many, and nobody waits for them. Never asks an instance.
+//! too slowly loses lines and is told how many, and nobody waits for them; verdicts are told of topics that the token reaches.
+//! Never asks an instance.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -27,7 +28,8 @@ use super::problem::{Code, Problem};
 use super::wire::Time;
 use super::{Api, answer};
 use crate::broker::Broker;
-use crate::pipeline::{LogLevel, LogLine};
+use crate::message::{MessageId, TopicName};
+use crate::pipeline::{FollowingVerdicts, HeardVerdict, LogLevel, LogLine, ToldVerdict};
 
 /// Lines that are kept of a plugin.
 const LINES_MAX: u64 = 200;
@@ -52,11 +54,15 @@ struct LogsQuery {
     /// Go on with the lines to come, as Server-Sent Events: `line` carries one, `lost` how many came too fast.
     #[param(default = false)]
     follow: Option<bool>,
+    /// With `follow`: what the plugin's stages make of messages, too. `verdict` carries it of one message; of a plugin, 50 a
+    /// second are told, and `lost` says how many were not.
+    #[param(default = false)]
+    verdicts: Option<bool>,
 }
 
 /// A line of a plugin's log.
 #[derive(Debug, Serialize, ToSchema)]
-struct LogLineAnswer {
+pub(super) struct LogLineAnswer {
     at: Time,
     level: LogLevel,
     /// The plugin's version, if a stage that ran it said so.
@@ -68,6 +74,15 @@ struct LogLineAnswer {
     text: String,
 }
 
+/// What an event carries.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "for the description: events are written one by one")]
+enum LogEventAnswer {
+    Line(LogLineAnswer),
+    Verdict(VerdictAnswer),
+}
+
 /// Some lines of a plugin's log.
 #[derive(Debug, Serialize, ToSchema)]
 struct LogList {
@@ -75,10 +90,49 @@ struct LogList {
     lines: Vec<LogLineAnswer>,
 }
 
+/// What a stage made of one message.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct VerdictAnswer {
+    at: Time,
+    #[schema(value_type = String)]
+    topic_name: TopicName,
+    #[schema(value_type = String, format = Uuid)]
+    message_id: MessageId,
+    version: String,
+    stage: String,
+    /// `pass`, `changed`, `dropped`, `rejected` or `fault`.
+    verdict: &'static str,
+    /// Why it goes no further, in the plugin's words; of a fault, its cause and where it came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    /// Of a rejected one, what is wrong.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    errors: Vec<VerdictFault>,
+    /// What leads from the message as it came to what it is now (RFC 6902): its payload, headers, key, what was emitted with
+    /// it. None where it would be too large.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Object>>)]
+    patch: Option<serde_json::Value>,
+    /// Its share in the stage's time.
+    duration_us: u64,
+}
+
+/// One thing wrong with a message.
+#[derive(Debug, Serialize, ToSchema)]
+struct VerdictFault {
+    code: String,
+    message: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pointer: Option<String>,
+}
+
 /// What was lost.
 #[derive(Debug, Serialize)]
-struct Lost {
-    lines: u64,
+#[serde(rename_all = "camelCase")]
+enum Lost {
+    Lines(u64),
+    Verdicts(u64),
 }
 
 /// Read what a plugin says.
@@ -87,7 +141,7 @@ struct Lost {
     params(("name" = String, Path, description = "The plugin"), LogsQuery),
     responses((
         status = 200, description = "Its last lines on this broker; with `follow`, events",
-        content((LogList = "application/json"), (LogLineAnswer = "text/event-stream")),
+        content((LogList = "application/json"), (LogEventAnswer = "text/event-stream")),
     )),
 )]
 async fn logs(
@@ -98,12 +152,16 @@ async fn logs(
     query: Query<LogsQuery>,
 ) -> Result<Response, Problem> {
     plugins::need(&broker, &caller, &name)?;
-    let (limit, follow) = query.check(|query, faults| {
+    let (limit, follow, verdicts) = query.check(|query, faults| {
         let limit = query.limit.unwrap_or(LINES_DEFAULT);
         if !(1..=LINES_MAX).contains(&limit) {
             faults.push("/limit", format!("is from 1 to {LINES_MAX}"));
         }
-        Some((usize::try_from(limit).unwrap_or(usize::MAX), query.follow.unwrap_or(false)))
+        let (follow, verdicts) = (query.follow.unwrap_or(false), query.verdicts.unwrap_or(false));
+        if verdicts && !follow {
+            faults.push("/verdicts", "goes with follow=true: they are not kept");
+        }
+        Some((usize::try_from(limit).unwrap_or(usize::MAX), follow, verdicts))
     })?;
     if broker.pipelines.plugin(&name).is_none() {
         return Err(Problem::not_found("plugin", &name));
@@ -117,7 +175,8 @@ async fn logs(
     })?;
     let (recent, to_come) = broker.pipelines.follow_plugin_log(&name);
     let before: Vec<u8> = last(recent, limit).flat_map(|line| event("line", &LogLineAnswer::from(line))).collect();
-    let feed = Feed { broker, caller, to_come, _place: place };
+    let verdicts = verdicts.then(|| broker.pipelines.follow_verdicts(&name));
+    let feed = Feed { broker, caller, to_come, verdicts, _place: place };
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
@@ -147,6 +206,7 @@ struct Feed {
     broker: Arc<Broker>,
     caller: Caller,
     to_come: Receiver<LogLine>,
+    verdicts: Option<FollowingVerdicts>,
     /// Among all streams.
     _place: OwnedSemaphorePermit,
 }
@@ -170,13 +230,55 @@ impl Feed {
         }
         let quiet_until = self.broker.clock.now().plus(KEEP_ALIVE);
         tokio::select! {
+            // A line about a message comes before what became of it.
+            biased;
             line = self.to_come.recv() => match line {
                 Ok(line) => Some(event("line", &LogLineAnswer::from(line)).into()),
-                Err(RecvError::Lagged(lines)) => Some(event("lost", &Lost { lines }).into()),
+                Err(RecvError::Lagged(lines)) => Some(event("lost", &Lost::Lines(lines)).into()),
                 Err(RecvError::Closed) => None,
             },
-            () = self.broker.clock.sleep_until(quiet_until) => Some(comment()),
+            heard = heard(&mut self.verdicts, &self.caller) => Some(heard.into()),
+            () = self.broker.clock.sleep_until(quiet_until) => {
+                let lost = self.verdicts.as_mut().and_then(FollowingVerdicts::lost);
+                Some(lost.map_or_else(comment, |lost| event("lost", &Lost::Verdicts(lost)).into()))
+            }
             () = self.broker.stopping.cancelled() => None,
+        }
+    }
+}
+
+/// The next verdict that is the caller's to see; waits for ever where none are followed.
+async fn heard(verdicts: &mut Option<FollowingVerdicts>, caller: &Caller) -> Vec<u8> {
+    let Some(verdicts) = verdicts else { return std::future::pending().await };
+    loop {
+        match verdicts.next().await {
+            // A plugin that is everybody's runs on topics that are not.
+            Some(HeardVerdict::Told(told)) if caller.need_topic(&told.topic).is_err() => {}
+            Some(HeardVerdict::Told(told)) => return event("verdict", &VerdictAnswer::from(*told)),
+            Some(HeardVerdict::Lost(lost)) => return event("lost", &Lost::Verdicts(lost)),
+            None => return std::future::pending().await,
+        }
+    }
+}
+
+impl From<ToldVerdict> for VerdictAnswer {
+    fn from(told: ToldVerdict) -> VerdictAnswer {
+        let fault = |fault: &crate::pipeline::draft::PayloadFault| VerdictFault {
+            code: fault.code.to_string(),
+            message: fault.message.to_string(),
+            pointer: fault.pointer.as_ref().map(ToString::to_string),
+        };
+        VerdictAnswer {
+            at: Time(told.at),
+            message_id: told.before.draft.id,
+            version: told.from.version.to_string(),
+            stage: told.from.stage.to_string(),
+            verdict: told.after.said.as_str(),
+            reason: told.after.why.as_ref().map(ToString::to_string),
+            errors: told.faults.iter().map(fault).collect(),
+            patch: told.patch(),
+            duration_us: u64::try_from(told.after.took.as_micros()).unwrap_or(u64::MAX),
+            topic_name: told.topic,
         }
     }
 }

@@ -20,7 +20,7 @@ use utoipa_axum::routes;
 
 use super::auth::Caller;
 use super::extract::{
-    CONTENT_DIGEST, ContentDigest, Intake, Param, Params2, Query, RawBody, content_digest, is_media_type,
+    CONTENT_DIGEST, ContentDigest, IfNoneMatch, Intake, Param, Params2, Query, RawBody, content_digest, is_media_type,
 };
 use super::plugins::{VersionAnswer, need, version_view};
 use super::problem::{Code, Problem};
@@ -216,18 +216,26 @@ async fn get(
     params(
         ("name" = String, Path, description = "The plugin's name"),
         ("version" = String, Path, description = "Its label, or `latest`"),
+        ("If-None-Match" = Option<String>, Header, description = "The components that the caller has, by `ETag`"),
     ),
-    responses((status = 200, description = "The component; `ETag` is its SHA-256, `Content-Digest` too",
-               body = Vec<u8>, content_type = "application/wasm")),
+    responses(
+        (status = 200, description = "The component; `ETag` is its SHA-256, `Content-Digest` too",
+         body = Vec<u8>, content_type = "application/wasm"),
+        (status = 304, description = "The caller has it"),
+    ),
 )]
 async fn fetch(
     State(broker): State<Arc<Broker>>,
     State(components): State<Arc<Components>>,
     caller: Caller,
     Params2(name, label): Params2<String, String>,
+    known: IfNoneMatch,
 ) -> Result<Response, Problem> {
     need(&broker, &caller, &name)?;
     let version = find(&broker, &name, &label)?;
+    if known.holds(&version.digest) {
+        return Ok(answer::not_modified(&version.digest));
+    }
     let place = components.place()?;
     let bytes = broker.catalog.plugin_bytes(&version.digest).await?.ok_or_else(|| missing(&name, &label))?;
     Ok(component(&version, bytes.into(), place))
@@ -288,7 +296,10 @@ fn bound(broker: &Broker, caller: &Caller, scopes: &[Scope]) -> Problem {
         (hidden, true) => format!("{hidden} on topics that the token does not reach"),
         (hidden, false) => format!(" and {hidden} on topics that the token does not reach"),
     };
-    let detail = format!("Pipelines run this version: {}{others}; change them first.", named.join(", "));
+    let detail = format!(
+        "Pipelines run this version, or try it: {}{others}; change them, or end the rollout, first.",
+        named.join(", ")
+    );
     Problem::new(Code::Conflict, detail)
 }
 
@@ -307,6 +318,13 @@ async fn view(broker: &Broker, caller: &Caller, version: &PluginVersion) -> Resu
     let shown = plugin.versions.into_iter().find(|known| known.version.version == *label);
     let shown = shown.ok_or_else(|| missing(name, label))?;
     let config_schema = broker.catalog.config_schema(name, label).await?;
-    let config_schema = config_schema.and_then(|text| serde_json::from_str(&text).ok());
+    let config_schema = config_schema.and_then(|text| match serde_json::from_str(&text) {
+        Ok(schema) => Some(schema),
+        // It was read before it was stored. The version is shown without it; configs are held against the component's own.
+        Err(error) => {
+            tracing::error!(plugin = name, version = label, %error, "the stored schema of a plugin's configs can't be read");
+            None
+        }
+    });
     Ok(OneVersion { name: name.clone(), version: version_view(broker, caller, shown), config_schema })
 }

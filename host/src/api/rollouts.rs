@@ -164,7 +164,7 @@ struct RecentAnswer {
 /// What a version made of its messages.
 #[derive(Debug, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct FiguresAnswer {
+pub(super) struct FiguresAnswer {
     messages: u64,
     passed: u64,
     changed: u64,

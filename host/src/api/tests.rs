@@ -88,6 +88,7 @@ fn config(data_dir: PathBuf) -> Config {
             queue_batches_max: 64,
             size_max: 50 << 20,
             versions_max: 100,
+            quotas: Vec::new(),
             trust: PluginTrust::default(),
         },
         schemas: Schemas { require_registered: false, versions_max: 100 },

@@ -130,7 +130,19 @@ async fn put(
     let settings = body.check(|body, faults| body.update(&before, &broker.config, faults))?;
     need_schema(&broker, settings.schema_id.as_deref()).await?;
     let topic = broker.directory.update_topic(&name, settings, if_match.expected()?, &caller.actor()).await?;
+    if before.settings.capture_input.is_some() && topic.settings.capture_input.is_none() {
+        forget_arrivals(&broker, &topic).await?;
+    }
     Ok(answer::tagged(answer::ok(&view(&broker, &topic).await?), topic.version))
+}
+
+/// What was kept of a topic as it arrived goes with what it was kept of.
+async fn forget_arrivals(broker: &Broker, topic: &Topic) -> Result<(), Problem> {
+    broker
+        .capture
+        .forget(topic.id)
+        .await
+        .map_err(|error| Problem::internal(format!("what arrived can't be removed: {error}")))
 }
 
 /// How to delete.
@@ -158,8 +170,9 @@ async fn delete(
     query: Query<DeleteQuery>,
     if_match: IfMatch,
 ) -> Result<Response, Problem> {
-    caller.need_topic(&name)?;
+    let topic = reach::topic(&broker, &caller, &name)?;
     broker.directory.delete_topic(&name, (query.plain()?.force, if_match.expected()?), &caller.actor()).await?;
+    forget_arrivals(&broker, &topic).await?;
     Ok(answer::no_content())
 }
 
@@ -188,6 +201,7 @@ async fn purge(
     // What is meant is written down first: a crash between the two must not hide who did it.
     broker.catalog.record(event("topic.purgeBegun", json!({})), &actor).await?;
     let purged = purge_groups(&broker, &topic).await?;
+    forget_arrivals(&broker, &topic).await?;
     broker.catalog.record(event("topic.purged", json!({ "messages": purged })), &actor).await?;
     Ok(answer::ok(&PurgeAnswer { purged }))
 }

@@ -51,6 +51,8 @@ static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
             include_str!("../../../migrations/sqlite/0004_dead_letter_threshold.sql"),
         ),
         migration(5, "plugins", include_str!("../../../migrations/sqlite/0005_plugins.sql")),
+        migration(6, "capture_input", include_str!("../../../migrations/sqlite/0006_capture_input.sql")),
+        migration(7, "deleted_plugins", include_str!("../../../migrations/sqlite/0007_deleted_plugins.sql")),
     ])
 });
 

@@ -93,6 +93,17 @@ pub struct TopicSettings {
     pub dead_letter_expired: bool,
     /// How many dead letters make somebody be told.
     pub dead_letter_threshold: Option<u64>,
+    /// Whether what arrives is kept as it was before its stages, and how much of it.
+    pub capture_input: Option<CaptureInput>,
+}
+
+/// How what arrives is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CaptureInput {
+    /// So long at most.
+    pub ttl: Duration,
+    /// In so many bytes at most.
+    pub bytes_max: u64,
 }
 
 /// So many, where its owner does not say.

@@ -133,6 +133,9 @@ impl Catalog {
         .bind(&before.digest)
         .execute(&mut *writing)
         .await?;
+        if latest(&mut writing, plugin).await?.is_none() {
+            self.remember_deleted(&mut writing, &before).await?;
+        }
         let details = json!({ "before": shown(&before), "after": null });
         self.audit(&mut writing, event("plugin.versionDeleted", plugin, details), actor).await?;
         Ok(writing.commit().await?)
@@ -163,6 +166,10 @@ impl Catalog {
             accepted: next_acceptance(writing).await?,
         };
         insert(writing, &version, new.config_schema.as_deref()).await?;
+        sqlx::query("DELETE FROM deleted_plugins WHERE plugin = $1")
+            .bind(&version.plugin)
+            .execute(&mut **writing)
+            .await?;
         Ok(version)
     }
 }

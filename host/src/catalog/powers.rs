@@ -4,7 +4,11 @@
 use serde_json::json;
 
 use super::columns::{self, Columns, integer};
+use super::model::PluginVersion;
 use super::{Actor, Catalog, CatalogError, Event, Writing, expect_version};
+
+/// Plugins that are remembered once all their versions are deleted. Beyond it the oldest is forgotten, and its name is as new.
+const DELETED_MAX: i64 = 10_000;
 
 /// What a plugin is allowed beyond what its version in use has.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -26,6 +30,43 @@ impl Catalog {
             .fetch_optional(&self.pool)
             .await?;
         row.as_ref().map_or_else(|| Ok(AllowedPowers::default()), read)
+    }
+
+    /// What the last version of `plugin` imported, if all of them were deleted.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn imports_when_deleted(&self, plugin: &str) -> Result<Option<Vec<String>>, CatalogError> {
+        let row = sqlx::query("SELECT imports FROM deleted_plugins WHERE plugin = $1")
+            .bind(plugin)
+            .fetch_optional(&self.pool)
+            .await?;
+        row.as_ref().map(|row| Columns(row).json("imports")).transpose()
+    }
+
+    /// The last version of a plugin is gone.
+    pub(super) async fn remember_deleted(
+        &self,
+        writing: &mut Writing,
+        last: &PluginVersion,
+    ) -> Result<(), CatalogError> {
+        sqlx::query(
+            "INSERT INTO deleted_plugins (plugin, imports, deleted_at) VALUES ($1, $2, $3)
+             ON CONFLICT (plugin) DO UPDATE SET imports = excluded.imports, deleted_at = excluded.deleted_at",
+        )
+        .bind(&last.plugin)
+        .bind(columns::json(&last.imports))
+        .bind(self.clock.now().0)
+        .execute(&mut **writing)
+        .await?;
+        sqlx::query(
+            "DELETE FROM deleted_plugins WHERE plugin NOT IN
+                 (SELECT plugin FROM deleted_plugins ORDER BY deleted_at DESC, plugin LIMIT $1)",
+        )
+        .bind(DELETED_MAX)
+        .execute(&mut **writing)
+        .await?;
+        Ok(())
     }
 
     /// Sets what `plugin` is allowed, over the version that the caller has seen, if it insists.

@@ -57,6 +57,7 @@ impl Fixture {
                 dead_letter_payload: DeadLetterPayload::Original,
                 dead_letter_expired: false,
                 dead_letter_threshold: Some(100),
+                capture_input: Some(CaptureInput { ttl: Duration::from_secs(60), bytes_max: 1 << 20 }),
             },
             created_at: now,
             updated_at: now,
@@ -392,6 +393,26 @@ async fn a_bound_version_stays_and_an_unbound_one_goes_with_its_bytes() {
 }
 
 #[tokio::test]
+async fn a_name_whose_versions_are_deleted_is_remembered_and_so_many_are() {
+    let fixture = Fixture::new().await;
+    let known = async || fixture.catalog.imports_when_deleted("filter").await.unwrap();
+    let delete = async |label: &str| fixture.catalog.delete_plugin_version("filter", label, &alice()).await.unwrap();
+    let many = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 10000)
+                INSERT INTO deleted_plugins SELECT 'gone-' || i, '[]', -i FROM n";
+    sqlx::query(many).execute(&fixture.catalog.pool).await.unwrap();
+    fixture.accept(Some("1"), b"one").await.unwrap();
+    fixture.accept(Some("2"), b"two").await.unwrap();
+    delete("1").await;
+    assert_eq!(known().await, None, "there is another");
+    delete("2").await;
+    assert!(known().await.is_some());
+    assert_eq!(fixture.catalog.imports_when_deleted("gone-10000").await.unwrap(), None, "the oldest");
+    assert!(fixture.catalog.imports_when_deleted("gone-9999").await.unwrap().is_some());
+    fixture.accept(Some("3"), b"three").await.unwrap();
+    assert_eq!(known().await, None, "it has a version again");
+}
+
+#[tokio::test]
 async fn bytes_that_are_not_their_digests_are_damage() {
     let fixture = Fixture::new().await;
     fixture.accept(None, b"one").await.unwrap();
@@ -423,7 +444,7 @@ async fn a_catalog_of_a_newer_version_is_refused() {
     .unwrap();
     fixture.catalog.close().await;
     let opened = Catalog::open(&fixture.dir.path().join("catalog.db"), fixture.clock.clone()).await;
-    assert!(matches!(opened, Err(CatalogError::Newer { found: 9999, known: 5 })), "{opened:?}");
+    assert!(matches!(opened, Err(CatalogError::Newer { found: 9999, known: 7 })), "{opened:?}");
 }
 
 #[tokio::test]

@@ -2,11 +2,13 @@
 //! partition count and number never change. Never touches the store (who creates a topic writes the store first; who
 //! deletes one, the catalog first).
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteRow;
 
 use super::columns::{Columns, integer, millis, name};
-use super::model::{Topic, TopicSettings};
+use super::model::{CaptureInput, Topic, TopicSettings};
 use super::{Actor, Catalog, CatalogError, Event, Writing, conflict, expect_version};
 use crate::message::TopicId;
 
@@ -124,8 +126,9 @@ pub(super) async fn insert(writing: &mut Writing, topic: &Topic) -> Result<(), C
     sqlx::query(
         "INSERT INTO topics (topic_id, name, dead_letter_topic_id, description, type, schema_id, delivery_guarantee,
              retention_ms, retention_bytes, partition_count, max_message_size, dedup_window_ms, dedup_keys_max,
-             dead_letter_payload, dead_letter_expired, dead_letter_threshold, created_at, updated_at, version)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)",
+             dead_letter_payload, dead_letter_expired, dead_letter_threshold, created_at, updated_at, version,
+             capture_ttl_ms, capture_bytes_max)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)",
     )
     .bind(i64::from(topic.id.0))
     .bind(topic.name.as_str())
@@ -146,6 +149,8 @@ pub(super) async fn insert(writing: &mut Writing, topic: &Topic) -> Result<(), C
     .bind(topic.created_at.0)
     .bind(topic.updated_at.0)
     .bind(integer(topic.version))
+    .bind(settings.capture_input.map(|how| millis(how.ttl)))
+    .bind(settings.capture_input.map(|how| integer(how.bytes_max)))
     .execute(&mut **writing)
     .await
     .map_err(|error| conflict(error, || format!("there is a topic '{}' already", topic.name)))?;
@@ -158,7 +163,7 @@ async fn write_settings(writing: &mut Writing, topic: &Topic) -> Result<(), Cata
         "UPDATE topics SET description = $2, schema_id = $3, delivery_guarantee = $4, retention_ms = $5,
              retention_bytes = $6, max_message_size = $7, dedup_window_ms = $8, dedup_keys_max = $9,
              dead_letter_payload = $10, dead_letter_expired = $11, dead_letter_threshold = $12, updated_at = $13,
-             version = $14
+             version = $14, capture_ttl_ms = $15, capture_bytes_max = $16
          WHERE topic_id = $1",
     )
     .bind(i64::from(topic.id.0))
@@ -175,6 +180,8 @@ async fn write_settings(writing: &mut Writing, topic: &Topic) -> Result<(), Cata
     .bind(settings.dead_letter_threshold.map(integer))
     .bind(topic.updated_at.0)
     .bind(integer(topic.version))
+    .bind(settings.capture_input.map(|how| millis(how.ttl)))
+    .bind(settings.capture_input.map(|how| integer(how.bytes_max)))
     .execute(&mut **writing)
     .await?;
     Ok(())
@@ -214,11 +221,18 @@ pub(super) fn topic(row: &SqliteRow) -> Result<Topic, CatalogError> {
             dead_letter_payload: columns.named("dead_letter_payload")?,
             dead_letter_expired: columns.int("dead_letter_expired")? != 0,
             dead_letter_threshold: columns.number_opt("dead_letter_threshold")?,
+            capture_input: capture_input(&columns)?,
         },
         created_at: columns.time("created_at")?,
         updated_at: columns.time("updated_at")?,
         version: columns.number("version")?,
     })
+}
+
+fn capture_input(columns: &Columns<'_>) -> Result<Option<CaptureInput>, CatalogError> {
+    let ttl = columns.number_opt::<u64>("capture_ttl_ms")?.map(Duration::from_millis);
+    let bytes_max = columns.number_opt("capture_bytes_max")?;
+    Ok(ttl.zip(bytes_max).map(|(ttl, bytes_max)| CaptureInput { ttl, bytes_max }))
 }
 
 fn event<'a>(event_type: &'a str, topic: &'a Topic, details: Value) -> Event<'a> {
@@ -244,5 +258,6 @@ fn shown(topic: &Topic) -> Value {
         "deadLetterPayload": settings.dead_letter_payload,
         "deadLetterExpired": settings.dead_letter_expired,
         "deadLetterThreshold": settings.dead_letter_threshold,
+        "captureInput": settings.capture_input.map(|how| json!({ "ttlMs": millis(how.ttl), "maxBytes": how.bytes_max })),
     })
 }

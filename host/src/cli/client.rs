@@ -191,6 +191,18 @@ impl Client {
         self.stream(request.header(ACCEPT, "text/event-stream"), true).await
     }
 
+    /// POST whose answer comes as Server-Sent Events, whose data are read.
+    pub(super) async fn post_for_events(
+        &self,
+        path: &[&str],
+        query: Query,
+        (media_type, body): (&'static str, reqwest::Body),
+    ) -> Result<LineAnswers<'_>, Failure> {
+        let request = self.request(Method::POST, &api(path), query).timeout(NO_TIMEOUT);
+        let request = request.header(ACCEPT, "text/event-stream").header(CONTENT_TYPE, media_type);
+        self.stream(request.body(body), true).await
+    }
+
     async fn stream(&self, request: reqwest::RequestBuilder, events: bool) -> Result<LineAnswers<'_>, Failure> {
         // The head comes at once, whatever is sent; a refusal comes whole.
         let begun = async {

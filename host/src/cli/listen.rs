@@ -156,15 +156,15 @@ pub(super) async fn run(args: &ListenArgs) -> Result<(), Failure> {
 }
 
 /// What ends the command: Ctrl-C, a `kill`, a terminal that is closed.
-struct Signals([Signal; 3]);
+pub(super) struct Signals([Signal; 3]);
 
 impl Signals {
-    fn new() -> Result<Signals, Failure> {
+    pub(super) fn new() -> Result<Signals, Failure> {
         let on = |kind| signal(kind).map_err(Failure::io("waiting for a signal"));
         Ok(Signals([on(SignalKind::terminate())?, on(SignalKind::interrupt())?, on(SignalKind::hangup())?]))
     }
 
-    async fn any(&mut self) {
+    pub(super) async fn any(&mut self) {
         let [terminate, interrupt, hangup] = &mut self.0;
         tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {}, _ = hangup.recv() => {} }
     }

@@ -10,6 +10,7 @@ mod completions;
 mod config;
 mod consume;
 mod dlq;
+mod dry_run;
 mod failure;
 mod health;
 mod listen;
@@ -109,7 +110,7 @@ enum Command {
     /// One stored message: get, erase
     #[command(after_help = message::AFTER_HELP)]
     Message(Noun<message::Action>),
-    /// Plugins: list, get, push, pull, delete, powers, allow, rollout, logs; new, build, test, inspect
+    /// Plugins: list, get, push, pull, delete, powers, allow, dry-run, rollout, logs; new, build, test, dev, inspect
     #[command(after_help = plugin::AFTER_HELP)]
     Plugin(Noun<plugin::Action>),
     /// The stages of a topic or subscription: get, set, history, diff, rollback
@@ -255,6 +256,8 @@ mod tests {
             "sluice plugin pull a latest -o -",
             "sluice plugin allow a kv metrics",
             "sluice plugin allow a --only",
+            "sluice plugin dev p --topic orders --stage gate --once",
+            "sluice plugin logs a --follow --verdicts",
             "sluice dlq replay orders --all",
             "sluice completions bash",
             "sluice verify --data-dir d --json",
@@ -265,6 +268,8 @@ mod tests {
         for line in [
             "sluice warp",
             "sluice plugin allow a",
+            "sluice plugin dev --topic a --subscription b",
+            "sluice plugin logs a --verdicts",
             "sluice pipeline rollback --topic orders",
             "sluice token --role Root",
             "sluice token",

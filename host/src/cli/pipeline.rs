@@ -117,10 +117,10 @@ pub(super) enum Action {
 pub(super) struct Owner {
     /// The stages before messages are stored in this topic
     #[arg(long, value_name = "NAME")]
-    topic: Option<String>,
+    pub(super) topic: Option<String>,
     /// The stages on the way out to this subscription
     #[arg(long, value_name = "ID")]
-    subscription: Option<String>,
+    pub(super) subscription: Option<String>,
 }
 
 impl Owner {
@@ -207,12 +207,23 @@ fn lines(difference: &Value) -> Vec<String> {
             let [before, after] = ["before", "after"].map(|when| text(&runs[when]["version"]));
             lines.push(format!("~ {stage} runs {before} -> {after}"));
         }
+        if let Some(trial) = changed.get("trial") {
+            let [before, after] = ["before", "after"].map(|when| tried(trial.get(when)));
+            lines.push(format!("~ {stage} tries {before} -> {after}"));
+        }
         lines.extend(changed["fields"].as_array().into_iter().flatten().map(|field| {
             let [before, after] = ["before", "after"].map(|when| known(field.get(when)));
             format!("~ {stage} {}: {before} -> {after}", text(&field["pointer"]))
         }));
     }
     lines
+}
+
+/// A version on trial, in a few words.
+fn tried(trial: Option<&Value>) -> String {
+    let Some(trial) = trial else { return "nothing".to_owned() };
+    let [version, strategy] = ["version", "strategy"].map(|name| trial[name].as_str().unwrap_or_default());
+    format!("{version} ({strategy}, {} %)", trial["percent"])
 }
 
 /// A list, or what `pipeline get --json` prints.

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::arguments::Noun;
 use super::client::{Client, Part, Query};
+use super::dry_run;
 use super::failure::Failure;
 use super::output::{Column, Output};
 use super::plugin_logs;
@@ -50,7 +51,7 @@ pub(super) enum Action {
         part: Part,
     },
     /// Show what a plugin says
-    #[command(after_help = "Examples:\n  sluice plugin logs jq\n  sluice plugin logs jq --follow")]
+    #[command(after_help = "Examples:\n  sluice plugin logs jq\n  sluice plugin logs jq --follow --verdicts")]
     Logs {
         /// Its name
         name: String,
@@ -60,6 +61,9 @@ pub(super) enum Action {
         /// So many of the last lines that are kept
         #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..=200))]
         limit: u64,
+        /// With --follow: what its stages make of messages, too
+        #[arg(long, requires = "follow")]
+        verdicts: bool,
     },
     /// Show one plugin: its versions, where it is bound, its last error
     #[command(after_help = "Example:\n  sluice plugin get redact")]
@@ -67,6 +71,9 @@ pub(super) enum Action {
         /// Its name
         name: String,
     },
+    /// Try a version on messages of the past, with nothing changed by it
+    #[command(after_help = dry_run::AFTER_HELP)]
+    DryRun(dry_run::DryRunArgs),
     /// Try a version on a stage: for some messages, or beside it
     #[command(after_help = rollout::AFTER_HELP)]
     Rollout {
@@ -114,6 +121,9 @@ pub(super) enum Action {
     /// Run a plugin's cases in the broker's own engine, with no broker
     #[command(after_help = project::test::AFTER_HELP)]
     Test(project::test::TestArgs),
+    /// Build a project at each change and run it on a broker meanwhile
+    #[command(after_help = project::dev::AFTER_HELP)]
+    Dev(project::dev::DevArgs),
     /// Show what a component is, and whether this release takes it
     #[command(after_help = project::inspect::AFTER_HELP)]
     Inspect(project::inspect::InspectArgs),
@@ -127,36 +137,35 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
         Action::Build(build) => project::build::run(build, output),
         Action::Test(test) => project::test::run(test, output).await,
         Action::Inspect(inspect) => project::inspect::run(inspect, output).await,
-        asking => ask(asking, &Client::new(&args.client)?, output).await,
-    }
-}
-
-/// Those that ask a broker.
-async fn ask(action: &Action, client: &Client, output: Output) -> Result<(), Failure> {
-    match action {
+        Action::Dev(dev) => project::dev::run(dev, &Client::new(&args.client)?, output).await,
+        Action::DryRun(dry) => dry_run::run(&Client::new(&args.client)?, output, dry).await,
+        Action::Rollout { action } => rollout::run(&Client::new(&args.client)?, output, action).await,
+        Action::Push(push) => plugin_push::push(&Client::new(&args.client)?, output, push).await,
+        Action::Pull(pull) => plugin_push::pull(&Client::new(&args.client)?, output, pull).await,
         Action::List { part } => {
+            let client = Client::new(&args.client)?;
             let plugins = client.list(&["plugins"], "plugins", *part, &[]).await?;
             show(output, &Value::Array(plugins.clone()), &plugins)
         }
-        Action::Logs { name, follow, limit } => plugin_logs::run(client, output, name, (*limit, *follow)).await,
+        Action::Logs { name, follow, limit, verdicts } => {
+            let wanted = plugin_logs::Wanted { limit: *limit, follow: *follow, verdicts: *verdicts };
+            plugin_logs::run(&Client::new(&args.client)?, output, name, &wanted).await
+        }
         Action::Get { name } => {
+            let client = Client::new(&args.client)?;
             let plugin = client.get(&["plugins", name], Query::default()).await?.body;
             show(output, &plugin, std::slice::from_ref(&plugin))
         }
-        Action::Rollout { action } => rollout::run(client, output, action).await,
-        Action::Push(args) => plugin_push::push(client, output, args).await,
-        Action::Pull(args) => plugin_push::pull(client, output, args).await,
         Action::Delete { name, version } => {
+            let client = Client::new(&args.client)?;
             let gone = client.delete(&["plugins", name, "versions", version], Query::default()).await?;
             output.done(&format!("{name} {version} is deleted"), &gone)
         }
         Action::Powers { name } => {
+            let client = Client::new(&args.client)?;
             output.thing(&client.get(&["plugins", name, "powers"], Query::default()).await?.body)
         }
-        Action::Allow { name, power, only } => allow(client, output, name, power, *only).await,
-        Action::New(_) | Action::Build(_) | Action::Test(_) | Action::Inspect(_) => {
-            unreachable!("`run` carries these out")
-        }
+        Action::Allow { name, power, only } => allow(&Client::new(&args.client)?, output, name, power, *only).await,
     }
 }
 

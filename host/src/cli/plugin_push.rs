@@ -11,6 +11,7 @@ use clap::Args;
 use ed25519_dalek::pkcs8::DecodePrivateKey as _;
 use ed25519_dalek::{Signer as _, SigningKey};
 use futures_util::stream;
+use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 
 use super::arguments::{read_input, read_text};
@@ -70,25 +71,41 @@ pub(super) struct PullArgs {
 pub(super) async fn push(client: &Client, output: Output, args: &PushArgs) -> Result<(), Failure> {
     let (name, label) = name_and_label(args)?;
     let component = Bytes::from(read_input(&args.file)?);
+    let pushed = send(client, Upload { name: &name, label, sign: args.sign.as_deref() }, component).await?;
+    let label = pushed["version"].as_str().unwrap_or_default();
+    output.done(&format!("{name} {label} is accepted, and what `latest` means"), &pushed)
+}
+
+/// As what a component is sent.
+#[derive(Debug)]
+pub(super) struct Upload<'a> {
+    /// The plugin's name.
+    pub(super) name: &'a str,
+    /// The version's label.
+    pub(super) label: Option<String>,
+    /// The key to sign with.
+    pub(super) sign: Option<&'a Path>,
+}
+
+/// Sends it; the version that the broker has made of it.
+pub(super) async fn send(client: &Client, upload: Upload<'_>, component: Bytes) -> Result<Value, Failure> {
     let digest = Sha256::digest(&component);
     let mut headers = vec![
         ("content-type", "application/wasm".to_owned()),
         ("content-length", component.len().to_string()),
         ("content-digest", format!("sha-256=:{}:", STANDARD.encode(digest))),
     ];
-    if let Some(file) = &args.sign {
+    if let Some(file) = upload.sign {
         let signature = signing_key(file)?.sign(&digest);
         headers.push(("sluice-plugin-signature", STANDARD.encode(signature.to_bytes())));
     }
     let bar = WorkBar::new();
     bar.show(Progress::Begins("sent", component.len() as u64));
     let body = reqwest::Body::wrap_stream(chunks(component, bar.clone()));
-    let query = Query::default().with("version", label);
-    let pushed = client.post_bytes(&["plugins", &name, "versions"], query, &headers, body).await;
+    let query = Query::default().with("version", upload.label);
+    let pushed = client.post_bytes(&["plugins", upload.name, "versions"], query, &headers, body).await;
     bar.end();
-    let pushed = pushed?;
-    let label = pushed["version"].as_str().unwrap_or_default();
-    output.done(&format!("{name} {label} is accepted, and what `latest` means"), &pushed)
+    pushed
 }
 
 /// Fetches a component.

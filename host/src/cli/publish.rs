@@ -56,7 +56,7 @@ pub(super) struct PublishArgs {
 }
 
 /// What stands around a payload.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 pub(super) struct Envelope {
     /// Messages of one key keep their order
     #[arg(long)]

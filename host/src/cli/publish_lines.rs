@@ -67,7 +67,8 @@ async fn as_they_come(args: &PublishArgs, client: &Client, input: Input, tally: 
     });
     let (chunks, sent) = mpsc::channel(CHUNKS_AHEAD);
     let (has_read, reading) = oneshot::channel();
-    let feed = Feed { envelope: args.envelope.clone(), topic: args.topic.clone(), chunks, bar: bar.clone() };
+    let envelope = Some(args.envelope.clone());
+    let feed = Feed { envelope, topic: args.topic.clone(), lines_max: u64::MAX, chunks, bar: bar.clone() };
     // A thread of its own, which nobody waits for: standard input may not end, and can't be asked whether there is more.
     std::thread::spawn(move || {
         let read = feed.read(lines);
@@ -120,24 +121,34 @@ fn take(args: &PublishArgs, tally: &mut Tally, line: u64, error: Option<&Value>)
 }
 
 /// Reads lines, and makes messages of them.
-struct Feed {
-    envelope: Envelope,
-    topic: String,
-    chunks: mpsc::Sender<Bytes>,
-    bar: Option<WorkBar>,
+pub(super) struct Feed {
+    /// What stands around a payload; none: each line is a message already.
+    pub(super) envelope: Option<Envelope>,
+    /// Where messages go.
+    pub(super) topic: String,
+    /// Not more than so many lines.
+    pub(super) lines_max: u64,
+    /// Where to.
+    pub(super) chunks: mpsc::Sender<Bytes>,
+    /// Shows how much was read.
+    pub(super) bar: Option<WorkBar>,
 }
 
 impl Feed {
-    fn read(&self, mut lines: Lines) -> io::Result<()> {
+    pub(super) fn read(&self, mut lines: Lines) -> io::Result<()> {
         let (mut chunk, mut line) = (Vec::new(), Vec::new());
-        let mut seen = 0;
+        let (mut seen, mut left) = (0, self.lines_max);
         loop {
             let read = next_line(&mut lines, &mut line);
             if read.is_ok() && !line.trim_ascii().is_empty() {
-                append(&mut chunk, &self.envelope, &self.topic, &line);
+                left -= 1;
+                match &self.envelope {
+                    Some(envelope) => append(&mut chunk, envelope, &self.topic, &line),
+                    None => chunk.extend([line.trim_ascii(), b"\n"].concat()),
+                }
             }
             seen += line.len() as u64;
-            let last = !matches!(read, Ok(true));
+            let last = !matches!(read, Ok(true)) || left == 0;
             // What has come goes out before more is waited for.
             if (last || chunk.len() >= CHUNK_BYTES || !lines.buffer().contains(&b'\n')) && !chunk.is_empty() {
                 if self.chunks.blocking_send(std::mem::take(&mut chunk).into()).is_err() {
@@ -202,7 +213,20 @@ async fn all_or_none(args: &PublishArgs, client: &Client, input: Input, tally: &
     Ok(())
 }
 
-type Lines = BufReader<Box<dyn Read + Send>>;
+pub(super) type Lines = BufReader<Box<dyn Read + Send>>;
+
+/// The lines of a file, or of standard input.
+pub(super) fn lines_of(path: &Path) -> Result<Lines, Failure> {
+    if is_stdin(path) {
+        return Ok(BufReader::with_capacity(CHUNK_BYTES, Box::new(io::stdin())));
+    }
+    let file = std::fs::File::open(path).map_err(Failure::io(path.display().to_string()))?;
+    Ok(BufReader::with_capacity(CHUNK_BYTES, Box::new(file)))
+}
+
+fn is_stdin(path: &Path) -> bool {
+    path.as_os_str() == "-"
+}
 
 /// Where lines come from.
 struct Input {
@@ -214,7 +238,6 @@ struct Input {
 
 impl Input {
     fn of(args: &PublishArgs) -> Result<Input, Failure> {
-        let is_stdin = |path: &Path| path.as_os_str() == "-";
         let (name, read, bytes): (_, Box<dyn Read + Send>, _) = match (&args.file, args.payload.as_deref()) {
             (Some(path), _) if !is_stdin(path) => {
                 let name = path.display().to_string();

@@ -140,6 +140,18 @@ pub(super) struct Settings {
     /// How many dead letters make the topic sluice.events tell of it [default: 100]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
     dead_letter_threshold: Option<u64>,
+    /// Keep what arrives for so long as it was before the stages, for dry runs, ISO 8601; `off` ends that [default: off]
+    #[arg(long, value_name = "DURATION", value_parser = duration_or_off)]
+    capture_input: Option<String>,
+    /// In how many bytes [default: 67108864]
+    #[arg(long, value_name = "BYTES", requires = "capture_input")]
+    capture_bytes: Option<u64>,
+}
+
+const OFF: &str = "off";
+
+fn duration_or_off(text: &str) -> Result<String, String> {
+    if text == OFF { Ok(text.to_owned()) } else { iso_duration(text) }
 }
 
 impl Settings {
@@ -156,8 +168,17 @@ impl Settings {
             ("deadLetterPayload", self.dead_letter_payload.as_ref().map(|it| json!(it))),
             ("deadLetterExpired", self.dead_letter_expired.map(|it| json!(it))),
             ("deadLetterThreshold", self.dead_letter_threshold.map(|it| json!(it))),
+            ("captureInput", self.capture_input.as_deref().map(|ttl| self.capture(ttl))),
         ];
         body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    }
+
+    fn capture(&self, ttl: &str) -> Value {
+        match (ttl, self.capture_bytes) {
+            (OFF, _) => Value::Null,
+            (ttl, None) => json!({ "ttl": ttl }),
+            (ttl, Some(bytes)) => json!({ "ttl": ttl, "maxBytes": bytes }),
+        }
     }
 }
 

@@ -170,6 +170,12 @@ pub static KEYS: &[Key] = &[
         show: |c| c.plugins.versions_max.to_string(),
     },
     Key {
+        path: "plugins.quotas",
+        kind: Kind::Quotas,
+        doc: "What plugins and topics may have together by the prefix of their names, e.g. \"orders. plugins=20 bytes=67108864 share=0.25\" (none)",
+        show: |c| format!("[{}]", c.plugins.quotas.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")),
+    },
+    Key {
         path: "plugins.trusted_keys",
         kind: Kind::List,
         doc: "Ed25519 public keys whose signatures of components count: base64 of the 32 bytes, or paths of PEM files (none)",

@@ -136,6 +136,7 @@ fn plugins(values: &Values<'_>, cores: usize) -> Plugins {
         queue_batches_max: values.get("plugins.queue_batches_max").unwrap_or(256),
         size_max: values.get("plugins.size_max").unwrap_or(50 * MIB),
         versions_max: values.get("plugins.versions_max").unwrap_or(1000),
+        quotas: values.get("plugins.quotas").unwrap_or_default(),
         trust: PluginTrust {
             trusted_keys: values.get("plugins.trusted_keys").unwrap_or_default(),
             require_signature: values.get("plugins.require_signature").unwrap_or(false),

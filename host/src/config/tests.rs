@@ -106,6 +106,7 @@ const TURNED: &[(&str, &str)] = &[
     ("plugins.queue_batches_max", "7"),
     ("plugins.size_max", "4096"),
     ("plugins.versions_max", "8"),
+    ("plugins.quotas", "orders. plugins=20 bytes=67108864 share=0.25, billing. share=1"),
     ("plugins.trusted_keys", "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="),
     ("plugins.require_signature", "true"),
     ("plugins.secrets_dir", "/secrets"),
@@ -159,6 +160,13 @@ fn a_file_takes_every_setting_too() {
                 let items: Vec<String> = value.split(',').map(|item| format!("\"{item}\"")).collect();
                 format!("{path} = [{}]\n", items.join(", "))
             }
+            value::Kind::Quotas => {
+                let tables = [
+                    "{prefix = \"orders.\", plugins = 20, bytes = 67108864, share = 0.25}",
+                    "{prefix = \"billing.\", share = 1}",
+                ];
+                format!("{path} = [{}]\n", tables.join(", "))
+            }
             _ => format!("{path} = \"{value}\"\n"),
         })
         .collect();
@@ -166,6 +174,8 @@ fn a_file_takes_every_setting_too() {
     let json = serde_json::json!({"listen": "127.0.0.1:81", "messaging": {"max_message_size": 4242}}).to_string();
     assert_eq!(loaded.config.push.allow_networks, ["10.0.0.0/8", "fd00::/8"]);
     assert_eq!(loaded.config.telemetry.sampling_rate, 0.25);
+    let quotas = "[orders. plugins=20 bytes=67108864 share=0.25, billing. share=1]";
+    assert_eq!(show(&loaded, "plugins.quotas"), quotas);
     assert_eq!(load_file("any.json", &json, &[]).expect("valid").config.messaging.max_message_size, 4242);
 }
 
@@ -178,6 +188,7 @@ fn faults_name_the_setting_and_the_way_out() {
         (&[("SLUICE__WARP", "1")], "'warp' (from SLUICE__WARP) is not a setting"),
         (&[("SLUICE__MESSAGING", "1")], "'messaging' (from SLUICE__MESSAGING) is not a setting"),
         (&[("SLUICE__PLUGINS__WORKERS", "0")], "SLUICE__PLUGINS__WORKERS takes 1 to 256, not 0"),
+        (&[("SLUICE__PLUGINS__QUOTAS", "orders.")], "SLUICE__PLUGINS__QUOTAS limits nothing"),
         (&[("SLUICE__JWT__EXPIRATION", "P1M")], "no fixed length"),
         (&[("SLUICE__LISTEN", "example.com:80")], "listen takes HOST:PORT"),
         (&[("SLUICE__NODE_ID", "a b")], "node_id takes"),

@@ -4,6 +4,7 @@
 use figment::value::{Num, Value};
 
 use super::duration::parse_duration;
+use super::quotas;
 
 /// What a setting takes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -22,6 +23,8 @@ pub(super) enum Kind {
     Duration,
     /// A list of texts; in an environment variable separated by commas.
     List,
+    /// A list of tables in a file; in an environment variable a text for each, separated by commas.
+    Quotas,
     /// One of these words.
     Choice(&'static [&'static str]),
 }
@@ -36,6 +39,7 @@ impl Kind {
                 "false" | "0" | "no" | "off" => Value::from(false),
                 _ => return Err(format!("takes true or false, not '{text}'")),
             },
+            Kind::Quotas => quotas::parse(text)?,
             Kind::Integer(..) => {
                 Value::from(text.parse::<u64>().map_err(|_| format!("takes a whole number, not '{text}'"))?)
             }
@@ -74,6 +78,7 @@ impl Kind {
                 let texts = items.iter().all(|item| item.as_str().is_some());
                 if texts { Ok(()) } else { Err("takes a list of texts".to_owned()) }
             }
+            (Kind::Quotas, value) => quotas::check(value),
             (Kind::Choice(words), Value::String(_, text)) => {
                 let known = words.iter().any(|word| word.eq_ignore_ascii_case(text));
                 if known { Ok(()) } else { Err(format!("takes {}, not '{text}'", words.join(" or "))) }
@@ -90,18 +95,19 @@ impl Kind {
             Kind::Share => "a number from 0 to 1",
             Kind::Duration => "an ISO 8601 duration such as \"PT30S\"",
             Kind::List => "a list of texts",
+            Kind::Quotas => "a list of tables",
         }
     }
 }
 
-fn whole(number: Num) -> Option<u64> {
+pub(super) fn whole(number: Num) -> Option<u64> {
     number
         .to_u128()
         .and_then(|number| u64::try_from(number).ok())
         .or_else(|| number.to_i128().and_then(|number| u64::try_from(number).ok()))
 }
 
-fn fraction(number: Num) -> f64 {
+pub(super) fn fraction(number: Num) -> f64 {
     number
         .to_f64()
         .or_else(|| number.to_u128().map(|it| it as f64))

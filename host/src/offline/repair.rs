@@ -201,6 +201,7 @@ fn found_topic(seen: &TopicSeen, name: TopicName, dead_letter: Option<TopicId>, 
         },
         dead_letter_expired: spec.dead_letter_expired,
         dead_letter_threshold: Some(DEAD_LETTER_THRESHOLD),
+        capture_input: None,
     };
     Topic { id: spec.id, name, dead_letter, settings, created_at: now, updated_at: now, version: 1 }
 }

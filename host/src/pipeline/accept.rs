@@ -67,15 +67,17 @@ impl Pipelines {
         self.catalog.delete_plugin_version(name, label, actor).await?;
         let removed = self.registry.resolve(name, label);
         self.registry.removed(name, label);
+        self.count_quotas();
         if let Some(removed) = removed {
             self.discard_unless_known(&removed.digest).await;
         }
         Ok(())
     }
 
-    /// Whose pipelines run this version now.
+    /// Whose pipelines run this version now, or try it on a stage.
     fn bound_to(&self, name: &str, label: &str) -> Vec<Scope> {
-        let runs = |stage: &ResolvedStage| stage.spec.plugin == name && stage.version == label;
+        let tries = |stage: &ResolvedStage| stage.rollout.as_ref().is_some_and(|tried| tried.version == label);
+        let runs = |stage: &ResolvedStage| stage.spec.plugin == name && (stage.version == label || tries(stage));
         let lanes: Vec<Arc<Lane>> = self.lanes.read().values().cloned().collect();
         let bound = lanes
             .into_iter()
@@ -126,6 +128,7 @@ impl Pipelines {
         // Before it is compiled, which takes seconds, and again once nothing else changes.
         let imports = component::check(bytes.clone()).await.map_err(unusable)?;
         self.check_powers(&name, &digest, &imports).await?;
+        self.check_quota(&name, &digest, bytes.len())?;
         let loaded = self.components.load(&digest, bytes.clone()).await.map_err(unusable)?;
         let _one_at_a_time = self.changing.lock().await;
         let label_now = match &label {
@@ -143,6 +146,7 @@ impl Pipelines {
             return Err(CatalogError::Conflict(why).into());
         }
         self.check_room(&name, &label_now)?;
+        self.check_quota(&name, &digest, bytes.len())?;
         self.check_powers(&name, &digest, &imports).await?;
         let arriving = Arriving { name: &name, label: &label_now, digest: &digest, loaded: &loaded };
         let changes = self.rebind(&arriving).await?;
@@ -161,6 +165,7 @@ impl Pipelines {
             "a plugin version was accepted"
         );
         self.registry.accepted(version.clone());
+        self.count_quotas();
         for (lane, resolved, built) in changes {
             let stages = lane.current().record.as_ref().map(|record| record.stages.clone()).unwrap_or_default();
             let reason = format!("plugin {name} changed");

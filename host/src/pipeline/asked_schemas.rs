@@ -47,6 +47,11 @@ impl AskedSchemas {
         }
     }
 
+    /// Takes `definition` for what is registered as `id`: where no broker is.
+    pub fn take(&self, id: &str, definition: &str) {
+        self.known.lock().insert(id.to_owned(), Some(Some(definition.into())));
+    }
+
     /// The definition that validates now.
     ///
     /// # Errors

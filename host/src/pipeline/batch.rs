@@ -23,6 +23,7 @@ use super::revision::Revision;
 use super::rollout::compare::{self, Made};
 use super::rollout::{Arm, Candidate, Figures, Job, Shadow, Step, Trial};
 use super::stage::Stage;
+use super::verdicts::Told;
 
 /// A batch under way.
 pub struct Batch<'a> {
@@ -148,22 +149,42 @@ impl Batch<'_> {
 
     fn hand_over(&self, candidate: &Arc<Candidate>, copies: Vec<(usize, usize, Draft)>) {
         let Some(shadow) = self.shadow.filter(|_| !copies.is_empty()) else { return };
-        let made = |at: usize, emitted: usize| {
-            let (said, took) =
-                self.trails[at].last().map_or((Said::Pass, Duration::ZERO), |word| (word.word, word.took));
-            if let Ok(place) = self.items.binary_search_by_key(&at, |item| item.at) {
-                let item = &self.items[place];
-                let emitted = item.emitted.get(emitted..).unwrap_or_default().to_vec();
-                return Made { said, why: None, draft: item.draft.clone(), emitted, took };
-            }
-            let done = self.done[at].as_ref().expect("a message that is not among the others has its verdict");
-            let why = compare::why(&done.verdict);
-            Made { said, why, draft: done.draft.clone(), emitted: Vec::new(), took }
-        };
-        let messages = copies.into_iter().map(|(at, emitted, before)| (before, made(at, emitted))).collect();
+        let messages = copies.into_iter().map(|(at, emitted, before)| (before, self.made(at, emitted).0)).collect();
         let Of { scope, topic, payload_bytes_max, .. } = self.of;
         let job = Job { candidate: Arc::clone(candidate), scope, topic: topic.clone(), payload_bytes_max, messages };
         shadow.push(job, self.clock);
+    }
+
+    /// What the stage before this moment made of the message at `at`, which had `emitted` messages with it before; and its
+    /// verdict, if it goes no further.
+    fn made(&self, at: usize, emitted: usize) -> (Made, Option<&Verdict>) {
+        let (said, took) = self.trails[at].last().map_or((Said::Pass, Duration::ZERO), |word| (word.word, word.took));
+        if let Ok(place) = self.items.binary_search_by_key(&at, |item| item.at) {
+            let item = &self.items[place];
+            let emitted = item.emitted.get(emitted..).unwrap_or_default().to_vec();
+            return (Made { said, why: None, draft: item.draft.clone(), emitted, took }, None);
+        }
+        let done = self.done[at].as_ref().expect("a message that is not among the others has its verdict");
+        let why = compare::why(&done.verdict);
+        (Made { said, why, draft: done.draft.clone(), emitted: Vec::new(), took }, Some(&done.verdict))
+    }
+
+    /// Of the messages that a stage is about to see, as many as those who follow it are told of.
+    fn followed(&self, stage: &Stage) -> Vec<(usize, usize, Draft)> {
+        // Only what is live has a place for copies.
+        let Some((_, verdicts)) = stage.log.followed().filter(|_| self.shadow.is_some()) else { return Vec::new() };
+        let room = verdicts.room_for(self.items.len(), self.clock.now());
+        self.items.iter().take(room).map(|item| (item.at, item.emitted.len(), item.draft.clone())).collect()
+    }
+
+    fn tell(&self, stage: &Stage, followed: Vec<(usize, usize, Draft)>) {
+        let Some((from, verdicts)) = stage.log.followed().filter(|_| !followed.is_empty()) else { return };
+        for (at, emitted, draft) in followed {
+            let (after, verdict) = self.made(at, emitted);
+            let before = Made { said: Said::Pass, why: None, draft, emitted: Vec::new(), took: Duration::ZERO };
+            let when = (self.clock.now(), self.of.topic.clone(), Arc::clone(from));
+            verdicts.tell(Told::new(when, before, after, verdict));
+        }
     }
 
     fn stage(&mut self, stage: &Arc<Stage>, trial: Option<(&Trial, Arm)>) {
@@ -180,6 +201,7 @@ impl Batch<'_> {
             "messaging.batch.message_count" = self.items.len(),
         );
         let _entered = span.enter();
+        let followed = self.followed(stage);
         let watch = Stopwatch::start();
         let mut words: Vec<Option<Word>> = self.items.iter().map(|_| None).collect();
         let mut instance = None;
@@ -194,6 +216,7 @@ impl Batch<'_> {
         stage.metrics.run_seconds.observe(took.as_secs_f64());
         let share = took / u32::try_from(self.items.len()).unwrap_or(u32::MAX).max(1);
         let figures = self.judge(stage, words, share);
+        self.tell(stage, followed);
         if let Some((trial, arm)) = trial {
             trial.ran(arm, self.clock.now(), figures, share);
         }
@@ -360,8 +383,7 @@ impl Batch<'_> {
         let machine = &self.revision.machine;
         let places = call.items[call.window.clone()].iter().map(|item| item.at);
         let namespace = kv_namespace(self.topic_id, &stage.plugin);
-        let store = machine.store.get().cloned();
-        Some(CallValues::new(namespace, (store, self.clock.clone()), self.kv.clone(), places))
+        Some(CallValues::new(namespace, (machine.values(), self.clock.clone()), self.kv.clone(), places))
     }
 
     /// Turns the stage's words into verdicts; who is done leaves the batch.

@@ -15,7 +15,10 @@ const OPEN_FOR: Duration = Duration::from_secs(5);
 
 /// See the module.
 #[derive(Debug, Default)]
-pub struct Breaker(Mutex<State>);
+pub struct Breaker {
+    state: Mutex<State>,
+    never: bool,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -36,9 +39,18 @@ pub enum Admission {
 }
 
 impl Breaker {
+    /// One that never opens: where it is to be seen what a stage says of each message.
+    #[must_use]
+    pub fn never() -> Breaker {
+        Breaker { never: true, ..Breaker::default() }
+    }
+
     /// Asks before a batch, and again before each part of one that failed.
     pub fn admit(&self, now: Timestamp) -> Admission {
-        let mut state = self.0.lock();
+        if self.never {
+            return Admission::Closed;
+        }
+        let mut state = self.state.lock();
         match state.open_until {
             None => Admission::Closed,
             Some(until) if now < until => Admission::Open,
@@ -53,7 +65,7 @@ impl Breaker {
 
     /// A call ended well. Only the probe's success closes it: others began before it opened.
     pub fn succeeded(&self) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         if state.open_until.is_none() || state.probing {
             *state = State::default();
         }
@@ -61,7 +73,7 @@ impl Breaker {
 
     /// A fault was pinned on one message, or on the stage itself.
     pub fn failed(&self, now: Timestamp) {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         state.in_a_row = state.in_a_row.saturating_add(1);
         if state.in_a_row >= FAULTS_MAX {
             state.open_until = Some(now.plus(OPEN_FOR));
@@ -72,7 +84,7 @@ impl Breaker {
     /// Whether it lets nothing through now.
     #[must_use]
     pub fn is_open(&self) -> bool {
-        self.0.lock().open_until.is_some()
+        self.state.lock().open_until.is_some()
     }
 }
 

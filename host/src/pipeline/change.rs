@@ -10,10 +10,11 @@ use super::builtin;
 use super::component::{ComponentError, Loaded};
 use super::instance::StartError;
 use super::limits::STAGES_MAX;
+use super::plugin_log::PluginLog;
 use super::revision::Revision;
 use super::rollout::{Candidate, End, Step};
 use super::secrets::{self, Mask};
-use super::stage::Stage;
+use super::stage::{Machine, Stage};
 use super::{Lane, PipelineError, Pipelines, validate};
 
 /// What is said while the pool has no room.
@@ -258,9 +259,17 @@ impl Pipelines {
     }
 
     async fn build_one(&self, resolved: &ResolvedStage) -> Result<Arc<Stage>, NotBuilt> {
+        self.build_with(resolved, (self.registry.log(&resolved.spec.plugin), &self.machine)).await
+    }
+
+    pub(super) async fn build_with(
+        &self,
+        resolved: &ResolvedStage,
+        (log, machine): (Arc<PluginLog>, &Arc<Machine>),
+    ) -> Result<Arc<Stage>, NotBuilt> {
         let loaded = self.loaded(&resolved.digest).await?;
         self.check_config(resolved, Arc::clone(&loaded)).await?;
-        let stage = Stage::new(resolved.clone(), Ok(loaded), self.registry.log(&resolved.spec.plugin), &self.machine);
+        let stage = Stage::new(resolved.clone(), Ok(loaded), log, machine);
         let refused = |why| Err(NotBuilt::Refused(why));
         match start(Arc::clone(&stage)).await.map_err(|error| NotBuilt::NotNow(error.to_string()))? {
             Ok(()) => Ok(stage),

@@ -1,11 +1,14 @@
 //! What is different between two revisions of a pipeline. Invariant: a stage is known by its name; each difference says what
 //! was before and what is after, so that the one can be read out of the other. Never looks at what a config means.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use crate::catalog::model::PipelineRevision;
+use crate::catalog::model::{PipelineRevision, Rollout, RolloutLimits, Strategy};
+use crate::config::format_duration;
 
 /// A stage as it was set, and what really ran.
 #[derive(Debug, Clone, PartialEq)]
@@ -16,6 +19,7 @@ pub struct StageThen {
     spec: Value,
     version: String,
     digest: String,
+    trial: Option<Trial>,
 }
 
 /// All differences.
@@ -72,6 +76,9 @@ pub struct Changed {
     /// The version that ran, if it is another: also where both were set as `latest`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runs: Option<RunsOther>,
+    /// What is tried on it, if that is another, or is tried in another way.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub trial: Option<TrialOther>,
 }
 
 /// A value that is another.
@@ -109,6 +116,57 @@ pub struct RunsOther {
     pub after: Runs,
 }
 
+/// A version that is tried on a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Trial {
+    /// Its label.
+    pub version: String,
+    /// Hex SHA-256 of the component.
+    pub digest: String,
+    /// How it is tried.
+    pub strategy: Strategy,
+    /// On how many of a hundred messages.
+    pub percent: f64,
+    /// What ends it by itself.
+    #[schema(value_type = Object)]
+    pub limits: Value,
+}
+
+/// What was tried on a stage, and what came after.
+#[derive(Debug, Clone, PartialEq, Serialize, ToSchema)]
+pub struct TrialOther {
+    /// What was tried; absent if nothing was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub before: Option<Trial>,
+    /// What is tried; absent if nothing is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub after: Option<Trial>,
+}
+
+impl From<Rollout> for Trial {
+    fn from(rollout: Rollout) -> Trial {
+        let Rollout { version, digest, strategy, percent, limits, started_at: _ } = rollout;
+        Trial { version, digest, strategy, percent, limits: shown(&limits) }
+    }
+}
+
+/// By the names that the API has for them.
+fn shown(limits: &RolloutLimits) -> Value {
+    let mut shown = Map::new();
+    let shares = [
+        ("maxErrorRate", limits.max_error_rate),
+        ("maxRejectDelta", limits.max_reject_delta),
+        ("maxDropDelta", limits.max_drop_delta),
+        ("maxLatencyMs", limits.max_latency_ms),
+    ];
+    shown.extend(shares.into_iter().filter_map(|(name, limit)| Some((name.to_owned(), limit?.into()))));
+    let window = format_duration(Duration::from_millis(limits.window_ms));
+    shown.insert("window".to_owned(), window.into());
+    shown.insert("minMessages".to_owned(), limits.min_messages.into());
+    Value::Object(shown)
+}
+
 /// The stages of a revision, in the order they run.
 #[must_use]
 pub fn stages_of(revision: PipelineRevision) -> Vec<StageThen> {
@@ -122,6 +180,7 @@ pub fn stages_of(revision: PipelineRevision) -> Vec<StageThen> {
             spec: serde_json::to_value(own).unwrap_or_default(),
             version: stage.version.clone(),
             digest: stage.digest.clone(),
+            trial: stage.rollout.map(Trial::from),
         }
     };
     revision.resolved.into_iter().map(then).collect()
@@ -167,8 +226,10 @@ fn changed(before: &StageThen, after: &StageThen) -> Option<Changed> {
     let mut fields = Vec::new();
     compare(Some(&before.spec), Some(&after.spec), "", &mut fields);
     let runs = (before.runs() != after.runs()).then(|| RunsOther { before: before.runs(), after: after.runs() });
-    let differs = !fields.is_empty() || runs.is_some();
-    differs.then(|| Changed { stage: after.name.clone(), fields, runs })
+    let tried = || TrialOther { before: before.trial.clone(), after: after.trial.clone() };
+    let trial = (before.trial != after.trial).then(tried);
+    let differs = !fields.is_empty() || runs.is_some() || trial.is_some();
+    differs.then(|| Changed { stage: after.name.clone(), fields, runs, trial })
 }
 
 /// Down to the smallest values that differ.
@@ -216,7 +277,7 @@ mod tests {
     fn stage(name: &str, config: Value, version: &str) -> StageThen {
         let spec = json!({"name": name, "plugin": "p", "version": "latest", "config": config});
         let (version, digest) = (version.to_owned(), format!("digest of {version}"));
-        StageThen { name: name.to_owned(), implicit: false, spec, version, digest }
+        StageThen { name: name.to_owned(), implicit: false, spec, version, digest, trial: None }
     }
 
     fn plain(name: &str) -> StageThen {
@@ -261,6 +322,35 @@ mod tests {
             ])
         );
         assert_eq!(changed.runs.as_ref().map(|runs| runs.after.version.as_str()), Some("2"));
+    }
+
+    #[test]
+    fn a_trial_that_begins_goes_on_otherwise_or_ends_is_a_change() {
+        let limits = RolloutLimits {
+            max_error_rate: Some(0.5),
+            max_reject_delta: None,
+            max_drop_delta: None,
+            max_latency_ms: None,
+            window_ms: 60_000,
+            min_messages: 10,
+        };
+        let tried = |percent: f64| {
+            let (version, digest, limits) = ("2".to_owned(), "d".to_owned(), limits.clone());
+            let (strategy, started_at) = (Strategy::Canary, crate::clock::Timestamp(0));
+            let rollout = Rollout { version, digest, strategy, percent, limits, started_at };
+            StageThen { trial: Some(rollout.into()), ..plain("a") }
+        };
+        let shown = tried(1.0).trial.expect("one is tried").limits;
+        assert_eq!(shown, json!({"maxErrorRate": 0.5, "window": "PT1M", "minMessages": 10}));
+        let percents = |before: StageThen, after: StageThen| {
+            let difference = between(&[before], &[after]);
+            let trial = difference.changed.first().and_then(|changed| changed.trial.clone());
+            trial.map(|trial| [trial.before, trial.after].map(|trial| trial.map(|trial| trial.percent)))
+        };
+        assert_eq!(percents(plain("a"), tried(10.0)), Some([None, Some(10.0)]));
+        assert_eq!(percents(tried(10.0), tried(20.0)), Some([Some(10.0), Some(20.0)]));
+        assert_eq!(percents(tried(20.0), plain("a")), Some([Some(20.0), None]));
+        assert_eq!(percents(tried(20.0), tried(20.0)), None);
     }
 
     #[test]

@@ -169,8 +169,8 @@ async fn next(pipelines: &Pipelines, path: &Path, (stamp, at_start): (Stamp, boo
         Ok(true) => Phase::Done,
         // It changed while it was read.
         Ok(false) => Phase::New,
-        // What nobody has allowed yet may be allowed while it lies there.
-        Err(error) if error.is_passing() || matches!(error, PipelineError::Powers { .. }) => {
+        // What nobody has allowed yet may be allowed while it lies there, and a quota may get room.
+        Err(error) if error.is_passing() || matches!(error, PipelineError::Powers { .. } | PipelineError::Quota(_)) => {
             if tries == 0 {
                 pipelines.not_accepted(&name, file, &error);
             }

@@ -45,7 +45,7 @@ impl HostState {
         let stderr = LogStream::new(log.clone(), LogLevel::Warn);
         let mut table = ResourceTable::new();
         table.set_max_capacity(limits::HANDLES_MAX);
-        let wasi = sandbox::context(clock, stdout, stderr.clone());
+        let wasi = sandbox::context(clock, recipe.seed, stdout, stderr.clone());
         let (cpu, memory) = (CpuBudget::new(), MemoryLimit::new(memory_bytes));
         let (figures, schemas) = (Arc::clone(&recipe.figures), Some(Arc::clone(&recipe.schemas)));
         HostState { wasi, table, log, stderr, cpu, memory, call: None, figures, schemas }

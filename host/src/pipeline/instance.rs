@@ -77,6 +77,8 @@ pub struct Recipe {
     pub log: StageLog,
     /// What time it is.
     pub clock: Clock,
+    /// What its randomness follows from, where that is to be known.
+    pub seed: Option<u64>,
     /// The plugin's own.
     pub figures: Arc<Figures>,
     /// What the stage's instances have asked for.

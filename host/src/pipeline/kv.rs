@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use wasmtime::{Error, Result};
 
 use crate::clock::{Clock, Timestamp};
-use crate::store::{ItemWrite, KvRead, KvUse, MessageStore};
+use crate::store::{ItemWrite, KvRead, KvUse, KvValue, MessageStore, kv_cost};
 
 use super::limits;
 
@@ -17,6 +17,9 @@ use super::limits;
 const LAYOUT: u8 = 1;
 /// Bytes before the plugin's own: the layout, and when the value ends.
 pub const HEAD_BYTES: usize = 9;
+/// Bytes of all values of a [`Scratch`], and what one costs beside its own.
+const SCRATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
+const VALUE_COST: usize = 64;
 
 /// A plugin's bytes as they are stored: layout, end in milliseconds since 1970 (0: never), bytes.
 fn encode(value: &[u8], ends: Option<Timestamp>) -> Vec<u8> {
@@ -57,6 +60,21 @@ pub enum Fate {
 
 type Key = (Arc<str>, Arc<str>);
 
+/// What a write takes beyond what was there. What a removal gives back counts from the next request on: it may be for a
+/// message that is not stored.
+#[derive(Debug, Clone, Copy, Default)]
+struct Growth {
+    bytes: u64,
+    keys: u64,
+}
+
+impl std::ops::AddAssign for Growth {
+    fn add_assign(&mut self, more: Growth) {
+        self.bytes += more.bytes;
+        self.keys += more.keys;
+    }
+}
+
 /// What the stages of one request did with values, seen by all of them. Its messages are known by their place in the request.
 #[derive(Debug, Default)]
 pub struct Transaction {
@@ -73,6 +91,8 @@ struct State {
     written: Vec<Written>,
     /// The last write of each key.
     latest: HashMap<Key, usize>,
+    /// What namespaces grow by.
+    grown: HashMap<Arc<str>, Growth>,
     /// Owners whose writes were read for others.
     linked: HashSet<usize>,
     bytes: usize,
@@ -92,6 +112,7 @@ struct Written {
     owner: usize,
     key: Key,
     value: Option<Vec<u8>>,
+    growth: Growth,
     kept: bool,
 }
 
@@ -165,6 +186,10 @@ impl State {
         for written in self.written.iter_mut().filter(|written| written.kept && which(written)) {
             self.broken |= self.linked.contains(&written.owner);
             (written.kept, any) = (false, true);
+            if let Some(grown) = self.grown.get_mut(&written.key.0) {
+                grown.bytes -= written.growth.bytes;
+                grown.keys -= written.growth.keys;
+            }
         }
         if any {
             let kept = self.written.iter().enumerate().filter(|(_, written)| written.kept);
@@ -216,17 +241,59 @@ impl KvRun {
     }
 }
 
+/// Values that stand in no store: those of stages that are tried on messages of the past. What finds no room is not kept.
+#[derive(Debug, Default)]
+pub struct Scratch(Mutex<(HashMap<Key, Vec<u8>>, usize)>);
+
+impl Scratch {
+    /// Takes in what a batch whose messages met `fates` has written.
+    pub fn take(&self, transaction: &Transaction, fates: &[Fate]) {
+        // A batch some of which stands on what another part of it wrote, which was turned away, would be stored in parts; here
+        // it has written nothing.
+        let Some(used) = transaction.into_use(fates) else { return };
+        let mut held = self.0.lock();
+        let (values, bytes) = &mut *held;
+        for ItemWrite { namespace, key, value, .. } in used.written {
+            let key = (namespace, key);
+            let size = |key: &Key, value: &[u8]| key.0.len() + key.1.len() + value.len() + VALUE_COST;
+            if let Some(old) = values.remove(&key) {
+                *bytes -= size(&key, &old);
+            }
+            if let Some(value) = value.filter(|value| *bytes + size(&key, value) <= SCRATCH_BYTES_MAX) {
+                *bytes += size(&key, &value);
+                values.insert(key, value);
+            }
+        }
+    }
+
+    fn get(&self, namespace: &Arc<str>, key: &str) -> Option<Vec<u8>> {
+        self.0.lock().0.get(&(Arc::clone(namespace), Arc::from(key))).cloned()
+    }
+}
+
+/// What was before the request.
+#[derive(Clone)]
+pub enum Before {
+    /// Nothing.
+    Nothing,
+    /// What is stored.
+    Store(Arc<dyn MessageStore>),
+    /// What stands nowhere else.
+    Scratch(Arc<Scratch>),
+}
+
 /// Values as one call of a stage sees them.
 pub struct CallValues {
     namespace: Arc<str>,
-    store: Option<Arc<dyn MessageStore>>,
+    before: Before,
     clock: Clock,
     /// None on the way out: what is there is read, and nothing is remembered.
     run: Option<KvRun>,
     /// By place in the window.
     owners: Vec<usize>,
-    written: Vec<(usize, Arc<str>, Option<Vec<u8>>)>,
+    written: Vec<(usize, Arc<str>, Option<Vec<u8>>, Growth)>,
     latest: HashMap<Arc<str>, usize>,
+    grown: Growth,
     read: HashMap<Arc<str>, u64>,
     linked: HashSet<usize>,
     bytes: usize,
@@ -245,19 +312,20 @@ impl CallValues {
     #[must_use]
     pub fn new(
         namespace: Arc<str>,
-        (store, clock): (Option<Arc<dyn MessageStore>>, Clock),
+        (before, clock): (Before, Clock),
         run: Option<KvRun>,
         places: impl Iterator<Item = usize>,
     ) -> CallValues {
         let owners = run.as_ref().map(|run| places.map(|at| run.owner(at)).collect()).unwrap_or_default();
         CallValues {
             namespace,
-            store,
+            before,
             clock,
             run,
             owners,
             written: Vec::new(),
             latest: HashMap::new(),
+            grown: Growth::default(),
             read: HashMap::new(),
             linked: HashSet::new(),
             bytes: 0,
@@ -280,7 +348,7 @@ impl CallValues {
         self.begin(key)?;
         let now = self.clock.now();
         if let Some(at) = self.latest.get(key).copied() {
-            let (owner, _, value) = &self.written[at];
+            let (owner, _, value, _) = &self.written[at];
             let (owner, value) = (*owner, value.as_deref().map(|value| decode(value, now)).transpose()?.flatten());
             self.link(owner);
             return Ok(value);
@@ -315,9 +383,11 @@ impl CallValues {
         let now = self.clock.now();
         let ends = |ttl_ms: u64| Timestamp(now.0.saturating_add(i64::try_from(ttl_ms).unwrap_or(i64::MAX)));
         let value = value.map(|(value, ttl_ms)| encode(&value, ttl_ms.map(ends)));
+        let growth = value.as_ref().map_or(Ok(Growth::default()), |value| self.grow(&key, value.len()))?;
+        self.grown += growth;
         let key: Arc<str> = key.into();
         self.latest.insert(Arc::clone(&key), self.written.len());
-        self.written.push((self.owners[place], key, value));
+        self.written.push((self.owners[place], key, value, growth));
         self.check_room()
     }
 
@@ -330,11 +400,12 @@ impl CallValues {
         }
         state.bytes += self.bytes;
         state.linked.extend(self.linked);
-        for (owner, key, value) in self.written {
+        *state.grown.entry(Arc::clone(&self.namespace)).or_default() += self.grown;
+        for (owner, key, value, growth) in self.written {
             let key = (Arc::clone(&self.namespace), key);
             let at = state.written.len();
             state.latest.insert(key.clone(), at);
-            state.written.push(Written { owner, key, value, kept: true });
+            state.written.push(Written { owner, key, value, growth, kept: true });
         }
     }
 
@@ -368,13 +439,49 @@ impl CallValues {
         }
     }
 
-    fn stored(&self, key: &str) -> Result<Option<crate::store::KvValue>> {
-        // Without a broker there are none from before.
-        let Some(store) = &self.store else { return Ok(None) };
+    fn stored(&self, key: &str) -> Result<Option<KvValue>> {
+        let store = match &self.before {
+            Before::Nothing => return Ok(None),
+            Before::Scratch(scratch) => {
+                return Ok(scratch.get(&self.namespace, key).map(|value| KvValue { version: 0, value }));
+            }
+            Before::Store(store) => store,
+        };
         // The store answers from memory, behind a lock that is held for moments: the worker does not wait, and there is
         // nobody who waits for the worker while holding it.
         let answer = tokio::runtime::Handle::current().block_on(store.kv_get(&self.namespace, key));
         answer.map_err(|error| Error::msg(format!("a value could not be read: {error}")))
+    }
+
+    /// What a value of `bytes` takes beyond what this request has left under the key, if the namespace has room for it.
+    fn grow(&self, key: &str, bytes: usize) -> Result<Growth> {
+        // Without a broker nothing is stored.
+        let Before::Store(store) = &self.before else { return Ok(Growth::default()) };
+        let answer = tokio::runtime::Handle::current().block_on(store.kv_room(&self.namespace, key));
+        let room = answer.map_err(|error| Error::msg(format!("a value could not be set: {error}")))?;
+        let cost = |value: Option<&Vec<u8>>| value.map_or(0, |value| kv_cost(&self.namespace, key, value.len()));
+        let mut pending = self.grown;
+        let mut before = self.latest.get(key).map(|at| cost(self.written[*at].2.as_ref()));
+        if let Some(run) = &self.run {
+            let state = run.transaction.state.lock();
+            pending += state.grown.get(&self.namespace).copied().unwrap_or_default();
+            if before.is_none() {
+                let at = state.latest.get(&(Arc::clone(&self.namespace), Arc::from(key)));
+                before = at.map(|at| cost(state.written[*at].value.as_ref()));
+            }
+        }
+        let before = before.unwrap_or(room.taken);
+        let taken = kv_cost(&self.namespace, key, bytes);
+        let growth = Growth { bytes: taken.saturating_sub(before), keys: u64::from(before == 0) };
+        let (bytes, keys) = (pending.bytes + growth.bytes, pending.keys + growth.keys);
+        if (growth.bytes > 0 && bytes > room.bytes) || (growth.keys > 0 && keys > room.keys) {
+            return Err(Error::msg(format!(
+                "the plugin's values on this topic have no room for it: there is some for {} bytes and {} keys more, and the \
+                 stages of this request have used or want {bytes} and {keys}; set values with an end (`ttl-ms`), or delete some",
+                room.bytes, room.keys
+            )));
+        }
+        Ok(growth)
     }
 
     fn check_room(&self) -> Result<()> {
@@ -401,7 +508,7 @@ mod tests {
 
     fn call(transaction: &Arc<Transaction>, owners: &[usize]) -> CallValues {
         let (run, clock) = (KvRun::of_all(transaction), Clock::fixed(Timestamp(1000)));
-        CallValues::new("1/p".into(), (None, clock), Some(run), owners.iter().copied())
+        CallValues::new("1/p".into(), (Before::Nothing, clock), Some(run), owners.iter().copied())
     }
 
     fn set(call: &mut CallValues, place: usize, key: &str, value: &str) {
@@ -472,7 +579,7 @@ mod tests {
         for (owner, key) in [(kept, "a"), (gone, "b")] {
             let run = KvRun::of_one(&transaction, owner);
             let clock = Clock::fixed(Timestamp(0));
-            let mut call = CallValues::new("2/p".into(), (None, clock), Some(run), std::iter::once(0));
+            let mut call = CallValues::new("2/p".into(), (Before::Nothing, clock), Some(run), std::iter::once(0));
             set(&mut call, 0, key, "x");
             call.end();
         }
@@ -495,5 +602,24 @@ mod tests {
         };
         assert!(refused.contains("of one request"), "{refused}");
         assert_eq!(calls, limits::KV_REQUEST_BYTES_MAX / limits::KV_VALUE_BYTES_MAX / 64 - 1);
+    }
+
+    #[test]
+    fn values_that_find_no_room_are_not_kept() {
+        let (scratch, namespace): (Scratch, Arc<str>) = (Scratch::default(), "1/p".into());
+        let write = |key: &str, value: Option<usize>| {
+            let transaction = Arc::new(Transaction::new(1));
+            let mut call = call(&transaction, &[0]);
+            call.set(0, key.to_owned(), value.map(|bytes| (vec![0; bytes], None))).unwrap();
+            call.end();
+            scratch.take(&transaction, &[Fate::Item(0)]);
+        };
+        let fit = SCRATCH_BYTES_MAX / limits::KV_VALUE_BYTES_MAX;
+        (0..fit + 10).for_each(|number| write(&number.to_string(), Some(limits::KV_VALUE_BYTES_MAX)));
+        let kept = |scratch: &Scratch| scratch.0.lock().0.len();
+        assert!(kept(&scratch) < fit && scratch.0.lock().1 <= SCRATCH_BYTES_MAX, "{}", kept(&scratch));
+        assert!(scratch.get(&namespace, "0").is_some() && scratch.get(&namespace, &fit.to_string()).is_none());
+        (0..fit).for_each(|number| write(&number.to_string(), None));
+        assert_eq!((kept(&scratch), scratch.0.lock().1), (0, 0), "what is taken away gives its room back");
     }
 }

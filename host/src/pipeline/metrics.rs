@@ -32,6 +32,11 @@ fn run_seconds() -> Result<HistogramVec> {
     HistogramVec::new(opts.buckets(RUN_BUCKETS.to_vec()), &VERSION)
 }
 
+fn cold_start_seconds() -> Result<HistogramVec> {
+    let opts = HistogramOpts::new("sluice_plugin_cold_start_seconds", "Time to make and configure an instance.");
+    HistogramVec::new(opts.buckets(COLD_BUCKETS.to_vec()), &VERSION)
+}
+
 fn histogram(name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
     Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
 }
@@ -40,9 +45,7 @@ fn histogram(name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
 #[derive(Debug, Clone)]
 pub struct Metrics {
     versions: Arc<Versions>,
-    /// How long a new instance takes until its first batch.
-    pub cold_start_seconds: Histogram,
-    /// How long a component takes to compile.
+    /// How long a component takes to compile. It is no version yet: `compiled_in` tells those that became one.
     pub compile_seconds: Histogram,
     reload_errors: IntCounterVec,
     /// Runs that were turned away because too much was waiting.
@@ -61,6 +64,7 @@ struct Versions {
     run_seconds: HistogramVec,
     instances: IntGaugeVec,
     cold_starts: IntCounterVec,
+    cold_start_seconds: HistogramVec,
     memory: IntGaugeVec,
     compiled_in: GaugeVec,
     told: Mutex<Told>,
@@ -101,6 +105,8 @@ pub struct PluginMetrics {
     pub instances: IntGauge,
     /// Instances that were made.
     pub cold_starts: IntCounter,
+    /// How long a new instance takes until its first batch.
+    pub cold_start_seconds: Histogram,
     memory: IntGauge,
     faults: [IntCounter; 5],
 }
@@ -176,6 +182,7 @@ impl Versions {
                 "Instances of a plugin that were made.",
                 &VERSION,
             )?,
+            cold_start_seconds: cold_start_seconds()?,
             memory: gauges("sluice_plugin_memory_high_water_bytes", "The most that an instance has held.")?,
             compiled_in: GaugeVec::new(
                 Opts::new("sluice_plugin_compiled_in_seconds", "Time that compiling took, if it was since the start."),
@@ -193,6 +200,7 @@ impl Versions {
         registry.register(Box::new(self.run_seconds.clone()))?;
         registry.register(Box::new(self.instances.clone()))?;
         registry.register(Box::new(self.cold_starts.clone()))?;
+        registry.register(Box::new(self.cold_start_seconds.clone()))?;
         registry.register(Box::new(self.memory.clone()))?;
         registry.register(Box::new(self.compiled_in.clone()))
     }
@@ -205,6 +213,7 @@ impl Versions {
         let _ = self.run_seconds.remove_label_values(&of);
         let _ = self.instances.remove_label_values(&of);
         let _ = self.cold_starts.remove_label_values(&of);
+        let _ = self.cold_start_seconds.remove_label_values(&of);
         let _ = self.memory.remove_label_values(&of);
         let _ = self.compiled_in.remove_label_values(&of);
         for verdict in VERDICTS {
@@ -225,11 +234,6 @@ impl Metrics {
         let counters = |name: &str, help: &str, labels: &[&str]| IntCounterVec::new(Opts::new(name, help), labels);
         let metrics = Metrics {
             versions: Arc::new(Versions::new()?),
-            cold_start_seconds: histogram(
-                "sluice_plugin_cold_start_seconds",
-                "Time to make and configure an instance.",
-                &COLD_BUCKETS,
-            )?,
             compile_seconds: histogram(
                 "sluice_plugin_compile_seconds",
                 "Time to compile a component.",
@@ -252,7 +256,6 @@ impl Metrics {
 
     fn register(&self, registry: &Registry) -> Result<()> {
         self.versions.register(registry)?;
-        registry.register(Box::new(self.cold_start_seconds.clone()))?;
         registry.register(Box::new(self.compile_seconds.clone()))?;
         registry.register(Box::new(self.reload_errors.clone()))?;
         registry.register(Box::new(self.overloads.clone()))?;
@@ -282,6 +285,7 @@ impl Metrics {
             run_seconds: of.run_seconds.with_label_values(&labels),
             instances: of.instances.with_label_values(&labels),
             cold_starts: of.cold_starts.with_label_values(&labels),
+            cold_start_seconds: of.cold_start_seconds.with_label_values(&labels),
             memory: of.memory.with_label_values(&labels),
             faults: CAUSES.map(|cause| of.faults.with_label_values(&[plugin, version, cause.as_str()])),
             name: name.clone(),

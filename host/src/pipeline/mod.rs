@@ -17,6 +17,7 @@ pub mod custom_section;
 mod diff;
 mod disk;
 pub mod draft;
+mod dry_run;
 mod engine;
 mod figures;
 mod follow;
@@ -32,18 +33,21 @@ mod named_schema;
 mod plugin_log;
 mod powers;
 mod queue;
+mod quotas;
 mod registry;
 mod revision;
 mod rollback;
 pub mod rollout;
 mod sandbox;
 mod secrets;
+mod shares;
 mod signature;
 mod stage;
 #[cfg(test)]
 pub(crate) mod tests;
 pub mod trial;
 mod validate;
+mod verdicts;
 mod worker;
 mod world;
 
@@ -71,23 +75,27 @@ use self::follow::Lagging;
 use self::kv::KvRun;
 use self::metrics::Metrics;
 use self::queue::QueueLimits;
+use self::quotas::QuotaMetrics;
 use self::registry::PluginRegistry;
 use self::revision::Revision;
 use self::rollout::{RolloutMetrics, Rollouts};
 use self::secrets::Secrets;
+use self::shares::Shares;
 use self::signature::TrustedKeys;
 use self::stage::{Machine, Stage};
 use self::worker::Pool;
 
 pub use self::component::ComponentState;
 pub use self::diff::Difference;
-pub use self::limits::MEMORY_MB_MAX as STAGE_MEMORY_MB_MAX;
+pub use self::dry_run::{DryRun, DryRunReport, DryRunSpec, Outcomes};
 pub use self::limits::{KV_RERUNS_MAX, RUN_GROWTH_BYTES_MAX};
+pub use self::limits::{MEMORY_MB_MAX as STAGE_MEMORY_MB_MAX, give_way};
 pub use self::plugin_log::{LogLevel, LogLine};
 pub use self::powers::{POWERS, powers_of};
 pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView, is_label, is_plugin_name};
 pub use self::secrets::names as secret_names;
 pub use self::signature::{SIGNATURE_BYTES, TrustedKeys as PluginKeys, parse as parse_signature};
+pub use self::verdicts::{Following as FollowingVerdicts, Heard as HeardVerdict, Told as ToldVerdict};
 
 /// Where machine code is kept, in the data directory.
 const CACHE_DIR: &str = "plugin-cache";
@@ -158,15 +166,19 @@ pub enum PipelineError {
     Unusable(String),
     /// The component imports powers that are new to the plugin, and that nobody has allowed.
     #[error(
-        "it imports what the version in use ('{in_use}') of '{plugin}' does not: {list}; an Admin allows it with \
-         `sluice plugin allow {plugin} {names}` (PUT /plugins/{plugin}/powers)",
+        "it imports what {last} of '{plugin}' has not: {list}; an Admin allows it with `sluice plugin allow {plugin} {names}` \
+         (PUT /plugins/{plugin}/powers)",
+        last = .in_use.as_ref().map_or_else(
+            || "the last version, which was deleted,".to_owned(),
+            |label| format!("the version in use ('{label}')"),
+        ),
         list = .powers.join(", "), names = .powers.join(" ")
     )]
     Powers {
         /// Whose.
         plugin: String,
-        /// What is `latest`.
-        in_use: String,
+        /// What is `latest`; none: all versions were deleted.
+        in_use: Option<String>,
         /// Which.
         powers: Vec<&'static str>,
     },
@@ -176,6 +188,9 @@ pub enum PipelineError {
     /// There are as many as are kept: what to do about it.
     #[error("{0}")]
     Full(String),
+    /// Its quota has no room for it: what to do about it.
+    #[error("{0}")]
+    Quota(String),
     /// The component is larger than allowed.
     #[error("the component has {size} bytes: at most {max} are allowed")]
     TooLarge {
@@ -205,7 +220,8 @@ impl PipelineError {
             PipelineError::Overloaded | PipelineError::Stopping | PipelineError::Internal(_) => true,
             PipelineError::NotNow(_) | PipelineError::Catalog(CatalogError::Unavailable(_)) => true,
             PipelineError::Invalid(_) | PipelineError::Unusable(_) | PipelineError::TooLarge { .. } => false,
-            PipelineError::Full(_) | PipelineError::Powers { .. } | PipelineError::Bound(_) => false,
+            PipelineError::Full(_) | PipelineError::Quota(_) => false,
+            PipelineError::Powers { .. } | PipelineError::Bound(_) => false,
             PipelineError::Catalog(_) | PipelineError::Watch { .. } => false,
         }
     }
@@ -252,6 +268,7 @@ pub struct Pipelines {
     changing: tokio::sync::Mutex<()>,
     lagging: Lagging,
     rollouts: Rollouts,
+    quota_metrics: QuotaMetrics,
     tasks: Mutex<Vec<tokio::task::AbortHandle>>,
 }
 
@@ -276,7 +293,7 @@ impl Pipelines {
         let internal = |error: &dyn std::fmt::Display| PipelineError::Internal(error.to_string());
         let metrics = Metrics::new(registry).map_err(|error| internal(&error))?;
         let engine = engine::running().map_err(|error| internal(&format!("{error:#}")))?;
-        let ticker = Ticker::start(&engine).map_err(|error| internal(&error))?;
+        let ticker = Arc::new(Ticker::start(&engine).map_err(|error| internal(&error))?);
         let components = Components::open(engine, options.data_dir.join(CACHE_DIR), metrics.clone())
             .map_err(|error| internal(&error))?;
         let plugins = &options.plugins;
@@ -284,7 +301,9 @@ impl Pipelines {
         let running_max = plugins.instances_per_stage_max.clamp(1, workers);
         let limits = QueueLimits { workers, running_max, waiting_max: plugins.queue_batches_max.max(1) };
         let rollouts = Rollouts::new(RolloutMetrics::new(registry).map_err(|error| internal(&error))?);
-        let pool = Pool::start(limits, clock.clone(), (metrics.clone(), rollouts.shadow.clone()))
+        let quota_metrics = QuotaMetrics::new(registry).map_err(|error| internal(&error))?;
+        let shares = Shares::new(&plugins.quotas, &limits, &quota_metrics);
+        let pool = Pool::start((limits, shares), clock.clone(), (metrics.clone(), rollouts.shadow.clone()))
             .map_err(|error| internal(&error))?;
         let trust = &options.plugins.trust;
         let trusted = TrustedKeys::read(&trust.trusted_keys).map_err(|error| internal(&error))?;
@@ -304,9 +323,11 @@ impl Pipelines {
             changing: tokio::sync::Mutex::new(()),
             lagging: Lagging::default(),
             rollouts,
+            quota_metrics,
             tasks: Mutex::default(),
         });
         pipelines.register_builtins().await?;
+        pipelines.count_quotas();
         pipelines.components.prune(&pipelines.registry.digests());
         pipelines.restore().await?;
         pipelines.start_following();
@@ -432,6 +453,12 @@ impl Pipelines {
     #[must_use]
     pub fn follow_plugin_log(&self, name: &str) -> (Vec<LogLine>, tokio::sync::broadcast::Receiver<LogLine>) {
         self.registry.log(name).follow()
+    }
+
+    /// What the stages of a plugin make of messages from now on.
+    #[must_use]
+    pub fn follow_verdicts(&self, name: &str) -> FollowingVerdicts {
+        self.registry.log(name).verdicts.follow()
     }
 
     /// Ends what waits, then the workers. Later runs are [`PipelineError::Stopping`].

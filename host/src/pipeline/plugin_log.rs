@@ -16,6 +16,7 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 use crate::clock::{Clock, Timestamp};
 
 use super::limits::cut;
+use super::verdicts::Verdicts;
 
 /// Bytes of one line; a longer one is cut.
 const LINE_BYTES_MAX: usize = 4 * 1024;
@@ -70,6 +71,8 @@ pub struct PluginLog {
     plugin: Arc<str>,
     clock: Clock,
     state: Mutex<State>,
+    /// What its stages make of messages.
+    pub verdicts: Verdicts,
 }
 
 #[derive(Debug, Default)]
@@ -86,7 +89,7 @@ impl PluginLog {
     /// The log of `plugin`.
     #[must_use]
     pub fn new(plugin: Arc<str>, clock: Clock) -> Arc<PluginLog> {
-        Arc::new(PluginLog { plugin, clock, state: Mutex::new(State::default()) })
+        Arc::new(PluginLog { plugin, clock, state: Mutex::new(State::default()), verdicts: Verdicts::default() })
     }
 
     /// The last lines, oldest first.
@@ -171,6 +174,12 @@ impl StageLog {
     /// Writes one line, or leaves it out in a flood.
     pub fn write(&self, level: LogLevel, text: String) {
         self.log.write_from(Some(&self.from), level, text);
+    }
+
+    /// The stage, and who follows what it makes of messages; none if nobody does.
+    #[must_use]
+    pub fn followed(&self) -> Option<(&Arc<Speaker>, &Verdicts)> {
+        self.log.verdicts.are_followed().then_some((&self.from, &self.log.verdicts))
     }
 }
 

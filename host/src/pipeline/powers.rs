@@ -25,7 +25,7 @@ impl Pipelines {
     /// # Errors
     /// The catalog's.
     pub async fn allowed_powers(&self, plugin: &str) -> Result<Option<AllowedPowers>, PipelineError> {
-        if !self.registry.is_known(plugin) {
+        if !self.is_or_was_known(plugin).await? {
             return Ok(None);
         }
         Ok(Some(self.catalog.allowed_powers(plugin).await?))
@@ -42,12 +42,17 @@ impl Pipelines {
         expected: Option<u64>,
         actor: &Actor,
     ) -> Result<Option<AllowedPowers>, PipelineError> {
-        if !is_plugin_name(plugin) || !self.registry.is_known(plugin) {
+        if !is_plugin_name(plugin) || !self.is_or_was_known(plugin).await? {
             return Ok(None);
         }
         // In one order, so that the same set is the same however it was written.
         let allowed = POWERS.into_iter().filter(|power| allowed.contains(power)).map(str::to_owned).collect();
         Ok(Some(self.catalog.allow_powers(plugin, allowed, expected, actor).await?))
+    }
+
+    /// Whether there is a version of it, or there was: what comes then may wait for an Admin, who has to be heard.
+    async fn is_or_was_known(&self, plugin: &str) -> Result<bool, PipelineError> {
+        Ok(self.registry.is_known(plugin) || self.catalog.imports_when_deleted(plugin).await?.is_some())
     }
 
     /// Refuses a component that imports a power which is new to the plugin and not allowed. Bytes that were accepted before
@@ -58,11 +63,18 @@ impl Pipelines {
         digest: &str,
         imports: &[String],
     ) -> Result<(), PipelineError> {
-        let Some(in_use) = self.registry.resolve(plugin, "latest") else { return Ok(()) };
+        let (in_use, imported) = match self.registry.resolve(plugin, "latest") {
+            Some(in_use) => (Some(in_use.version), in_use.imports),
+            // Whoever deletes all versions does not make the name a new one.
+            None => match self.catalog.imports_when_deleted(plugin).await? {
+                Some(imports) => (None, imports),
+                None => return Ok(()),
+            },
+        };
         if self.registry.with_digest(plugin, digest).is_some() {
             return Ok(());
         }
-        let has = powers_of(&in_use.imports);
+        let has = powers_of(&imported);
         let mut powers = powers_of(imports);
         powers.retain(|power| !has.contains(power));
         if powers.is_empty() {
@@ -73,7 +85,7 @@ impl Pipelines {
         if powers.is_empty() {
             return Ok(());
         }
-        Err(PipelineError::Powers { plugin: plugin.to_owned(), in_use: in_use.version, powers })
+        Err(PipelineError::Powers { plugin: plugin.to_owned(), in_use, powers })
     }
 }
 

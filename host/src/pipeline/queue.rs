@@ -1,6 +1,7 @@
 //! Runs that wait for a worker, per scope. Invariant: scopes with work take turns; a scope's runs are cut into batches and
 //! merged in the order they came; what waits is bounded per scope, and so is how long one batch can keep a thread; no scope
-//! ever holds all threads, and one that is slow holds none that another would run on. Never runs a stage.
+//! ever holds all threads, nor do the topics of a quota more than its share, and one that is slow holds none that another
+//! would run on. Never runs a stage.
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
@@ -17,6 +18,7 @@ use super::draft::{Draft, Processed};
 use super::kv::KvRun;
 use super::limits::{CALL_BYTES_MAX, CALL_MESSAGES_MAX, RUN_GROWTH_BYTES_MAX};
 use super::revision::Revision;
+use super::shares::{Quota, Shares};
 use super::{Lane, Run};
 
 /// CPU time of a batch from which on its scope counts as slow: many times what an honest batch takes, far less than a
@@ -141,6 +143,8 @@ impl Waiting {
 /// What a worker takes: messages of one or more runs of one scope, all on one revision.
 #[derive(Debug)]
 pub struct Batch {
+    /// The kind of threads that it is run on.
+    pub on: Runs,
     /// Whose.
     pub lane: Arc<Lane>,
     /// The topic of all of them.
@@ -196,6 +200,8 @@ struct Line {
     /// Messages of its next batch at most.
     share: usize,
     in_turn: bool,
+    /// What its topic's name is under.
+    quota: Option<Quota>,
 }
 
 /// How a scope's batches have behaved so far.
@@ -213,6 +219,7 @@ enum Pace {
 #[derive(Debug)]
 pub struct Queue {
     limits: QueueLimits,
+    shares: Shares,
     lines: HashMap<Scope, Line>,
     quick: Turns,
     slow: Turns,
@@ -226,8 +233,8 @@ type Turns = VecDeque<Scope>;
 impl Queue {
     /// With nothing waiting.
     #[must_use]
-    pub fn new(limits: QueueLimits) -> Queue {
-        Queue { limits, lines: HashMap::new(), quick: Turns::new(), slow: Turns::new(), messages: 0 }
+    pub fn new(limits: QueueLimits, shares: Shares) -> Queue {
+        Queue { limits, shares, lines: HashMap::new(), quick: Turns::new(), slow: Turns::new(), messages: 0 }
     }
 
     /// Whether scopes wait for such a thread; each may still have as many batches running as it can.
@@ -255,7 +262,8 @@ impl Queue {
         drafts: Vec<Draft>,
         kv: Option<KvRun>,
     ) -> Option<oneshot::Receiver<Run>> {
-        let line = self.lines.entry(lane.scope).or_insert_with(|| Line::new(lane));
+        let quota = self.shares.quota(topic.name.as_str());
+        let line = self.lines.entry(lane.scope).or_insert_with(|| Line::new(lane, quota));
         let bytes: usize = drafts.iter().map(|draft| draft.payload.len()).sum();
         let batches = batches(line.messages + drafts.len(), line.bytes + bytes);
         if line.messages > 0 && batches > self.limits.waiting_max {
@@ -266,6 +274,7 @@ impl Queue {
         line.messages += drafts.len();
         line.bytes += bytes;
         self.messages += drafts.len();
+        self.shares.wait(line.quota, drafts.len(), 0);
         let (reply, answer) = oneshot::channel();
         let gather = Arc::new(Gather::new(drafts.len(), reply));
         let span = tracing::Span::current();
@@ -284,13 +293,22 @@ impl Queue {
         let mut at = 0;
         while let Some(scope) = self.turns(runs).get(at).copied() {
             let line = self.lines.get_mut(&scope).expect("a scope in turn has a line");
+            let quota = line.quota;
+            if !self.shares.has_room(quota, runs) {
+                self.turns(runs).remove(at);
+                self.shares.park(quota, runs, scope);
+                continue;
+            }
             if !line.may_run(&self.limits) {
                 at += 1;
+                // The place that it can't take may be what another one waits for.
+                self.wake(quota, runs);
                 continue;
             }
             let before = line.messages;
-            let batch = line.take();
+            let batch = line.take(runs);
             self.messages -= before - line.messages;
+            self.shares.wait(quota, line.messages, before);
             line.running += usize::from(batch.is_some());
             line.in_turn = !line.waiting.is_empty();
             let (in_turn, is_over) = (line.in_turn, line.is_over());
@@ -302,25 +320,40 @@ impl Queue {
             }
             // None if nobody awaits any more what waited there.
             if batch.is_some() {
+                self.shares.begins(quota, runs);
                 return batch;
             }
+            self.wake(quota, runs);
         }
         None
     }
 
-    /// A batch of `scope` with so many messages took `cpu_ns`.
-    pub fn done(&mut self, scope: Scope, messages: usize, cpu_ns: u64) {
+    /// A batch of `scope` that ran on such a thread, with so many messages, took `cpu_ns`.
+    pub fn done(&mut self, scope: Scope, (runs, messages): (Runs, usize), cpu_ns: u64) {
         let Some(line) = self.lines.get_mut(&scope) else { return };
+        let quota = line.quota;
+        self.shares.ends(quota, runs);
         line.running -= 1;
         let before = line.needs();
         line.learn(messages, cpu_ns);
         let (after, in_turn, is_over) = (line.needs(), line.in_turn, line.is_over());
         if in_turn && before != after {
             self.turns(before).retain(|waits| *waits != scope);
+            self.shares.unpark(quota, before, scope);
             self.turns(after).push_back(scope);
+            // It may have been the one that was to take a place.
+            self.wake(quota, before);
         }
         if is_over {
             self.lines.remove(&scope);
+        }
+        self.wake(quota, runs);
+    }
+
+    /// If the quota has a place free, the next one that was put aside for it has its turn again.
+    fn wake(&mut self, quota: Option<Quota>, runs: Runs) {
+        if let Some(scope) = self.shares.wake(quota, runs) {
+            self.turns(runs).push_back(scope);
         }
     }
 
@@ -333,7 +366,7 @@ impl Queue {
 }
 
 impl Line {
-    fn new(lane: &Arc<Lane>) -> Line {
+    fn new(lane: &Arc<Lane>, quota: Option<Quota>) -> Line {
         Line {
             lane: Arc::clone(lane),
             waiting: VecDeque::new(),
@@ -343,6 +376,7 @@ impl Line {
             pace: Pace::Unknown,
             share: 1,
             in_turn: false,
+            quota,
         }
     }
 
@@ -388,7 +422,7 @@ impl Line {
         }
     }
 
-    fn take(&mut self) -> Option<Batch> {
+    fn take(&mut self, runs: Runs) -> Option<Batch> {
         let mut batch: Option<Batch> = None;
         let mut bytes = 0;
         while let Some(waiting) = self.waiting.front_mut() {
@@ -400,6 +434,7 @@ impl Line {
             }
             let revision = Arc::clone(waiting.gather.revision.get_or_init(|| self.lane.current()));
             let batch = batch.get_or_insert_with(|| Batch {
+                on: runs,
                 lane: Arc::clone(&self.lane),
                 topic: waiting.topic.clone(),
                 payload_bytes_max: waiting.payload_bytes_max,

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::catalog::model::{PluginVersion, Scope};
+use crate::catalog::model::{PluginSource, PluginVersion, Scope};
 use crate::clock::{Clock, Timestamp};
 
 use super::component::ComponentState;
 use super::plugin_log::PluginLog;
+use super::quotas::Held;
 
 /// Names that are kept, with or without a version: each is a label of the metrics.
 pub const PLUGINS_MAX: usize = 1024;
@@ -170,6 +171,18 @@ impl PluginRegistry {
     pub fn digests(&self) -> HashSet<String> {
         let plugins = self.plugins.lock();
         plugins.values().flat_map(|entry| entry.versions.iter().map(|version| version.digest.clone())).collect()
+    }
+
+    /// What plugins have whose names `counts` takes, without what came with the binary.
+    pub fn held(&self, counts: impl Fn(&str) -> bool) -> Held {
+        let mut held = Held::default();
+        for (name, entry) in self.plugins.lock().iter().filter(|(name, _)| counts(name)) {
+            for version in entry.versions.iter().filter(|version| version.source != PluginSource::Builtin) {
+                held.plugins.insert(name.clone());
+                held.components.insert(version.digest.clone(), version.size);
+            }
+        }
+        held
     }
 
     /// Whether there is any version of it.

@@ -3,9 +3,11 @@
 
 use std::time::Duration;
 
+use rand::SeedableRng as _;
+use rand::rngs::SmallRng;
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Engine, Error, Result};
-use wasmtime_wasi::{HostWallClock, WasiCtx, WasiCtxBuilder};
+use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiCtx, WasiCtxBuilder};
 
 use crate::clock::Clock;
 
@@ -48,10 +50,15 @@ pub fn linker(engine: &Engine) -> Result<Linker<HostState>> {
     Ok(linker)
 }
 
-/// WASI's context of one instance.
+/// WASI's context of one instance. With a seed all that it draws, and the time that it measures, follow from that and from
+/// `clock`.
 #[must_use]
-pub fn context(clock: Clock, stdout: LogStream, stderr: LogStream) -> WasiCtx {
-    WasiCtxBuilder::new()
+pub fn context(clock: Clock, seed: Option<u64>, stdout: LogStream, stderr: LogStream) -> WasiCtx {
+    let mut context = WasiCtxBuilder::new();
+    if let Some(seed) = seed {
+        foresee(&mut context, seed, &clock);
+    }
+    context
         .stdout(stdout)
         .stderr(stderr)
         .wall_clock(BrokerClock(clock))
@@ -61,6 +68,28 @@ pub fn context(clock: Clock, stdout: LogStream, stderr: LogStream) -> WasiCtx {
         .allow_ip_name_lookup(false)
         .allow_blocking_current_thread(true)
         .build()
+}
+
+/// The same messages are to get the same verdicts.
+fn foresee(context: &mut WasiCtxBuilder, seed: u64, clock: &Clock) {
+    context
+        .secure_random(SmallRng::seed_from_u64(seed))
+        .insecure_random(SmallRng::seed_from_u64(seed.wrapping_add(1)))
+        .insecure_random_seed(seed.into())
+        .monotonic_clock(MeasuredClock(clock.clone()));
+}
+
+/// Stands still between two moves of the clock.
+struct MeasuredClock(Clock);
+
+impl HostMonotonicClock for MeasuredClock {
+    fn resolution(&self) -> u64 {
+        1_000_000
+    }
+
+    fn now(&self) -> u64 {
+        u64::try_from(self.0.now().0).unwrap_or(0).saturating_mul(1_000_000)
+    }
 }
 
 /// The broker's clock, so that a test that moves it moves the plugins' time too.

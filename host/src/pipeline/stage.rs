@@ -23,6 +23,7 @@ use super::draft::FaultCause;
 use super::engine::Ticker;
 use super::figures::{FigureFamilies, Figures};
 use super::instance::{Failure, Instance, Recipe, StartError};
+use super::kv::{Before, Scratch};
 use super::limits::CALL_MESSAGES_MAX;
 use super::metrics::{Metrics, PluginMetrics};
 use super::plugin_log::{PluginLog, Speaker, StageLog};
@@ -32,7 +33,7 @@ use super::world::keeps_values;
 /// What every stage needs of the broker.
 pub struct Machine {
     /// Raises the epoch.
-    pub ticker: Ticker,
+    pub ticker: Arc<Ticker>,
     /// What time it is.
     pub clock: Clock,
     /// For `/metrics`.
@@ -45,10 +46,21 @@ pub struct Machine {
     pub store: OnceLock<Arc<dyn MessageStore>>,
     /// Plugins' own figures.
     pub figures: FigureFamilies,
+    /// Set where stages are tried on messages of the past.
+    pub rehearsal: Option<Rehearsal>,
     /// By plugin: its versions share them. As many as there are plugins.
     of_plugins: Mutex<HashMap<Arc<str>, Arc<Figures>>>,
     /// Stages whose idle instances can be dropped when the pool is full, or with time. Those gone are swept out.
     stages: Mutex<Vec<std::sync::Weak<Stage>>>,
+}
+
+/// What stages have in the place of what changes from one run to the next.
+#[derive(Debug, Clone, Default)]
+pub struct Rehearsal {
+    /// What their randomness follows from.
+    pub seed: u64,
+    /// Plugins' values, in the place of those in the store.
+    pub values: Option<Arc<Scratch>>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -61,14 +73,29 @@ impl Machine {
     /// With no stages yet.
     #[must_use]
     pub fn new(
-        ticker: Ticker,
+        ticker: Arc<Ticker>,
         clock: Clock,
         (metrics, figures): (Metrics, FigureFamilies),
         catalog: Option<Catalog>,
         secrets: Secrets,
     ) -> Machine {
         let (store, of_plugins, stages) = (OnceLock::new(), Mutex::default(), Mutex::default());
-        Machine { ticker, clock, metrics, secrets, catalog, store, figures, of_plugins, stages }
+        Machine { ticker, clock, metrics, secrets, catalog, store, figures, rehearsal: None, of_plugins, stages }
+    }
+
+    /// One whose stages do the same each time: what they draw follows from the seed, and no breaker opens.
+    #[must_use]
+    pub fn rehearsing(self, rehearsal: Rehearsal) -> Machine {
+        Machine { rehearsal: Some(rehearsal), ..self }
+    }
+
+    /// Plugins' values as they are before a request.
+    #[must_use]
+    pub fn values(&self) -> Before {
+        match self.rehearsal.as_ref().and_then(|rehearsal| rehearsal.values.clone()) {
+            Some(scratch) => Before::Scratch(scratch),
+            None => self.store.get().map_or(Before::Nothing, |store| Before::Store(Arc::clone(store))),
+        }
     }
 
     /// The own figures of `plugin`.
@@ -150,6 +177,7 @@ impl Stage {
             memory_bytes: spec.memory_mb as usize * 1024 * 1024,
             log: log.clone(),
             clock: machine.clock.clone(),
+            seed: machine.rehearsal.as_ref().map(|rehearsal| rehearsal.seed),
             figures,
             schemas: AskedSchemas::new(machine.catalog.clone()),
         });
@@ -160,7 +188,7 @@ impl Stage {
             timeout: Duration::from_millis(spec.timeout_ms.into()),
             // Names that are no topic names could not be set; were there one, it could not be emitted to.
             emit_to: spec.emit_to.iter().filter_map(|name| name.parse().ok()).collect(),
-            breaker: Breaker::default(),
+            breaker: if machine.rehearsal.is_some() { Breaker::never() } else { Breaker::default() },
             metrics,
             call_messages: AtomicUsize::new(CALL_MESSAGES_MAX),
             recipe,
@@ -216,7 +244,7 @@ impl Stage {
         };
         let mut instance = started.map_err(|error| error.without(&mask))?;
         instance.mask = mask;
-        self.machine.metrics.cold_start_seconds.observe(watch.elapsed().as_secs_f64());
+        self.metrics.cold_start_seconds.observe(watch.elapsed().as_secs_f64());
         self.metrics.cold_starts.inc();
         self.metrics.instances.inc();
         Ok(instance)
@@ -265,6 +293,13 @@ impl Stage {
     #[must_use]
     pub fn is_outdated(&self, id: &str, now: Option<&str>) -> bool {
         self.recipe.as_ref().is_ok_and(|recipe| recipe.schemas.is_outdated(id, now))
+    }
+
+    /// Takes these, by their ids, for what is registered.
+    pub fn take_schemas<'s>(&self, schemas: impl Iterator<Item = (&'s String, &'s String)>) {
+        if let Ok(recipe) = &self.recipe {
+            schemas.for_each(|(id, definition)| recipe.schemas.take(id, definition));
+        }
     }
 
     /// Messages per call now.

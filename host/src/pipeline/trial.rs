@@ -1,7 +1,8 @@
 //! One component as the only stage of a topic that does not exist: for its author, with no broker. Invariant: what runs is
-//! the code that a broker runs, with its engine, its limits and its calls; time stands still, so that the same messages get
+//! the code that a broker runs, with its engine, its limits and its calls; time stands still and randomness begins with the same seed, so that the same messages get
 //! the same verdicts. Never stores, sends or publishes anything.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,8 +25,8 @@ use super::metrics::Metrics;
 use super::plugin_log::PluginLog;
 use super::revision::Revision;
 use super::rollout::Step;
-use super::secrets::Secrets;
-use super::stage::{Machine, Stage};
+use super::secrets::{self, Secrets};
+use super::stage::{Machine, Rehearsal, Stage};
 use super::{LogLine, batch, validate};
 
 /// Components whose machine code is kept for the next time: a dozen plugins that somebody works on.
@@ -46,6 +47,8 @@ pub struct Setting {
     pub topic: TopicName,
     /// Fields of a stage as a pipeline has them: `timeoutMs`, `memoryMb`, `emitTo`.
     pub stage: serde_json::Map<String, Value>,
+    /// The schemas that are registered, by their ids.
+    pub schemas: BTreeMap<String, String>,
     /// Whether it is a subscription's stage.
     pub outbound: bool,
     /// The topic's `maxMessageSize`.
@@ -104,10 +107,11 @@ impl Trial {
         let metrics = Metrics::new(&registry).map_err(|error| error.to_string())?;
         let figures = FigureFamilies::new(&registry).map_err(|error| error.to_string())?;
         let engine = engine::running().map_err(|error| format!("{error:#}"))?;
-        let ticker = Ticker::start(&engine).map_err(|error| error.to_string())?;
+        let ticker = Arc::new(Ticker::start(&engine).map_err(|error| error.to_string())?);
         let components = Components::open(engine, code.clone(), metrics.clone())?;
         let secrets = Secrets::in_dir(None);
-        let machine = Arc::new(Machine::new(ticker, Clock::fixed(now), (metrics, figures), None, secrets));
+        let machine = Machine::new(ticker, Clock::fixed(now), (metrics, figures), None, secrets);
+        let machine = Arc::new(machine.rehearsing(Rehearsal::default()));
         Ok(Trial { components, machine, code })
     }
 
@@ -124,6 +128,24 @@ impl Trial {
         loaded
     }
 
+    /// Holds the config against the component's own schema, as a broker does before the plugin sees it. One that names a
+    /// secret is not: there are none here, which is said when it starts.
+    ///
+    /// # Errors
+    /// [`TrialError::Config`], with a pointer to each fault.
+    pub fn check_config(loaded: &Loaded, setting: &Setting) -> Result<(), TrialError> {
+        let Some(schema) = loaded.config_schema.as_ref() else { return Ok(()) };
+        if !secrets::names(&setting.plugin, &setting.config).is_empty() {
+            return Ok(());
+        }
+        let faults = schema.faults(&setting.config);
+        if faults.is_empty() {
+            return Ok(());
+        }
+        let said: Vec<String> = faults.into_iter().map(|(at, why)| format!("/config{at}: {why}")).collect();
+        Err(TrialError::Config(said.join("; ")))
+    }
+
     /// Runs `drafts` through the component as one batch. Blocks, and wants a runtime that is not busy with the caller.
     ///
     /// # Errors
@@ -134,6 +156,7 @@ impl Trial {
         let (version, digest) = ("trial".to_owned(), loaded.digest.clone());
         let resolved = ResolvedStage { spec, version, digest, implicit: false, rollout: None };
         let stage = Stage::new(resolved, Ok(Arc::clone(loaded)), Arc::clone(&log), &self.machine);
+        stage.take_schemas(setting.schemas.iter());
         let watch = Stopwatch::start();
         let instance = stage.start().map_err(|error| match error {
             StartError::Config(why) => TrialError::Config(why),
@@ -233,6 +256,7 @@ mod tests {
             config: json!({}),
             topic: "orders".parse().unwrap(),
             stage,
+            schemas: BTreeMap::new(),
             outbound: false,
             payload_bytes_max: 1 << 20,
         }
@@ -253,6 +277,28 @@ mod tests {
         let Verdict::Fault(fault) = &tried.processed[1].verdict else { panic!("{:?}", tried.processed[1].verdict) };
         assert_eq!(fault.cause.as_str(), "TIMED_OUT");
         assert!(tried.memory_bytes >= 64 * 1024 && tried.each.is_none());
+    }
+
+    #[tokio::test]
+    async fn a_config_is_held_against_the_components_schema_before_the_plugin_sees_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let trial = Trial::open(dir.path().to_owned(), Timestamp(0)).unwrap();
+        let schema = br#"{"required": ["n"], "properties": {"n": {"type": "integer"}}}"#;
+        let name = super::super::custom_section::CONFIG_SCHEMA;
+        let mut bytes = guest("edits").to_vec();
+        let section = [&[name.len() as u8][..], name.as_bytes(), &schema[..]].concat();
+        // Both lengths have one byte in LEB128: they are below 128.
+        assert!(section.len() < 128);
+        bytes.extend([&[0, section.len() as u8][..], &section[..]].concat());
+        let loaded = trial.load(bytes.into()).await.unwrap();
+        let with = |config: Value| Setting { config, ..setting(json!({})) };
+        let (missing, wrong) = (with(json!({})), with(json!({"n": "x"})));
+        let [missing, wrong] =
+            [missing, wrong].map(|setting| Trial::check_config(&loaded, &setting).unwrap_err().to_string());
+        Trial::check_config(&loaded, &with(json!({"n": 1}))).unwrap();
+        Trial::check_config(&loaded, &with(json!({"n": {"$secret": "number"}}))).unwrap();
+        assert!(missing.contains("/config: ") && missing.contains("\"n\""), "{missing}");
+        assert!(wrong.contains("/config/n: "), "{wrong}");
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ use super::limits::{give_way, thread_cpu_ns};
 use super::metrics::Metrics;
 use super::queue::{Batch, Queue, QueueLimits, Runs};
 use super::rollout::Shadow;
+use super::shares::Shares;
 use super::{Lane, PipelineError, Run, batch};
 
 /// See the module.
@@ -49,8 +50,12 @@ impl Pool {
     ///
     /// # Errors
     /// When the system has no thread left.
-    pub fn start(limits: QueueLimits, clock: Clock, (metrics, shadow): (Metrics, Shadow)) -> std::io::Result<Pool> {
-        let state = Mutex::new(State { queue: Queue::new(limits), stopping: false });
+    pub fn start(
+        (limits, shares): (QueueLimits, Shares),
+        clock: Clock,
+        (metrics, shadow): (Metrics, Shadow),
+    ) -> std::io::Result<Pool> {
+        let state = Mutex::new(State { queue: Queue::new(limits, shares), stopping: false });
         let shared = Arc::new(Shared { state, quick: Condvar::new(), slow: Condvar::new(), clock, metrics, shadow });
         let pool = Pool { shared, threads: Mutex::default() };
         for (runs, name) in [(Runs::Quick, "plugin"), (Runs::Slow, "plugin-slow")] {
@@ -144,14 +149,14 @@ impl Shared {
 
     fn work(&self, runs: Runs) {
         while let Some(batch) = self.next(runs) {
-            let (scope, messages) = (batch.lane.scope, batch.drafts.len());
+            let (scope, ran) = (batch.lane.scope, (batch.on, batch.drafts.len()));
             let before = thread_cpu_ns();
             if catch_unwind(AssertUnwindSafe(|| self.run(batch))).is_err() {
                 tracing::error!("a plugin worker panicked: its batch is answered as failed");
             }
             let cpu_ns = thread_cpu_ns().saturating_sub(before);
             let mut state = self.state.lock();
-            state.queue.done(scope, messages, cpu_ns);
+            state.queue.done(scope, ran, cpu_ns);
             // Its place may be what another thread waits for, and what it waits for may be a thread of the other kind.
             self.call(&state.queue);
         }

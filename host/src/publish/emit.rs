@@ -128,6 +128,7 @@ impl Publisher {
             position: None,
             inherited: Some(emitted.lot),
         };
+        self.capture.take(target, || std::iter::once(draft.clone()));
         let scope = Scope::Topic(target.id);
         if let Some(revision) = self.pipelines.revision_without_stages(scope) {
             let processed = Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use prometheus::Registry;
 use tracing::Instrument as _;
 
+use crate::capture::Capture;
 use crate::catalog::model::{Guarantee, OnFault, OnReject, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::directory::Directory;
@@ -45,6 +46,7 @@ pub struct Publisher {
     /// Spreads messages without a key over the partitions.
     next_partition: AtomicUsize,
     events: Events,
+    capture: Capture,
     metrics: PublishMetrics,
 }
 
@@ -71,12 +73,12 @@ impl Publisher {
         pipelines: Arc<Pipelines>,
         directory: Arc<Directory>,
         (clock, entropy): (Clock, Entropy),
-        events: Events,
+        (events, capture): (Events, Capture),
         registry: &Registry,
     ) -> prometheus::Result<Publisher> {
         let next_partition = AtomicUsize::new(0);
         let metrics = PublishMetrics::new(registry)?;
-        Ok(Publisher { store, pipelines, directory, clock, entropy, next_partition, events, metrics })
+        Ok(Publisher { store, pipelines, directory, clock, entropy, next_partition, events, capture, metrics })
     }
 
     /// Publishes one message.
@@ -176,6 +178,8 @@ impl Publisher {
         if atomic && results.iter().any(|result| matches!(result, Some(Err(_)))) {
             return;
         }
+        // What is tried again, or replayed, has arrived before.
+        self.capture.take(topic, || work.iter().map(|work| draft(work, self.clock.now())));
         self.attempt(topic, work, (atomic, Vec::new()), results).await;
     }
 
@@ -393,6 +397,7 @@ pub(crate) mod tests {
                 dead_letter_payload: DeadLetterPayload::Original,
                 dead_letter_expired: false,
                 dead_letter_threshold: None,
+                capture_input: None,
             },
             created_at: Timestamp(0),
             updated_at: Timestamp(0),

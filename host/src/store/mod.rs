@@ -34,7 +34,8 @@
 //! ([`StoreError::StaleRevision`]): the caller runs the batch again on the current revision.
 //!
 //! **Plugins' values.** A value lives in a namespace ([`kv_namespace`]) and is written by `append` alone, in the unit of the
-//! messages that it is written for. It goes with its topic.
+//! messages that it is written for. It goes with its topic. A namespace has a bound in bytes and in keys: what would grow it
+//! beyond fails as [`StoreError::KvConflict`], since whoever asked for room before ([`MessageStore::kv_room`]) was told so.
 //!
 //! **Bounds.** Retention by time wins over everything; by bytes it removes what every group has settled, and when that
 //! is not enough the topic is full ([`AppendOutcome::TopicFull`]). Nothing grows with the number of settled messages.
@@ -50,7 +51,7 @@ mod values;
 pub use crate::message::{FailedAttempt, Failure, Failures};
 pub use error::{SettleRefused, StoreError};
 pub use receipt::Receipt;
-pub use values::{ItemWrite, KvHead, KvRead, KvUse, kv_namespace};
+pub use values::{ItemWrite, KvHead, KvRead, KvRoom, KvUse, kv_cost, kv_namespace};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,6 +89,8 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn append(&self, batch: AppendBatch) -> Result<Vec<AppendOutcome>, StoreError>;
     /// The value of a plugin's key, for reading inside a stage.
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError>;
+    /// What may be added to a namespace, and what `key` takes of it: for setting inside a stage.
+    async fn kv_room(&self, namespace: &str, key: &str) -> Result<KvRoom, StoreError>;
     /// The first `head` bytes of up to `limit` values, in the order of namespaces and keys, from behind `after` on.
     async fn kv_heads(
         &self,

@@ -54,6 +54,23 @@ pub struct KvHead {
     pub head: Vec<u8>,
 }
 
+/// What a namespace has room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvRoom {
+    /// Bytes, by [`kv_cost`], that may be added.
+    pub bytes: u64,
+    /// Keys that may be added.
+    pub keys: u64,
+    /// What the key that was asked for takes now; 0: it is not there.
+    pub taken: u64,
+}
+
+/// What a value of so many bytes costs with its key: the map's own share is rounded up.
+#[must_use]
+pub fn kv_cost(namespace: &str, key: &str, value_bytes: usize) -> u64 {
+    (namespace.len() + key.len() + value_bytes + 96) as u64
+}
+
 /// The namespace of a plugin's values on a topic. They go with the topic.
 #[must_use]
 pub fn kv_namespace(topic: TopicId, plugin: &str) -> Arc<str> {

@@ -10,9 +10,13 @@ use serde_json::{Value, json};
 use super::{Bench, Emitted, Input, Outcome, Verdict};
 use crate::Stage;
 
+/// The folder of what is registered: no case.
+const SCHEMAS: &str = "schemas";
+
 /// Runs the stage over every case in `folder`: each folder in it holds `in.json` (a message, a list of them, or `{topic,
 /// messages}`), `config.json` (the stage's config), `stage.json` (`{emitTo, outbound}`; these two may also stand in `folder`
-/// itself, for all) and `out.json` (a list with what becomes of each).
+/// itself, for all) and `out.json` (a list with what becomes of each). `schemas/ID.json`, of the case or of all, is what is
+/// registered as ID.
 ///
 /// A message is `{payload | payloadText | payloadBase64, headers, key, contentType, messageId, correlationId, schemaVersion,
 /// priority}`. An outcome is `{verdict}` and, for a message that goes on (`pass`, `changed`), what differs: `payload` (or
@@ -26,7 +30,7 @@ pub fn check_cases<S: Stage>(folder: impl AsRef<Path>) {
     let folder = folder.as_ref();
     let entries = fs::read_dir(folder).unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
     let mut cases: Vec<_> = entries.map(|entry| entry.expect("the folder can be read").path()).collect();
-    cases.retain(|path| path.is_dir());
+    cases.retain(|path| path.is_dir() && !path.ends_with(SCHEMAS));
     cases.sort();
     assert!(!cases.is_empty(), "{} holds no case", folder.display());
     for case in cases {
@@ -116,6 +120,19 @@ fn own_or_shared<T: DeserializeOwned>(case: &Path, name: &str) -> Option<T> {
     read(&case.join(name)).or_else(|| read(&case.parent()?.join(name)))
 }
 
+/// What is registered, by id.
+fn schemas(case: &Path) -> BTreeMap<String, String> {
+    let dirs = [Some(case.join(SCHEMAS)), case.parent().map(|folder| folder.join(SCHEMAS))];
+    let Some(dir) = dirs.into_iter().flatten().find(|dir| dir.is_dir()) else { return BTreeMap::new() };
+    let entries = fs::read_dir(&dir).unwrap_or_else(|e| panic!("{}: {e}", dir.display()));
+    let paths = entries.map(|entry| entry.expect("the folder can be read").path());
+    let of = |path: std::path::PathBuf| {
+        let id = path.file_stem().expect("a file has a name").to_string_lossy().into_owned();
+        (id, fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
+    };
+    paths.map(of).collect()
+}
+
 fn check<S: Stage>(case: &Path) {
     let place = case.display();
     let config = own_or_shared(case, "config.json").unwrap_or_else(|| json!({}));
@@ -128,7 +145,9 @@ fn check<S: Stage>(case: &Path) {
     };
     let wanted: Vec<Wanted> = read(&case.join("out.json")).unwrap_or_else(|| panic!("{place} has no out.json"));
     assert_eq!(messages.len(), wanted.len(), "{place}: messages in, and outcomes");
-    let mut bench = Bench::<S>::new(&config.to_string()).unwrap_or_else(|e| panic!("{place}: {e}"));
+    let schemas = schemas(case);
+    let schemas = schemas.iter().map(|(id, definition)| (id.as_str(), definition.as_str()));
+    let mut bench = Bench::<S>::with_schemas(&config.to_string(), schemas).unwrap_or_else(|e| panic!("{place}: {e}"));
     bench = stage.emit_to.iter().fold(bench, |bench, topic| bench.emit_to(topic));
     bench = if stage.outbound { bench.on_the_way_out() } else { bench };
     bench = bench.topic(topic.as_deref().unwrap_or("test"));

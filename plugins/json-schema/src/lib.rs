@@ -1,6 +1,6 @@
 //! The `json-schema` stage: rejects the messages that a JSON Schema rejects, naming every fault by its place.
 //! Invariant: a message that passes is valid under the schema, and untouched. Never fetches anything: a schema refers to
-//! itself, to the drafts' own meta-schemas, and to what the config names.
+//! itself, to the drafts' own meta-schemas, to what the config names, and to registered schemas.
 
 mod references;
 
@@ -30,7 +30,7 @@ struct Config {
     schema: Option<Value>,
     /// The registered schema. The broker resolves it: beside `schema` it says where that one came from.
     schema_id: Option<String>,
-    /// Other schemas, by the absolute URIs under which they are referred to.
+    /// Other schemas, by the absolute URIs under which they are referred to: each inline, or the id of a registered one.
     #[serde(default)]
     references: BTreeMap<String, Value>,
     /// How schemas are read that don't say which draft they are of.

@@ -1,15 +1,16 @@
-//! What a reference finds that does not lead into the schema itself: the schemas that the config names.
+//! What a reference finds that does not lead into the schema itself: the schemas that the config names, and registered ones.
 //! Invariant: nothing is fetched, and what is not found refuses the config in words. Never looks at a schema that nothing refers to.
 
 use std::{collections::BTreeMap, sync::Arc};
 
 use jsonschema::{Retrieve, Uri};
 use serde_json::Value;
+use sluice_plugin::schemas;
 
-/// What references are resolved against in a schema that has no `$id`.
+/// What references are resolved against in a schema that has no `$id`: what is behind it is the id of a registered schema.
 pub(crate) const BASE: &str = "sluice:/schemas/";
 
-/// Schemas by the URIs under which they are referred to.
+/// Schemas, or the ids of registered ones, by the URIs under which they are referred to.
 #[derive(Clone)]
 pub(crate) struct References(Arc<BTreeMap<String, Value>>);
 
@@ -31,7 +32,15 @@ impl References {
 
 impl Retrieve for References {
     fn retrieve(&self, uri: &Uri<String>) -> Result<Value, Box<dyn std::error::Error + Send + Sync>> {
-        let found = self.0.get(uri.as_str()).cloned();
-        found.ok_or_else(|| format!("{uri} is not among `references`, and a plugin has no network").into())
+        let uri = uri.as_str();
+        let id = match self.0.get(uri) {
+            Some(Value::String(id)) => Some(id.as_str()),
+            Some(schema) => return Ok(schema.clone()),
+            None => uri.strip_prefix(BASE),
+        };
+        let id = id.ok_or_else(|| format!("{uri} is not among `references`, and a plugin has no network"))?;
+        let definition =
+            schemas::get(id).ok_or_else(|| format!("there is no approved schema {id:?}; register it first"))?;
+        Ok(serde_json::from_str(&definition)?)
     }
 }

@@ -135,6 +135,28 @@ fn references_lead_to_what_the_config_names() {
 }
 
 #[test]
+fn references_lead_to_registered_schemas() {
+    let registered = [
+        ("money", r##"{"$defs": {"amount": {"type": "integer"}}}"##),
+        ("order", r##"{"properties": {"total": {"$ref": "money#/$defs/amount"}}}"##),
+    ];
+    let verdicts = |config: Value| {
+        let bench = Bench::<JsonSchema>::with_schemas(&config.to_string(), registered).unwrap();
+        let outcomes = bench.run([r#"{"total":1}"#, r#"{"total":"x"}"#].map(Input::new)).unwrap();
+        outcomes.iter().map(|outcome| outcome.verdict == Verdict::Passed).collect::<Vec<_>>()
+    };
+    assert_eq!(verdicts(json!({"schema": {"$ref": "order"}})), [true, false], "by its id, which refers to another");
+    let by_uri = json!({
+        "schema": {"$id": "https://example.com/a/b", "properties": {"total": {"$ref": "money#/$defs/amount"}}},
+        "references": {"https://example.com/a/money": "money"},
+    });
+    assert_eq!(verdicts(by_uri), [true, false]);
+    let unknown = json!({"schema": {"$ref": "refund"}}).to_string();
+    let error = Bench::<JsonSchema>::with_schemas(&unknown, registered).err().unwrap();
+    assert!(error.message.contains("no approved schema \"refund\""), "{error}");
+}
+
+#[test]
 fn a_schema_that_names_no_draft_is_of_the_configs() {
     let read_as = |draft: &str, schema: Value| {
         let config = json!({"schema": schema, "draft": draft}).to_string();
@@ -162,7 +184,8 @@ fn a_bad_config_is_refused_with_a_reason() {
         (r##"{"schema":{"$ref":"#/$defs/none"}}"##, "no usable JSON Schema"),
         (r#"{"schema":{"$schema":"https://example.com/own"}}"#, "no usable JSON Schema"),
         (r#"{"schemas":{}}"#, "unknown field `schemas`"),
-        (r#"{"schema":{"$ref":"order"}}"#, "not among `references`"),
+        (r#"{"schema":{"$ref":"order"}}"#, "no approved schema \"order\""),
+        (r#"{"schema":{"$ref":"https://example.com/a"}}"#, "not among `references`"),
         (
             r#"{"schema":{"$ref":"https://example.com/a"},"references":{"https://example.com/a":{"$ref":"b"}}}"#,
             "example.com/b is",

@@ -194,6 +194,7 @@ async fn pipelines(dir: &Path, clock: &Clock) -> (Arc<Pipelines>, Topic) {
         queue_batches_max: 64,
         size_max: 50 << 20,
         versions_max: 1000,
+        quotas: Vec::new(),
         trust: PluginTrust::default(),
     };
     let options = PipelineOptions { plugins, data_dir: dir.to_owned(), warm_up: false };
@@ -247,6 +248,7 @@ fn topic(name: &str, id: TopicId, dead_letter: Option<TopicId>) -> Topic {
         dead_letter_payload: DeadLetterPayload::Original,
         dead_letter_expired: false,
         dead_letter_threshold: None,
+        capture_input: None,
     };
     let name = name.parse().expect("this is a name");
     let (created_at, updated_at) = (Timestamp(0), Timestamp(0));

@@ -100,5 +100,7 @@ pub(super) const EXCEPTIONS: &[Exception] = &[
     excuse("nack", "/reason", &["too long"], "for people: its beginning is kept"),
     excuse("ack/batch", "/reason", &["too long"], "for people: its beginning is kept"),
     excuse("GET /metrics", "accept:", &["another media type"], "whatever is asked for, there is one form"),
+    excuse("dry-run", "seed", &["the largest of 64 bits"], "randomness may follow from any number"),
+    excuse("dry-run", "accept:", &["another media type"], "whatever else is asked for than events, it is JSON"),
     excuse("plugins/{name}/logs", "accept:", &["another media type"], "`follow` says which of its two forms is meant"),
 ];

@@ -205,7 +205,27 @@ impl Bed {
                 Row::post(path("b", "/abort")).header("If-Match", "*"),
             ]
         };
-        of.iter().flat_map(rows).collect()
+        of.iter().flat_map(rows).chain(self.dry_runs()).collect()
+    }
+
+    fn dry_runs(&self) -> Vec<Row> {
+        let dry_run = "/api/v1/plugins/gate/versions/2.0.0/dry-run";
+        let lines = |query: String| {
+            let bytes = Some(b"{\"payload\": 1}\n".to_vec());
+            Row { bytes, media_type: "application/x-ndjson", is_data: true, ..Row::post(format!("{dry_run}?{query}")) }
+        };
+        vec![
+            Row::post(dry_run).body(json!({
+                "topic": "tried", "stage": "a", "inputs": "stored", "from": "2026-01-01T00:00:00Z", "limit": 10,
+                "config": {}, "against": "1.0.0", "seed": 1,
+            })),
+            Row::post(dry_run).body(json!({"subscriptionId": self.tried, "stage": "a"})),
+            lines(
+                "topic=tried&stage=a&limit=10&config=%7B%7D&against=1.0.0&seed=1&at=2026-01-01T00%3A00%3A00Z"
+                    .to_owned(),
+            ),
+            lines(format!("subscriptionId={}&stage=a", self.tried)),
+        ]
     }
 
     /// The revisions are of pipelines that were set before the rows.
@@ -220,7 +240,7 @@ impl Bed {
                 .header("Content-Digest", &format!("sha-256=:{}:", STANDARD.encode(digest)))
                 .header("Sluice-Plugin-Signature", &signature),
             Row::get(format!("{of}/versions/1.0.0")),
-            Row::get(format!("{of}/versions/1.0.0/wasm")),
+            Row::get(format!("{of}/versions/1.0.0/wasm")).header("If-None-Match", "\"other\""),
             Row::get(format!("{of}/powers")),
             Row::put(format!("{of}/powers")).body(json!({"allowed": ["kv"]})).header(seen.0, seen.1),
             Row::delete(format!("{of}/versions/1.0.0")),
@@ -240,6 +260,7 @@ impl Bed {
                 "deliveryGuarantee": "AtLeastOnce", "retentionPeriod": "P1D", "retentionBytes": 1_000_000,
                 "partitionCount": 1, "maxMessageSize": 1000, "dedupWindow": "PT1M", "dedupMaxKeys": 1000,
                 "deadLetterPayload": "none", "deadLetterExpired": true, "deadLetterThreshold": 10,
+                "captureInput": {"ttl": "PT1M", "maxBytes": 100_000},
             })
         };
         let stages = json!({"stages": [{

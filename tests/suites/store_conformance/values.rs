@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
-use sluice::store::{AppendBatch, AppendItem, AppendOutcome, ItemWrite, KvRead, KvUse, StoreError, kv_namespace};
+use sluice::store::{
+    AppendBatch, AppendItem, AppendOutcome, ItemWrite, KvRead, KvUse, StoreError, kv_cost, kv_namespace,
+};
 use sluice_tests::store_bed::{Bed, TOPIC, batch, item, key};
 
 fn space() -> Arc<str> {
@@ -24,6 +26,32 @@ async fn value(bed: &Bed, key: &str) -> Option<(u64, String)> {
 
 fn keyed(bed: &Bed, name: &str, text: &str) -> AppendItem {
     AppendItem { dedup: key(name, text), ..item(bed.message(text)) }
+}
+
+pub(crate) async fn a_namespace_tells_its_room_and_takes_no_more(bed: Bed) {
+    if !bed.capabilities().kv {
+        return;
+    }
+    let bed = bed.simple().await;
+    let large = |n: usize| ItemWrite { value: Some(vec![7; 64 * 1024]), ..write(None, &format!("k{n}"), "") };
+    let set = async |n: usize| {
+        let values = KvUse { written: vec![large(n)], ..KvUse::default() };
+        bed.append(AppendBatch { values, ..batch(Vec::new()) }).await
+    };
+    let cost = kv_cost(&space(), "k000", 64 * 1024);
+    let mut room = bed.kv_room(&space(), "k0").await.unwrap();
+    assert_eq!(room.taken, 0);
+    let mut n = 100;
+    while room.bytes >= cost {
+        set(n).await.unwrap();
+        let left = bed.kv_room(&space(), &format!("k{n}")).await.unwrap();
+        assert_eq!((left.bytes, left.keys, left.taken), (room.bytes - cost, room.keys - 1, cost));
+        (room, n) = (left, n + 1);
+    }
+    let refused = set(n).await;
+    assert!(matches!(refused, Err(StoreError::KvConflict)), "{refused:?}");
+    set(n - 1).await.unwrap();
+    assert_eq!(bed.kv_room(&space(), "k0").await.unwrap().bytes, room.bytes, "set anew it takes no more");
 }
 
 pub(crate) async fn what_was_read_and_has_changed_refuses_the_batch(bed: Bed) {

@@ -215,6 +215,7 @@ pub static ROUTES: &[Route] = &[
     get("/api/v1/plugins/{name}/versions/{version}", PluginAuthor),
     delete("/api/v1/plugins/{name}/versions/{version}", PluginAuthor),
     Route { produces: Produces::Wasm, ..get("/api/v1/plugins/{name}/versions/{version}/wasm", PluginAuthor) },
+    Route { produces: Produces::Anything, ..post("/api/v1/plugins/{name}/versions/{version}/dry-run", PluginAuthor) },
     get("/api/v1/plugins/{name}/powers", Viewer),
     put("/api/v1/plugins/{name}/powers", Admin),
     get("/api/v1/topics/{topic}/pipeline/history/{revision}", PluginAuthor),

@@ -146,7 +146,7 @@ fn items(
 }
 
 /// Whether a body has one message a line.
-pub(super) fn is_ndjson(headers: &HeaderMap) -> bool {
+pub(in crate::api) fn is_ndjson(headers: &HeaderMap) -> bool {
     headers.get(header::CONTENT_TYPE).is_some_and(|given| is_media_type(given.as_bytes(), NDJSON))
 }
 

@@ -20,9 +20,11 @@ use utoipa_axum::routes;
 
 use super::Api;
 
+pub(super) use self::batch::is_ndjson;
 pub(super) use self::browse::offset;
 pub(super) use self::consume::ACK_TIMEOUT_MAX;
 pub(super) use self::one::MessageView;
+pub(super) use self::publish_body::Reading;
 pub use self::slots::Slots;
 
 /// The routes.

@@ -144,6 +144,8 @@ pub struct Reading<'r> {
     trace: Option<TraceContext>,
     /// Whether the client named that trace.
     is_trace_given: bool,
+    /// Where a message goes that does not say.
+    default: Option<Arc<Topic>>,
     /// Where the message before went: most batches go to one topic, which is then looked up once.
     before: RefCell<Option<Arc<Topic>>>,
 }
@@ -157,13 +159,19 @@ impl<'r> Reading<'r> {
         idempotency_key: Option<Arc<str>>,
         trace: Option<TraceContext>,
     ) -> Reading<'r> {
-        Reading { bytes, now, idempotency_key, trace, is_trace_given: false, before: RefCell::default() }
+        Reading { bytes, now, idempotency_key, trace, is_trace_given: false, default: None, before: RefCell::default() }
     }
 
     /// Says whether the client named the trace itself, so that it counts before one that an event brings.
     #[must_use]
     pub fn with_trace_given(self, is_trace_given: bool) -> Reading<'r> {
         Reading { is_trace_given, ..self }
+    }
+
+    /// For messages of `topic`, which need not say so.
+    #[must_use]
+    pub fn with_topic(self, topic: Arc<Topic>) -> Reading<'r> {
+        Reading { default: Some(topic), ..self }
     }
 
     /// For what came before now.
@@ -223,9 +231,13 @@ impl<'r> Reading<'r> {
         topic: impl FnOnce(&TopicName) -> Result<Arc<Topic>, Problem>,
     ) -> Result<PublishRequest, Problem> {
         let Some(body) = body else { return faults.finish(None) };
-        let name = faults.require("/topicName", body.topic_name.as_ref());
+        let default = self.default.as_ref().filter(|_| body.topic_name.is_none());
+        let name = match default {
+            Some(_) => None,
+            None => faults.require("/topicName", body.topic_name.as_ref()),
+        };
         let same = |before: &Arc<Topic>| name.is_some_and(|name| before.name.as_str() == name.0);
-        let before = self.before.borrow().clone().filter(same);
+        let before = default.cloned().or_else(|| self.before.borrow().clone().filter(same));
         let name = match &before {
             Some(before) => Some(before.name.clone()),
             None => name.and_then(|name| faults.keep("/topicName", name.0.parse::<TopicName>())),

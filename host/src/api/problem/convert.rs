@@ -86,7 +86,7 @@ impl From<PipelineError> for Problem {
                 Problem::new(Code::PluginInvalid, sentence(&error))
             }
             PipelineError::Powers { .. } | PipelineError::Bound(_) => Problem::new(Code::Conflict, sentence(&error)),
-            PipelineError::Full(_) => no_more(&error),
+            PipelineError::Full(_) | PipelineError::Quota(_) => no_more(&error),
             PipelineError::NotNow(_) => {
                 Problem::new(Code::Backpressure, "A plugin can't be started for the moment; send it again.")
                     .because(error)

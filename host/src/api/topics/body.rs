@@ -7,11 +7,11 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::api::extract::{not_null, nullable};
+use crate::api::extract::{Object, not_null, nullable};
 use crate::api::problem::{Faults, NUL_REFUSED};
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::{
-    DEAD_LETTER_THRESHOLD, DeadLetterPayload, Guarantee, SchemaStatus, Topic, TopicKind, TopicSettings,
+    CaptureInput, DEAD_LETTER_THRESHOLD, DeadLetterPayload, Guarantee, SchemaStatus, Topic, TopicKind, TopicSettings,
 };
 use crate::config::Config;
 use crate::message::{DEAD_LETTER_SUFFIX, PARTITIONS_MAX, SYSTEM_PREFIX, TOPIC_NAME_BYTES_MAX, TopicName};
@@ -27,6 +27,13 @@ const DEDUP_KEYS_MAX: u32 = 1_000_000;
 const RETENTION_MIN: Duration = Duration::from_secs(1);
 const DESCRIPTION_BYTES_MAX: usize = 4096;
 const DEAD_LETTER_THRESHOLD_MAX: u64 = 1_000_000;
+/// What arrives is not redacted yet: it is not to lie there for longer than it is of use.
+const CAPTURE_TTL_DEFAULT: Duration = Duration::from_secs(86_400);
+const CAPTURE_TTL_MIN: Duration = Duration::from_secs(1);
+const CAPTURE_TTL_MAX: Duration = Duration::from_secs(7 * 86_400);
+const CAPTURE_BYTES_DEFAULT: u64 = 64 << 20;
+const CAPTURE_BYTES_MIN: u64 = 64 << 10;
+const CAPTURE_BYTES_MAX: u64 = 10 << 30;
 
 /// A topic to be made, or a change of one.
 #[derive(Debug, Deserialize, ToSchema)]
@@ -89,11 +96,42 @@ pub(super) struct TopicBody {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<u64>, minimum = 1, maximum = 1_000_000)]
     dead_letter_threshold: Option<Option<u64>>,
+    /// Keep what arrives as it was before the topic's stages, for dry runs (not kept). Payloads are kept that no stage has redacted.
+    #[serde(default, deserialize_with = "nullable")]
+    #[schema(value_type = Option<CaptureInputBody>)]
+    capture_input: Option<Option<Object<CaptureInputBody>>>,
     /// Where messages are kept. Cannot change.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
     #[expect(dead_code, reason = "there is one place so far: that it is read refuses the others")]
     storage: Option<Storage>,
+}
+
+/// How what arrives is kept for dry runs.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct CaptureInputBody {
+    /// How long, `PT1S` to `P7D` (`P1D`).
+    #[serde(default = "capture_ttl")]
+    ttl: Iso,
+    /// In how many bytes, of each broker's disk: 65536 to 10737418240 (67108864). What is oldest goes first.
+    #[serde(default = "capture_bytes")]
+    #[schema(minimum = 65_536, maximum = 10_737_418_240_u64)]
+    max_bytes: u64,
+}
+
+fn capture_ttl() -> Iso {
+    Iso(CAPTURE_TTL_DEFAULT)
+}
+
+fn capture_bytes() -> u64 {
+    CAPTURE_BYTES_DEFAULT
+}
+
+impl From<CaptureInputBody> for CaptureInput {
+    fn from(body: CaptureInputBody) -> CaptureInput {
+        CaptureInput { ttl: body.ttl.0, bytes_max: body.max_bytes }
+    }
 }
 
 /// Where messages are kept.
@@ -123,6 +161,7 @@ impl TopicBody {
             dead_letter_payload: DeadLetterPayload::Original,
             dead_letter_expired: false,
             dead_letter_threshold: Some(DEAD_LETTER_THRESHOLD),
+            capture_input: None,
         };
         let settings = self.over(defaults, config, faults);
         kind?;
@@ -152,6 +191,7 @@ impl TopicBody {
             dead_letter_payload: self.dead_letter_payload.unwrap_or(base.dead_letter_payload),
             dead_letter_expired: self.dead_letter_expired.unwrap_or(base.dead_letter_expired),
             dead_letter_threshold: self.dead_letter_threshold.unwrap_or(base.dead_letter_threshold),
+            capture_input: self.capture_input.map_or(base.capture_input, |how| how.map(|Object(how)| how.into())),
         };
         check(&settings, config, faults);
         settings
@@ -180,6 +220,14 @@ fn check(settings: &TopicSettings, config: &Config, faults: &mut Faults) {
     }
     if settings.dead_letter_threshold.is_some_and(|threshold| !(1..=DEAD_LETTER_THRESHOLD_MAX).contains(&threshold)) {
         faults.push("/deadLetterThreshold", format!("is from 1 to {DEAD_LETTER_THRESHOLD_MAX}"));
+    }
+    if let Some(CaptureInput { ttl, bytes_max }) = settings.capture_input {
+        if !(CAPTURE_TTL_MIN..=CAPTURE_TTL_MAX).contains(&ttl) {
+            faults.push("/captureInput/ttl", "is from PT1S to P7D");
+        }
+        if !(CAPTURE_BYTES_MIN..=CAPTURE_BYTES_MAX).contains(&bytes_max) {
+            faults.push("/captureInput/maxBytes", format!("is from {CAPTURE_BYTES_MIN} to {CAPTURE_BYTES_MAX}"));
+        }
     }
     if !(1..=PARTITIONS_MAX).contains(&settings.partition_count) {
         faults.push("/partitionCount", format!("is from 1 to {PARTITIONS_MAX}"));
@@ -239,6 +287,9 @@ pub(super) struct TopicView {
     /// How many dead letters make `sluice.events` tell of it.
     #[serde(skip_serializing_if = "Option::is_none")]
     dead_letter_threshold: Option<u64>,
+    /// How what arrives is kept for dry runs; absent where it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    capture_input: Option<CaptureInputBody>,
     /// Where its dead letters are; absent for such a topic itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
@@ -273,6 +324,9 @@ impl TopicView {
             dead_letter_payload: settings.dead_letter_payload,
             dead_letter_expired: settings.dead_letter_expired,
             dead_letter_threshold: settings.dead_letter_threshold,
+            capture_input: settings
+                .capture_input
+                .map(|CaptureInput { ttl, bytes_max }| CaptureInputBody { ttl: Iso(ttl), max_bytes: bytes_max }),
             dead_letter_topic: topic.dead_letter.map(|_| topic.name.dead_letter()),
             storage: Storage::Default,
             durability,

@@ -1,6 +1,7 @@
-//! A case: a folder with `in.json`, and beside it `config.json`, `stage.json` and `out.json`. Invariant: a misspelt field is
+//! A case: a folder with `in.json`, and beside it `config.json`, `stage.json`, `out.json` and `schemas/`. Invariant: a misspelt field is
 //! an error, never ignored; the same files make the same messages. Never runs anything.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
@@ -18,6 +19,8 @@ use crate::pipeline::trial::Setting;
 pub(super) const NOW: Timestamp = Timestamp(1_767_225_600_000);
 /// Messages of one case: a few batches.
 const MESSAGES_MAX: usize = 1000;
+/// Schemas of one case: as many as a stage may ask for.
+const SCHEMAS_MAX: usize = 64;
 /// Cases of one folder.
 const CASES_MAX: usize = 1000;
 /// The largest message of a topic that says nothing of it.
@@ -86,10 +89,30 @@ impl Case {
         });
         let drafts = drafts.collect::<Result<Vec<Draft>, String>>()?;
         let topic = topic.as_deref().unwrap_or("test").parse().map_err(of("in.json: topic"))?;
-        let setting = Setting { plugin: plugin.to_owned(), config, topic, stage, outbound, payload_bytes_max };
+        let schemas = schemas(folder)?;
+        let setting = Setting { plugin: plugin.to_owned(), config, topic, stage, schemas, outbound, payload_bytes_max };
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Case { name, setting, drafts, expected, out: folder.join("out.json") })
     }
+}
+
+/// What `schemas/ID.json` of the case says is registered as ID, or of all cases if this one has no such folder.
+fn schemas(folder: &Path) -> Result<BTreeMap<String, String>, String> {
+    let shared = folder.parent().map(|dir| dir.join("schemas"));
+    let dirs = [Some(folder.join("schemas")), shared];
+    let Some(dir) = dirs.into_iter().flatten().find(|dir| dir.is_dir()) else { return Ok(BTreeMap::new()) };
+    let entries = std::fs::read_dir(&dir).map_err(|error| format!("schemas: {error}"))?;
+    let mut found = BTreeMap::new();
+    for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let id = name.strip_suffix(".json").ok_or_else(|| format!("schemas/{name}: it is called ID.json"))?;
+        let document = read(&path)?.ok_or_else(|| format!("schemas/{name}: it is gone"))?;
+        found.insert(id.to_owned(), document.to_string());
+    }
+    if found.len() > SCHEMAS_MAX {
+        return Err(format!("schemas: there are {}, and a stage asks for {SCHEMAS_MAX} at most", found.len()));
+    }
+    Ok(found)
 }
 
 fn of(file: &'static str) -> impl Fn(String) -> String {
@@ -261,6 +284,27 @@ mod tests {
         let whole = written(&[("in.json", whole)]).unwrap();
         assert_eq!(&whole.drafts[0].payload[..], b"null");
         assert_eq!(whole.drafts[0].headers.iter().map(|(name, _)| &**name).collect::<Vec<_>>(), ["b", "a"]);
+    }
+
+    #[test]
+    fn schemas_are_the_cases_own_or_those_of_all() {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, text) in [
+            ("schemas/money.json", r#"{"type": "integer"}"#),
+            ("a/in.json", "[]"),
+            ("b/in.json", "[]"),
+            ("b/schemas/orders.v1.json", "true"),
+        ] {
+            let path = dir.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let of = |case: &str| Case::read(&dir.path().join(case), "p").map(|case| case.setting.schemas);
+        assert_eq!(of("a").unwrap(), BTreeMap::from([("money".to_owned(), r#"{"type":"integer"}"#.to_owned())]));
+        assert_eq!(of("b").unwrap(), BTreeMap::from([("orders.v1".to_owned(), "true".to_owned())]));
+        std::fs::write(dir.path().join("b/schemas/notes.txt"), "").unwrap();
+        assert!(of("b").unwrap_err().contains("schemas/notes.txt"));
+        assert_eq!(folders(dir.path()).unwrap().len(), 2, "they are no case");
     }
 
     #[test]

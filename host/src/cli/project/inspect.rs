@@ -66,6 +66,7 @@ async fn tried(plugin: String, bytes: Vec<u8>) -> Result<Word, Failure> {
         config: json!({}),
         topic: "test".parse().map_err(Failure::Usage)?,
         stage: serde_json::Map::from_iter([("memoryMb".to_owned(), json!(crate::pipeline::STAGE_MEMORY_MB_MAX))]),
+        schemas: std::collections::BTreeMap::new(),
         outbound: false,
         payload_bytes_max: 0,
     };

@@ -5,6 +5,7 @@
 pub(super) mod build;
 mod case;
 mod component;
+pub(super) mod dev;
 mod expected;
 pub(super) mod inspect;
 mod json;

@@ -110,7 +110,8 @@ pub(super) async fn report(component: &Path, dir: &Path, update: bool) -> Result
         let done = tokio::task::spawn_blocking(move || {
             let case = Case::read(&folder, &plugin);
             case.map_err(|why| (folder, why)).map(|case| {
-                let tried = trial.run(&loaded, &case.setting, case.drafts.clone());
+                let tried = Trial::check_config(&loaded, &case.setting)
+                    .and_then(|()| trial.run(&loaded, &case.setting, case.drafts.clone()));
                 judged(case, tried, update)
             })
         });
@@ -244,15 +245,19 @@ impl Report {
         self.ran.iter().filter(|ran| ran.failed()).count()
     }
 
+    pub(super) fn document(&self) -> Value {
+        json!({
+            "component": self.component.display().to_string(),
+            "digest": self.digest,
+            "bytes": self.bytes,
+            "failed": self.failed(),
+            "cases": self.ran.iter().map(Ran::document).collect::<Vec<_>>(),
+        })
+    }
+
     pub(super) fn show(&self, output: Output) -> Result<(), Failure> {
         if output.is_json() {
-            return output.document(&json!({
-                "component": self.component.display().to_string(),
-                "digest": self.digest,
-                "bytes": self.bytes,
-                "failed": self.failed(),
-                "cases": self.ran.iter().map(Ran::document).collect::<Vec<_>>(),
-            }));
+            return output.document(&self.document());
         }
         let width = self.ran.iter().map(|ran| ran.name.chars().count()).max().unwrap_or(0);
         for ran in &self.ran {

@@ -40,6 +40,7 @@ pub(super) fn topic(guarantee: Guarantee) -> Topic {
             dead_letter_payload: DeadLetterPayload::Original,
             dead_letter_expired: false,
             dead_letter_threshold: None,
+            capture_input: None,
         },
         created_at: Timestamp(0),
         updated_at: Timestamp(0),

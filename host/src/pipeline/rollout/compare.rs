@@ -155,8 +155,9 @@ fn is_alike(a: &Made, b: &Made) -> bool {
         && a.emitted == b.emitted
 }
 
-/// What leads from the one message to the other.
-fn patch(stable: &Made, candidate: &Made) -> Option<Value> {
+/// What leads from the one message to the other, as RFC 6902 has it; none where it is too much to work out.
+#[must_use]
+pub fn patch(stable: &Made, candidate: &Made) -> Option<Value> {
     let small = |made: &Made| {
         let emitted: usize = made.emitted.iter().map(|emitted| emitted.payload.len()).sum();
         made.draft.payload.len() + emitted <= PAYLOAD_BYTES_MAX

@@ -9,7 +9,10 @@ use tokio::sync::oneshot::Receiver;
 
 use crate::catalog::Actor;
 use crate::catalog::model::{Scope, Topic};
+use crate::config::PluginQuota;
 use crate::pipeline::queue::{Batch, Queue, QueueLimits, Runs};
+use crate::pipeline::quotas::QuotaMetrics;
+use crate::pipeline::shares::Shares;
 use crate::pipeline::{Lane, Run};
 
 use super::{Rig, draft, fault, guest, stage};
@@ -32,9 +35,15 @@ struct Team {
 
 impl Bench {
     async fn new() -> Bench {
+        Bench::under(&[]).await
+    }
+
+    async fn under(quotas: &[PluginQuota]) -> Bench {
         let rig = Rig::new().await;
         rig.accept("hostile", guest("hostile")).await.unwrap();
-        let queue = Queue::new(QueueLimits { workers: 2, running_max: 2, waiting_max: 64 });
+        let limits = QueueLimits { workers: 2, running_max: 2, waiting_max: 64 };
+        let metrics = QuotaMetrics::new(&prometheus::Registry::new()).unwrap();
+        let queue = Queue::new(limits, Shares::new(quotas, &limits, &metrics));
         Bench { rig, queue, waiting: Vec::new() }
     }
 
@@ -60,7 +69,7 @@ impl Bench {
     fn ran(&mut self, team: &Team, cpu_ns: u64) -> usize {
         let batch = self.take().expect("there is work that may run");
         assert_eq!(batch.lane.scope, team.lane.scope);
-        self.queue.done(batch.lane.scope, batch.drafts.len(), cpu_ns);
+        self.queue.done(batch.lane.scope, (batch.on, batch.drafts.len()), cpu_ns);
         batch.drafts.len()
     }
 
@@ -189,7 +198,7 @@ async fn a_scope_keeps_its_turns_when_its_pace_changes() {
     }
     let running = bench.queue.take(Runs::Quick).expect("the first one's turn");
     assert_eq!(running.lane.scope, turning.lane.scope);
-    bench.queue.done(turning.lane.scope, running.drafts.len(), SLOW);
+    bench.queue.done(turning.lane.scope, (running.on, running.drafts.len()), SLOW);
     assert_eq!(of(&bench.taken(Runs::Quick), &turning), 0);
     assert_eq!(of(&bench.taken(Runs::Slow), &turning), 2, "as many as a scope may, once in turn");
 }
@@ -258,4 +267,69 @@ async fn a_stage_that_was_quick_and_loops_on_every_worker_does_not_keep_a_neighb
     for run in looping {
         assert_eq!(fault(&run.await[0]).0, "TIMED_OUT");
     }
+}
+
+/// A share of what there is here: a thread of either kind.
+fn one_thread(prefix: &str) -> PluginQuota {
+    PluginQuota { prefix: prefix.to_owned(), plugins: None, bytes: None, share: Some(0.3) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn topics_of_a_quota_never_run_more_than_its_share_while_a_neighbours_run_at_once() {
+    let mut bench = Bench::under(&[one_thread("orders.")]).await;
+    let orders = [bench.team("orders.a", 50).await, bench.team("orders.b", 50).await];
+    for team in &orders {
+        bench.push(team, 1);
+        bench.ran(team, QUICK);
+    }
+    for team in &orders {
+        bench.push(team, 600);
+    }
+    let running = bench.taken(Runs::Quick);
+    assert_eq!((running.len(), of(&running, &orders[0])), (1, 1), "of both together");
+    assert_eq!(bench.waits().1, [false, false], "a thread that came for them would find nothing");
+    let neighbour = bench.team("billing.x", 50).await;
+    bench.push(&neighbour, 1);
+    let beside = bench.taken(Runs::Quick);
+    assert_eq!((beside.len(), of(&beside, &neighbour)), (1, 1));
+    // They take turns in what they have.
+    let mut running = running;
+    for turn in 1..6 {
+        let ended = running.remove(0);
+        bench.queue.done(ended.lane.scope, (ended.on, ended.drafts.len()), QUICK);
+        running = bench.taken(Runs::Quick);
+        assert_eq!((running.len(), of(&running, &orders[turn % 2])), (1, 1), "turn {turn}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_share_is_of_each_kind_of_threads_and_no_place_of_it_is_lost() {
+    let mut bench = Bench::under(&[one_thread("orders.")]).await;
+    let [turning, slow, quick] =
+        [bench.team("orders.a", 50).await, bench.team("orders.b", 50).await, bench.team("orders.c", 50).await];
+    bench.push(&slow, 1);
+    bench.ran(&slow, SLOW);
+    for team in [&turning, &quick] {
+        bench.push(team, 1);
+        bench.ran(team, QUICK);
+    }
+    for team in [&turning, &slow, &quick] {
+        bench.push(team, 300);
+    }
+    let (first, beside) = (bench.taken(Runs::Quick), bench.taken(Runs::Slow));
+    assert_eq!((first.len(), of(&first, &turning), beside.len(), of(&beside, &slow)), (1, 1, 1, 1));
+    // What turns out slow leaves its place to the quick one, and waits for that of the slow ones.
+    bench.queue.done(turning.lane.scope, (first[0].on, first[0].drafts.len()), SLOW);
+    assert_eq!(of(&bench.taken(Runs::Quick), &quick), 1);
+    assert!(bench.taken(Runs::Slow).is_empty());
+    bench.queue.done(slow.lane.scope, (beside[0].on, beside[0].drafts.len()), SLOW);
+    let next = bench.taken(Runs::Slow);
+    assert_eq!((next.len(), of(&next, &slow)), (1, 1), "it was the first to wait");
+    bench.queue.done(slow.lane.scope, (next[0].on, next[0].drafts.len()), SLOW);
+    let next = bench.taken(Runs::Slow);
+    assert_eq!((next.len(), of(&next, &turning)), (1, 1));
+    // Whose callers have gone keep nobody waiting.
+    bench.waiting.clear();
+    bench.queue.done(turning.lane.scope, (next[0].on, next[0].drafts.len()), SLOW);
+    assert!(bench.taken(Runs::Slow).is_empty());
 }

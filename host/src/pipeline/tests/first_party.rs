@@ -12,10 +12,12 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::catalog::{Compatibility, NewSchema};
 use crate::pipeline::builtin::BUILTINS;
 use crate::pipeline::component;
 use crate::pipeline::draft::{Draft, Processed, Verdict};
 use crate::pipeline::kv::{KvRun, Transaction};
+use crate::schemas::Schemas;
 
 use super::{Rig, SYSTEM, draft, guest, stage};
 
@@ -135,11 +137,48 @@ async fn a_plugin_imports_no_power_that_it_does_not_call() {
         let wanted: &[&str] = match name {
             "dedup" => &["kv@1.0.0", "types@1.0.0"],
             "jq" => &["log@1.0.0", "types@1.0.0"],
+            "json-schema" => &["schemas@1.0.0", "types@1.0.0"],
             _ => &["types@1.0.0"],
         };
         let ours: BTreeSet<&str> = ours.into_iter().collect();
         assert_eq!(ours, wanted.iter().copied().collect(), "{name}");
     }
+}
+
+/// Registered schemas that refer to nothing, and one in the config that refers to them: by an id, and by a URI.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_leads_to_a_registered_schema_and_to_its_version_of_now() {
+    let rig = Rig::new().await;
+    let register = async |version: &str, kind: &str| {
+        let new = NewSchema {
+            id: "money".to_owned(),
+            version: version.to_owned(),
+            definition: json!({"$defs": {"amount": {"type": kind}}}).to_string(),
+            compatibility: Compatibility::None,
+        };
+        Schemas::new(rig.catalog.clone(), 100).register(new, &SYSTEM).await.unwrap();
+    };
+    let valid = async || -> Vec<bool> {
+        let drafts = [r#"{"total":1}"#, r#"{"total":"x"}"#, r#"{"fee":1}"#, r#"{"fee":"x"}"#];
+        let processed = rig.run(drafts.map(|payload| draft(payload, &[])).to_vec()).await;
+        processed.iter().map(|processed| processed.verdict == Verdict::Pass).collect()
+    };
+    let config = json!({
+        "schema": {"properties": {
+            "total": {"$ref": "money#/$defs/amount"},
+            "fee": {"$ref": "https://example.com/money#/$defs/amount"},
+        }},
+        "references": {"https://example.com/money": "money"},
+    });
+    let stages = || vec![stage("check", "json-schema", config.clone())];
+    let refused = rig.pipelines.set(rig.scope(), stages(), None, &SYSTEM).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("no approved schema"), "{refused:?}");
+    register("1", "integer").await;
+    rig.pipelines.set(rig.scope(), stages(), None, &SYSTEM).await.unwrap();
+    assert_eq!(valid().await, [true, false, true, false]);
+    register("2", "string").await;
+    rig.pipelines.schema_changed("money", &SYSTEM).await.unwrap();
+    assert_eq!(valid().await, [false, true, false, true]);
 }
 
 #[derive(Deserialize)]

@@ -6,8 +6,10 @@ use std::path::Path;
 use bytes::Bytes;
 use serde_json::json;
 
+use crate::catalog::{Compatibility, NewSchema};
 use crate::pipeline::component;
 use crate::pipeline::draft::Verdict;
+use crate::schemas::Schemas;
 
 use super::{Rig, SYSTEM, draft, header, stage};
 
@@ -62,4 +64,35 @@ async fn an_emitting_stage_of_1_0_runs() {
     let fault = &rejection.faults[0];
     assert_eq!((&*fault.code, &*fault.message, fault.pointer.as_deref()), ("SECRET", "not for here", Some("/kind")));
     assert_eq!((&processed[2].verdict, processed[2].trail[0].word.as_str()), (&Verdict::Pass, "pass"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_of_1_0_with_every_power_runs() {
+    let rig = Rig::new().await;
+    rig.accept("counter", frozen("counter")).await.unwrap();
+    let counting = |schema: Option<&str>| vec![stage("count", "counter", json!({"prefix": "n:", "schema": schema}))];
+    let refused = rig.pipelines.set(rig.scope(), counting(Some("order")), None, &SYSTEM).await.unwrap_err();
+    assert!(format!("{refused:?}").contains("no schema order"), "{refused:?}");
+    let (id, version) = ("order".to_owned(), "1".to_owned());
+    let new = NewSchema { id, version, definition: "{}".to_owned(), compatibility: Compatibility::None };
+    Schemas::new(rig.catalog.clone(), 100).register(new, &SYSTEM).await.unwrap();
+    rig.pipelines.set(rig.scope(), counting(Some("order")), None, &SYSTEM).await.unwrap();
+    let of = |key: &str, headers: &[(&str, &str)]| {
+        let mut draft = draft("12345", headers);
+        draft.key = Some(key.into());
+        draft
+    };
+    let drafts = vec![of("a", &[]), of("b", &[]), of("a", &[("reset", "1")]), of("a", &[])];
+    // What a run sets is kept when its messages are stored; nothing is here, so one batch says all that values are to it.
+    rig.run((0..256).map(|_| of("warm", &[("reset", "1")])).collect()).await;
+    // Another second, which has lines left in the log.
+    rig.clock.advance(std::time::Duration::from_secs(1));
+    let processed = rig.run(drafts).await;
+    let counts: Vec<_> = processed.iter().map(|processed| header(processed, "count")).collect();
+    assert_eq!(counts, [Some("1"), Some("1"), Some("2"), Some("1")]);
+    assert_eq!(header(&processed[0], "schema-bytes"), Some("2"));
+    assert_eq!(rig.metric("sluice_plugin_counter_total", "counted_total"), 260.0);
+    assert_eq!(rig.metric("sluice_plugin_gauge", "last_count"), 1.0);
+    assert_eq!(rig.metric("sluice_plugin_histogram", "payload_bytes"), 260.0);
+    assert!(rig.pipelines.plugin_log("counter").iter().any(|line| &*line.text == "counted 2"));
 }

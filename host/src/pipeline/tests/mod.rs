@@ -3,6 +3,7 @@
 
 mod changes;
 mod disk;
+mod dry_runs;
 mod fairness;
 mod first_party;
 mod follow;
@@ -11,6 +12,7 @@ mod hostile;
 mod load;
 mod machine_code;
 mod rollouts;
+mod told;
 mod verdicts;
 
 use std::path::{Path, PathBuf};
@@ -86,6 +88,7 @@ pub(super) fn plugins(dir: &Path) -> Plugins {
         queue_batches_max: 64,
         size_max: 50 << 20,
         versions_max: 100,
+        quotas: Vec::new(),
         trust: PluginTrust::default(),
     }
 }
@@ -253,6 +256,7 @@ fn topic_named(name: &str, id: u32) -> Topic {
         dead_letter_payload: DeadLetterPayload::Original,
         dead_letter_expired: false,
         dead_letter_threshold: None,
+        capture_input: None,
     };
     let name: TopicName = name.parse().unwrap();
     let (created_at, updated_at) = (Timestamp(0), Timestamp(0));

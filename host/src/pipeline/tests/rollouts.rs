@@ -11,8 +11,9 @@ use serde_json::json;
 
 use crate::catalog::model::{PluginSource, RolloutLimits, Strategy};
 use crate::catalog::{Actor, CatalogError};
-use crate::pipeline::draft::{Draft, Processed, Verdict};
-use crate::pipeline::rollout::{End, NewRollout, RolloutView};
+use crate::pipeline::draft::{Draft, Processed, Said, Verdict};
+use crate::pipeline::rollout::compare::Made;
+use crate::pipeline::rollout::{End, Job, NewRollout, RolloutView, Shadow};
 use crate::pipeline::{NewComponent, PipelineError};
 
 use super::{Rig, SYSTEM, draft, fault, guest, header, stage, tag};
@@ -265,6 +266,32 @@ async fn a_shadow_that_has_no_time_is_left_out_and_counted() {
         assert!(run < 100_000, "what waits has a bound");
     }
     assert_eq!(rig.metric("sluice_plugin_shadow_messages_total", "shed"), rig.view().shed as f64);
+}
+
+/// Without a runtime there is no thread for it; the next batch finds one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_that_finds_no_thread_is_left_out_and_counted_and_begins_with_the_next_batch() {
+    let rig = Rig::with_versions(tag(1), tag(2)).await;
+    rig.roll_out(rollout("2.0.0", Some(Strategy::Shadow), 100.0)).await;
+    let revision = rig.pipelines.lane(rig.scope()).unwrap().current();
+    let candidate = Arc::clone(revision.steps[0].candidate.as_ref().unwrap());
+    let made =
+        || Made { said: Said::Pass, why: None, draft: keyed("k", &[]), emitted: Vec::new(), took: Duration::ZERO };
+    let job = || Job {
+        candidate: Arc::clone(&candidate),
+        scope: rig.scope(),
+        topic: rig.topic.name.clone(),
+        payload_bytes_max: 1 << 20,
+        messages: vec![(keyed("k", &[]), made())],
+    };
+    let (shadow, clock, without) = (Shadow::default(), rig.clock.clone(), job());
+    let pushing = shadow.clone();
+    std::thread::spawn(move || pushing.push(without, &clock)).join().unwrap();
+    assert_eq!((rig.view().shed, rig.view().compared.payload), (1, 0));
+    shadow.push(job(), &rig.clock);
+    let view = rig.until_compared(2).await;
+    assert_eq!((view.shed, view.compared.payload), (1, 1));
+    shadow.stop();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,7 +21,7 @@ use crate::pipeline::{KV_RERUNS_MAX, NewComponent};
 use crate::store::{AppendBatch, KvUse, KvWrite, SeekTo, StoreError, kv_namespace};
 
 struct Bed {
-    _root: tempfile::TempDir,
+    _root: Arc<tempfile::TempDir>,
     broker: Arc<Broker>,
     topic: Arc<Topic>,
 }
@@ -40,13 +40,18 @@ impl Bed {
         let config = Config { data_dir: root.path().join("data"), ..crate::config::tests::development() };
         let broker = Broker::open(config).await.unwrap();
         let topic = create(&broker, "counted").await;
-        let bed = Bed { _root: root, broker, topic };
+        let bed = Bed { _root: Arc::new(root), broker, topic };
         bed.bring("powers", guest("powers")).await;
         let mut own = stage("powers", "powers", json!({}));
         change(&mut own);
         let stages = [vec![own], others].concat();
         bed.set(&bed.topic, stages).await;
         bed
+    }
+
+    fn share(&self) -> Bed {
+        let (broker, topic) = (Arc::clone(&self.broker), Arc::clone(&self.topic));
+        Bed { _root: Arc::clone(&self._root), broker, topic }
     }
 
     async fn bring(&self, name: &str, bytes: bytes::Bytes) {
@@ -337,14 +342,64 @@ async fn on_the_way_out_values_are_read_and_not_set() {
 async fn a_store_that_is_full_of_values_says_so() {
     let bed = Bed::new().await;
     let mut said = None;
-    for n in 0..100 {
-        let told: Vec<String> = (0..16).map(|m| format!("fill k{n}-{m} 65536")).collect();
-        let results = bed.tell(&told.iter().map(String::as_str).collect::<Vec<_>>()).await;
-        if let Err(error) = &results[0] {
-            said = Some(error.to_string());
-            break;
+    'topics: for n in 0..8 {
+        let topic = create(&bed.broker, &format!("full-{n}")).await;
+        bed.set(&topic, vec![stage("powers", "powers", json!({}))]).await;
+        let bed = Bed { topic, ..bed.share() };
+        for m in 0..15 {
+            let told: Vec<String> = (0..16).map(|l| format!("fill k{m}-{l} 65536")).collect();
+            let results = bed.tell(&told.iter().map(String::as_str).collect::<Vec<_>>()).await;
+            if let Err(error) = &results[0] {
+                said = Some(error.to_string());
+                break 'topics;
+            }
         }
     }
     assert!(said.as_deref().is_some_and(|said| said.contains("key-value space is full")), "{said:?}");
     assert_eq!(stored(&bed.tell(&["get absent"]).await), 1, "what sets nothing goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_plugin_has_room_for_so_many_values_on_a_topic_and_leaves_that_of_others() {
+    let bed = Bed::new().await;
+    let fill = async |n: usize| {
+        let told = format!("fill k{n} 65536");
+        bed.tell(&[&told]).await.remove(0)
+    };
+    let mut filled = 0;
+    let full = loop {
+        match fill(filled).await {
+            Ok(_) => filled += 1,
+            Err(error) => break error.to_string(),
+        }
+        assert!(filled < 1000, "it is never full");
+    };
+    assert_eq!(filled, 255, "of 64 KiB and what belongs to them, in 16 MiB");
+    assert!(full.contains("no room for it") && full.contains("ttl-ms"), "{full}");
+    // In a batch it is the fault of those alone that found no room, and of no neighbour.
+    let results = bed.tell(&["set small v", "fill large 65536", "count n"]).await;
+    let went: Vec<bool> = results.iter().map(Result::is_ok).collect();
+    assert_eq!(went, [true, false, true], "{results:?}");
+    assert_eq!(stored(&bed.tell(&["fill k0 65536", "get small", "count n"]).await), 3, "what is there may be set anew");
+    assert_eq!(bed.value("n").await.as_deref(), Some("2"));
+    let other = create(&bed.broker, "counted-too").await;
+    bed.set(&other, vec![stage("powers", "powers", json!({}))]).await;
+    let request = PublishRequest { topic: Arc::clone(&other), ..bed.request("fill k 65536", &json!({})) };
+    bed.broker.publisher.publish(request).await.unwrap();
+    bed.tell(&["delete k3", "delete k4"]).await;
+    assert!(fill(filled).await.is_ok(), "there is room again");
+}
+
+/// Each alone would find room, and both together do not: whichever comes second is run again, and told.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_want_the_last_room_one_has_it() {
+    let bed = Bed::new().await;
+    for n in 0..254 {
+        assert_eq!(stored(&bed.tell(&[&format!("fill k{n} 65536")]).await), 1);
+    }
+    let [one, two] = [["fill x 65536"], ["fill y 65536"]];
+    let (one, two) = tokio::join!(bed.tell(&one), bed.tell(&two));
+    assert_eq!(stored(&one) + stored(&two), 1, "{one:?} {two:?}");
+    let refused = one.into_iter().chain(two).find_map(Result::err).expect("one of them").to_string();
+    assert!(refused.contains("no room for it"), "{refused}");
 }

@@ -49,9 +49,9 @@ use self::maintenance::Maintenance;
 use self::state::control::{Answer, Control};
 use self::writer::Writer;
 use super::{
-    AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvValue, LeaseRequest, Leased,
-    MessageStore, Page, ReadRequest, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError, TopicSpec,
-    TopicStats,
+    AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRequest,
+    Leased, MessageStore, Page, ReadRequest, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
+    TopicSpec, TopicStats,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::message::{GroupId, MessageId, Position, TopicId};
@@ -255,6 +255,11 @@ impl MessageStore for EmbeddedStore {
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError> {
         self.core.check_open()?;
         Ok(self.core.state.lock().kv.get(&(namespace.into(), key.into())).cloned())
+    }
+
+    async fn kv_room(&self, namespace: &str, key: &str) -> Result<KvRoom, StoreError> {
+        self.core.check_open()?;
+        Ok(self.core.state.lock().kv_room(namespace, key))
     }
 
     async fn kv_heads(

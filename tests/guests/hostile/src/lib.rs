@@ -9,6 +9,8 @@ mod behaviours;
 mod configures;
 mod misdeeds;
 
+use std::hash::{BuildHasher as _, Hasher as _};
+
 use exports::sluice::plugin::stage::{Batch, Error, Guest};
 use sluice::plugin::{kv, log, metrics, schemas};
 
@@ -69,6 +71,10 @@ fn obey_quietly(batch: &Batch, i: u32, told: &str) -> Done {
             let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_millis());
             let first = std::collections::hash_map::RandomState::new();
             batch.set_header(i, "clock", &format!("{now} {:?}", std::mem::size_of_val(&first)));
+        }
+        "draw" => {
+            let drawn = std::collections::hash_map::RandomState::new().build_hasher().finish();
+            batch.set_header(i, "drawn", &drawn.to_string());
         }
         "facts" => facts(batch, i),
         _ => {}

@@ -69,6 +69,7 @@ async fn topic(broker: &Broker, name: &str) -> Arc<Topic> {
         dead_letter_payload: DeadLetterPayload::Original,
         dead_letter_expired: false,
         dead_letter_threshold: None,
+        capture_input: None,
     };
     let name = name.parse().expect("a topic's name");
     broker.directory.create_topic(name, settings, &Actor::system()).await.expect("there is room for a topic")

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use crate::clock::Timestamp;
 use crate::message::{GroupId, MessageId, Offset, Partition, Position, TopicId};
 use crate::store::embedded::ops::{Body, Done, LaneId, Op};
-use crate::store::{AppendOutcome, DedupOutcome, Fate, KvUse, KvWrite, StoreError};
+use crate::store::{AppendOutcome, DedupOutcome, Fate, KvUse, KvWrite, StoreError, kv_cost};
 
-use super::apply::kv_cost;
 use super::dedup::KeyHash;
+use super::kv::KvSpace;
 use super::room::Needs;
 use super::settle::Live;
 use super::{State, offset};
@@ -94,6 +94,8 @@ pub struct Plan {
     pub(super) revisions: HashMap<(TopicId, Partition), u64>,
     pub(super) kv: HashMap<(Arc<str>, Arc<str>), u64>,
     pub(super) kv_bytes: u64,
+    /// What namespaces grow by in this frame.
+    pub(super) kv_grown: HashMap<Arc<str>, KvSpace>,
     pub(super) kv_writes: u64,
     pub(super) bytes: HashMap<TopicId, u64>,
     /// Of the item that is being planned: kept for its memory.
@@ -238,7 +240,12 @@ impl State {
         for (namespace, key, value) in writes {
             let version = self.next_kv_version + plan.kv_writes;
             plan.kv_writes += 1;
-            plan.kv_bytes += value.as_ref().map_or(0, |value| kv_cost(&namespace, &key) + value.len() as u64);
+            if let Some(value) = &value {
+                let cost = kv_cost(&namespace, &key, value.len());
+                plan.kv_bytes += cost;
+                let grown = plan.kv_grown.entry(Arc::clone(&namespace)).or_default();
+                self.grow(grown, (&namespace, &key), cost);
+            }
             plan.kv.insert((Arc::clone(&namespace), Arc::clone(&key)), if value.is_some() { version } else { 0 });
             plan.side.push(Op::Kv { namespace, key, version, value });
         }

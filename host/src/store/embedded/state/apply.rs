@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use crate::clock::Timestamp;
 use crate::message::{GroupId, Offset, Partition, TopicId};
 use crate::store::embedded::ops::{Body, Done, Entry, Head, LaneId, LaneStart, Op, Owner};
-use crate::store::{GroupSpec, KvValue, TopicSpec};
+use crate::store::{GroupSpec, TopicSpec};
 
 use super::group::Group;
 use super::mark::Mark;
@@ -266,21 +266,6 @@ impl State {
         Some(scheduled)
     }
 
-    fn apply_kv(&mut self, key: (std::sync::Arc<str>, std::sync::Arc<str>), version: u64, value: Option<Vec<u8>>) {
-        self.next_kv_version = self.next_kv_version.max(version + 1);
-        let key_bytes = kv_cost(&key.0, &key.1);
-        let old = match value {
-            Some(value) => {
-                self.kv_bytes += key_bytes + value.len() as u64;
-                self.kv.insert(key, KvValue { version, value })
-            }
-            None => self.kv.remove(&key),
-        };
-        if let Some(old) = old {
-            self.kv_bytes -= key_bytes + old.value.len() as u64;
-        }
-    }
-
     fn apply_settled(&mut self, place: (TopicId, GroupId, Partition), done: Done, offsets: &[Offset], now: Timestamp) {
         let (topic, group, partition) = place;
         let exceptions_max = self.limits.exceptions_max;
@@ -337,13 +322,6 @@ impl State {
         self.cache.forget(id, sequence);
         self.erasing.push(Owner::Log(id, sequence));
     }
-}
-
-/// What a plugin's key costs beside its value.
-#[must_use]
-pub fn kv_cost(namespace: &str, key: &str) -> u64 {
-    // The map's own share, rounded up.
-    (namespace.len() + key.len() + 96) as u64
 }
 
 fn add_group(topic: &mut Topic, spec: GroupSpec, starts: &[LaneStart]) {

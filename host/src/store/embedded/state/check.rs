@@ -9,7 +9,6 @@ use crate::store::{KvUse, KvWrite, StoreError};
 
 use super::State;
 use super::append::{Batch, Plan, Prepared};
-use super::apply::kv_cost;
 
 impl State {
     pub(super) fn check_places(&self, batch: &Batch) -> Result<(), StoreError> {
@@ -65,16 +64,7 @@ impl State {
                 return Err(StoreError::KvConflict);
             }
         }
-        let written = writes.iter().map(|write| (&write.namespace, &write.key, &write.value));
-        let of_items = values.written.iter().map(|write| (&write.namespace, &write.key, &write.value));
-        let bytes: u64 = written
-            .chain(of_items)
-            .filter_map(|(space, key, value)| Some(kv_cost(space, key) + value.as_ref()?.len() as u64))
-            .sum();
-        if bytes > 0 && self.kv_bytes + plan.kv_bytes + bytes > self.limits.kv_bytes_max {
-            return Err(StoreError::Unavailable("the plugins' key-value space is full".to_owned()));
-        }
-        Ok(())
+        self.check_kv_room(writes, values, plan)
     }
 
     /// Whether a dead letter is still on its list, also after what this frame holds.

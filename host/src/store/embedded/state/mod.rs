@@ -37,6 +37,7 @@ pub use self::apply::Applying;
 use self::cache::BlockCache;
 use self::dedup::Dedup;
 use self::group::{Group, LANES};
+use self::kv::KvSpace;
 use self::lane::Lane;
 use self::memory::Flushed;
 use self::schedule::Schedule;
@@ -172,6 +173,10 @@ pub struct EmbeddedLimits {
     pub dedup_keys_total_max: usize,
     /// Bytes of plugins' keys and values; beyond, `Unavailable`.
     pub kv_bytes_max: u64,
+    /// Of those, what one plugin has on one topic; beyond, `KvConflict`.
+    pub kv_namespace_bytes_max: u64,
+    /// Keys of one plugin on one topic: looking them over and their end with the topic take a lock; beyond, `KvConflict`.
+    pub kv_namespace_keys_max: u64,
     /// Runs of messages for one group alone, per lane; beyond, `TopicFull`.
     pub target_runs_max: usize,
     /// Room in a file of the journal; its first files are smaller.
@@ -198,6 +203,8 @@ impl Default for EmbeddedLimits {
             scheduled_bytes_max: 256 << 20,
             dedup_keys_total_max: 4_000_000,
             kv_bytes_max: 64 << 20,
+            kv_namespace_bytes_max: 16 << 20,
+            kv_namespace_keys_max: 100_000,
             target_runs_max: 100_000,
             journal_file_bytes: 64 << 20,
             checkpoint_bytes: 256 << 20,
@@ -228,6 +235,8 @@ pub struct State {
     pub kv: Kv,
     /// Bytes of `kv`.
     pub kv_bytes: u64,
+    /// What those of each namespace take.
+    pub kv_spaces: HashMap<Arc<str>, KvSpace>,
     /// The version of the next write to `kv`: one counter for all, so that no version of a key comes twice.
     pub next_kv_version: u64,
     /// The place of the next append in the order of all.
@@ -276,6 +285,7 @@ impl State {
             dead_segments: Vec::new(),
             kv: Kv::new(),
             kv_bytes: 0,
+            kv_spaces: HashMap::new(),
             next_kv_version: 1,
             next_stamp: 0,
             last_at: Timestamp(0),

@@ -168,8 +168,7 @@ impl State {
         self.applied = snapshot.applied;
         self.erasing = snapshot.erasing;
         for (space, key, value) in snapshot.kv {
-            self.kv_bytes += super::apply::kv_cost(&space, &key) + value.value.len() as u64;
-            self.kv.insert((space, key), value);
+            self.insert_value((space, key), value);
         }
         for topic in snapshot.topics {
             let topic = restore_topic(topic);

@@ -2,8 +2,8 @@
 //! again when something has gone.
 
 use super::*;
-use crate::store::KvWrite;
 use crate::store::embedded::core::Queue;
+use crate::store::{ItemWrite, KvRoom, KvWrite};
 
 /// A furnished store with bounds of its own.
 async fn bounded(dir: &Path, clock: &Clock, tighten: impl FnOnce(&mut EmbeddedLimits)) -> EmbeddedStore {
@@ -129,6 +129,49 @@ async fn plugins_values_have_a_bound_together() {
     let refused = store.append(put("b", 200)).await;
     assert!(matches!(refused, Err(StoreError::Unavailable(_))), "{refused:?}");
     assert!(store.kv_get("n", "b").await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_plugins_values_have_a_bound_of_their_own_in_bytes_and_keys() {
+    let (dir, clock) = (tempfile::tempdir().unwrap(), clock());
+    let small = |limits: &mut EmbeddedLimits| {
+        limits.kv_namespace_bytes_max = 1000;
+        limits.kv_namespace_keys_max = 3;
+    };
+    let store = bounded(dir.path(), &clock, small).await;
+    let set = async |store: &EmbeddedStore, namespace: &str, keys: &[(&str, usize)]| {
+        let written = keys.iter().map(|(key, bytes)| {
+            let value = (*bytes > 0).then(|| vec![7; *bytes]);
+            ItemWrite { item: None, namespace: namespace.into(), key: (*key).into(), value }
+        });
+        let values = KvUse { written: written.collect(), ..KvUse::default() };
+        store.append(AppendBatch { values, ..batch(Vec::new()) }).await
+    };
+    let full = async |store: &EmbeddedStore, keys: &[(&str, usize)]| {
+        let refused = set(store, "n", keys).await;
+        assert!(matches!(refused, Err(StoreError::KvConflict)), "{keys:?}: {refused:?}");
+    };
+    set(&store, "n", &[("a", 100), ("b", 1)]).await.unwrap();
+    full(&store, &[("c", 1), ("d", 1)]).await;
+    full(&store, &[("a", 900)]).await;
+    full(&store, &[("c", 700), ("c", 1)]).await;
+    set(&store, "n", &[("a", 700)]).await.unwrap();
+    store.close().await.unwrap();
+    let mut options = EmbeddedOptions::new(dir.path(), clock.clone());
+    small(&mut options.limits);
+    let store = EmbeddedStore::open(options).unwrap();
+    full(&store, &[("b", 200)]).await;
+    // What is there may be set anew, one that is not larger, and others have their own.
+    set(&store, "n", &[("a", 600), ("b", 2)]).await.unwrap();
+    set(&store, "m", &[("a", 700)]).await.unwrap();
+    let room = store.kv_room("n", "b").await.unwrap();
+    assert_eq!((room.keys, room.bytes, room.taken), (1, 1000 - 2 * 98 - 602, 100));
+    // What a batch removes makes room for the next one: the message that it is removed for may not be stored.
+    full(&store, &[("a", 0), ("c", 300)]).await;
+    set(&store, "n", &[("a", 0)]).await.unwrap();
+    set(&store, "n", &[("c", 300)]).await.unwrap();
+    assert_eq!(store.kv_room("n", "a").await.unwrap(), KvRoom { bytes: 1000 - 2 * 98 - 302, keys: 1, taken: 0 });
+    assert_eq!(store.kv_room("of nobody", "a").await.unwrap(), KvRoom { bytes: 1000, keys: 3, taken: 0 });
 }
 
 #[tokio::test]

@@ -1,0 +1,680 @@
+//! Versions tried on messages of the past. Invariant: a caller tries what it could put into the pipeline, on topics that it
+//! reaches; nothing is changed by it; who goes away ends the run. Never shows more of messages than the differences.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use http::HeaderMap;
+use http::header::{self, HeaderValue};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::auth::Caller;
+use super::extract::{Intake, LineRun, Lines, Params2, Query, Spare, decode, expect_json, not_null};
+use super::messages::{Reading, is_ndjson};
+use super::plugin_logs::LogLineAnswer;
+use super::problem::{Code, Faults, Problem};
+use super::rollouts::{DifferenceAnswer, FiguresAnswer};
+use super::{Api, answer, plugins, reach};
+use crate::broker::Broker;
+use crate::catalog::model::{DeadLetterPayload, Scope, SubscriptionId, Topic};
+use crate::clock::Timestamp;
+use crate::dry_run::{End, Inputs, Progress, Running, Sent};
+use crate::message::{GroupId, MessageId, Offset, TopicName};
+use crate::pipeline::draft::Draft;
+use crate::pipeline::{DryRunSpec, Outcomes};
+use crate::publish::PublishRequest;
+use crate::store::ReadFrom;
+
+/// Messages of a run that does not say.
+const LIMIT_DEFAULT: u64 = 10_000;
+/// What is held does not grow with them, but a run is to end.
+const LIMIT_MAX: u64 = 100_000_000;
+/// Runs of lines that wait for the stages.
+const RUNS_AHEAD: usize = 1;
+/// A comment is sent this often when there is nothing else.
+const KEEP_ALIVE: Duration = Duration::from_secs(15);
+
+/// The routes.
+pub(super) fn routes() -> OpenApiRouter<Api> {
+    OpenApiRouter::new().routes(routes!(dry_run))
+}
+
+/// Which messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+enum Source {
+    /// What arrived at the topic, as it was before its stages; the topic's `captureInput` keeps that.
+    Captured,
+    /// What is stored: as a subscription's stages get it. For a topic, whose stages it has passed, the stages before the one
+    /// that is tried are left out.
+    Stored,
+    /// Dead letters that wait: of a topic those that its stages turned away, of a subscription its own.
+    DeadLetters,
+    /// What the request brings, a line each.
+    Sent,
+}
+
+/// What to try, and on which messages. `topic` or `subscriptionId` is required.
+#[derive(Debug, Default, Deserialize, ToSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+struct DryRunBody {
+    /// Whose pipeline.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    topic: Option<String>,
+    /// Instead of `topic`.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(value_type = Option<String>, format = Uuid, nullable = false)]
+    subscription_id: Option<SubscriptionId>,
+    /// The stage in whose place the version is tried: by default the one that runs the plugin. Where none does, the version is
+    /// tried alone, and compared with the messages as they come.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    stage: Option<String>,
+    /// `captured` (the default for a topic), `stored` (for a subscription) or `deadLetters`.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    inputs: Option<Source>,
+    /// `earliest` (the default), or an RFC 3339 time.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    from: Option<String>,
+    /// Messages at most: 1 to 100000000 (10000).
+    #[serde(deserialize_with = "not_null")]
+    #[schema(minimum = 1, maximum = 100_000_000, nullable = false)]
+    limit: Option<u64>,
+    /// In the place of the stage's config.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(value_type = Option<Object>, nullable = false)]
+    config: Option<Value>,
+    /// The version that it is compared with: by default the one that the stage runs.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    against: Option<String>,
+    /// What randomness follows from (0): the same seed, the same numbers.
+    #[serde(deserialize_with = "not_null")]
+    #[schema(nullable = false)]
+    seed: Option<u64>,
+}
+
+/// The same, where the body is the messages.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct DryRunQuery {
+    /// With lines: whose pipeline.
+    topic: Option<String>,
+    /// With lines: instead of `topic`.
+    #[param(value_type = Option<String>, format = Uuid)]
+    subscription_id: Option<SubscriptionId>,
+    /// With lines: as in the body.
+    stage: Option<String>,
+    /// With lines: messages at most.
+    #[param(minimum = 1, maximum = 100_000_000, default = 10_000)]
+    limit: Option<u64>,
+    /// With lines: in the place of the stage's config, as JSON.
+    config: Option<String>,
+    /// With lines: the version that it is compared with.
+    against: Option<String>,
+    /// With lines: what randomness follows from.
+    seed: Option<u64>,
+    /// With lines: when they came, for the stages (now).
+    at: Option<String>,
+}
+
+/// What came of a dry run.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct DryRunAnswer {
+    plugin: String,
+    /// The stage in whose place the version was tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stage: Option<String>,
+    inputs: Source,
+    /// Messages that were read.
+    messages: u64,
+    /// Those of them that the stages before did not let through.
+    not_reached: u64,
+    /// Lines that are no messages, and are left out.
+    unreadable: u64,
+    /// The first of them.
+    unreadable_sample: Vec<UnreadableAnswer>,
+    /// Messages that come out as with the version in use.
+    same: u64,
+    /// One keeps, drops or rejects what the other does not.
+    verdict_differs: u64,
+    /// Both keep it, but not alike.
+    payload_differs: u64,
+    /// Only the version that is tried fails.
+    trapped: u64,
+    /// The first of each kind.
+    sample: Vec<DifferenceAnswer>,
+    /// The version that is tried.
+    candidate: OutcomesAnswer,
+    /// What it is compared with; absent where that is the message as it came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    stable: Option<OutcomesAnswer>,
+    /// What the version that is tried said last.
+    log: Vec<LogLineAnswer>,
+    took_ms: u64,
+    /// `all`, `limit`, `stopped` or `broken`.
+    end: &'static str,
+    /// Why it broke off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// A line that is no message.
+#[derive(Debug, Serialize, ToSchema)]
+struct UnreadableAnswer {
+    /// Which, from 1.
+    line: u64,
+    message: String,
+}
+
+/// What a version made of the messages.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct OutcomesAnswer {
+    version: String,
+    digest: String,
+    /// Passed and changed.
+    kept: u64,
+    #[serde(flatten)]
+    figures: FiguresAnswer,
+    /// By cause.
+    faults: std::collections::BTreeMap<&'static str, u64>,
+    /// Microseconds of a message in it, on the average.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean_micros: Option<f64>,
+    /// Bytes of guest memory at most.
+    memory_bytes: usize,
+}
+
+/// How far a dry run is.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct ProgressAnswer {
+    messages: u64,
+    /// Of all that there is, 0 to 1, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fraction: Option<f64>,
+    same: u64,
+    verdict_differs: u64,
+    payload_differs: u64,
+    trapped: u64,
+    took_ms: u64,
+}
+
+/// Try a version on messages of the past.
+///
+/// Nothing is changed by it. The answer comes when the run has ended; for `Accept: text/event-stream` it comes as the event `result`,
+/// behind events `progress`. Who goes away ends the run. Clocks stand at the time at which the messages came, and randomness
+/// follows from `seed`: the same run again has the same outcome. Values of plugins begin empty, and are thrown away.
+#[utoipa::path(
+    post, path = "/api/v1/plugins/{name}/versions/{version}/dry-run", tag = "plugins",
+    params(
+        ("name" = String, Path, description = "The plugin's name"),
+        ("version" = String, Path, description = "Its label, or `latest`"),
+        DryRunQuery,
+    ),
+    request_body(
+        description = "What to try; or messages, one a line as they are published, where the query says what to try",
+        content((DryRunBody = "application/json"), (String = "application/x-ndjson")),
+    ),
+    responses((
+        status = 200, description = "Counts, differences, and the time it takes",
+        content((DryRunAnswer = "application/json"), (ProgressAnswer = "text/event-stream")),
+    )),
+)]
+async fn dry_run(
+    State(broker): State<Arc<Broker>>,
+    State(intake): State<Arc<Intake>>,
+    caller: Caller,
+    Params2(name, label): Params2<String, String>,
+    query: Query<DryRunQuery>,
+    request: Request,
+) -> Result<Response, Problem> {
+    plugins::need(&broker, &caller, &name)?;
+    let version = broker.pipelines.version(&name, &label);
+    let version =
+        version.ok_or_else(|| Problem::not_found("version", format_args!("{label}' of the plugin '{name}")))?;
+    let (parts, body) = request.into_parts();
+    let headers = parts.headers;
+    let is_sent = is_ndjson(&headers);
+    let (wanted, body) = if is_sent {
+        (query.check(Wanted::of_query)?, Some(intake.decoded(&headers, body)?))
+    } else {
+        let of_lines = |query: DryRunQuery, faults: &mut Faults| {
+            if !query.is_empty() {
+                faults.push("", "the query says what to try where the body is lines; here the body does");
+            }
+            Some(())
+        };
+        query.check(of_lines)?;
+        (wanted(&intake, &headers, body).await?, None)
+    };
+    let owner = Owner::of(&broker, &caller, &wanted)?;
+    let place = broker.dry_runs.place().ok_or_else(|| {
+        Problem::new(Code::Backpressure, "As many dry runs are under way as the broker serves; come again later.")
+    })?;
+    let source = wanted.source(&owner);
+    let has_passed = source == Source::Stored && owner.subscription.is_none();
+    let spec = DryRunSpec {
+        plugin: name.clone(),
+        version: version.version,
+        against: wanted.against.clone(),
+        config: wanted.config.clone(),
+        scope: owner.scope,
+        stage: wanted.stage.clone(),
+        topic: owner.topic.name.clone(),
+        payload_bytes_max: owner.topic.settings.max_message_size,
+        seed: wanted.seed,
+        has_passed,
+    };
+    let run = broker.pipelines.dry_run(spec).await?;
+    let (inputs, send) = match body {
+        None => (owner.inputs(&broker, source, wanted.from).await?, None),
+        Some(body) => {
+            let (send, sent) = mpsc::channel(RUNS_AHEAD);
+            (Inputs::Sent(sent), Some((send, Lines::new(body, intake, broker.config.limits.body_bytes_max))))
+        }
+    };
+    let running = broker.dry_runs.start((run, place), inputs, wanted.limit);
+    let running = running.map_err(|error| Problem::internal(format!("no thread for a dry run: {error}")))?;
+    if let Some((send, lines)) = send {
+        let at = wanted.at.unwrap_or_else(|| broker.clock.now());
+        tokio::spawn(Pump { lines, send, owner, at }.run(running.ends.clone()));
+    }
+    let of = Of { plugin: name, source };
+    if wants_events(&headers) { Ok(events(of, running, broker)) } else { of.answer(running).await }
+}
+
+async fn wanted(intake: &Intake, headers: &HeaderMap, body: Body) -> Result<Wanted, Problem> {
+    expect_json(headers)?;
+    let body = intake.read(headers, body).await?;
+    let (spare, mut faults) = (Spare::default(), Faults::default());
+    let read = decode::<DryRunBody>(&body.bytes, &spare, &mut faults)?;
+    let wanted = read.and_then(|read| Wanted::of_body(read, &mut faults));
+    faults.finish(wanted)
+}
+
+fn wants_events(headers: &HeaderMap) -> bool {
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|accepts| accepts.to_str().ok());
+    accepted.flat_map(|accepts| accepts.split(',')).any(|kind| kind.trim().starts_with("text/event-stream"))
+}
+
+impl DryRunQuery {
+    fn is_empty(&self) -> bool {
+        let DryRunQuery { topic, subscription_id, stage, limit, config, against, seed, at } = self;
+        topic.is_none()
+            && (subscription_id.is_none() && stage.is_none() && limit.is_none() && config.is_none())
+            && (against.is_none() && seed.is_none() && at.is_none())
+    }
+}
+
+fn topic(name: Option<String>, faults: &mut Faults) -> Option<TopicName> {
+    name.and_then(|name| faults.keep("/topic", name.parse()))
+}
+
+/// What a request asks for.
+#[derive(Debug)]
+struct Wanted {
+    topic: Option<TopicName>,
+    subscription: Option<SubscriptionId>,
+    stage: Option<String>,
+    inputs: Option<Source>,
+    from: Option<Timestamp>,
+    limit: u64,
+    config: Option<Value>,
+    against: Option<String>,
+    seed: u64,
+    at: Option<Timestamp>,
+}
+
+impl Wanted {
+    fn of_body(body: DryRunBody, faults: &mut Faults) -> Option<Wanted> {
+        let time = |text: &str| Timestamp::parse_rfc3339(text);
+        let from = body.from.filter(|from| from != "earliest");
+        let from = faults.keep("/from", from.map(|from| time(&from)).transpose());
+        if body.inputs == Some(Source::Sent) {
+            faults.push("/inputs", "messages are sent one a line, as application/x-ndjson");
+        }
+        let wanted = Wanted {
+            topic: topic(body.topic, faults),
+            subscription: body.subscription_id,
+            stage: body.stage,
+            inputs: body.inputs,
+            from: from.flatten(),
+            limit: body.limit.unwrap_or(LIMIT_DEFAULT),
+            config: body.config,
+            against: body.against,
+            seed: body.seed.unwrap_or(0),
+            at: None,
+        };
+        wanted.checked(faults)
+    }
+
+    fn of_query(query: DryRunQuery, faults: &mut Faults) -> Option<Wanted> {
+        let config = query.config.map(|text| serde_json::from_str(&text)).transpose();
+        let config = faults.keep("/config", config.map_err(|error| format!("is not JSON: {error}")));
+        let at = faults.keep("/at", query.at.map(|at| Timestamp::parse_rfc3339(&at)).transpose());
+        let wanted = Wanted {
+            topic: topic(query.topic, faults),
+            subscription: query.subscription_id,
+            stage: query.stage,
+            inputs: Some(Source::Sent),
+            from: None,
+            limit: query.limit.unwrap_or(LIMIT_DEFAULT),
+            config: config.flatten(),
+            against: query.against,
+            seed: query.seed.unwrap_or(0),
+            at: at.flatten(),
+        };
+        wanted.checked(faults)
+    }
+
+    fn checked(self, faults: &mut Faults) -> Option<Wanted> {
+        match (&self.topic, &self.subscription) {
+            (Some(_), Some(_)) => faults.push("/subscriptionId", "give `topic` or `subscriptionId`, not both"),
+            (None, None) if !faults.mentions("/topic") => faults.push("/topic", "is required (or `subscriptionId`)"),
+            _ => {}
+        }
+        if self.subscription.is_some() && self.inputs == Some(Source::Captured) {
+            faults.push("/inputs", "what a subscription's stages get is stored: give `stored` or `deadLetters`");
+        }
+        if !(1..=LIMIT_MAX).contains(&self.limit) {
+            faults.push("/limit", format!("is from 1 to {LIMIT_MAX}"));
+        }
+        if self.config.as_ref().is_some_and(|config| !config.is_object()) {
+            faults.push("/config", "is an object");
+        }
+        if self.from.is_some() && self.inputs == Some(Source::DeadLetters) {
+            faults.push("/from", "dead letters are read from the first one on");
+        }
+        Some(self)
+    }
+
+    fn source(&self, owner: &Owner) -> Source {
+        let of_owner = if owner.subscription.is_some() { Source::Stored } else { Source::Captured };
+        self.inputs.unwrap_or(of_owner)
+    }
+}
+
+/// Whose pipeline it is.
+#[derive(Debug)]
+struct Owner {
+    topic: Arc<Topic>,
+    scope: Scope,
+    subscription: Option<GroupId>,
+}
+
+impl Owner {
+    fn of(broker: &Broker, caller: &Caller, wanted: &Wanted) -> Result<Owner, Problem> {
+        if let Some(name) = &wanted.topic {
+            let topic = reach::topic(broker, caller, name)?;
+            return Ok(Owner { scope: Scope::Topic(topic.id), topic, subscription: None });
+        }
+        let id = wanted.subscription.ok_or_else(|| Problem::invalid_at("/topic", "is required"))?;
+        let subscription = reach::subscription(broker, caller, id)?;
+        let topic = reach::topic(broker, caller, &subscription.topic_name)?;
+        let scope = Scope::Subscription(subscription.topic, id);
+        Ok(Owner { topic, scope, subscription: Some(subscription.group) })
+    }
+
+    async fn inputs(&self, broker: &Broker, source: Source, from: Option<Timestamp>) -> Result<Inputs, Problem> {
+        let (topic, store) = (&self.topic, Arc::clone(&broker.store));
+        match source {
+            Source::Captured => {
+                let how = topic.settings.capture_input.ok_or_else(|| {
+                    let message = "nothing that arrives at the topic is kept: set its `captureInput` and let traffic come, \
+                                   send messages as application/x-ndjson, or give `stored`";
+                    Problem::invalid_at("/inputs", message)
+                })?;
+                let read = broker.capture.read(topic.id, how, from.unwrap_or(Timestamp(0))).await;
+                let reader = read.map_err(|error| Problem::internal(format!("what arrived can't be read: {error}")))?;
+                Ok(Inputs::Captured(reader))
+            }
+            Source::Stored | Source::Sent => {
+                let total = store.stats(topic.id).await?.messages;
+                Ok(Inputs::Stored {
+                    store,
+                    topic: topic.id,
+                    from: from.map_or(ReadFrom::Earliest, ReadFrom::Time),
+                    total,
+                })
+            }
+            Source::DeadLetters => {
+                if topic.settings.dead_letter_payload == DeadLetterPayload::None {
+                    let message = "the topic's dead letters keep no payload (`deadLetterPayload`)";
+                    return Err(Problem::invalid_at("/inputs", message));
+                }
+                let home = topic.dead_letter.ok_or_else(|| Problem::not_found("topic", &topic.name))?;
+                let (total, _) = broker.dead_letters.count(topic).await?;
+                Ok(Inputs::DeadLetters { store, topic: home, after: None, group: self.subscription, total })
+            }
+        }
+    }
+}
+
+/// Hands over what a client sends.
+struct Pump {
+    lines: Lines,
+    send: mpsc::Sender<Sent>,
+    owner: Owner,
+    at: Timestamp,
+}
+
+impl Pump {
+    async fn run(mut self, ends: CancellationToken) {
+        let mut number = 0;
+        loop {
+            let run = tokio::select! {
+                run = self.lines.next() => run,
+                () = ends.cancelled() => return,
+                () = self.send.closed() => return,
+            };
+            let parts = match run {
+                Ok(None) => return,
+                Ok(Some(run)) => self.read(&run, &mut number),
+                Err(problem) => vec![Sent::Broken(told(&problem))],
+            };
+            for part in parts {
+                if self.send.send(part).await.is_err() {
+                    return;
+                }
+            }
+        }
+    }
+
+    fn read(&self, run: &LineRun, number: &mut u64) -> Vec<Sent> {
+        let reading = Reading::new(&run.bytes, self.at, None, None).with_topic(Arc::clone(&self.owner.topic));
+        let (mut parts, mut drafts) = (Vec::new(), Vec::with_capacity(run.lines.len()));
+        for line in &run.lines {
+            let read = match line.range.clone() {
+                // Whatever topic it was once for.
+                Some(range) => reading
+                    .message(&run.bytes[range], |_| Ok(Arc::clone(&self.owner.topic)))
+                    .map_err(|problem| told(&problem)),
+                None => Err("it is longer than a body may be".to_owned()),
+            };
+            match read {
+                Ok(request) => {
+                    *number += 1;
+                    drafts.push(self.draft(request, *number));
+                }
+                Err(why) => parts.push(Sent::Unreadable(line.number, why)),
+            }
+        }
+        parts.push(Sent::Messages(drafts));
+        parts
+    }
+
+    fn draft(&self, request: PublishRequest, number: u64) -> Draft {
+        let is_out = self.owner.subscription.is_some();
+        Draft {
+            id: MessageId::new(self.at, self.owner.topic.id, 0, number),
+            published_at: self.at,
+            payload: request.payload,
+            content_type: request.content_type,
+            schema_version: request.schema_version,
+            headers: request.headers,
+            key: request.key,
+            correlation_id: request.correlation_id,
+            priority: request.priority,
+            attempt: u32::from(is_out),
+            position: is_out.then(|| (0, Offset::new(0, number))),
+            inherited: None,
+        }
+    }
+}
+
+/// A problem in a sentence.
+fn told(problem: &Problem) -> String {
+    let body = serde_json::to_value(problem.item_body()).unwrap_or_default();
+    let faults = body["errors"].as_array().into_iter().flatten().map(|fault| {
+        let word = |name: &str| fault[name].as_str().unwrap_or_default().to_owned();
+        format!("{} {}", word("pointer"), word("message"))
+    });
+    let faults: Vec<String> = faults.collect();
+    if faults.is_empty() { body["detail"].as_str().unwrap_or_default().to_owned() } else { faults.join("; ") }
+}
+
+/// What is said of a run beside its figures.
+#[derive(Debug)]
+struct Of {
+    plugin: String,
+    source: Source,
+}
+
+impl Of {
+    async fn answer(&self, mut running: Running) -> Result<Response, Problem> {
+        // It fails only with the thread, which has said before what came of it.
+        let _ended = running.progress.wait_for(|progress| progress.end.is_some()).await.is_ok();
+        let last = running.progress.borrow().clone();
+        match last.end {
+            Some(End::Broken(why)) if self.source == Source::Sent => Err(Problem::invalid_at("", why)),
+            Some(End::Broken(why)) => Err(Problem::internal(why)),
+            _ => Ok(answer::ok(&self.result(last))),
+        }
+    }
+
+    fn result(&self, progress: Progress) -> DryRunAnswer {
+        let report = progress.report;
+        let (end, error) = match progress.end {
+            Some(End::All) => ("all", None),
+            Some(End::Limit) => ("limit", None),
+            Some(End::Stopped) | None => ("stopped", None),
+            Some(End::Broken(why)) => ("broken", Some(why)),
+        };
+        let unreadable = |(line, message)| UnreadableAnswer { line, message };
+        DryRunAnswer {
+            plugin: self.plugin.clone(),
+            stage: report.stage,
+            inputs: self.source,
+            messages: report.messages,
+            not_reached: report.not_reached,
+            unreadable: progress.unreadable,
+            unreadable_sample: progress.unreadable_sample.into_iter().map(unreadable).collect(),
+            same: report.compared.same,
+            verdict_differs: report.compared.verdict,
+            payload_differs: report.compared.payload,
+            trapped: report.compared.trapped,
+            sample: report.compared.sample.into_iter().map(DifferenceAnswer::from).collect(),
+            candidate: report.candidate.into(),
+            stable: report.stable.map(OutcomesAnswer::from),
+            log: report.log.into_iter().map(LogLineAnswer::from).collect(),
+            took_ms: u64::try_from(progress.took.as_millis()).unwrap_or(u64::MAX),
+            end,
+            error,
+        }
+    }
+}
+
+impl From<Outcomes> for OutcomesAnswer {
+    fn from(of: Outcomes) -> OutcomesAnswer {
+        let messages = of.figures.messages;
+        OutcomesAnswer {
+            version: of.version,
+            digest: of.digest,
+            kept: of.figures.passed + of.figures.changed,
+            figures: of.figures.into(),
+            faults: of.faults,
+            mean_micros: (messages > 0).then(|| of.took.as_nanos() as f64 / 1000.0 / messages as f64),
+            memory_bytes: of.memory_bytes,
+        }
+    }
+}
+
+fn events(of: Of, running: Running, broker: Arc<Broker>) -> Response {
+    let headers = [
+        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+    ];
+    (headers, Body::from_stream(Feed { of, running, broker }.events())).into_response()
+}
+
+/// One who watches a run.
+struct Feed {
+    of: Of,
+    running: Running,
+    broker: Arc<Broker>,
+}
+
+impl Feed {
+    fn events(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
+        // The head goes out with the first bytes, so there are some at once.
+        let begun = stream::once(std::future::ready(Ok(comment())));
+        let rest = stream::unfold(Some(self), |feed| async move {
+            let mut feed = feed?;
+            let (bytes, goes_on) = feed.next().await;
+            Some((Ok(bytes), goes_on.then_some(feed)))
+        });
+        futures_util::StreamExt::chain(begun, rest)
+    }
+
+    /// The next event, or a comment when there is none for a while; false with the last one.
+    async fn next(&mut self) -> (Bytes, bool) {
+        let quiet_until = self.broker.clock.now().plus(KEEP_ALIVE);
+        let changed = tokio::select! {
+            changed = self.running.progress.changed() => changed,
+            () = self.broker.clock.sleep_until(quiet_until) => return (comment(), true),
+        };
+        let progress = self.running.progress.borrow_and_update().clone();
+        if progress.end.is_some() || changed.is_err() {
+            return (event("result", &self.of.result(progress)), false);
+        }
+        let compared = &progress.report.compared;
+        let told = ProgressAnswer {
+            messages: progress.report.messages,
+            fraction: progress.fraction,
+            same: compared.same,
+            verdict_differs: compared.verdict,
+            payload_differs: compared.payload,
+            trapped: compared.trapped,
+            took_ms: u64::try_from(progress.took.as_millis()).unwrap_or(u64::MAX),
+        };
+        (event("progress", &told), true)
+    }
+}
+
+fn event<T: Serialize>(name: &str, data: &T) -> Bytes {
+    let data = serde_json::to_string(data).expect("an answer is plain JSON, written into memory");
+    format!("event: {name}\ndata: {data}\n\n").into()
+}
+
+fn comment() -> Bytes {
+    Bytes::from_static(b": still here\n\n")
+}

@@ -1,0 +1,156 @@
+//! Shares of the threads that run plugins, by the prefix of topics' names. Invariant: topics of a quota together never hold more
+//! threads of a kind than its share, and where there is room for one, it is not kept from those that wait. Never takes a batch.
+
+use std::collections::VecDeque;
+
+use crate::catalog::model::Scope;
+use crate::config::{PluginQuota, longest_prefix};
+
+use super::queue::{QueueLimits, Runs};
+use super::quotas::{Of, QuotaGauges, QuotaMetrics};
+
+/// The quota of a topic, by its place among the shares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota(usize);
+
+/// See the module.
+#[derive(Debug)]
+pub struct Shares(Vec<Share>);
+
+#[derive(Debug)]
+struct Share {
+    prefix: String,
+    quick: Places,
+    slow: Places,
+    gauges: QuotaGauges,
+}
+
+/// Threads of one kind.
+#[derive(Debug, Default)]
+struct Places {
+    /// None: as many as there are.
+    at_most: Option<usize>,
+    held: usize,
+    /// Scopes that found no room: they are out of the others' way until there is some.
+    parked: VecDeque<Scope>,
+}
+
+impl Places {
+    fn has_room(&self) -> bool {
+        self.at_most.is_none_or(|at_most| self.held < at_most)
+    }
+}
+
+impl Shares {
+    /// Of these quotas.
+    #[must_use]
+    pub fn new(quotas: &[PluginQuota], limits: &QueueLimits, metrics: &QuotaMetrics) -> Shares {
+        let share = |quota: &PluginQuota| {
+            let places = |runs| {
+                let at_most = quota.share.map(|share| threads(share, limits.threads(runs)));
+                Places { at_most, ..Places::default() }
+            };
+            let (quick, slow) = (places(Runs::Quick), places(Runs::Slow));
+            let gauges = metrics.of(&quota.prefix);
+            if let (Some(quick), Some(slow)) = (quick.at_most, slow.at_most) {
+                metrics.limit(&quota.prefix, Of::Threads, (quick + slow) as u64);
+            }
+            Share { prefix: quota.prefix.clone(), quick, slow, gauges }
+        };
+        Shares(quotas.iter().map(share).collect())
+    }
+
+    /// The quota that a topic of this name is under.
+    #[must_use]
+    pub fn quota(&self, topic: &str) -> Option<Quota> {
+        longest_prefix(self.0.iter().enumerate().map(|(at, share)| (share.prefix.as_str(), Quota(at))), topic)
+    }
+
+    /// Whether one more of its batches may run.
+    #[must_use]
+    pub fn has_room(&self, quota: Option<Quota>, runs: Runs) -> bool {
+        quota.is_none_or(|quota| self.places(quota, runs).has_room())
+    }
+
+    /// So many of its messages wait now, and waited before.
+    pub fn wait(&self, quota: Option<Quota>, messages: usize, before: usize) {
+        if let Some(Quota(at)) = quota {
+            let count = |messages: usize| i64::try_from(messages).unwrap_or(i64::MAX);
+            self.0[at].gauges.waiting.add(count(messages) - count(before));
+        }
+    }
+
+    /// One of its batches begins.
+    pub fn begins(&mut self, quota: Option<Quota>, runs: Runs) {
+        if let Some(quota) = quota {
+            self.places_mut(quota, runs).held += 1;
+            self.0[quota.0].gauges.threads.inc();
+        }
+    }
+
+    /// One of its batches has ended.
+    pub fn ends(&mut self, quota: Option<Quota>, runs: Runs) {
+        if let Some(quota) = quota {
+            self.places_mut(quota, runs).held -= 1;
+            self.0[quota.0].gauges.threads.dec();
+        }
+    }
+
+    /// Puts a scope aside that finds no room.
+    pub fn park(&mut self, quota: Option<Quota>, runs: Runs, scope: Scope) {
+        if let Some(quota) = quota {
+            self.places_mut(quota, runs).parked.push_back(scope);
+        }
+    }
+
+    /// The scope is no longer among those aside, if it was.
+    pub fn unpark(&mut self, quota: Option<Quota>, runs: Runs, scope: Scope) {
+        if let Some(quota) = quota {
+            self.places_mut(quota, runs).parked.retain(|parked| *parked != scope);
+        }
+    }
+
+    /// The scope that has been aside for longest, if there is room for it now.
+    pub fn wake(&mut self, quota: Option<Quota>, runs: Runs) -> Option<Scope> {
+        let places = self.places_mut(quota?, runs);
+        if places.has_room() { places.parked.pop_front() } else { None }
+    }
+
+    fn places(&self, Quota(at): Quota, runs: Runs) -> &Places {
+        match runs {
+            Runs::Quick => &self.0[at].quick,
+            Runs::Slow => &self.0[at].slow,
+        }
+    }
+
+    fn places_mut(&mut self, Quota(at): Quota, runs: Runs) -> &mut Places {
+        match runs {
+            Runs::Quick => &mut self.0[at].quick,
+            Runs::Slow => &mut self.0[at].slow,
+        }
+    }
+}
+
+/// The share of so many threads: rounded down, and at least one, or nothing would ever run.
+fn threads(share: f64, of: usize) -> usize {
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a share is within 0 and 1, threads are few"
+    )]
+    let threads = (share * of as f64) as usize;
+    threads.clamp(1, of)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_is_rounded_down_and_never_nothing() {
+        let rows = [(0.25, 9, 2), (0.25, 3, 1), (0.01, 9, 1), (1.0, 3, 3), (0.5, 3, 1), (0.5, 4, 2)];
+        for (share, of, expected) in rows {
+            assert_eq!(threads(share, of), expected, "{share} of {of}");
+        }
+    }
+}

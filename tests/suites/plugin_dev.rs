@@ -1,0 +1,223 @@
+//! `sluice plugin dev` against a real broker, and the verdicts that it tells. Invariant: what the command says is held against
+//! what the broker does with the next message. In C, whose builds take half a second.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+
+use serde_json::{Value, json};
+use sluice_tests::broker::signal;
+use sluice_tests::token::Claims;
+use sluice_tests::workshop::Workshop;
+use sluice_tests::{Broker, binary, guest, wait};
+
+/// A session; it ends with the test.
+struct Session {
+    child: Child,
+    said: PathBuf,
+    errors: PathBuf,
+    /// Of what it said, so much has been looked at.
+    seen: usize,
+}
+
+impl Session {
+    fn start(workshop: &Workshop, broker: &Broker, arguments: &[&str]) -> Session {
+        let (said, errors) = (workshop.dir.join("said"), workshop.dir.join("errors"));
+        let file = |path: &PathBuf| fs::File::create(path).expect("a file can be made");
+        let mut command = workshop.command(binary::sluice());
+        command.args(["plugin", "dev", "--json"]).args(arguments);
+        command.env("SLUICE_URL", broker.url()).env("SLUICE_TOKEN", broker.admin().token());
+        command.stdin(Stdio::null()).stdout(file(&said)).stderr(file(&errors));
+        Session { child: command.spawn().expect("sluice starts"), said, errors, seen: 0 }
+    }
+
+    /// The next event of this kind; what comes before it is passed over.
+    async fn next(&mut self, kind: &str) -> Value {
+        let found = wait::within(std::time::Duration::from_secs(120), kind, async || {
+            let said = fs::read_to_string(&self.said).expect("a file of ours");
+            let (whole, _) = said.rsplit_once('\n').unwrap_or_default();
+            let events = whole.lines().enumerate().skip(self.seen);
+            let parsed = |line: &str| serde_json::from_str::<Value>(line).expect("each line is an event");
+            events.map(|(at, line)| (at, parsed(line))).find(|(_, event)| event["event"] == kind)
+        })
+        .await;
+        self.seen = found.0 + 1;
+        found.1
+    }
+
+    fn all(&self) -> String {
+        [&self.said, &self.errors].map(|file| fs::read_to_string(file).unwrap_or_default()).join("\n")
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.all());
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+async fn publish(broker: &Broker, kind: &str) {
+    let message = json!({"topicName": "orders", "payload": {"id": 1}, "headers": {"kind": kind}});
+    let answer = broker.post("/messages/publish", &message).await;
+    assert!(matches!(answer.status, 200 | 202), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_is_in_force_at_each_change_and_told_and_in_the_end_all_is_as_it_was() {
+    let (broker, workshop) = (Broker::start().await, Workshop::empty("dev-c"));
+    broker.create_topic("orders", "PubSub").await;
+    let other = json!([{"name": "any", "plugin": "filter", "config": {}}]);
+    let before = broker.put_pipeline("orders", other).await;
+    workshop.done(&["new", "--lang", "c", "orders-filter"]);
+    let file = |name: &str| workshop.dir.join("orders-filter").join(name);
+    let edit = |name: &str, from: &str, to: &str| {
+        let text = fs::read_to_string(file(name)).expect("a file of the project");
+        assert!(text.contains(from), "{name} has no {from}");
+        fs::write(file(name), text.replace(from, to)).expect("written");
+    };
+
+    let mut session = Session::start(&workshop, &broker, &["orders-filter", "--topic", "orders"]);
+    let in_force = session.next("inForce").await;
+    assert_eq!((&in_force["stage"], &in_force["revision"]), (&json!("orders-filter"), &json!(2)), "{in_force}");
+    session.next("following").await;
+    publish(&broker, "invoice").await;
+    let told = session.next("verdict").await;
+    assert_eq!((&told["of"]["verdict"], &told["of"]["reason"]), (&json!("dropped"), &json!("another value")), "{told}");
+    publish(&broker, "order").await;
+    let changed = session.next("verdict").await;
+    let patch = json!([{"op": "add", "path": "/payload/site", "value": "eu-1"}]);
+    assert_eq!((&changed["of"]["verdict"], &changed["of"]["patch"]), (&json!("changed"), &patch), "{changed}");
+
+    // A case that fails leaves what runs; once it is as expected, the next message meets the new one.
+    edit("orders-filter.c", "another value", "not wanted");
+    let failed = session.next("failed").await;
+    assert!(failed["text"].as_str().is_some_and(|text| text.contains("cases fail")), "{failed}");
+    publish(&broker, "invoice").await;
+    assert_eq!(session.next("verdict").await["of"]["reason"], "another value");
+    edit("cases/dropped/out.json", "another value", "not wanted");
+    let in_force = session.next("inForce").await;
+    assert_eq!(in_force["revision"], 3, "{in_force}");
+    publish(&broker, "invoice").await;
+    assert_eq!(session.next("verdict").await["of"]["reason"], "not wanted");
+    let plugin = broker.get("/plugins/orders-filter").await.expect(200);
+    let versions = plugin["versions"].as_array().expect("versions");
+    assert!(versions.len() == 1 && versions[0]["version"] == in_force["version"], "no old ones are kept: {plugin}");
+
+    // What the compiler says is told, and what runs goes on.
+    edit("orders-filter.c", "static bool has_field;", "static bool has_field = nothing;");
+    let failed = session.next("failed").await;
+    assert!(failed["text"].as_str().is_some_and(|text| text.contains("nothing")), "{failed}");
+    publish(&broker, "invoice").await;
+    assert_eq!(session.next("verdict").await["of"]["reason"], "not wanted");
+
+    assert!(signal(session.child.id(), "INT"), "it still runs");
+    let status = wait::until("it ends", async || session.child.try_wait().expect("a child of ours")).await;
+    assert!(status.success(), "{status}");
+    let after = broker.get("/topics/orders/pipeline").await.expect(200);
+    assert_eq!((&after["stages"], &after["resolved"]), (&before["stages"], &before["resolved"]));
+    assert_eq!(broker.get("/plugins/orders-filter").await.status, 404, "nothing of it stays");
+    let built = session.all().matches("\"event\":\"built\"").count();
+    assert_eq!(built, 3, "one build for each change: {}", session.all());
+
+    once_leaves_it_there_and_a_session_gives_a_stage_and_latest_back(&broker, &workshop).await;
+}
+
+/// With what was built before.
+async fn once_leaves_it_there_and_a_session_gives_a_stage_and_latest_back(broker: &Broker, workshop: &Workshop) {
+    let source = workshop.dir.join("orders-filter/orders-filter.c");
+    let text = fs::read_to_string(&source).expect("a source");
+    fs::write(&source, text.replace(" = nothing", "")).expect("written");
+    let once = |more: &[&str]| {
+        let mut command = workshop.command(binary::sluice());
+        command.args(["plugin", "dev", "orders-filter", "--once"]).args(more);
+        command.env("SLUICE_URL", broker.url()).env("SLUICE_TOKEN", broker.admin().token());
+        command.output().expect("sluice starts")
+    };
+    let missing = once(&["--topic", "absent"]);
+    assert_eq!(missing.status.code(), Some(1), "{missing:?}");
+    assert_eq!(
+        broker.get("/plugins/orders-filter").await.status,
+        404,
+        "nothing is uploaded for a topic that is not there"
+    );
+    let placed = once(&["--topic", "orders", "--stage", "gate"]);
+    assert!(placed.status.success(), "{placed:?}");
+    let kept = broker.get("/topics/orders/pipeline").await.expect(200);
+    assert_eq!((&kept["stages"][1]["name"], &kept["resolved"][1]["plugin"]), (&json!("gate"), &json!("orders-filter")));
+
+    // Another component, so that another version is uploaded.
+    fs::write(&source, text.replace(" = nothing", "").replace("not wanted", "not wanted here")).expect("written");
+    let mut session = Session::start(workshop, broker, &["orders-filter", "--topic", "orders", "--anyway"]);
+    let in_force = session.next("inForce").await;
+    assert_eq!(in_force["stage"], "gate", "the stage that runs it already: {in_force}");
+    assert!(signal(session.child.id(), "TERM"), "it still runs");
+    let status = wait::until("it ends", async || session.child.try_wait().expect("a child of ours")).await;
+    assert!(status.success(), "{status}");
+    let after = broker.get("/topics/orders/pipeline").await.expect(200);
+    assert_eq!((&after["stages"], &after["resolved"]), (&kept["stages"], &kept["resolved"]));
+    let plugin = broker.get("/plugins/orders-filter").await.expect(200);
+    let versions = plugin["versions"].as_array().expect("versions");
+    assert!(versions.len() == 1 && versions[0]["version"] == kept["resolved"][1]["version"], "{plugin}");
+    assert!(session.all().contains("means"), "that `latest` is as it was is told: {}", session.all());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_broker_it_says_so_and_goes_on_and_once_it_fails() {
+    let workshop = Workshop::empty("dev-alone");
+    workshop.done(&["new", "--lang", "c", "alone"]);
+    let broker = Broker::start().await;
+    let wrong = ["alone", "--once", "--url", "http://127.0.0.1:9", "--token", "t"];
+    let mut command = workshop.command(binary::sluice());
+    let output = command.args(["plugin", "dev"]).args(wrong).output().expect("sluice starts");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let there = ["alone", "--url", "http://127.0.0.1:9"];
+    let mut session = Session::start(&workshop, &broker, &there);
+    let failed = session.next("failed").await;
+    assert!(failed["text"].as_str().is_some_and(|text| text.contains("no answer")), "{failed}");
+    let readme = workshop.dir.join("alone/README.md");
+    fs::write(&readme, "other").expect("written");
+    session.next("built").await;
+    assert_eq!(session.all().matches("no answer").count(), 1, "it is asked again and again, and told once");
+}
+
+#[tokio::test]
+async fn verdicts_are_told_to_those_whose_token_reaches_plugin_and_topic() {
+    let broker = Broker::start().await;
+    for topic in ["orders.a", "billing.a"] {
+        broker.create_topic(topic, "PubSub").await;
+        let config = json!({"headerMatches": {"kind": "order"}});
+        broker.put_pipeline(topic, json!([{"name": "gate", "plugin": "filter", "config": config}])).await;
+    }
+    broker.get("/plugins/filter/logs?verdicts=true").await.expect_problem(400, "VALIDATION_ERROR");
+    let author = broker.client(&Claims::new("author", &["PluginAuthor"]).topics(&["orders.*"]));
+    let mut events = author.events("/plugins/filter/logs?follow=true&verdicts=true&limit=1").await;
+    for (topic, kind) in [("billing.a", "order"), ("orders.a", "order"), ("billing.a", "x"), ("orders.a", "x")] {
+        let message = json!({"topicName": topic, "payload": {}, "headers": {"kind": kind}});
+        let answer = broker.post("/messages/publish", &message).await;
+        assert!(answer.status < 300 || answer.status == 422, "{answer}");
+    }
+    for verdict in ["pass", "rejected"] {
+        let told = events.next_json().await;
+        assert!(told["topicName"] == "orders.a" && told["stage"] == "gate" && told["verdict"] != Value::Null, "{told}");
+        let found = told["verdict"].as_str().expect("a word");
+        assert!(found == verdict || (verdict == "rejected" && found == "dropped"), "{told}");
+    }
+    // Where a plugin fails, its functions are named.
+    broker.place_versions("orders.gate", &[("1.0.0", guest::hostile())]).await;
+    broker.put_pipeline("orders.a", json!([{"name": "gate", "plugin": "orders.gate", "timeoutMs": 1000}])).await;
+    let mut events = author.events("/plugins/orders.gate/logs?follow=true&verdicts=true&limit=1").await;
+    let message = json!({"topicName": "orders.a", "payload": {}, "headers": {"do": "panic"}});
+    broker.post("/messages/publish", &message).await.expect_problem(503, "PLUGIN_FAULT");
+    let told = loop {
+        let event = events.next_json().await;
+        if event["verdict"].is_string() {
+            break event;
+        }
+    };
+    let reason = told["reason"].as_str().unwrap_or_default();
+    assert!(told["verdict"] == "fault" && reason.starts_with("TRAPPED") && reason.contains("hostile::"), "{told}");
+}
