@@ -190,7 +190,9 @@ async fn history(broker: &Broker, pipeline: &Pipeline, first: u64) -> Vec<Revisi
 /// Every pipeline runs the first version of its plugins, no other version is left, no instance lives.
 async fn at_rest(broker: &Broker, pipelines: &[Pipeline], book: &Book) {
     for pipeline in pipelines {
-        let stages = pipeline.stages.iter().map(|(name, plugin)| book::stage(name, plugin, book.base(plugin), 0));
+        // A config that is new: what is tried on a stage that stays as it was is tried on.
+        let number = book.config();
+        let stages = pipeline.stages.iter().map(|(name, plugin)| book::stage(name, plugin, book.base(plugin), number));
         broker.put(&pipeline.path, &json!({"stages": stages.collect::<Vec<_>>()})).await.expect(200);
     }
     book.settle_versions(broker).await;
