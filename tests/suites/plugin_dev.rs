@@ -8,6 +8,7 @@ use std::process::{Child, Stdio};
 use serde_json::{Value, json};
 use sluice_tests::broker::signal;
 use sluice_tests::token::Claims;
+use sluice_tests::workshop::Workshop;
 use sluice_tests::{Broker, binary, guest, wait};
 
 use sluice_tests::workshop::Workshop;
