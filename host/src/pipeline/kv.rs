@@ -282,6 +282,9 @@ pub enum Before {
     Scratch(Arc<Scratch>),
 }
 
+/// One write of a call: whose, under which key, what, and what it takes.
+type CallWrite = (usize, Arc<str>, Option<Vec<u8>>, Growth);
+
 /// Values as one call of a stage sees them.
 pub struct CallValues {
     namespace: Arc<str>,
@@ -291,7 +294,7 @@ pub struct CallValues {
     run: Option<KvRun>,
     /// By place in the window.
     owners: Vec<usize>,
-    written: Vec<(usize, Arc<str>, Option<Vec<u8>>, Growth)>,
+    written: Vec<CallWrite>,
     latest: HashMap<Arc<str>, usize>,
     grown: Growth,
     read: HashMap<Arc<str>, u64>,
