@@ -11,8 +11,6 @@ use sluice_tests::token::Claims;
 use sluice_tests::workshop::Workshop;
 use sluice_tests::{Broker, binary, guest, wait};
 
-use sluice_tests::workshop::Workshop;
-
 /// A session; it ends with the test.
 struct Session {
     child: Child,
