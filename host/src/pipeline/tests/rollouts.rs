@@ -319,7 +319,7 @@ async fn a_rollout_ends_with_its_stage_and_stays_beside_changes_of_others() {
     let rig = Rig::with_versions(tag(1), tag(2)).await;
     rig.roll_out(rollout("2.0.0", Some(Strategy::Canary), 50.0)).await;
     let refused = rig.pipelines.delete_version("p", "2.0.0", &Actor::system()).await.unwrap_err();
-    assert!(matches!(refused, PipelineError::Catalog(CatalogError::Conflict(_))), "what is tried is bound: {refused}");
+    assert!(matches!(refused, PipelineError::Bound(_)), "what is tried is bound: {refused}");
     let mut same = stage("s", "p", json!({}));
     same.version = "1.0.0".to_owned();
     let other = stage("other", "filter", json!({}));
