@@ -86,8 +86,8 @@ const LOWEST: i32 = 19;
 /// How long a thread that gives way keeps a processor before it is asked again: the shortest time that the kernel takes.
 const SLICE: Duration = Duration::from_micros(100);
 
-/// Makes the calling thread give way to all others, for good: it has the lowest priority, and is asked after [`SLICE`]
-/// instead of the usual milliseconds (Linux 6.12 and later). Where the system refuses, it runs as before.
+/// Makes the calling thread give way to all others, for good: it has the lowest priority, and is asked again after
+/// 100 µs instead of the usual milliseconds (Linux 6.12 and later). Where the system refuses, it runs as before.
 pub fn give_way() {
     let attributes = libc::sched_attr {
         size: SCHED_ATTR_BYTES,
