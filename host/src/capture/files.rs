@@ -20,6 +20,8 @@ use crate::pipeline::draft::Draft;
 
 /// Segments that what is kept is cut into: so much of it goes at once.
 const SEGMENTS: u64 = 16;
+/// And bytes of one at most: it is in memory while a message is erased from it.
+const SEGMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const EXTENSION: &str = "ndjson";
 
 /// A message as it stands in a file.
@@ -128,7 +130,8 @@ impl Kept {
         self.line.clear();
         serde_json::to_writer(&mut self.line, &Line::of(draft))?;
         self.line.push(b'\n');
-        let (part_bytes, part_time) = (self.how.bytes_max / SEGMENTS, self.how.ttl / SEGMENTS as u32);
+        let part_bytes = (self.how.bytes_max / SEGMENTS).min(SEGMENT_BYTES_MAX);
+        let part_time = self.how.ttl / SEGMENTS as u32;
         let is_full = self
             .segments
             .back()
