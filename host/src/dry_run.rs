@@ -163,15 +163,23 @@ impl DryRuns {
         let (runtime, ended) = (Handle::current(), ends.clone());
         std::thread::Builder::new().name("plugin-dry-run".to_owned()).spawn(move || {
             let _entered = runtime.enter();
-            let _place = place;
             give_way();
             let work =
                 Work { run, inputs, left: limit, waiting: VecDeque::new(), ended, told: &told, runtime: &runtime };
-            if catch_unwind(AssertUnwindSafe(|| work.run())).is_err() {
-                tracing::error!("a dry run panicked: it ends there");
-                let why = "the broker failed at it; its log says more".to_owned();
-                told.send_modify(|progress| progress.end = Some(End::Broken(why)));
-            }
+            let last = catch_unwind(AssertUnwindSafe(|| work.run()));
+            // Before it is told, so that who runs one after the other always finds the place of the one before.
+            drop(place);
+            told.send_modify(|progress| match last {
+                Ok((report, took, end)) => {
+                    (progress.report, progress.took, progress.end) = (report, took, Some(end));
+                    progress.fraction = Some(1.0);
+                }
+                Err(_) => {
+                    tracing::error!("a dry run panicked: it ends there");
+                    let why = "the broker failed at it; its log says more".to_owned();
+                    progress.end = Some(End::Broken(why));
+                }
+            });
         })?;
         Ok(Running { progress, ends: ends.clone(), _ends: ends.drop_guard() })
     }
@@ -189,7 +197,8 @@ struct Work<'t> {
 }
 
 impl Work<'_> {
-    fn run(mut self) {
+    /// To its end: what came of it, how long it took, and how it ended.
+    fn run(mut self) -> (DryRunReport, Duration, End) {
         let watch = Stopwatch::start();
         let mut told_at = Duration::ZERO;
         let end = loop {
@@ -210,18 +219,16 @@ impl Work<'_> {
             }
             if watch.elapsed() - told_at >= TOLD_EVERY {
                 told_at = watch.elapsed();
-                self.tell(told_at, None);
+                self.tell(told_at);
             }
         };
-        self.tell(watch.elapsed(), Some(end));
+        (self.run.report(), watch.elapsed(), end)
     }
 
-    fn tell(&self, took: Duration, end: Option<End>) {
-        let (report, read) = (self.run.report(), self.inputs.read(self.run.report().messages));
-        self.told.send_modify(|progress| {
-            progress.fraction = if end.is_some() { Some(1.0) } else { read };
-            (progress.report, progress.took, progress.end) = (report, took, end);
-        });
+    fn tell(&self, took: Duration) {
+        let report = self.run.report();
+        let read = self.inputs.read(report.messages);
+        self.told.send_modify(|progress| (progress.report, progress.took, progress.fraction) = (report, took, read));
     }
 
     /// Some messages, at most `limit`; none at the end.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use crate::token::Claims;
-use crate::{Client, TestClock, binary, wait, warm};
+use crate::{Client, TestClock, binary, failure, wait, warm};
 
 /// The line that says that a broker is ready.
 const READY: &str = "listening on http://";
@@ -295,6 +295,7 @@ impl Broker {
     }
 
     async fn launch(&mut self, listen: &str) {
+        failure::remember();
         // Emptied first, or the line of the start before would be taken for this one's.
         fs::write(self.stdout_file(), "").expect("a file in a folder of ours can be written");
         self.clock.begins();
@@ -365,6 +366,10 @@ impl Drop for Broker {
             let log = self.log();
             let from = log.char_indices().map(|(at, _)| at).find(|at| log.len() - at <= LOG_SHOWN_BYTES).unwrap_or(0);
             eprintln!("--- the broker's log ---\n{}\n--- end of the log ---", &log[from..]);
+            // Again, since of a long output often just the end is kept.
+            if let Some(why) = failure::why() {
+                eprintln!("{why}");
+            }
         }
     }
 }

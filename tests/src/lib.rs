@@ -12,6 +12,7 @@ pub mod clock;
 pub mod collector;
 pub mod consume;
 pub mod events;
+mod failure;
 pub mod fuzz;
 pub mod guest;
 pub mod h2_receiver;
