@@ -40,6 +40,8 @@ pub enum Inputs {
         from: ReadFrom,
         /// How many there are, nearly.
         total: u64,
+        /// For a topic's stages: as if they came now.
+        inbound: bool,
     },
     /// Dead letters that wait.
     DeadLetters {
@@ -243,7 +245,7 @@ impl Work<'_> {
                 }
                 Ok((!drafts.is_empty()).then_some(drafts))
             }
-            Inputs::Stored { store, topic, from, .. } => loop {
+            Inputs::Stored { store, topic, from, inbound, .. } => loop {
                 let request = ReadRequest {
                     topic: *topic,
                     partition: None,
@@ -255,8 +257,9 @@ impl Work<'_> {
                 let more = page.more;
                 *from = ReadFrom::Cursor(page.reached);
                 if !page.messages.is_empty() {
-                    let drafts = page.messages.into_iter().map(|(position, message)| stored(position, message));
-                    return Ok(Some(drafts.collect()));
+                    let inbound = *inbound;
+                    let draft = |(at, message)| if inbound { arrived(message) } else { stored(at, message) };
+                    return Ok(Some(page.messages.into_iter().map(draft).collect()));
                 }
                 if !more {
                     return Ok(None);

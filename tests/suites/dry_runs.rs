@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::Method;
 use serde_json::{Value, json};
+use sluice_tests::broker::Settings;
 use sluice_tests::token::Claims;
 use sluice_tests::{Answer, Broker, Client, broker, events, guest, wait};
 
@@ -258,12 +259,66 @@ async fn a_run_ends_with_the_one_who_asked_for_it() {
     let third = async || send_lines(&broker, "1.1.0", &format!("topic={TOPIC}"), "{\"payload\": 1}").await;
     third().await.expect_problem(429, "BACKPRESSURE");
     drop((one, two));
-    let result = wait::until("there is a place again", async || {
-        let answer = third().await;
-        (answer.status == 200).then(|| answer.json())
-    })
-    .await;
+    let again = async || {
+        wait::until("there is a place again", async || {
+            let answer = third().await;
+            (answer.status == 200).then(|| answer.json())
+        })
+        .await
+    };
+    let result = again().await;
     assert_eq!((&result["messages"], &result["end"]), (&json!(1), &json!("all")));
+
+    // Also who waits for one answer, and not for events.
+    let waits = async |client: Client| {
+        loop {
+            let some = futures_util::stream::iter([Ok::<_, std::io::Error>(Bytes::from("{\"payload\": 1}\n"))]);
+            let lines = futures_util::StreamExt::chain(some, futures_util::stream::pending());
+            let url = format!("{}/api/v1{}?topic={TOPIC}", client.url(), path("1.1.0"));
+            let request = sluice_tests::client::http_client().post(url).bearer_auth(client.token());
+            let request = request.header("content-type", "application/x-ndjson");
+            // Who looks whether both run may have been quicker.
+            let answer = request.body(reqwest::Body::wrap_stream(lines)).send().await.expect("an answer");
+            assert_eq!(answer.status().as_u16(), 429);
+        }
+    };
+    let waiting = [waits(broker.admin()), waits(broker.admin())].map(tokio::spawn);
+    wait::until("both run", async || (third().await.status == 429).then_some(())).await;
+    for one in waiting {
+        one.abort();
+    }
+    assert_eq!(again().await["end"], json!("all"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_version_is_shown_no_secret_that_its_author_may_not_name() {
+    let secrets = tempfile::tempdir().expect("a folder");
+    std::fs::write(secrets.path().join("billing.key"), "hunter2").expect("a file");
+    let folder = secrets.path().to_str().expect("a name");
+    let broker = Broker::with(Settings::new().env("SLUICE__PLUGINS__SECRETS_DIR", folder)).await;
+    set_up(&broker, [&guest::tag(1), &guest::tag(2)]).await;
+    let author = broker.client(&Claims::new("author", &["PluginAuthor"]).topics(&["orders.*"]));
+    let config = json!({"key": {"$secret": "billing.key"}});
+    let body = json!({"topic": TOPIC, "config": config});
+    let refused = author.post(&path("1.1.0"), &body).await.expect_problem(403, "FORBIDDEN");
+    assert!(refused["detail"].as_str().is_some_and(|said| said.contains("secret 'billing.key'")), "{refused}");
+    let query = format!("topic={TOPIC}&config={}", "%7B%22key%22%3A%7B%22%24secret%22%3A%22billing.key%22%7D%7D");
+    send_lines(&author, "1.1.0", &query, "{\"payload\": 1}").await.expect_problem(403, "FORBIDDEN");
+    dry_run(&broker, "1.1.0", body).await;
+
+    // Nor by the config that an Admin has set, which another version would be given: tried, or let loose.
+    let stage = json!({"name": "gate", "plugin": "orders.gate", "version": "1.0.0", "config": config});
+    broker.put_pipeline(TOPIC, json!([stage])).await;
+    let rollout = format!("/topics/{TOPIC}/pipeline/stages/gate/rollout");
+    let canary = json!({"version": "1.1.0", "strategy": "canary"});
+    author.post(&path("1.1.0"), &json!({"topic": TOPIC})).await.expect_problem(403, "FORBIDDEN");
+    author
+        .post(&path("1.1.0"), &json!({"topic": TOPIC, "config": {}, "against": "1.0.0"}))
+        .await
+        .expect_problem(403, "FORBIDDEN");
+    author.post(&rollout, &canary).await.expect_problem(403, "FORBIDDEN");
+    author.post(&path("1.1.0"), &json!({"topic": TOPIC, "config": {}})).await.expect(200);
+    broker.post(&rollout, &canary).await.expect(200);
 }
 
 #[tokio::test]
@@ -304,4 +359,84 @@ async fn only_who_may_set_a_stage_may_try_it_and_what_is_wrong_is_told_by_its_pl
     assert_eq!((&result["messages"], &result["unreadable"]), (&json!(2), &json!(2)));
     assert_eq!(result["unreadableSample"][0]["line"], 2, "{result}");
     assert!(result["unreadableSample"][1]["message"].as_str().is_some_and(|why| why.contains("/payload")), "{result}");
+}
+
+/// Lines for the guest `powers`, whose headers say what it does.
+fn told(words: &[&str]) -> String {
+    words.iter().map(|words| format!("{}\n", json!({"payload": 1, "headers": {"do": words}}))).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_refused_message_wrote_is_not_there_for_those_behind_it() {
+    let broker = Broker::start().await;
+    broker.place_versions("orders.powers", &[("1.0.0", guest::powers())]).await;
+    broker.create_topic(TOPIC, "PubSub").await;
+    let lines = told(&["count k", "count k; reject", "count k"]);
+    let path = format!("/plugins/orders.powers/versions/1.0.0/dry-run?topic={TOPIC}");
+    let result =
+        broker.send(Method::POST, &path, &[("content-type", "application/x-ndjson")], Bytes::from(lines)).await;
+    let result = result.expect(200);
+    assert_eq!((&result["candidate"]["rejected"], &result["valuesLost"]), (&json!(1), &json!(0)), "{result}");
+    let counted: Vec<&Value> =
+        result["sample"].as_array().expect("a sample").iter().map(|found| &found["diff"]).collect();
+    let counted: Vec<&Value> =
+        counted.iter().filter_map(|diff| diff.as_array()?.iter().find(|op| op["path"] == "/headers/count")).collect();
+    let counted: Vec<&Value> = counted.into_iter().map(|operation| &operation["value"]).collect();
+    assert_eq!(counted, [&json!("1"), &json!("2")], "as where they are published: {result}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stages_see_the_time_at_which_each_message_came() {
+    let broker = Broker::start().await;
+    broker.create_topic(TOPIC, "PubSub").await;
+    for _ in 0..5 {
+        broker.publish(TOPIC, json!({"order": 7})).await;
+        broker.clock().advance(Duration::from_secs(60)).await;
+    }
+    let config = json!({"pointer": "/order", "window": "PT10S"});
+    let body = |config: &Value| json!({"topic": TOPIC, "inputs": "stored", "config": config});
+    let path = "/plugins/dedup/versions/latest/dry-run";
+    let result = broker.post(path, &body(&config)).await.expect(200);
+    assert_eq!(
+        (&result["candidate"]["kept"], &result["same"]),
+        (&json!(5), &json!(5)),
+        "none is in another's window: {result}"
+    );
+    let result = broker.post(path, &body(&json!({"pointer": "/order", "window": "PT150S"}))).await.expect(200);
+    assert_eq!((&result["candidate"]["kept"], &result["candidate"]["dropped"]), (&json!(2), &json!(3)), "{result}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_the_way_out_the_stages_before_read_the_values_of_now() {
+    let broker = Broker::start().await;
+    broker.place_versions("orders.powers", &[("1.0.0", guest::powers())]).await;
+    broker.create_topic(TOPIC, "PubSub").await;
+    let powers = json!({"name": "look", "plugin": "orders.powers", "version": "1.0.0"});
+    broker.put_pipeline(TOPIC, json!([powers])).await;
+    let id = broker.subscribe(TOPIC, "all").await["subscriptionId"].as_str().expect("an id").to_owned();
+    let gate = json!({"name": "gate", "plugin": "filter", "config": {"headerMatches": {}}});
+    broker.put(&format!("/subscriptions/{id}/pipeline"), &json!({"stages": [powers, gate]})).await.expect(200);
+    for words in ["set k seen", "get k"] {
+        let message = json!({"topicName": TOPIC, "payload": 1, "headers": {"do": words}});
+        broker.post("/messages/publish", &message).await.expect(202);
+    }
+    let config = json!({"headerMatches": {"got": "seen"}});
+    let body = json!({"subscriptionId": id, "stage": "gate", "config": config});
+    let result = broker.post("/plugins/filter/versions/latest/dry-run", &body).await.expect(200);
+    // The first one sets what can't be set on the way out.
+    assert_eq!((&result["notReached"], &result["candidate"]["kept"]), (&json!(1), &json!(1)), "{result}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_run_to_which_nothing_comes_ends() {
+    let broker = Broker::start().await;
+    set_up(&broker, [&guest::tag(1), &guest::tag(2)]).await;
+    let lines = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+    let url = format!("{}/api/v1{}?topic={TOPIC}", broker.url(), path("1.1.0"));
+    let request = sluice_tests::client::http_client().post(url).bearer_auth(broker.token());
+    let request = request.header("content-type", "application/x-ndjson").header("accept", "text/event-stream");
+    let answer = request.body(reqwest::Body::wrap_stream(lines)).send().await.expect("an answer");
+    broker.clock().advance(Duration::from_secs(61)).await;
+    let told = answer.text().await.expect("it ends");
+    assert!(told.contains("no line came for 60 s"), "{told}");
 }

@@ -28,12 +28,12 @@ use super::problem::{Code, Faults, Problem};
 use super::rollouts::{DifferenceAnswer, FiguresAnswer};
 use super::{Api, answer, plugins, reach};
 use crate::broker::Broker;
-use crate::catalog::model::{DeadLetterPayload, Scope, SubscriptionId, Topic};
+use crate::catalog::model::{DeadLetterPayload, Scope, StageSpec, SubscriptionId, Topic};
 use crate::clock::Timestamp;
 use crate::dry_run::{End, Inputs, Progress, Running, Sent};
 use crate::message::{GroupId, MessageId, Offset, TopicName};
 use crate::pipeline::draft::Draft;
-use crate::pipeline::{DryRunSpec, Outcomes};
+use crate::pipeline::{DryRunSpec, Outcomes, secret_names};
 use crate::publish::PublishRequest;
 use crate::store::ReadFrom;
 
@@ -43,6 +43,8 @@ const LIMIT_DEFAULT: u64 = 10_000;
 const LIMIT_MAX: u64 = 100_000_000;
 /// Runs of lines that wait for the stages.
 const RUNS_AHEAD: usize = 1;
+/// So long the next lines may take: who sends none must not keep a place from others.
+const LINES_WITHIN: Duration = Duration::from_secs(60);
 /// A comment is sent this often when there is nothing else.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -161,6 +163,8 @@ struct DryRunAnswer {
     trapped: u64,
     /// The first of each kind.
     sample: Vec<DifferenceAnswer>,
+    /// Values of the plugins that found no room, of 32 MiB: what came behind may be judged otherwise than where all are kept.
+    values_lost: u64,
     /// The version that is tried.
     candidate: OutcomesAnswer,
     /// What it is compared with; absent where that is the message as it came.
@@ -267,6 +271,7 @@ async fn dry_run(
         (wanted(&intake, &headers, body).await?, None)
     };
     let owner = Owner::of(&broker, &caller, &wanted)?;
+    need_secrets(&broker, &caller, (&name, owner.scope), &wanted)?;
     let place = broker.dry_runs.place().ok_or_else(|| {
         Problem::new(Code::Backpressure, "As many dry runs are under way as the broker serves; come again later.")
     })?;
@@ -296,10 +301,31 @@ async fn dry_run(
     let running = running.map_err(|error| Problem::internal(format!("no thread for a dry run: {error}")))?;
     if let Some((send, lines)) = send {
         let at = wanted.at.unwrap_or_else(|| broker.clock.now());
-        tokio::spawn(Pump { lines, send, owner, at }.run(running.ends.clone()));
+        let pump = Pump { lines, send, owner, at, broker: Arc::clone(&broker) };
+        tokio::spawn(pump.run(running.ends.clone()));
     }
     let of = Of { plugin: name, source };
-    if wants_events(&headers) { Ok(events(of, running, broker)) } else { of.answer(running).await }
+    let feed = Feed { of, running, broker, caller };
+    if wants_events(&headers) { Ok(feed.answer()) } else { feed.of.answer(feed.running).await }
+}
+
+/// The version sees the secrets of its config: they must be the caller's to name, as where a stage is set.
+fn need_secrets(
+    broker: &Broker,
+    caller: &Caller,
+    (plugin, scope): (&str, Scope),
+    wanted: &Wanted,
+) -> Result<(), Problem> {
+    let need = |config| secret_names(plugin, config).into_iter().try_for_each(|it| caller.need_name("secret", it));
+    if let Some(config) = &wanted.config {
+        need(config)?;
+    }
+    let stages = broker.pipelines.current(scope).map(|record| record.stages).unwrap_or_default();
+    let is_meant =
+        |stage: &&StageSpec| stage.plugin == plugin && wanted.stage.as_ref().is_none_or(|name| *name == stage.name);
+    // What it is compared with runs on the stage's own config.
+    let is_inherited = wanted.config.is_none() || wanted.against.is_some();
+    stages.iter().filter(is_meant).filter(|_| is_inherited).try_for_each(|stage| need(&stage.config))
 }
 
 async fn wanted(intake: &Intake, headers: &HeaderMap, body: Body) -> Result<Wanted, Problem> {
@@ -454,6 +480,7 @@ impl Owner {
                     topic: topic.id,
                     from: from.map_or(ReadFrom::Earliest, ReadFrom::Time),
                     total,
+                    inbound: self.subscription.is_none(),
                 })
             }
             Source::DeadLetters => {
@@ -475,14 +502,21 @@ struct Pump {
     send: mpsc::Sender<Sent>,
     owner: Owner,
     at: Timestamp,
+    broker: Arc<Broker>,
 }
 
 impl Pump {
     async fn run(mut self, ends: CancellationToken) {
         let mut number = 0;
         loop {
+            let given_up_at = self.broker.clock.now().plus(LINES_WITHIN);
             let run = tokio::select! {
                 run = self.lines.next() => run,
+                () = self.broker.clock.sleep_until(given_up_at) => {
+                    let why = format!("no line came for {} s: send them as fast as they are taken", LINES_WITHIN.as_secs());
+                    let _ = self.send.send(Sent::Broken(why)).await;
+                    return;
+                }
                 () = ends.cancelled() => return,
                 () = self.send.closed() => return,
             };
@@ -593,6 +627,7 @@ impl Of {
             payload_differs: report.compared.payload,
             trapped: report.compared.trapped,
             sample: report.compared.sample.into_iter().map(DifferenceAnswer::from).collect(),
+            values_lost: report.values_lost,
             candidate: report.candidate.into(),
             stable: report.stable.map(OutcomesAnswer::from),
             log: report.log.into_iter().map(LogLineAnswer::from).collect(),
@@ -618,22 +653,23 @@ impl From<Outcomes> for OutcomesAnswer {
     }
 }
 
-fn events(of: Of, running: Running, broker: Arc<Broker>) -> Response {
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-    ];
-    (headers, Body::from_stream(Feed { of, running, broker }.events())).into_response()
-}
-
 /// One who watches a run.
 struct Feed {
     of: Of,
     running: Running,
     broker: Arc<Broker>,
+    caller: Caller,
 }
 
 impl Feed {
+    fn answer(self) -> Response {
+        let headers = [
+            (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
+            (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        ];
+        (headers, Body::from_stream(self.events())).into_response()
+    }
+
     fn events(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
         // The head goes out with the first bytes, so there are some at once.
         let begun = stream::once(std::future::ready(Ok(comment())));
@@ -652,7 +688,10 @@ impl Feed {
             changed = self.running.progress.changed() => changed,
             () = self.broker.clock.sleep_until(quiet_until) => return (comment(), true),
         };
-        let progress = self.running.progress.borrow_and_update().clone();
+        let mut progress = self.running.progress.borrow_and_update().clone();
+        if progress.end.is_none() && self.caller.has_expired(self.broker.clock.now()) {
+            progress.end = Some(End::Broken("the token has expired; run it with a new one".to_owned()));
+        }
         if progress.end.is_some() || changed.is_err() {
             return (event("result", &self.of.result(progress)), false);
         }

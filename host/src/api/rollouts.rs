@@ -22,9 +22,9 @@ use super::{Api, answer, plugins, reach};
 use crate::broker::Broker;
 use crate::catalog::model::{PipelineRevision, RolloutLimits, Scope, Strategy, SubscriptionId};
 use crate::message::TopicName;
-use crate::pipeline::PipelineError;
 use crate::pipeline::rollout::compare::{Comparison, Difference};
 use crate::pipeline::rollout::{Figures, NewRollout, RolloutView};
+use crate::pipeline::{PipelineError, secret_names};
 
 /// Where the request does not say.
 const CANARY_PERCENT: f64 = 10.0;
@@ -472,6 +472,7 @@ async fn begin(
 ) -> Result<Response, Problem> {
     let new = body.check(new_rollout)?;
     need_plugin(broker, caller, (scope, stage))?;
+    need_secrets(broker, caller, (scope, stage))?;
     revised(broker.pipelines.roll_out((scope, stage), new, if_match.expected()?, &caller.actor()).await)
 }
 
@@ -499,6 +500,14 @@ async fn abort(
 fn need_plugin(broker: &Broker, caller: &Caller, (scope, stage): (Scope, &str)) -> Result<(), Problem> {
     let plugin = broker.pipelines.current(scope).and_then(|record| plugin_of(&record, stage));
     plugin.map_or(Ok(()), |plugin| plugins::need(broker, caller, &plugin))
+}
+
+/// So must the secrets of its config, which the other version gets.
+fn need_secrets(broker: &Broker, caller: &Caller, (scope, stage): (Scope, &str)) -> Result<(), Problem> {
+    let stages = broker.pipelines.current(scope).map(|record| record.stages).unwrap_or_default();
+    let named = stages.iter().filter(|spec| spec.name == stage);
+    let mut named = named.flat_map(|spec| secret_names(&spec.plugin, &spec.config));
+    named.try_for_each(|secret| caller.need_name("secret", secret))
 }
 
 fn revised(revision: Result<PipelineRevision, PipelineError>) -> Result<Response, Problem> {

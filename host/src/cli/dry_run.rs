@@ -7,7 +7,7 @@ use std::str::FromStr;
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use serde_json::{Map, Value, json};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -21,6 +21,8 @@ use super::work_bar::WorkBar;
 
 /// Messages of a run that does not say.
 const LIMIT: u64 = 10_000;
+/// Bytes of a config beside lines, percent-encoded: what leaves room for the rest in an address of 8 KiB.
+const CONFIG_BYTES_MAX: usize = 6 * 1024;
 /// Chunks of lines that wait to go out.
 const CHUNKS_AHEAD: usize = 2;
 
@@ -39,8 +41,8 @@ const COLUMNS: &[Column] = &[
 pub(super) const AFTER_HELP: &str = "\
 Messages are what arrived at the topic (`sluice topic update T --capture-input P1D` keeps that), what is stored for a subscription, \
 what waits as dead letters, or lines of a file. A gate is NAME>N, NAME>=N, NAME<N or NAME<=N, of messages, or of a hundred with a %; \
-its NAME is changed (all that come out otherwise), verdict, payload, trapped, kept, dropped, rejected or faulted. A gate that is met \
-ends the command with 1.
+its NAME is changed (all that come out otherwise), verdict, payload, trapped, kept, dropped, rejected or faulted; or, of all that were \
+read, unreadable or not-reached. A gate that is met ends the command with 1.
 
 Examples:
   sluice plugin dry-run gate 1.3.0 --topic orders --ndjson events.ndjson
@@ -74,6 +76,9 @@ pub(super) struct DryRunArgs {
     /// Messages from this time on, RFC 3339 [default: earliest]
     #[arg(long, value_name = "TIME")]
     from: Option<String>,
+    /// With lines: when they came, RFC 3339; with it the same again has the same outcome [default: now]
+    #[arg(long, value_name = "TIME", conflicts_with_all = ["inputs", "from"])]
+    at: Option<String>,
     /// So many messages at most
     #[arg(long, value_name = "COUNT", default_value_t = LIMIT, value_parser = clap::value_parser!(u64).range(1..))]
     limit: u64,
@@ -120,7 +125,8 @@ enum Bound {
     FewerOrAsMany,
 }
 
-const NAMES: [&str; 8] = ["changed", "verdict", "payload", "trapped", "kept", "dropped", "rejected", "faulted"];
+const NAMES: [&str; 10] =
+    ["changed", "verdict", "payload", "trapped", "kept", "dropped", "rejected", "faulted", "unreadable", "not-reached"];
 
 impl FromStr for Gate {
     type Err = String;
@@ -153,12 +159,22 @@ impl Gate {
             "verdict" => number(&result["verdictDiffers"]),
             "payload" => number(&result["payloadDiffers"]),
             "trapped" => number(&result["trapped"]),
+            "unreadable" => number(&result["unreadable"]),
+            "not-reached" => number(&result["notReached"]),
             other => number(&result["candidate"][other]),
         };
-        let all = number(&result["candidate"]["messages"]);
-        if all == 0 {
+        let tried = number(&result["candidate"]["messages"]);
+        if tried == 0 {
             return Some(format!("{}: no message came to the stage, so nothing is known", self.text));
         }
+        let lost = number(&result["valuesLost"]);
+        if lost > 0 {
+            return Some(format!("{}: {lost} values found no room, so it is not known; try fewer messages", self.text));
+        }
+        let all = match self.name.as_str() {
+            "unreadable" | "not-reached" => number(&result["messages"]) + number(&result["unreadable"]),
+            _ => tried,
+        };
         let is = if self.is_share { count as f64 * 100.0 / all as f64 } else { count as f64 };
         let met = match self.bound {
             Bound::More => is > self.of,
@@ -176,25 +192,37 @@ pub(super) async fn run(client: &Client, output: Output, args: &DryRunArgs) -> R
     let config = args.config.as_deref().map(read_config).transpose()?;
     let bar = WorkBar::of_share();
     let result = match args.ndjson.as_ref().or(args.messages.as_ref()) {
+        None if args.at.is_some() => {
+            return Err(Failure::Usage("--at says when lines came: give --ndjson or --messages, too".to_owned()));
+        }
         None => {
             let body = args.body(config).to_string();
             follow(client.post_for_events(&path, Query::default(), ("application/json", body.into())).await?, &bar)
                 .await
         }
         Some(file) => {
+            if let (Some(config), Some(path)) = (&config, &args.config) {
+                check_fits(config, path)?;
+            }
             let (chunks, sent) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+            let (has_read, mut reading) = oneshot::channel();
             let topic = args.owner.topic.clone().unwrap_or_else(|| "dry-run".to_owned());
             let envelope = args.ndjson.as_ref().map(|_| Envelope::default());
             let feed = Feed { envelope, topic, lines_max: args.limit, chunks, bar: None };
             let lines = lines_of(file)?;
             let name = file.display().to_string();
             // A thread of its own: standard input may not end.
-            let reading = std::thread::spawn(move || feed.read(lines));
+            std::thread::spawn(move || {
+                let read = feed.read(lines);
+                // Said before the broker can know that there are no more.
+                drop(has_read.send(read));
+                drop(feed);
+            });
             let body = reqwest::Body::wrap_stream(ReceiverStream::new(sent).map(Ok::<_, std::convert::Infallible>));
             let events = client.post_for_events(&path, args.query(config), ("application/x-ndjson", body)).await?;
             let result = follow(events, &bar).await;
-            if result.is_ok() && reading.is_finished() {
-                reading.join().unwrap_or(Ok(())).map_err(Failure::io(name))?;
+            if let (Ok(_), Ok(read)) = (&result, reading.try_recv()) {
+                read.map_err(Failure::io(name))?;
             }
             result
         }
@@ -223,6 +251,22 @@ fn refused(detail: String) -> Failure {
 fn read_config(path: &std::path::Path) -> Result<Value, Failure> {
     let text = std::fs::read(path).map_err(Failure::io(path.display().to_string()))?;
     serde_json::from_slice(&text).map_err(|error| Failure::Usage(format!("{} is not JSON: {error}", path.display())))
+}
+
+/// Beside lines a config goes into the address, which has bounds.
+fn check_fits(config: &Value, path: &std::path::Path) -> Result<(), Failure> {
+    let as_sent = |byte: u8| if byte.is_ascii_alphanumeric() { 1 } else { 3 };
+    let bytes: usize = config.to_string().bytes().map(as_sent).sum();
+    if bytes <= CONFIG_BYTES_MAX {
+        return Ok(());
+    }
+    let path = path.display();
+    let detail = format!(
+        "{path} is too large to be sent beside lines ({bytes} bytes of {CONFIG_BYTES_MAX} as it is written in an address): \
+         publish the lines to a topic with `captureInput` and try it on what arrived there, or set the config on a stage and \
+         leave --config out"
+    );
+    Err(Failure::Usage(detail))
 }
 
 /// Shows how far it is, until there is a result.
@@ -270,6 +314,7 @@ impl DryRunArgs {
             .with("config", config)
             .with("against", self.against.as_ref())
             .with("seed", Some(self.seed))
+            .with("at", self.at.as_ref())
     }
 }
 
@@ -297,6 +342,12 @@ fn show(output: Output, result: &Value) -> Result<(), Failure> {
     ))?;
     if number("notReached") > 0 {
         output.line(&format!("{} did not come through the stages before", number("notReached")))?;
+    }
+    if number("valuesLost") > 0 {
+        let lost = number("valuesLost");
+        output.line(&format!(
+            "{lost} values found no room: what came behind may be judged otherwise; try fewer messages"
+        ))?;
     }
     if number("unreadable") > 0 {
         output.line(&format!("{} lines are no messages:", number("unreadable")))?;
@@ -328,7 +379,7 @@ mod tests {
     #[test]
     fn gates_are_read_and_judged() {
         let result = json!({
-            "verdictDiffers": 1, "payloadDiffers": 2, "trapped": 0,
+            "verdictDiffers": 1, "payloadDiffers": 2, "trapped": 0, "messages": 1010, "notReached": 10, "unreadable": 1010,
             "candidate": {"messages": 1000, "kept": 990, "dropped": 10, "rejected": 0, "faulted": 0},
         });
         let met = |gate: &str| gate.parse::<Gate>().unwrap().met(&result).is_some();
@@ -342,6 +393,12 @@ mod tests {
         }
         let told = "changed>0.1%".parse::<Gate>().unwrap().met(&result);
         assert_eq!(told.as_deref(), Some("changed>0.1%: 3 of 1000 messages (0.300 %)"));
+        for gate in ["unreadable>=50%", "not-reached>9", "unreadable>0"] {
+            assert!(met(gate), "{gate}");
+        }
+        assert!(!met("unreadable>50%") && !met("not-reached>0.5%"), "of all that were read");
+        let without_room = json!({"candidate": {"messages": 10}, "valuesLost": 1});
+        assert!("trapped>0".parse::<Gate>().unwrap().met(&without_room).is_some(), "what is not known is no pass");
         let nothing = json!({"candidate": {"messages": 0}});
         assert!("trapped>0".parse::<Gate>().unwrap().met(&nothing).is_some());
         for wrong in ["", "changed", "changed>", "changed=1", "changed>x", "changed>-1", "altered>1", "changed>1%%"] {

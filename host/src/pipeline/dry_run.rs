@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use prometheus::Registry;
 use serde_json::Value;
+use tracing::Dispatch;
 
 use crate::catalog::model::{OnFault, OnReject, ResolvedStage, Scope, StageSpec};
 use crate::clock::{Clock, Timestamp};
@@ -25,6 +26,9 @@ use super::rollout::compare::{Compared, Made};
 use super::rollout::{Figures, Step};
 use super::stage::{Machine, Rehearsal, Stage};
 use super::{LogLine, PipelineError, Pipelines, batch};
+
+/// Messages that came within it are run at one instant.
+const INSTANT: Duration = Duration::from_secs(1);
 
 /// What is tried, and on what.
 #[derive(Debug, Clone)]
@@ -83,6 +87,8 @@ pub struct DryRunReport {
     pub stable: Option<Outcomes>,
     /// How the two compare.
     pub compared: Compared,
+    /// Values of plugins that found no room: what comes behind may be other than it would.
+    pub values_lost: u64,
     /// What the version that is tried said last.
     pub log: Vec<LogLine>,
 }
@@ -126,7 +132,7 @@ impl Pipelines {
         let place = found(&all, &spec)?;
         let stable = place.map(|at| all[at].stable());
         let clock = Clock::fixed(Timestamp(0));
-        let log = PluginLog::new(spec.plugin.as_str().into(), clock.clone());
+        let log = PluginLog::apart(spec.plugin.as_str().into(), clock.clone());
         let stable_resolved = match &spec.against {
             None => stable.clone(),
             Some(label) => Some(self.resolved(&spec, stable.as_ref(), (label, None), "/against").await?),
@@ -136,7 +142,7 @@ impl Pipelines {
         let stable = match stable_resolved {
             None => None,
             Some(resolved) => {
-                let unheard = PluginLog::new(spec.plugin.as_str().into(), clock.clone());
+                let unheard = PluginLog::apart(spec.plugin.as_str().into(), clock.clone());
                 Some(self.arm(&spec, resolved, (&unheard, &clock), "/against").await?)
             }
         };
@@ -186,8 +192,7 @@ impl Pipelines {
         (log, clock): (&Arc<PluginLog>, &Clock),
         pointer: &str,
     ) -> Result<Arm, PipelineError> {
-        // On the way out values are those of now, and are only read.
-        let values = matches!(spec.scope, Scope::Topic(_)).then(Arc::<Scratch>::default);
+        let values = values_of(spec);
         let machine = self.rehearsing(spec.seed, values.clone(), clock)?;
         let stage = self.build_with(&resolved, (Arc::clone(log), &machine)).await;
         let stage = stage.map_err(|why| unbuilt(why, pointer))?;
@@ -206,10 +211,10 @@ impl Pipelines {
         if stages.is_empty() {
             return Ok(None);
         }
-        let machine = self.rehearsing(spec.seed, Some(Arc::default()), clock)?;
+        let machine = self.rehearsing(spec.seed, values_of(spec), clock)?;
         let mut steps = Vec::with_capacity(stages.len());
         for resolved in stages {
-            let unheard = PluginLog::new(resolved.spec.plugin.as_str().into(), clock.clone());
+            let unheard = PluginLog::apart(resolved.spec.plugin.as_str().into(), clock.clone());
             let stage = self.build_with(&resolved.stable(), (unheard, &machine)).await;
             let stage = stage.map_err(|why| {
                 PipelineError::NotNow(format!(
@@ -265,6 +270,11 @@ fn found(all: &[ResolvedStage], spec: &DryRunSpec) -> Result<Option<usize>, Pipe
     }
 }
 
+/// New ones; none on the way out, where values are those of now, and are only read.
+fn values_of(spec: &DryRunSpec) -> Option<Arc<Scratch>> {
+    matches!(spec.scope, Scope::Topic(_)).then(Arc::default)
+}
+
 /// A stage of a plugin that the pipeline does not have.
 fn alone(plugin: &str) -> StageSpec {
     let fields = serde_json::json!({ "name": "dry-run", "plugin": plugin });
@@ -278,7 +288,20 @@ fn unbuilt(why: NotBuilt, pointer: &str) -> PipelineError {
 
 impl DryRun {
     /// Runs messages, few enough for one batch. Blocks.
-    pub fn run(&mut self, drafts: Vec<Draft>) {
+    pub fn run(&mut self, mut drafts: Vec<Draft>) {
+        // What happens in it is no event of the broker's.
+        tracing::dispatcher::with_default(&Dispatch::none(), || {
+            while let Some(first) = drafts.first() {
+                let since = first.published_at;
+                let later = drafts.iter().position(|draft| draft.published_at.since(since) > INSTANT);
+                let rest = drafts.split_off(later.unwrap_or(drafts.len()));
+                self.run_at_once(std::mem::replace(&mut drafts, rest));
+            }
+        });
+    }
+
+    /// Runs messages that came at nearly the same time.
+    fn run_at_once(&mut self, drafts: Vec<Draft>) {
         let Some(first) = drafts.first() else { return };
         // Both see the time at which the messages came. It never goes back.
         self.clock.advance(first.published_at.since(self.clock.now()));
@@ -311,21 +334,28 @@ impl DryRun {
         }
     }
 
-    fn pass(&self, revision: &Revision, values: Option<&Scratch>, drafts: Vec<Draft>) -> Vec<Processed> {
+    fn pass(&self, revision: &Revision, values: Option<&Scratch>, mut drafts: Vec<Draft>) -> Vec<Processed> {
+        let again = if values.is_some() { drafts.clone() } else { Vec::new() };
         let transaction = Arc::new(Transaction::new(drafts.len()));
         let run = KvRun::of_all(&transaction);
         let (growable, payload_bytes_max) = (RUN_GROWTH_BYTES_MAX, self.payload_bytes_max);
         let of = batch::Of { scope: self.scope, topic: &self.topic, payload_bytes_max, growable, kv: Some(&run) };
         let (processed, _) = batch::run(revision, of, drafts, &self.clock);
-        if let Some(values) = values {
-            let fate = |(at, one): (usize, &Processed)| match one.verdict {
-                Verdict::Pass => Fate::Item(at),
-                Verdict::Drop { .. } => Fate::Dropped,
-                Verdict::Reject(_) | Verdict::Fault(_) => Fate::Refused,
-            };
-            let fates: Vec<Fate> = processed.iter().enumerate().map(fate).collect();
-            values.take(&transaction, &fates);
+        let Some(values) = values else { return processed };
+        let fate = |(at, one): (usize, &Processed)| match one.verdict {
+            Verdict::Pass => Fate::Item(at),
+            Verdict::Drop { .. } => Fate::Dropped,
+            Verdict::Reject(_) | Verdict::Fault(_) => Fate::Refused,
+        };
+        let fates: Vec<Fate> = processed.iter().enumerate().map(fate).collect();
+        if values.take(&transaction, &fates, self.clock.now()) || again.len() < 2 {
+            return processed;
         }
+        // As where messages are published: the parts one after the other, until none stands on what was turned away.
+        drafts = again;
+        let rest = drafts.split_off(drafts.len() / 2);
+        let mut processed = self.pass(revision, Some(values), drafts);
+        processed.extend(self.pass(revision, Some(values), rest));
         processed
     }
 
@@ -334,6 +364,12 @@ impl DryRun {
     pub fn batch_messages_max(&self) -> usize {
         let all = [Some(&self.candidate.alone), self.stable.as_ref().map(|arm| &arm.alone), self.before.as_ref()];
         all.into_iter().flatten().map(Revision::batch_messages_max).min().unwrap_or(1)
+    }
+
+    fn values_lost(&self) -> u64 {
+        let before = self.before.as_ref().and_then(|before| before.machine.rehearsal.as_ref()?.values.as_deref());
+        let arms = [Some(&self.candidate), self.stable.as_ref()].into_iter().flatten();
+        arms.filter_map(|arm| arm.values.as_deref()).chain(before).map(Scratch::lost).sum()
     }
 
     /// What came of it so far.
@@ -346,6 +382,7 @@ impl DryRun {
             candidate: self.candidate.outcomes(),
             stable: self.stable.as_ref().map(Arm::outcomes),
             compared: self.compared.clone(),
+            values_lost: self.values_lost(),
             log: self.log.recent(),
         }
     }

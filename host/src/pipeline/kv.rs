@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use wasmtime::{Error, Result};
@@ -20,6 +21,8 @@ pub const HEAD_BYTES: usize = 9;
 /// Bytes of all values of a [`Scratch`], and what one costs beside its own.
 const SCRATCH_BYTES_MAX: usize = 32 * 1024 * 1024;
 const VALUE_COST: usize = 64;
+/// Between two looks at all of them for what has ended.
+const SWEPT_EVERY: Duration = Duration::from_secs(1);
 
 /// A plugin's bytes as they are stored: layout, end in milliseconds since 1970 (0: never), bytes.
 fn encode(value: &[u8], ends: Option<Timestamp>) -> Vec<u8> {
@@ -241,34 +244,71 @@ impl KvRun {
     }
 }
 
-/// Values that stand in no store: those of stages that are tried on messages of the past. What finds no room is not kept.
+/// Values that stand in no store: those of stages that are tried on messages of the past. What finds no room, also once what
+/// has ended is gone, is not kept, and counted.
 #[derive(Debug, Default)]
-pub struct Scratch(Mutex<(HashMap<Key, Vec<u8>>, usize)>);
+pub struct Scratch(Mutex<Held>);
+
+#[derive(Debug, Default)]
+struct Held {
+    values: HashMap<Key, Vec<u8>>,
+    bytes: usize,
+    lost: u64,
+    /// When room was last made: looking at all of them again soon would find little.
+    swept: Option<Timestamp>,
+}
 
 impl Scratch {
-    /// Takes in what a batch whose messages met `fates` has written.
-    pub fn take(&self, transaction: &Transaction, fates: &[Fate]) {
-        // A batch some of which stands on what another part of it wrote, which was turned away, would be stored in parts; here
-        // it has written nothing.
-        let Some(used) = transaction.into_use(fates) else { return };
+    /// Takes in what a batch whose messages met `fates` has written; false, and nothing is, if some of them stand on what another
+    /// wrote that was turned away.
+    #[must_use]
+    pub fn take(&self, transaction: &Transaction, fates: &[Fate], now: Timestamp) -> bool {
+        let Some(used) = transaction.into_use(fates) else { return false };
         let mut held = self.0.lock();
-        let (values, bytes) = &mut *held;
         for ItemWrite { namespace, key, value, .. } in used.written {
-            let key = (namespace, key);
-            let size = |key: &Key, value: &[u8]| key.0.len() + key.1.len() + value.len() + VALUE_COST;
-            if let Some(old) = values.remove(&key) {
-                *bytes -= size(&key, &old);
-            }
-            if let Some(value) = value.filter(|value| *bytes + size(&key, value) <= SCRATCH_BYTES_MAX) {
-                *bytes += size(&key, &value);
-                values.insert(key, value);
-            }
+            held.set((namespace, key), value, now);
         }
+        true
+    }
+
+    /// Values that found no room.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.0.lock().lost
     }
 
     fn get(&self, namespace: &Arc<str>, key: &str) -> Option<Vec<u8>> {
-        self.0.lock().0.get(&(Arc::clone(namespace), Arc::from(key))).cloned()
+        self.0.lock().values.get(&(Arc::clone(namespace), Arc::from(key))).cloned()
     }
+}
+
+impl Held {
+    fn set(&mut self, key: Key, value: Option<Vec<u8>>, now: Timestamp) {
+        if let Some(old) = self.values.remove(&key) {
+            self.bytes -= scratch_cost(&key, &old);
+        }
+        let Some(value) = value else { return };
+        let cost = scratch_cost(&key, &value);
+        if self.bytes + cost > SCRATCH_BYTES_MAX && self.swept.is_none_or(|at| now.since(at) >= SWEPT_EVERY) {
+            self.sweep(now);
+        }
+        if self.bytes + cost > SCRATCH_BYTES_MAX {
+            self.lost += 1;
+            return;
+        }
+        self.bytes += cost;
+        self.values.insert(key, value);
+    }
+
+    fn sweep(&mut self, now: Timestamp) {
+        self.swept = Some(now);
+        self.values.retain(|_, value| !has_ended(value, now).unwrap_or(false));
+        self.bytes = self.values.iter().map(|(key, value)| scratch_cost(key, value)).sum();
+    }
+}
+
+fn scratch_cost(key: &Key, value: &[u8]) -> usize {
+    key.0.len() + key.1.len() + value.len() + VALUE_COST
 }
 
 /// What was before the request.
@@ -605,6 +645,25 @@ mod tests {
     }
 
     #[test]
+    fn what_has_ended_leaves_its_room() {
+        let scratch = Scratch::default();
+        let write = |key: usize, now: i64| {
+            let transaction = Arc::new(Transaction::new(1));
+            let mut call = call(&transaction, &[0]);
+            let value = vec![0; limits::KV_VALUE_BYTES_MAX];
+            call.set(0, key.to_string(), Some((value, Some(1000)))).unwrap();
+            call.end();
+            assert!(scratch.take(&transaction, &[Fate::Item(0)], Timestamp(now)));
+        };
+        let more_than_fit = SCRATCH_BYTES_MAX / limits::KV_VALUE_BYTES_MAX + 1;
+        (0..more_than_fit).for_each(|key| write(key, 0));
+        let lost = scratch.lost();
+        assert!(lost > 0);
+        write(more_than_fit, 1_000_000_000);
+        assert_eq!((scratch.lost(), scratch.0.lock().values.len()), (lost, 1));
+    }
+
+    #[test]
     fn values_that_find_no_room_are_not_kept() {
         let (scratch, namespace): (Scratch, Arc<str>) = (Scratch::default(), "1/p".into());
         let write = |key: &str, value: Option<usize>| {
@@ -612,14 +671,15 @@ mod tests {
             let mut call = call(&transaction, &[0]);
             call.set(0, key.to_owned(), value.map(|bytes| (vec![0; bytes], None))).unwrap();
             call.end();
-            scratch.take(&transaction, &[Fate::Item(0)]);
+            assert!(scratch.take(&transaction, &[Fate::Item(0)], Timestamp(0)));
         };
         let fit = SCRATCH_BYTES_MAX / limits::KV_VALUE_BYTES_MAX;
         (0..fit + 10).for_each(|number| write(&number.to_string(), Some(limits::KV_VALUE_BYTES_MAX)));
-        let kept = |scratch: &Scratch| scratch.0.lock().0.len();
-        assert!(kept(&scratch) < fit && scratch.0.lock().1 <= SCRATCH_BYTES_MAX, "{}", kept(&scratch));
+        let kept = |scratch: &Scratch| scratch.0.lock().values.len();
+        assert!(kept(&scratch) < fit && scratch.0.lock().bytes <= SCRATCH_BYTES_MAX, "{}", kept(&scratch));
+        assert_eq!(scratch.lost(), (fit + 10 - kept(&scratch)) as u64);
         assert!(scratch.get(&namespace, "0").is_some() && scratch.get(&namespace, &fit.to_string()).is_none());
         (0..fit).for_each(|number| write(&number.to_string(), None));
-        assert_eq!((kept(&scratch), scratch.0.lock().1), (0, 0), "what is taken away gives its room back");
+        assert_eq!((kept(&scratch), scratch.0.lock().bytes), (0, 0), "what is taken away gives its room back");
     }
 }

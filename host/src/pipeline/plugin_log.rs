@@ -70,6 +70,8 @@ pub struct Speaker {
 pub struct PluginLog {
     plugin: Arc<str>,
     clock: Clock,
+    /// What it says is no news of the broker's.
+    apart: bool,
     state: Mutex<State>,
     /// What its stages make of messages.
     pub verdicts: Verdicts,
@@ -89,7 +91,17 @@ impl PluginLog {
     /// The log of `plugin`.
     #[must_use]
     pub fn new(plugin: Arc<str>, clock: Clock) -> Arc<PluginLog> {
-        Arc::new(PluginLog { plugin, clock, state: Mutex::new(State::default()), verdicts: Verdicts::default() })
+        Arc::new(PluginLog::of(plugin, clock, false))
+    }
+
+    /// A log of which only the last lines are kept, and nothing goes into the broker's own: of a plugin that is tried.
+    #[must_use]
+    pub fn apart(plugin: Arc<str>, clock: Clock) -> Arc<PluginLog> {
+        Arc::new(PluginLog::of(plugin, clock, true))
+    }
+
+    fn of(plugin: Arc<str>, clock: Clock, apart: bool) -> PluginLog {
+        PluginLog { plugin, clock, apart, state: Mutex::default(), verdicts: Verdicts::default() }
     }
 
     /// The last lines, oldest first.
@@ -114,7 +126,10 @@ impl PluginLog {
 
     fn write_from(&self, from: Option<&Speaker>, level: LogLevel, text: String) {
         let now = self.clock.now();
-        let left_out = {
+        // Lines that are kept apart fill no disk, and their clock is the messages': it may stand, or leap.
+        let left_out = if self.apart {
+            0
+        } else {
             let mut state = self.state.lock();
             let mut left_out = 0;
             if state.second != now.0 / 1000 {
@@ -140,6 +155,7 @@ impl PluginLog {
         let (plugin, text) = (&*self.plugin, &line.text);
         let level = line.level;
         match level {
+            _ if self.apart => {}
             LogLevel::Debug => tracing::debug!(target: "sluice::plugin", plugin, "{text}"),
             LogLevel::Info => tracing::info!(target: "sluice::plugin", plugin, "{text}"),
             LogLevel::Warn => tracing::warn!(target: "sluice::plugin", plugin, "{text}"),
@@ -299,6 +315,14 @@ mod tests {
         let recent = log.recent();
         assert!(recent[recent.len() - 2].text.starts_with("9900 lines were left out"));
         assert_eq!(recent[recent.len() - 1].text.len(), LINE_BYTES_MAX);
+    }
+
+    #[test]
+    fn of_what_is_kept_apart_the_last_lines_are_there() {
+        let log = PluginLog::apart("loud".into(), Clock::fixed(Timestamp(0)));
+        (0..10_000).for_each(|n| log.write(LogLevel::Info, n.to_string()));
+        let recent = log.recent();
+        assert_eq!((recent.len(), &*recent[RECENT_MAX - 1].text), (RECENT_MAX, "9999"));
     }
 
     #[tokio::test]

@@ -215,7 +215,10 @@ pub static ROUTES: &[Route] = &[
     get("/api/v1/plugins/{name}/versions/{version}", PluginAuthor),
     delete("/api/v1/plugins/{name}/versions/{version}", PluginAuthor),
     Route { produces: Produces::Wasm, ..get("/api/v1/plugins/{name}/versions/{version}/wasm", PluginAuthor) },
-    Route { produces: Produces::Anything, ..post("/api/v1/plugins/{name}/versions/{version}/dry-run", PluginAuthor) },
+    one_step(Route {
+        produces: Produces::Anything,
+        ..post("/api/v1/plugins/{name}/versions/{version}/dry-run", PluginAuthor)
+    }),
     get("/api/v1/plugins/{name}/powers", Viewer),
     put("/api/v1/plugins/{name}/powers", Admin),
     get("/api/v1/topics/{topic}/pipeline/history/{revision}", PluginAuthor),
@@ -317,7 +320,7 @@ mod tests {
         for route in ROUTES {
             let one_step = match route.path.strip_prefix("/api/v1/messages/") {
                 Some(_) => route.method != Verb::Delete,
-                None => route.path.ends_with("/validate") || route.path.ends_with("/test"),
+                None => ["/validate", "/test", "/dry-run"].iter().any(|end| route.path.ends_with(end)),
             };
             assert_eq!(route.outlives_client, route.method != Verb::Get && !one_step, "{route:?}");
         }

@@ -95,8 +95,8 @@ async fn bring(broker: &Broker, workshop: &Workshop, language: &'static str, fol
 
 /// Seconds that making instances took so far, and how many.
 async fn cold_starts(broker: &Broker) -> (f64, f64) {
-    let of = async |what: &str| broker.metric(&format!("sluice_plugin_cold_start_seconds_{what}")).await;
-    (of("sum").await.unwrap_or_default(), of("count").await.unwrap_or_default())
+    let of = async |what: &str| broker.metric_sum(&format!("sluice_plugin_cold_start_seconds_{what}{{")).await;
+    (of("sum").await, of("count").await)
 }
 
 fn report_time(report: &mut Report, example: &Example, native: &[f64]) {
