@@ -260,6 +260,15 @@ impl Broker {
         self.launch(&address).await;
     }
 
+    /// The same, with other settings.
+    ///
+    /// # Panics
+    /// When it still runs.
+    pub async fn restart_with(&mut self, settings: Settings) {
+        self.settings = settings;
+        self.restart().await;
+    }
+
     /// `kill -9` and a start on the same folder and port.
     pub async fn crash(&mut self) {
         self.kill();

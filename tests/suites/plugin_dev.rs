@@ -2,8 +2,8 @@
 //! what the broker does with the next message. In C, whose builds take half a second.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::{Child, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
 
 use serde_json::{Value, json};
 use sluice_tests::broker::signal;
@@ -45,6 +45,11 @@ impl Session {
         found.1
     }
 
+    async fn interrupted(&mut self) -> ExitStatus {
+        assert!(signal(self.child.id(), "INT"), "it still runs");
+        wait::until("it ends", async || self.child.try_wait().expect("a child of ours")).await
+    }
+
     fn all(&self) -> String {
         [&self.said, &self.errors].map(|file| fs::read_to_string(file).unwrap_or_default()).join("\n")
     }
@@ -58,6 +63,13 @@ impl Drop for Session {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// At once: a file that is half written would be a change of its own.
+fn replace(file: &Path, text: &str) {
+    let beside = file.with_file_name(".written");
+    fs::write(&beside, text).expect("written");
+    fs::rename(&beside, file).expect("renamed");
 }
 
 async fn publish(broker: &Broker, kind: &str) {
@@ -77,7 +89,7 @@ async fn a_source_is_in_force_at_each_change_and_told_and_in_the_end_all_is_as_i
     let edit = |name: &str, from: &str, to: &str| {
         let text = fs::read_to_string(file(name)).expect("a file of the project");
         assert!(text.contains(from), "{name} has no {from}");
-        fs::write(file(name), text.replace(from, to)).expect("written");
+        replace(&file(name), &text.replace(from, to));
     };
 
     let mut session = Session::start(&workshop, &broker, &["orders-filter", "--topic", "orders"]);
@@ -182,6 +194,123 @@ async fn without_a_broker_it_says_so_and_goes_on_and_once_it_fails() {
     fs::write(&readme, "other").expect("written");
     session.next("built").await;
     assert_eq!(session.all().matches("no answer").count(), 1, "it is asked again and again, and told once");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_built_without_a_broker_is_in_force_once_there_is_one() {
+    let (mut broker, workshop) = (Broker::start().await, Workshop::empty("dev-later"));
+    broker.create_topic("orders", "PubSub").await;
+    broker.stop().await;
+    workshop.done(&["new", "--lang", "c", "orders-filter"]);
+    let mut session = Session::start(&workshop, &broker, &["orders-filter", "--topic", "orders"]);
+    let failed = session.next("failed").await;
+    assert!(failed["text"].as_str().is_some_and(|text| text.contains("no answer")), "{failed}");
+    broker.restart().await;
+    let in_force = session.next("inForce").await;
+    assert_eq!(in_force["stage"], "orders-filter", "{in_force}");
+    assert_eq!(session.all().matches("\"event\":\"built\"").count(), 1, "{}", session.all());
+}
+
+fn once(workshop: &Workshop, broker: &Broker, more: &[&str]) -> std::process::Output {
+    let mut command = workshop.command(binary::sluice());
+    command.args(["plugin", "dev", "orders-filter", "--once"]).args(more);
+    command.env("SLUICE_URL", broker.url()).env("SLUICE_TOKEN", broker.admin().token());
+    command.output().expect("sluice starts")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_of_others_is_refused_and_what_they_change_meanwhile_stays() {
+    let (broker, workshop) = (Broker::start().await, Workshop::empty("dev-others"));
+    broker.create_topic("orders", "PubSub").await;
+    workshop.done(&["new", "--lang", "c", "orders-filter"]);
+    let refused = |arguments: &[&str], word: &str| {
+        let output = once(&workshop, &broker, arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.code() == Some(1) && said.contains(word), "{output:?}");
+    };
+    // A stage that has the plugin's name by chance.
+    broker.put_pipeline("orders", json!([{"name": "orders-filter", "plugin": "filter", "config": {}}])).await;
+    refused(&["--topic", "orders"], "runs another plugin");
+    // A stage whose rollout would end.
+    for (version, mark) in [("1", "one"), ("2", "two")] {
+        super::plugin_versions::push(&broker, "gate", version, guest::with_powers(&[], mark)).await.expect(201);
+    }
+    broker.put_pipeline("orders", json!([{"name": "gate", "plugin": "gate", "version": "1", "config": {}}])).await;
+    let rollout = "/topics/orders/pipeline/stages/gate/rollout";
+    broker.post(rollout, &json!({"version": "2", "strategy": "canary", "percent": 10})).await.expect(200);
+    refused(&["--topic", "orders", "--stage", "gate"], "a rollout of the stage 'gate' is under way");
+    assert_eq!(broker.get(rollout).await.status, 200, "it goes on");
+    // One that can't take it: the config is refused by the plugin that is bound.
+    let config = workshop.dir.join("bad.json");
+    fs::write(&config, "{\"field\": 7, \"unknown\": []}").expect("written");
+    refused(&["--topic", "orders", "--stage", "new", "--config", "bad.json"], "config");
+    assert_eq!(broker.get("/plugins/orders-filter").await.status, 404, "nothing of it stays");
+
+    broker.put_pipeline("orders", json!([{"name": "gate", "plugin": "filter", "config": {}}])).await;
+    let config = workshop.dir.join("orders-filter/cases/config.json").display().to_string();
+    let arguments = ["orders-filter", "--topic", "orders", "--stage", "gate", "--config", &config];
+    let mut session = Session::start(&workshop, &broker, &arguments);
+    session.next("inForce").await;
+    let mut now = broker.get("/topics/orders/pipeline").await.expect(200)["stages"].clone();
+    now[0]["timeoutMs"] = json!(77);
+    broker.put_pipeline("orders", now).await;
+    let status = session.interrupted().await;
+    assert!(status.success(), "{status}");
+    let after = broker.get("/topics/orders/pipeline").await.expect(200)["stages"][0].clone();
+    assert_eq!(
+        (&after["plugin"], &after["config"], &after["timeoutMs"]),
+        (&json!("filter"), &json!({}), &json!(77)),
+        "{after}"
+    );
+
+    // A topic that is gone keeps nothing from being cleaned up.
+    let mut session = Session::start(&workshop, &broker, &arguments);
+    session.next("inForce").await;
+    broker.delete("/topics/orders").await.expect(204);
+    let status = session.interrupted().await;
+    assert!(status.success(), "{status}");
+    assert_eq!(broker.get("/plugins/orders-filter").await.status, 404, "nothing of it stays");
+}
+
+/// The broker carries an upload to its end, whatever becomes of its client.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_under_way_is_waited_for_and_then_taken_back() {
+    let (broker, workshop) = (Broker::start().await, Workshop::empty("dev-midway"));
+    broker.create_topic("orders", "PubSub").await;
+    workshop.done(&["new", "--lang", "c", "orders-filter"]);
+    let mut session = Session::start(&workshop, &broker, &["orders-filter", "--topic", "orders"]);
+    session.next("cases").await;
+    // The place that uploads are compiled in shows in no answer: whatever is sent by now is far from its end.
+    let status = session.interrupted().await;
+    assert!(status.success(), "{status}");
+    // What was sent before this one is taken in before it.
+    let component = fs::read(workshop.dir.join("orders-filter/dist/orders-filter.wasm")).expect("what was built");
+    super::plugin_versions::push(&broker, "later", "1", component).await.expect(201);
+    assert_eq!(broker.get("/plugins/orders-filter").await.status, 404, "nothing of it stays");
+    let pipeline = broker.get("/topics/orders/pipeline").await;
+    assert!(!pipeline.to_string().contains("orders-filter"), "{pipeline}");
+}
+
+/// `jq` says what it sees, and is everybody's.
+#[tokio::test]
+async fn what_a_plugin_of_everybody_says_is_read_by_those_who_reach_the_topic() {
+    let broker = Broker::start().await;
+    for topic in ["orders.a", "billing.a"] {
+        broker.create_topic(topic, "PubSub").await;
+        broker.put_pipeline(topic, json!([{"name": "look", "plugin": "jq", "config": {"program": "debug"}}])).await;
+    }
+    let author = broker.client(&Claims::new("author", &["PluginAuthor"]).topics(&["orders.*"]));
+    let mut events = author.events("/plugins/jq/logs?follow=true&limit=1").await;
+    for topic in ["billing.a", "orders.a"] {
+        let message = json!({"topicName": topic, "payload": {"of": topic}});
+        broker.post("/messages/publish", &message).await.expect(202);
+    }
+    let line = events.next_json().await;
+    assert!(line["text"].as_str().is_some_and(|text| text.contains("orders.a")), "{line}");
+    let of_author = author.get("/plugins/jq/logs").await.expect(200).to_string();
+    assert!(of_author.contains("orders.a") && !of_author.contains("billing.a"), "{of_author}");
+    let of_admin = broker.get("/plugins/jq/logs").await.expect(200).to_string();
+    assert!(of_admin.contains("orders.a") && of_admin.contains("billing.a"), "{of_admin}");
 }
 
 #[tokio::test]

@@ -70,6 +70,26 @@ async fn plugins_of_a_prefix_have_a_quota_by_upload_and_by_disk_and_room_again_w
     assert_eq!(used(&broker, "plugins").await, Some(2.0));
 }
 
+#[tokio::test]
+async fn what_is_there_stays_under_a_quota_that_was_lowered_and_no_more_comes() {
+    let mut broker = Broker::with(quotas("orders. plugins=2")).await;
+    for (name, mark) in [("orders.a", "a"), ("orders.b", "b")] {
+        push(&broker, name, "1", small(mark)).await.expect(201);
+    }
+    broker.stop().await;
+    broker.restart_with(quotas("orders. plugins=1")).await;
+    for (name, mark) in [("orders.a", "a"), ("orders.b", "b")] {
+        let known = broker.get(&format!("/plugins/{name}")).await.expect(200);
+        assert_eq!(known["versions"].as_array().map(Vec::len), Some(1), "{known}");
+        push(&broker, name, "1", small(mark)).await.expect(200);
+    }
+    detail(push(&broker, "orders.c", "1", small("c")).await);
+    broker.delete("/plugins/orders.b/versions/1").await.expect(204);
+    detail(push(&broker, "orders.c", "1", small("c")).await);
+    broker.delete("/plugins/orders.a/versions/1").await.expect(204);
+    push(&broker, "orders.c", "1", small("c")).await.expect(201);
+}
+
 /// One message occupies a thread for five seconds of its time. There are two for what is quick or new: without a share the two
 /// topics would hold both, and a third would wait for them.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,6 +1,6 @@
 //! What plugins say, read back and followed. Invariant: a caller reads the logs of plugins that its token reaches; who follows
-//! too slowly loses lines and is told how many, and nobody waits for them; verdicts are told of topics that the token reaches.
-//! Never asks an instance.
+//! too slowly loses lines and is told how many, and nobody waits for them; lines and verdicts are told of topics that
+//! the token reaches. Never asks an instance.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -54,7 +54,7 @@ struct LogsQuery {
     /// Go on with the lines to come, as Server-Sent Events: `line` carries one, `lost` how many came too fast.
     #[param(default = false)]
     follow: Option<bool>,
-    /// With `follow`: what the plugin's stages make of messages, too. `verdict` carries it of one message; of a plugin, 50 a
+    /// With `follow`: what the plugin's stages make of messages, too. `verdict` carries it of one message; of a stage, 50 a
     /// second are told, and `lost` says how many were not.
     #[param(default = false)]
     verdicts: Option<bool>,
@@ -167,16 +167,22 @@ async fn logs(
         return Err(Problem::not_found("plugin", &name));
     }
     if !follow {
-        let lines = last(broker.pipelines.plugin_log(&name), limit).map(LogLineAnswer::from).collect();
+        let lines =
+            last(broker.pipelines.plugin_log(&name), (limit, &name, &caller)).map(LogLineAnswer::from).collect();
         return Ok(answer::ok(&LogList { lines }));
     }
     let place = slots.begin().ok_or_else(|| {
         Problem::new(Code::Backpressure, "As many streams are open as the broker serves; come again later.")
     })?;
     let (recent, to_come) = broker.pipelines.follow_plugin_log(&name);
-    let before: Vec<u8> = last(recent, limit).flat_map(|line| event("line", &LogLineAnswer::from(line))).collect();
-    let verdicts = verdicts.then(|| broker.pipelines.follow_verdicts(&name));
-    let feed = Feed { broker, caller, to_come, verdicts, _place: place };
+    let before: Vec<u8> =
+        last(recent, (limit, &name, &caller)).flat_map(|line| event("line", &LogLineAnswer::from(line))).collect();
+    let verdicts = verdicts.then(|| {
+        let caller = caller.clone();
+        // A plugin that is everybody's runs on topics that are not.
+        broker.pipelines.follow_verdicts(&name, Box::new(move |topic| caller.need_topic(topic).is_ok()))
+    });
+    let feed = Feed { broker, plugin: name, caller, to_come, verdicts, _place: place };
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
         (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
@@ -184,7 +190,20 @@ async fn logs(
     Ok((headers, Body::from_stream(feed.events(before.into()))).into_response())
 }
 
-fn last(lines: Vec<LogLine>, limit: usize) -> impl Iterator<Item = LogLine> {
+/// Whether it is the caller's to read: a plugin that is everybody's runs on topics that are not, and what it says may be what
+/// they carry. What it says of no topic is for those whose plugin it is.
+fn may_read(line: &LogLine, plugin: &str, caller: &Caller) -> bool {
+    match line.from.as_ref().and_then(|from| from.topic.get()) {
+        Some(topic) => caller.need_topic(topic).is_ok(),
+        None => caller.need_name("plugin", plugin).is_ok(),
+    }
+}
+
+fn last(
+    mut lines: Vec<LogLine>,
+    (limit, plugin, caller): (usize, &str, &Caller),
+) -> impl Iterator<Item = LogLine> + use<> {
+    lines.retain(|line| may_read(line, plugin, caller));
     let before = lines.len().saturating_sub(limit);
     lines.into_iter().skip(before)
 }
@@ -204,6 +223,7 @@ impl From<LogLine> for LogLineAnswer {
 /// One follower and what it needs.
 struct Feed {
     broker: Arc<Broker>,
+    plugin: String,
     caller: Caller,
     to_come: Receiver<LogLine>,
     verdicts: Option<FollowingVerdicts>,
@@ -225,39 +245,43 @@ impl Feed {
 
     /// The next event, or a comment when there is none for a while; none when the stream is over.
     async fn next(&mut self) -> Option<Bytes> {
-        if self.broker.stopping.is_cancelled() || self.caller.has_expired(self.broker.clock.now()) {
-            return None;
-        }
-        let quiet_until = self.broker.clock.now().plus(KEEP_ALIVE);
-        tokio::select! {
-            // A line about a message comes before what became of it.
-            biased;
-            line = self.to_come.recv() => match line {
-                Ok(line) => Some(event("line", &LogLineAnswer::from(line)).into()),
-                Err(RecvError::Lagged(lines)) => Some(event("lost", &Lost::Lines(lines)).into()),
-                Err(RecvError::Closed) => None,
-            },
-            heard = heard(&mut self.verdicts, &self.caller) => Some(heard.into()),
-            () = self.broker.clock.sleep_until(quiet_until) => {
-                let lost = self.verdicts.as_mut().and_then(FollowingVerdicts::lost);
-                Some(lost.map_or_else(comment, |lost| event("lost", &Lost::Verdicts(lost)).into()))
+        // No longer than the token is good for.
+        let quiet_until = self.broker.clock.now().plus(KEEP_ALIVE).min(self.caller.expires_at());
+        loop {
+            if self.broker.stopping.is_cancelled() || self.caller.has_expired(self.broker.clock.now()) {
+                return None;
             }
-            () = self.broker.stopping.cancelled() => None,
+            tokio::select! {
+                // A line about a message comes before what became of it.
+                biased;
+                () = self.broker.stopping.cancelled() => return None,
+                line = self.to_come.recv() => match line {
+                    // Those of others are passed over, and the time goes on.
+                    Ok(line) if !may_read(&line, &self.plugin, &self.caller) => {}
+                    Ok(line) => return Some(event("line", &LogLineAnswer::from(line)).into()),
+                    Err(RecvError::Lagged(lines)) => return Some(event("lost", &Lost::Lines(lines)).into()),
+                    Err(RecvError::Closed) => return None,
+                },
+                heard = heard(&mut self.verdicts) => return Some(heard.into()),
+                () = self.broker.clock.sleep_until(quiet_until) => {
+                    if self.caller.has_expired(self.broker.clock.now()) {
+                        return None;
+                    }
+                    let lost = self.verdicts.as_mut().and_then(FollowingVerdicts::lost);
+                    return Some(lost.map_or_else(comment, |lost| event("lost", &Lost::Verdicts(lost)).into()));
+                }
+            }
         }
     }
 }
 
-/// The next verdict that is the caller's to see; waits for ever where none are followed.
-async fn heard(verdicts: &mut Option<FollowingVerdicts>, caller: &Caller) -> Vec<u8> {
+/// The next verdict; waits for ever where none are followed.
+async fn heard(verdicts: &mut Option<FollowingVerdicts>) -> Vec<u8> {
     let Some(verdicts) = verdicts else { return std::future::pending().await };
-    loop {
-        match verdicts.next().await {
-            // A plugin that is everybody's runs on topics that are not.
-            Some(HeardVerdict::Told(told)) if caller.need_topic(&told.topic).is_err() => {}
-            Some(HeardVerdict::Told(told)) => return event("verdict", &VerdictAnswer::from(*told)),
-            Some(HeardVerdict::Lost(lost)) => return event("lost", &Lost::Verdicts(lost)),
-            None => return std::future::pending().await,
-        }
+    match verdicts.next().await {
+        Some(HeardVerdict::Told(told)) => event("verdict", &VerdictAnswer::from(*told)),
+        Some(HeardVerdict::Lost(lost)) => event("lost", &Lost::Verdicts(lost)),
+        None => std::future::pending().await,
     }
 }
 

@@ -65,7 +65,9 @@ pub(super) fn parse(text: &str) -> Result<Value, String> {
                 SHARE => Value::from(number.parse::<f64>().map_err(|error| wrong(error.to_string()))?),
                 _ => Value::from(number.parse::<u64>().map_err(|error| wrong(error.to_string()))?),
             };
-            values.insert(name.to_owned(), number);
+            if values.insert(name.to_owned(), number).is_some() {
+                return Err(format!("takes {name} once for each prefix, not again as '{word}'"));
+            }
         }
         Ok(Value::from(values))
     });
@@ -142,6 +144,8 @@ mod tests {
             ("orders. share=1.5", "above 0"),
             ("orders. share=NaN", "above 0"),
             ("orders. share=1, orders. plugins=1", "twice"),
+            ("orders. plugins=1 plugins=2", "plugins once"),
+            ("orders. prefix=1", "prefix once"),
         ] {
             let wrong = parse(text).and_then(|value| check(&value)).unwrap_err();
             assert!(wrong.contains(says), "{text}: {wrong}");

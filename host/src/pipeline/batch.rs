@@ -172,8 +172,10 @@ impl Batch<'_> {
     /// Of the messages that a stage is about to see, as many as those who follow it are told of.
     fn followed(&self, stage: &Stage) -> Vec<(usize, usize, Draft)> {
         // Only what is live has a place for copies.
-        let Some((_, verdicts)) = stage.log.followed().filter(|_| self.shadow.is_some()) else { return Vec::new() };
-        let room = verdicts.room_for(self.items.len(), self.clock.now());
+        if self.shadow.is_none() || stage.log.followed().is_none() {
+            return Vec::new();
+        }
+        let room = stage.log.room_for(self.of.topic, self.items.len());
         self.items.iter().take(room).map(|item| (item.at, item.emitted.len(), item.draft.clone())).collect()
     }
 
@@ -183,7 +185,7 @@ impl Batch<'_> {
             let (after, verdict) = self.made(at, emitted);
             let before = Made { said: Said::Pass, why: None, draft, emitted: Vec::new(), took: Duration::ZERO };
             let when = (self.clock.now(), self.of.topic.clone(), Arc::clone(from));
-            verdicts.tell(Told::new(when, before, after, verdict));
+            verdicts.tell(&Told::new(when, before, after, verdict));
         }
     }
 
@@ -201,6 +203,7 @@ impl Batch<'_> {
             "messaging.batch.message_count" = self.items.len(),
         );
         let _entered = span.enter();
+        stage.log.runs_on(self.of.topic);
         let followed = self.followed(stage);
         let watch = Stopwatch::start();
         let mut words: Vec<Option<Word>> = self.items.iter().map(|_| None).collect();

@@ -455,10 +455,10 @@ impl Pipelines {
         self.registry.log(name).follow()
     }
 
-    /// What the stages of a plugin make of messages from now on.
+    /// What the stages of a plugin make of messages from now on, on the topics that `reaches` names.
     #[must_use]
-    pub fn follow_verdicts(&self, name: &str) -> FollowingVerdicts {
-        self.registry.log(name).verdicts.follow()
+    pub fn follow_verdicts(&self, name: &str, reaches: verdicts::Reaches) -> FollowingVerdicts {
+        self.registry.log(name).verdicts.follow(reaches)
     }
 
     /// Ends what waits, then the workers. Later runs are [`PipelineError::Stopping`].

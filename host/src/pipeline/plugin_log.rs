@@ -2,7 +2,7 @@
 //! and the lines per second are bounded, whatever the guest writes; what was left out is counted and said. Never blocks.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -14,9 +14,10 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 
 use crate::clock::{Clock, Timestamp};
+use crate::message::TopicName;
 
 use super::limits::cut;
-use super::verdicts::Verdicts;
+use super::verdicts::{Pace, Verdicts};
 
 /// Bytes of one line; a longer one is cut.
 const LINE_BYTES_MAX: usize = 4 * 1024;
@@ -63,6 +64,8 @@ pub struct Speaker {
     pub version: Arc<str>,
     /// The stage.
     pub stage: Arc<str>,
+    /// The topic of the messages that the stage has run on, and that it may tell of; none before its first ones.
+    pub topic: OnceLock<TopicName>,
 }
 
 /// The log of one plugin, shared by its instances.
@@ -178,13 +181,15 @@ impl PluginLog {
 pub struct StageLog {
     log: Arc<PluginLog>,
     from: Arc<Speaker>,
+    /// How much of what the stage makes of messages was told; its own, so that no other topic's traffic silences it.
+    pace: Arc<Pace>,
 }
 
 impl StageLog {
     /// For the stage that `from` names.
     #[must_use]
     pub fn new(log: Arc<PluginLog>, from: Speaker) -> StageLog {
-        StageLog { log, from: Arc::new(from) }
+        StageLog { log, from: Arc::new(from), pace: Arc::default() }
     }
 
     /// Writes one line, or leaves it out in a flood.
@@ -192,10 +197,22 @@ impl StageLog {
         self.log.write_from(Some(&self.from), level, text);
     }
 
+    /// From here on it speaks of messages of `topic`: those alone hear it that the topic is open to.
+    pub fn runs_on(&self, topic: &TopicName) {
+        // A stage is of one pipeline, and that of one topic.
+        self.from.topic.get_or_init(|| topic.clone());
+    }
+
     /// The stage, and who follows what it makes of messages; none if nobody does.
     #[must_use]
     pub fn followed(&self) -> Option<(&Arc<Speaker>, &Verdicts)> {
         self.log.verdicts.are_followed().then_some((&self.from, &self.log.verdicts))
+    }
+
+    /// How many of `wanted` messages of `topic` are told now to those who follow.
+    #[must_use]
+    pub fn room_for(&self, topic: &TopicName, wanted: usize) -> usize {
+        self.log.verdicts.room_for(&self.pace, topic, (wanted, self.log.clock.now()))
     }
 }
 
@@ -353,7 +370,7 @@ mod tests {
     #[test]
     fn a_panic_is_kept_for_the_detail_of_its_trap() {
         let log = PluginLog::new("p".into(), Clock::fixed(Timestamp(0)));
-        let from = Speaker { version: "1".into(), stage: "s".into() };
+        let from = Speaker { version: "1".into(), stage: "s".into(), topic: OnceLock::new() };
         let stream = LogStream::new(StageLog::new(log, from), LogLevel::Warn);
         stream.take_in(b"\nthread '<unnamed>' panicked at src/lib.rs:1:2:\nno");
         stream.take_in(b" such order\nnote: run with `RUST_BACKTRACE=1` environment variable\n");

@@ -138,7 +138,8 @@ fn threads(share: f64, of: usize) -> usize {
         clippy::cast_sign_loss,
         reason = "a share is within 0 and 1, threads are few"
     )]
-    let threads = (share * of as f64) as usize;
+    // 0.29 * 100 is a little less than 29.
+    let threads = (share * of as f64 + 1e-9) as usize;
     threads.clamp(1, of)
 }
 
@@ -148,6 +149,7 @@ mod tests {
 
     #[test]
     fn a_share_is_rounded_down_and_never_nothing() {
+        assert_eq!(threads(0.29, 100), 29, "a fraction that binary numbers do not have");
         let rows = [(0.25, 9, 2), (0.25, 3, 1), (0.01, 9, 1), (1.0, 3, 3), (0.5, 3, 1), (0.5, 4, 2)];
         for (share, of, expected) in rows {
             assert_eq!(threads(share, of), expected, "{share} of {of}");

@@ -169,7 +169,11 @@ impl Stage {
         if let Some(took) = loaded.as_ref().ok().and_then(|loaded| loaded.compiled_in) {
             metrics.compiled_in(took);
         }
-        let from = Speaker { version: resolved.version.as_str().into(), stage: spec.name.as_str().into() };
+        let from = Speaker {
+            version: resolved.version.as_str().into(),
+            stage: spec.name.as_str().into(),
+            topic: OnceLock::new(),
+        };
         let log = StageLog::new(log, from);
         let recipe = loaded.map(|loaded| Recipe {
             loaded,

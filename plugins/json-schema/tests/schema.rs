@@ -138,14 +138,19 @@ fn references_lead_to_what_the_config_names() {
 fn references_lead_to_registered_schemas() {
     let registered = [
         ("money", r##"{"$defs": {"amount": {"type": "integer"}}}"##),
-        ("order", r##"{"properties": {"total": {"$ref": "money#/$defs/amount"}}}"##),
+        (
+            "order",
+            r##"{"properties": {"total": {"$ref": "#/$defs/amount"}}, "$defs": {"amount": {"type": "integer"}}}"##,
+        ),
     ];
     let verdicts = |config: Value| {
         let bench = Bench::<JsonSchema>::with_schemas(&config.to_string(), registered).unwrap();
         let outcomes = bench.run([r#"{"total":1}"#, r#"{"total":"x"}"#].map(Input::new)).unwrap();
         outcomes.iter().map(|outcome| outcome.verdict == Verdict::Passed).collect::<Vec<_>>()
     };
-    assert_eq!(verdicts(json!({"schema": {"$ref": "order"}})), [true, false], "by its id, which refers to another");
+    assert_eq!(verdicts(json!({"schema": {"$ref": "order"}})), [true, false], "by its id");
+    let inline = json!({"schema": {"properties": {"total": {"$ref": "money#/$defs/amount"}}}});
+    assert_eq!(verdicts(inline), [true, false], "into one of them: a broker registers none that leads out of itself");
     let by_uri = json!({
         "schema": {"$id": "https://example.com/a/b", "properties": {"total": {"$ref": "money#/$defs/amount"}}},
         "references": {"https://example.com/a/money": "money"},

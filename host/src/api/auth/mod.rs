@@ -73,6 +73,12 @@ impl Caller {
         self.0.expires_at_seconds <= now.0.div_euclid(1000)
     }
 
+    /// When its token ends.
+    #[must_use]
+    pub fn expires_at(&self) -> Timestamp {
+        Timestamp(self.0.expires_at_seconds.saturating_mul(1000))
+    }
+
     /// Refuses a caller without the role.
     ///
     /// # Errors

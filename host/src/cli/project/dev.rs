@@ -15,6 +15,7 @@ use clap::Args;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
 
 use self::place::{InForce, Place, Target};
 use self::tell::Teller;
@@ -30,6 +31,8 @@ use crate::entropy::Entropy;
 
 /// How long until a broker that was not there is asked again.
 const RETRY: Duration = Duration::from_secs(2);
+/// How long until one is asked again that has no room, as over a quota: each time it is sent the whole component.
+const RETRY_FULL: Duration = Duration::from_secs(30);
 
 pub(in crate::cli) const AFTER_HELP: &str = "\
 Each change of a source is built, held against the cases and uploaded, so that the next message meets it. A build or a case \
@@ -112,6 +115,9 @@ enum Passed {
     Failed(Failure),
 }
 
+/// A pass under way.
+type Pass<'a> = Pin<Box<dyn Future<Output = Passed> + 'a>>;
+
 /// One session.
 struct Dev<'a> {
     args: &'a DevArgs,
@@ -122,6 +128,8 @@ struct Dev<'a> {
     ready: Mutex<Option<Ready>>,
     /// Said once it is in force: only then is there something to follow.
     placed: Notify,
+    /// It is to end, once nothing is under way that would take effect later.
+    stop: CancellationToken,
 }
 
 /// Runs the command.
@@ -131,36 +139,59 @@ pub(in crate::cli) async fn run(args: &DevArgs, client: &Client, output: Output)
     let session = (Entropy::system().next_u64() >> 32) as u32;
     let mut place = Place::new(client, &project.name, session, args.target()?);
     place.sign.clone_from(&args.sign);
-    let (tell, ready, placed) = (Teller::new(output), Mutex::default(), Notify::new());
-    let dev = Dev { args, project, place, tell, ready, placed };
+    let (tell, ready, placed, stop) = (Teller::new(output), Mutex::default(), Notify::new(), CancellationToken::new());
+    let dev = Dev { args, project, place, tell, ready, placed, stop };
     if args.once {
-        return match dev.pass(true).await {
-            Passed::Placed => Ok(()),
-            Passed::Later(failure) | Passed::Failed(failure) => Err(failure),
-        };
+        return dev.once().await;
     }
     // From here on it leaves nothing behind, whatever ends it.
     let mut interrupted = Signals::new()?;
+    let mut going = pin!(dev.go_on());
     let ended = tokio::select! {
-        ended = dev.go_on() => ended,
-        () = interrupted.any() => Ok(()),
+        ended = &mut going => ended,
+        () = interrupted.any() => {
+            dev.stop.cancel();
+            tokio::select! {
+                ended = &mut going => ended,
+                () = interrupted.any() => return Err(dev.left_behind()),
+            }
+        }
     };
     if args.keep {
         return ended;
     }
     // Whoever has no time for this says so once more.
-    let put_back = tokio::select! {
+    let (said, failure) = tokio::select! {
         put_back = dev.place.put_back() => put_back,
-        () = interrupted.any() => Ok(Vec::new()),
+        () = interrupted.any() => return Err(dev.left_behind()),
     };
-    match put_back {
-        Ok(done) => done.iter().try_for_each(|what| dev.tell.say("putBack", what, json!({})))?,
-        Err(failure) => return ended.and(Err(failure)),
-    }
-    ended
+    let told = said.iter().try_for_each(|what| dev.tell.say("putBack", what, json!({})));
+    ended.and(failure.map_or(Ok(()), Err)).and(told)
 }
 
 impl Dev<'_> {
+    /// One pass; what fails leaves nothing behind.
+    async fn once(&self) -> Result<(), Failure> {
+        match self.pass(true).await {
+            Passed::Placed => Ok(()),
+            Passed::Later(failure) | Passed::Failed(failure) => {
+                if self.place.is_halfway() {
+                    let (said, _) = self.place.put_back().await;
+                    said.iter().try_for_each(|what| self.tell.say("putBack", what, json!({})))?;
+                }
+                Err(failure)
+            }
+        }
+    }
+
+    fn left_behind(&self) -> Failure {
+        let (plugin, session) = (&self.project.name, &self.place.session);
+        refusal(format!(
+            "ended before all was put back: versions {session}.… of {plugin} may be there, and a stage may run them \
+             (`sluice plugin list`, `sluice pipeline rollback`)"
+        ))
+    }
+
     /// Until interrupted, or our own output is closed.
     async fn go_on(&self) -> Result<(), Failure> {
         // Before the first build: what is changed during it counts.
@@ -171,33 +202,52 @@ impl Dev<'_> {
         let (changed, mut changes) = mpsc::channel(1);
         let mut watching = pin!(watch::changes(&self.args.dir, sources, changed));
         let mut following = pin!(self.follow());
-        let mut pass: Option<Pin<Box<dyn Future<Output = Passed> + '_>>> = Some(Box::pin(self.pass(true)));
-        let (mut is_changed, mut is_due, mut told) = (false, false, None);
+        let mut pass: Option<Pass<'_>> = Some(Box::pin(self.pass(true)));
+        let ended = self.turns(&mut pass, (&mut changes, watching.as_mut(), following.as_mut())).await;
+        // What the broker carries to its end is waited for: put back before that, it would take effect afterwards.
+        if let Some(pass) = pass.filter(|_| self.place.brings()) {
+            let _ = pass.await;
+        }
+        ended
+    }
+
+    async fn turns<'a>(
+        &'a self,
+        pass: &mut Option<Pass<'a>>,
+        (changes, mut watching, mut following): (
+            &mut mpsc::Receiver<()>,
+            Pin<&mut impl Future<Output = ()>>,
+            Pin<&mut impl Future<Output = Result<(), Failure>>>,
+        ),
+    ) -> Result<(), Failure> {
+        let (mut is_changed, mut due, mut told) = (false, None, None);
         loop {
             if pass.is_none() && is_changed {
-                (is_changed, is_due) = (false, false);
-                pass = Some(Box::pin(self.pass(true)));
+                (is_changed, due) = (false, None);
+                *pass = Some(Box::pin(self.pass(true)));
             }
             tokio::select! {
-                passed = async { match &mut pass { Some(pass) => pass.await, None => std::future::pending().await } } => {
-                    pass = None;
+                passed = async { match pass.as_mut() { Some(pass) => pass.await, None => std::future::pending().await } } => {
+                    *pass = None;
                     match passed {
                         Passed::Placed => told = None,
                         Passed::Failed(failure) if failure.is_closed_pipe() => return Err(failure),
                         Passed::Failed(failure) => self.tell.failed(&failure)?,
                         Passed::Later(failure) => {
                             self.tell.failed_anew(&failure, &mut told)?;
-                            is_due = true;
+                            let is_full = matches!(&failure, Failure::Refused(refusal) if refusal.status == Some(429));
+                            due = Some(if is_full { RETRY_FULL } else { RETRY });
                         }
                     }
                 }
                 Some(()) = changes.recv() => is_changed = true,
-                () = tokio::time::sleep(RETRY), if is_due && pass.is_none() => {
-                    is_due = false;
-                    pass = Some(Box::pin(self.pass(false)));
+                () = tokio::time::sleep(due.unwrap_or_default()), if due.is_some() && pass.is_none() => {
+                    due = None;
+                    *pass = Some(Box::pin(self.pass(false)));
                 }
                 () = &mut watching => {}
                 ended = &mut following => return ended,
+                () = self.stop.cancelled() => return Ok(()),
             }
         }
     }
@@ -268,7 +318,7 @@ impl Dev<'_> {
 
     fn told(&self, in_force: &InForce) -> Result<(), Failure> {
         let name = &self.project.name;
-        let InForce { version, bound, others } = in_force;
+        let InForce { version, bound, others, .. } = in_force;
         let what = match (bound, &self.place.target) {
             (Some((revision, stage, is_new)), Some(target)) => {
                 let new = if *is_new { ", which is new" } else { "" };
@@ -285,6 +335,9 @@ impl Dev<'_> {
         if !others.is_empty() {
             let what = format!("others that follow `latest` run it, too: {}", others.join(", "));
             self.tell.say("others", &what, json!({"stages": others}))?;
+        }
+        if let Some(warning) = in_force.warning() {
+            self.tell.say("unclean", &warning, json!({}))?;
         }
         Ok(())
     }

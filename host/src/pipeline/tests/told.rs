@@ -6,8 +6,10 @@ use std::time::Duration;
 use serde_json::json;
 
 use crate::catalog::model::{RolloutLimits, Strategy};
+use crate::clock::Timestamp;
+use crate::message::TopicName;
 use crate::pipeline::rollout::NewRollout;
-use crate::pipeline::verdicts::{Following, Heard, TOLD_PER_SECOND_MAX, Told};
+use crate::pipeline::verdicts::{Following, Heard, Pace, TOLD_PER_SECOND_MAX, Told, Verdicts};
 
 use super::{Rig, SYSTEM, draft, guest, stage};
 
@@ -29,7 +31,7 @@ async fn who_follows_is_told_what_became_of_each_message_and_why() {
     let rig = Rig::new().await;
     rig.with_stage("hostile", |_| {}).await;
     rig.warmed().await;
-    let mut following = rig.pipelines.follow_verdicts("hostile");
+    let mut following = rig.pipelines.follow_verdicts("hostile", Box::new(|_| true));
     rig.obey(&["nothing", "drop", "reject", "key", "panic"]).await;
     let (told, lost) = heard(&mut following).await;
     let words: Vec<&str> = told.iter().map(|told| told.after.said.as_str()).collect();
@@ -49,7 +51,7 @@ async fn so_many_a_second_are_told_the_others_are_counted_and_without_a_follower
     rig.warmed().await;
     let log = rig.pipelines.registry.log("hostile");
     assert!(!log.verdicts.are_followed());
-    let mut following = rig.pipelines.follow_verdicts("hostile");
+    let mut following = rig.pipelines.follow_verdicts("hostile", Box::new(|_| true));
     rig.obey(&["nothing"; 200]).await;
     let (told, lost) = heard(&mut following).await;
     assert_eq!((told.len() as u64, lost), (TOLD_PER_SECOND_MAX, 200 - TOLD_PER_SECOND_MAX));
@@ -61,12 +63,30 @@ async fn so_many_a_second_are_told_the_others_are_counted_and_without_a_follower
     assert!(!log.verdicts.are_followed());
 }
 
+/// What is told a second is each stage's own, so that the traffic of others neither silences it nor is told of.
+#[test]
+fn what_is_told_of_one_stage_is_not_taken_by_another_and_the_lost_ones_of_others_are_not_counted() {
+    let (verdicts, now) = (Verdicts::default(), Timestamp(0));
+    let (orders, billing): (TopicName, TopicName) = ("orders.a".parse().unwrap(), "billing.a".parse().unwrap());
+    assert_eq!(verdicts.room_for(&Pace::default(), &orders, (1, now)), 0, "nobody hears it");
+    let mut of_orders = verdicts.follow(Box::new(|topic| topic.as_str().starts_with("orders.")));
+    let mut of_all = verdicts.follow(Box::new(|_| true));
+    let max = usize::try_from(TOLD_PER_SECOND_MAX).unwrap();
+    assert_eq!(verdicts.room_for(&Pace::default(), &billing, (5000, now)), max);
+    assert_eq!(verdicts.room_for(&Pace::default(), &orders, (max, now)), max);
+    assert_eq!((of_orders.lost(), of_all.lost()), (None, Some(5000 - TOLD_PER_SECOND_MAX)));
+    let pace = Pace::default();
+    assert_eq!(verdicts.room_for(&pace, &orders, (max + 1, now)), max);
+    assert_eq!(verdicts.room_for(&pace, &orders, (2, now)), 0);
+    assert_eq!((of_orders.lost(), of_orders.lost(), of_all.lost()), (Some(3), None, Some(3)));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn large_payloads_are_not_held_and_the_verdict_is_told() {
     let rig = Rig::new().await;
     rig.with_stage("hostile", |_| {}).await;
     rig.warmed().await;
-    let mut following = rig.pipelines.follow_verdicts("hostile");
+    let mut following = rig.pipelines.follow_verdicts("hostile", Box::new(|_| true));
     rig.run(vec![draft(&"x".repeat(100_000), &[("do", "key")])]).await;
     let (told, _) = heard(&mut following).await;
     assert_eq!((told[0].after.said.as_str(), told[0].cut, told[0].patch()), ("changed", true, None));
@@ -99,7 +119,7 @@ async fn copies_that_a_version_is_tried_on_are_no_verdicts() {
     };
     let new = NewRollout { version: "2".to_owned(), strategy: Some(Strategy::Shadow), percent: 100.0, limits };
     rig.pipelines.roll_out((rig.scope(), "hostile"), new, None, &SYSTEM).await.unwrap();
-    let mut following = rig.pipelines.follow_verdicts("hostile");
+    let mut following = rig.pipelines.follow_verdicts("hostile", Box::new(|_| true));
     rig.obey(&["nothing"; 5]).await;
     loop {
         let view = rig.pipelines.rollout(rig.scope(), "hostile").unwrap();

@@ -3,6 +3,7 @@
 //! session no more versions stay than pipelines run. Never builds.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -11,6 +12,7 @@ use serde_json::{Value, json};
 use crate::cli::client::{Client, Query};
 use crate::cli::failure::Failure;
 use crate::cli::plugin_push;
+use crate::cli::project::refusal;
 
 /// What the labels of all sessions' versions begin with: below any release.
 const DEV: &str = "0.0.0-dev.";
@@ -49,6 +51,8 @@ pub(super) struct Place<'a> {
     pub(super) session: String,
     pub(super) target: Option<Target>,
     pub(super) sign: Option<PathBuf>,
+    /// Set while a request may be under way that the broker carries to its end, whatever becomes of the client.
+    brings: AtomicBool,
     state: Mutex<State>,
 }
 
@@ -62,6 +66,8 @@ struct State {
     latest_before: Option<Option<String>>,
     /// The stage, and as it was before; none within: it was not there.
     stage: Option<(String, Option<Value>)>,
+    /// The stage as this session has left it.
+    left: Option<Value>,
 }
 
 /// What is in force now.
@@ -73,13 +79,33 @@ pub(super) struct InForce {
     pub(super) bound: Option<(u64, String, bool)>,
     /// Other pipelines that follow `latest`, and run it now.
     pub(super) others: Vec<String>,
+    /// Why what ran before could not be deleted.
+    unclean: Option<Failure>,
+}
+
+impl InForce {
+    /// What else there is to say of it.
+    pub(super) fn warning(&self) -> Option<String> {
+        let why = self.unclean.as_ref()?;
+        Some(format!("what ran before could not be deleted, and is tried again with the next change: {why}"))
+    }
+}
+
+/// The pipeline, as it was looked at.
+struct Seen {
+    stages: Vec<Value>,
+    etag: Option<String>,
+    /// The stage that is ours, or is to be.
+    name: String,
+    /// It, if it is there.
+    now: Option<Value>,
 }
 
 impl<'a> Place<'a> {
     pub(super) fn new(client: &'a Client, plugin: &str, session: u32, target: Option<Target>) -> Place<'a> {
         let session = format!("{DEV}{session:08x}");
         let plugin = plugin.to_owned();
-        Place { client, plugin, session, target, sign: None, state: Mutex::default() }
+        Place { client, plugin, session, target, sign: None, brings: AtomicBool::new(false), state: Mutex::default() }
     }
 
     /// The stage that it is bound to, once it is.
@@ -92,8 +118,26 @@ impl<'a> Place<'a> {
         self.state.lock().in_force.as_deref() == Some(digest)
     }
 
+    /// Whether something is being brought into force: to be waited for before it is put back.
+    pub(super) fn brings(&self) -> bool {
+        self.brings.load(Ordering::Relaxed)
+    }
+
+    /// Whether something was uploaded, and nothing came into force.
+    pub(super) fn is_halfway(&self) -> bool {
+        let state = self.state.lock();
+        state.uploads > 0 && state.in_force.is_none()
+    }
+
     /// Uploads `component` and brings it into force.
     pub(super) async fn bring(&self, component: Bytes, digest: &str) -> Result<InForce, Failure> {
+        self.brings.store(true, Ordering::Relaxed);
+        let brought = self.bring_it(component, digest).await;
+        self.brings.store(false, Ordering::Relaxed);
+        brought
+    }
+
+    async fn bring_it(&self, component: Bytes, digest: &str) -> Result<InForce, Failure> {
         if self.state.lock().latest_before.is_none() {
             let before = self.known().await?.and_then(|known| label(&known["versions"][0]));
             self.state.lock().latest_before = Some(before);
@@ -117,12 +161,16 @@ impl<'a> Place<'a> {
             None => None,
         };
         self.state.lock().in_force = Some(digest.to_owned());
-        let others = self.forget_unbound(&version).await?;
-        Ok(InForce { version, bound, others })
+        // It is in force, whatever becomes of what was before it.
+        let (others, unclean) = match self.forget_unbound(&version).await {
+            Ok((others, _)) => (others, None),
+            Err(failure) => (Vec::new(), Some(failure)),
+        };
+        Ok(InForce { version, bound, others, unclean })
     }
 
-    /// The pipeline's stages, its version, and which of them is ours.
-    async fn look(&self, target: &Target) -> Result<(Vec<Value>, Option<String>, String), Failure> {
+    /// The pipeline, and which of its stages is ours; fails where none may be.
+    async fn look(&self, target: &Target) -> Result<Seen, Failure> {
         let known = self.client.get(&target.path(), Query::default()).await?;
         let stages = known.body["stages"].as_array().cloned().unwrap_or_default();
         let ours = self.stage().or_else(|| target.stage.clone()).unwrap_or_else(|| {
@@ -131,7 +179,19 @@ impl<'a> Place<'a> {
             let one = running.next().filter(|_| running.next().is_none());
             one.and_then(|stage| stage["name"].as_str()).unwrap_or(&self.plugin).to_owned()
         });
-        Ok((stages, known.etag, ours))
+        let at = stages.iter().position(|stage| stage["name"] == ours.as_str());
+        let now = at.and_then(|at| stages.get(at)).cloned();
+        if at.is_some_and(|at| !known.body["resolved"][at]["rollout"].is_null()) {
+            // To set the stage would end it for good.
+            return Err(refusal(format!(
+                "a rollout of the stage '{ours}' is under way: end it first, or name another stage by --stage"
+            )));
+        }
+        let runs_another = |stage: &Value| stage["plugin"] != self.plugin.as_str();
+        if target.stage.is_none() && self.stage().is_none() && now.as_ref().is_some_and(runs_another) {
+            return Err(refusal(format!("the stage '{ours}' runs another plugin: name a stage by --stage")));
+        }
+        Ok(Seen { stages, etag: known.etag, name: ours, now })
     }
 
     /// Has the stage run `version`; the revision, the stage, and whether it is new.
@@ -146,15 +206,14 @@ impl<'a> Place<'a> {
     }
 
     async fn bind_once(&self, target: &Target, version: &str) -> Result<(u64, String, bool), Failure> {
-        let (mut stages, etag, name) = self.look(target).await?;
+        let Seen { mut stages, etag, name, now } = self.look(target).await?;
         let at = stages.iter().position(|stage| stage["name"] == name.as_str());
-        let now = at.and_then(|at| stages.get(at));
         let is_ours =
-            now.and_then(|stage| stage["version"].as_str()).is_some_and(|version| self.is_of_session(version));
+            now.as_ref().and_then(|stage| stage["version"].as_str()).is_some_and(|version| self.is_of_session(version));
         if !is_ours {
             // Noted before it is changed: what is interrupted in between can be undone. What others have made of it since is
             // what it will be again.
-            self.state.lock().stage = Some((name.clone(), now.cloned()));
+            self.state.lock().stage = Some((name.clone(), now));
         }
         let is_new = at.is_none();
         let at = at.unwrap_or_else(|| {
@@ -167,6 +226,7 @@ impl<'a> Place<'a> {
             stages[at]["config"] = config.clone();
         }
         let set = self.client.put(&target.path(), etag.as_deref(), &json!({"stages": stages})).await?;
+        self.state.lock().left = Some(set["stages"][at].clone());
         Ok((set["revision"].as_u64().unwrap_or_default(), name, is_new))
     }
 
@@ -180,10 +240,10 @@ impl<'a> Place<'a> {
     }
 
     /// Deletes what this session has uploaded and no pipeline runs, but for `kept`, and of other sessions what is older;
-    /// answers which other pipelines run that.
-    async fn forget_unbound(&self, kept: &str) -> Result<Vec<String>, Failure> {
+    /// answers which other pipelines run that, and which of this session stay.
+    async fn forget_unbound(&self, kept: &str) -> Result<(Vec<String>, Vec<String>), Failure> {
         let known = self.known().await?.unwrap_or_default();
-        let (mut others, mut of_other_sessions) = (Vec::new(), 0);
+        let (mut others, mut stay, mut of_other_sessions) = (Vec::new(), Vec::new(), 0);
         for version in known["versions"].as_array().into_iter().flatten() {
             let label = label(version).unwrap_or_default();
             let bound = version["bound"].as_array().cloned().unwrap_or_default();
@@ -195,13 +255,17 @@ impl<'a> Place<'a> {
             } else if is_old && bound.is_empty() {
                 match self.client.delete(&["plugins", &self.plugin, "versions", &label], Query::default()).await {
                     Ok(_) => {}
-                    // A pipeline that the token does not see runs it, or somebody was quicker.
-                    Err(Failure::Refused(refusal)) if matches!(refusal.status, Some(404 | 409)) => {}
+                    // Somebody was quicker, or a pipeline that the token does not see runs it.
+                    Err(Failure::Refused(refusal)) if refusal.status == Some(404) => {}
+                    Err(Failure::Refused(refusal)) if refusal.status == Some(409) && is_ours => stay.push(label),
+                    Err(Failure::Refused(refusal)) if refusal.status == Some(409) => {}
                     Err(failure) => return Err(failure),
                 }
+            } else if is_ours {
+                stay.push(label);
             }
         }
-        Ok(others)
+        Ok((others, stay))
     }
 
     fn is_of_session(&self, label: &str) -> bool {
@@ -216,24 +280,65 @@ impl<'a> Place<'a> {
             && self.stage().is_some_and(|stage| bound["stage"] == stage.as_str())
     }
 
-    /// Puts the stage back as it was, `latest` too, and deletes the session's versions; what was done, in sentences.
-    pub(super) async fn put_back(&self) -> Result<Vec<String>, Failure> {
-        let mut done = Vec::new();
+    /// Puts the stage back as it was, `latest` too, and deletes the session's versions; what was done and what stays, in
+    /// sentences, and the first failure: none of the steps keeps the next one from being done.
+    pub(super) async fn put_back(&self) -> (Vec<String>, Option<Failure>) {
+        let (mut said, mut failures) = (Vec::new(), Vec::new());
+        if self.state.lock().uploads == 0 {
+            return (said, None);
+        }
         if let Some(target) = &self.target {
-            done.extend(self.unbind(target).await?);
+            match self.unbind(target).await {
+                Ok(done) => said.extend(done),
+                Err(failure) => {
+                    let noun = if target.is_topic { "topic" } else { "subscription" };
+                    let stage = self.stage().unwrap_or_default();
+                    said.push(format!(
+                        "the stage '{stage}' is not as it was: see `sluice pipeline history --{noun} {owner}`, and go back by \
+                         `sluice pipeline rollback` or `set`",
+                        owner = target.owner
+                    ));
+                    failures.push(failure);
+                }
+            }
         }
         let before = self.state.lock().latest_before.clone().flatten();
         if let Some(label) = before {
-            done.extend(self.restore_latest(&label).await?);
+            match self.restore_latest(&label).await {
+                Ok(done) => said.extend(done),
+                Err(failure) => {
+                    said.push(format!("`latest` of {} may not mean {label} again: push that once more", self.plugin));
+                    failures.push(failure);
+                }
+            }
         }
-        self.forget_unbound("").await?;
-        Ok(done)
+        match self.forget_unbound("").await {
+            Ok((_, stay)) => said.extend(stay.iter().map(|label| {
+                format!(
+                    "{0} {label} stays, as a pipeline runs it: later, `sluice plugin delete {0} {label}`",
+                    self.plugin
+                )
+            })),
+            Err(failure) => {
+                let (plugin, session) = (&self.plugin, &self.session);
+                said.push(format!(
+                    "versions {session}.… of {plugin} may stay: `sluice plugin delete {plugin} VERSION`"
+                ));
+                failures.push(failure);
+            }
+        }
+        (said, failures.into_iter().next())
     }
 
     async fn unbind(&self, target: &Target) -> Result<Option<String>, Failure> {
         let Some((name, before)) = self.state.lock().stage.clone() else { return Ok(None) };
         for tries_left in (0..TRIES_MAX).rev() {
-            let (mut stages, etag, _) = self.look(target).await?;
+            let known = match self.client.get(&target.path(), Query::default()).await {
+                // With its owner it is gone, too.
+                Err(Failure::Refused(refusal)) if refusal.status == Some(404) => return Ok(None),
+                known => known?,
+            };
+            let mut stages = known.body["stages"].as_array().cloned().unwrap_or_default();
             let ours = |stage: &Value| {
                 stage["name"] == name.as_str() && stage["version"].as_str().is_some_and(|it| self.is_of_session(it))
             };
@@ -243,22 +348,40 @@ impl<'a> Place<'a> {
                 // What was interrupted has changed nothing.
                 return Ok((now != before).then(told));
             };
-            match &before {
-                Some(before) => stages[at] = before.clone(),
-                None => drop(stages.remove(at)),
-            }
-            match self.client.put(&target.path(), etag.as_deref(), &json!({"stages": stages})).await {
+            let how = match &before {
+                Some(before) => self.as_before(&mut stages[at], before, target),
+                None => {
+                    stages.remove(at);
+                    "is gone again"
+                }
+            };
+            match self.client.put(&target.path(), known.etag.as_deref(), &json!({"stages": stages})).await {
                 Err(Failure::Refused(refusal)) if refusal.status == Some(412) && tries_left > 0 => {}
                 set => {
                     let revision = set?["revision"].clone();
-                    return Ok(Some(match before {
-                        Some(_) => format!("revision {revision} is in use: the stage '{name}' is as it was"),
-                        None => format!("revision {revision} is in use: the stage '{name}' is gone again"),
-                    }));
+                    return Ok(Some(format!("revision {revision} is in use: the stage '{name}' {how}")));
                 }
             }
         }
         Ok(None)
+    }
+
+    /// Makes `stage` what it was `before`, but for what others have changed in it since; how it is now.
+    fn as_before(&self, stage: &mut Value, before: &Value, target: &Target) -> &'static str {
+        let is_as_left = |left: &Value| {
+            let (mut left, mut now) = (left.clone(), stage.clone());
+            // An answer that was lost may have set a later version of the session.
+            (left["version"], now["version"]) = (Value::Null, Value::Null);
+            left == now
+        };
+        if self.state.lock().left.as_ref().is_none_or(is_as_left) {
+            *stage = before.clone();
+            return "is as it was";
+        }
+        for field in ["plugin", "version"].into_iter().chain(target.config.is_some().then_some("config")) {
+            stage[field] = before[field].clone();
+        }
+        "runs what it ran, with what others changed in it"
     }
 
     /// `latest` is what was accepted last, also when it was there before.
