@@ -440,3 +440,40 @@ async fn a_run_to_which_nothing_comes_ends() {
     let told = answer.text().await.expect("it ends");
     assert!(told.contains("no line came for 60 s"), "{told}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_turned_away_is_erased_where_it_arrived_and_what_comes_again_is_kept_once() {
+    let broker = Broker::start().await;
+    broker.place_versions("orders.powers", &[("1.0.0", guest::powers())]).await;
+    let topic = json!({"name": TOPIC, "type": "Queue", "retentionBytes": 4096, "captureInput": {"ttl": "PT1H"}});
+    broker.post("/topics", &topic).await.expect(201);
+    let stage = json!({"name": "gate", "plugin": "orders.powers", "onReject": "deadLetter"});
+    broker.put_pipeline(TOPIC, json!([stage])).await;
+    let message =
+        |words: &str, payload: &str| json!({"topicName": TOPIC, "payload": payload, "headers": {"do": words}});
+    let refused = broker.post("/messages/publish", &message("reject", "hunter2")).await.expect(202);
+    assert_eq!(refused["status"], "DeadLettered");
+    let arrived = async || {
+        let body = json!({"topic": TOPIC, "stage": "gate"});
+        broker.post("/plugins/orders.powers/versions/1.0.0/dry-run", &body).await.expect(200)["messages"].clone()
+    };
+    assert_eq!(arrived().await, 1);
+    let id = refused["messageId"].as_str().expect("an id");
+    assert_eq!(broker.delete(&format!("/messages/{id}")).await.status, 204);
+    assert_eq!(arrived().await, 0);
+    let held = broker::files_below(&broker.data_dir().join("captured"));
+    let holds =
+        |file: &std::path::PathBuf| String::from_utf8_lossy(&std::fs::read(file).expect("a file")).contains("hunter2");
+    assert!(!held.iter().any(holds), "{held:?}");
+
+    // Of what finds no room nothing is kept: it comes again.
+    let large = "x".repeat(1500);
+    let publish = async || broker.post("/messages/publish", &message("", &large)).await.status;
+    let mut stored = 0;
+    while publish().await == 202 {
+        stored += 1;
+    }
+    assert_eq!((publish().await, publish().await), (429, 429));
+    assert!(stored > 0);
+    assert_eq!(arrived().await, stored);
+}

@@ -1,6 +1,8 @@
 //! Versions tried on messages of the past. Invariant: a caller tries what it could put into the pipeline, on topics that it
 //! reaches; nothing is changed by it; who goes away ends the run. Never shows more of messages than the differences.
 
+mod pump;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,14 +17,14 @@ use http::header::{self, HeaderValue};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use self::pump::Pump;
 use super::auth::Caller;
-use super::extract::{Intake, LineRun, Lines, Params2, Query, Spare, decode, expect_json, not_null};
-use super::messages::{Reading, is_ndjson};
+use super::extract::{Intake, Lines, Params2, Query, Spare, decode, expect_json, not_null};
+use super::messages::is_ndjson;
 use super::plugin_logs::LogLineAnswer;
 use super::problem::{Code, Faults, Problem};
 use super::rollouts::{DifferenceAnswer, FiguresAnswer};
@@ -30,11 +32,9 @@ use super::{Api, answer, plugins, reach};
 use crate::broker::Broker;
 use crate::catalog::model::{DeadLetterPayload, Scope, StageSpec, SubscriptionId, Topic};
 use crate::clock::Timestamp;
-use crate::dry_run::{End, Inputs, Progress, Running, Sent};
-use crate::message::{GroupId, MessageId, Offset, TopicName};
-use crate::pipeline::draft::Draft;
+use crate::dry_run::{End, Inputs, Progress, Running};
+use crate::message::{GroupId, TopicName};
 use crate::pipeline::{DryRunSpec, Outcomes, secret_names};
-use crate::publish::PublishRequest;
 use crate::store::ReadFrom;
 
 /// Messages of a run that does not say.
@@ -43,8 +43,6 @@ const LIMIT_DEFAULT: u64 = 10_000;
 const LIMIT_MAX: u64 = 100_000_000;
 /// Runs of lines that wait for the stages.
 const RUNS_AHEAD: usize = 1;
-/// So long the next lines may take: who sends none must not keep a place from others.
-const LINES_WITHIN: Duration = Duration::from_secs(60);
 /// A comment is sent this often when there is nothing else.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
@@ -494,96 +492,6 @@ impl Owner {
             }
         }
     }
-}
-
-/// Hands over what a client sends.
-struct Pump {
-    lines: Lines,
-    send: mpsc::Sender<Sent>,
-    owner: Owner,
-    at: Timestamp,
-    broker: Arc<Broker>,
-}
-
-impl Pump {
-    async fn run(mut self, ends: CancellationToken) {
-        let mut number = 0;
-        loop {
-            let given_up_at = self.broker.clock.now().plus(LINES_WITHIN);
-            let run = tokio::select! {
-                run = self.lines.next() => run,
-                () = self.broker.clock.sleep_until(given_up_at) => {
-                    let why = format!("no line came for {} s: send them as fast as they are taken", LINES_WITHIN.as_secs());
-                    let _ = self.send.send(Sent::Broken(why)).await;
-                    return;
-                }
-                () = ends.cancelled() => return,
-                () = self.send.closed() => return,
-            };
-            let parts = match run {
-                Ok(None) => return,
-                Ok(Some(run)) => self.read(&run, &mut number),
-                Err(problem) => vec![Sent::Broken(told(&problem))],
-            };
-            for part in parts {
-                if self.send.send(part).await.is_err() {
-                    return;
-                }
-            }
-        }
-    }
-
-    fn read(&self, run: &LineRun, number: &mut u64) -> Vec<Sent> {
-        let reading = Reading::new(&run.bytes, self.at, None, None).with_topic(Arc::clone(&self.owner.topic));
-        let (mut parts, mut drafts) = (Vec::new(), Vec::with_capacity(run.lines.len()));
-        for line in &run.lines {
-            let read = match line.range.clone() {
-                // Whatever topic it was once for.
-                Some(range) => reading
-                    .message(&run.bytes[range], |_| Ok(Arc::clone(&self.owner.topic)))
-                    .map_err(|problem| told(&problem)),
-                None => Err("it is longer than a body may be".to_owned()),
-            };
-            match read {
-                Ok(request) => {
-                    *number += 1;
-                    drafts.push(self.draft(request, *number));
-                }
-                Err(why) => parts.push(Sent::Unreadable(line.number, why)),
-            }
-        }
-        parts.push(Sent::Messages(drafts));
-        parts
-    }
-
-    fn draft(&self, request: PublishRequest, number: u64) -> Draft {
-        let is_out = self.owner.subscription.is_some();
-        Draft {
-            id: MessageId::new(self.at, self.owner.topic.id, 0, number),
-            published_at: self.at,
-            payload: request.payload,
-            content_type: request.content_type,
-            schema_version: request.schema_version,
-            headers: request.headers,
-            key: request.key,
-            correlation_id: request.correlation_id,
-            priority: request.priority,
-            attempt: u32::from(is_out),
-            position: is_out.then(|| (0, Offset::new(0, number))),
-            inherited: None,
-        }
-    }
-}
-
-/// A problem in a sentence.
-fn told(problem: &Problem) -> String {
-    let body = serde_json::to_value(problem.item_body()).unwrap_or_default();
-    let faults = body["errors"].as_array().into_iter().flatten().map(|fault| {
-        let word = |name: &str| fault[name].as_str().unwrap_or_default().to_owned();
-        format!("{} {}", word("pointer"), word("message"))
-    });
-    let faults: Vec<String> = faults.collect();
-    if faults.is_empty() { body["detail"].as_str().unwrap_or_default().to_owned() } else { faults.join("; ") }
 }
 
 /// What is said of a run beside its figures.

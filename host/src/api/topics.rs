@@ -130,19 +130,26 @@ async fn put(
     let settings = body.check(|body, faults| body.update(&before, &broker.config, faults))?;
     need_schema(&broker, settings.schema_id.as_deref()).await?;
     let topic = broker.directory.update_topic(&name, settings, if_match.expected()?, &caller.actor()).await?;
-    if before.settings.capture_input.is_some() && topic.settings.capture_input.is_none() {
-        forget_arrivals(&broker, &topic).await?;
+    match topic.settings.capture_input {
+        Some(how) => broker.capture.wanted(topic.id, how),
+        // Also where it was not wanted before: an attempt to end it may have failed half way.
+        None => end_arrivals(&broker, &topic).await?,
     }
     Ok(answer::tagged(answer::ok(&view(&broker, &topic).await?), topic.version))
 }
 
 /// What was kept of a topic as it arrived goes with what it was kept of.
 async fn forget_arrivals(broker: &Broker, topic: &Topic) -> Result<(), Problem> {
-    broker
-        .capture
-        .forget(topic.id)
-        .await
-        .map_err(|error| Problem::internal(format!("what arrived can't be removed: {error}")))
+    removed(broker.capture.forget(topic.id).await)
+}
+
+/// It goes, and none comes any more.
+async fn end_arrivals(broker: &Broker, topic: &Topic) -> Result<(), Problem> {
+    removed(broker.capture.end(topic.id).await)
+}
+
+fn removed(done: std::io::Result<()>) -> Result<(), Problem> {
+    done.map_err(|error| Problem::internal(format!("what arrived can't be removed: {error}")))
 }
 
 /// How to delete.
@@ -172,7 +179,7 @@ async fn delete(
 ) -> Result<Response, Problem> {
     let topic = reach::topic(&broker, &caller, &name)?;
     broker.directory.delete_topic(&name, (query.plain()?.force, if_match.expected()?), &caller.actor()).await?;
-    forget_arrivals(&broker, &topic).await?;
+    end_arrivals(&broker, &topic).await?;
     Ok(answer::no_content())
 }
 

@@ -23,6 +23,8 @@ const SEGMENTS: u64 = 16;
 /// And bytes of one at most: it is in memory while a message is erased from it.
 const SEGMENT_BYTES_MAX: u64 = 32 * 1024 * 1024;
 const EXTENSION: &str = "ndjson";
+/// Of a segment while it is written anew.
+const REWRITTEN: &str = "new";
 
 /// A message as it stands in a file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -114,6 +116,7 @@ pub struct Kept {
 impl Kept {
     /// What there is in `dir`. New lines go into a segment of their own: the last one may end in the middle of a line.
     pub fn open(dir: PathBuf, how: CaptureInput) -> Kept {
+        remove_rewritten(&dir);
         let segments = listed(&dir).into_iter().filter_map(|(number, path)| {
             let about = fs::metadata(&path).ok()?;
             let written = about.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
@@ -162,7 +165,7 @@ impl Kept {
     }
 
     /// Removes the oldest segments until so many bytes more may be kept. A message larger than all that may be kept stays alone.
-    fn make_room(&mut self, more: u64) -> io::Result<()> {
+    pub fn make_room(&mut self, more: u64) -> io::Result<()> {
         let mut bytes: u64 = self.segments.iter().map(|segment| segment.bytes).sum();
         while bytes + more > self.how.bytes_max && self.segments.len() > 1 {
             bytes -= self.segments[0].bytes;
@@ -194,7 +197,8 @@ impl Kept {
 
     /// Writes each segment that has the message anew without it. Its partition does not count: a stage may have changed the key.
     pub fn erase(&mut self, message: MessageId) -> io::Result<()> {
-        self.flush()?;
+        // What can't be written is left out: it keeps nobody from erasing.
+        let _lost = self.flush();
         self.open = None;
         let wanted = message.in_partition(0);
         for at in 0..self.segments.len() {
@@ -209,13 +213,13 @@ impl Kept {
             };
             let left: Vec<u8> = text.split_inclusive(|byte| *byte == b'\n').filter(stays).flatten().copied().collect();
             if left.len() < text.len() {
-                let (new, modified) = (path.with_extension("new"), fs::metadata(&path)?.modified()?);
-                let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
-                file.write_all(&left)?;
-                file.set_modified(modified)?;
-                file.sync_all()?;
-                fs::rename(&new, &path)?;
                 self.segments[at].bytes = left.len() as u64;
+                if rewrite(&path, &left).is_err() {
+                    // On a full disk, say. All of it goes then: the messages beside it are worth less than the word that is given.
+                    self.segments[at].bytes = 0;
+                    fs::remove_file(&path)?;
+                }
+                File::open(&self.dir)?.sync_all()?;
             }
         }
         Ok(())
@@ -235,6 +239,33 @@ impl Kept {
 
     fn path(&self, number: u64) -> PathBuf {
         self.dir.join(format!("{number:020}.{EXTENSION}"))
+    }
+}
+
+/// Puts `text` in the place of what is at `path`, which keeps its age.
+fn rewrite(path: &Path, text: &[u8]) -> io::Result<()> {
+    let new = path.with_extension(REWRITTEN);
+    let written = (|| {
+        let modified = fs::metadata(path)?.modified()?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        file.write_all(text)?;
+        file.set_modified(modified)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    })();
+    if written.is_err() {
+        // It may not have been made.
+        let _gone = fs::remove_file(&new);
+    }
+    written
+}
+
+/// Removes what a crash has left of a segment that was written anew.
+fn remove_rewritten(dir: &Path) {
+    let paths = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in paths.filter(|path| path.extension().is_some_and(|extension| extension == REWRITTEN)) {
+        // What can't be removed now is, at the next start.
+        let _left = fs::remove_file(path);
     }
 }
 

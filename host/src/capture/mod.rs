@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use prometheus::{IntCounter, Registry};
 use tokio::sync::oneshot;
@@ -26,6 +27,8 @@ pub use self::files::Reader;
 const WAITING_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// What a message costs beside its payload.
 const MESSAGE_BYTES: usize = 512;
+/// Longer than any publish is under way.
+const ENDED_KEPT: Duration = Duration::from_secs(3600);
 /// How often what has grown too old is looked for, while nothing arrives.
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
@@ -56,9 +59,16 @@ enum Work {
         arrived: Vec<Draft>,
         bytes: usize,
     },
+    /// How a topic wants it from now on.
+    Wanted {
+        topic: TopicId,
+        how: CaptureInput,
+    },
     /// All that a topic has.
     Forget {
         topic: TopicId,
+        /// What still comes of it is not kept.
+        for_good: bool,
         done: oneshot::Sender<io::Result<()>>,
     },
     Erase {
@@ -101,7 +111,8 @@ impl Capture {
         };
         let shared = Arc::new(shared);
         let wanting = wanted.iter().filter_map(|topic| Some((topic.id, topic.settings.capture_input?)));
-        let mut writer = Writer { shared: Arc::clone(&shared), topics: HashMap::new(), troubled: false };
+        let mut writer =
+            Writer { shared: Arc::clone(&shared), topics: HashMap::new(), ended: HashMap::new(), troubled: false };
         writer.begin(&wanting.collect());
         std::thread::Builder::new().name("capture".to_owned()).spawn(move || writer.run())?;
         Ok(Capture(shared))
@@ -110,10 +121,13 @@ impl Capture {
     /// Keeps what arrived at `topic`, if its owner wants that.
     pub fn take<A: Iterator<Item = Draft>>(&self, topic: &Topic, arrived: impl FnOnce() -> A) {
         let Some(how) = topic.settings.capture_input else { return };
-        let arrived: Vec<Draft> = arrived().collect();
-        let bytes = arrived.iter().map(|draft| draft.payload.len() + MESSAGE_BYTES).sum();
+        // Apart from the request's body, which a payload is a part of and would keep.
+        let apart = |draft: Draft| Draft { payload: Bytes::copy_from_slice(&draft.payload), ..draft };
+        let arrived: Vec<Draft> = arrived().map(apart).collect();
+        let bytes = arrived.iter().map(held_bytes).sum();
         let mut state = self.0.state.lock();
-        if state.stopping || state.bytes + bytes > WAITING_BYTES_MAX {
+        // What is larger than all that may wait is taken when nothing does.
+        if state.stopping || (state.bytes > 0 && state.bytes + bytes > WAITING_BYTES_MAX) {
             drop(state);
             return self.0.lost.inc_by(arrived.len() as u64);
         }
@@ -128,7 +142,21 @@ impl Capture {
     /// # Errors
     /// When a file can't be removed.
     pub async fn forget(&self, topic: TopicId) -> io::Result<()> {
-        self.ask(|done| Work::Forget { topic, done }).await
+        self.ask(|done| Work::Forget { topic, for_good: false, done }).await
+    }
+
+    /// Removes what is kept of a topic that wants it no more, or is gone; what is under way to it is not kept, either.
+    ///
+    /// # Errors
+    /// When a file can't be removed.
+    pub async fn end(&self, topic: TopicId) -> io::Result<()> {
+        self.ask(|done| Work::Forget { topic, for_good: true, done }).await
+    }
+
+    /// From now on a topic wants it so; what is too much then goes without new messages.
+    pub fn wanted(&self, topic: TopicId, how: CaptureInput) {
+        self.0.state.lock().waiting.push_back(Work::Wanted { topic, how });
+        self.0.called.notify_one();
     }
 
     /// Removes what is kept of one message.
@@ -192,6 +220,8 @@ impl Shared {
 struct Writer {
     shared: Arc<Shared>,
     topics: HashMap<TopicId, Kept>,
+    /// Topics that want it no more, and since when: for publishes that are under way.
+    ended: HashMap<TopicId, Timestamp>,
     /// Told once while it lasts.
     troubled: bool,
 }
@@ -218,8 +248,19 @@ impl Writer {
             let is_idle = work.is_none();
             match work {
                 Some(Work::Keep { topic, how, arrived, .. }) => self.keep(topic, how, &arrived),
-                Some(Work::Forget { topic, done }) => {
+                Some(Work::Wanted { topic, how }) => {
+                    self.ended.remove(&topic);
+                    if let Some(kept) = self.topics.get_mut(&topic) {
+                        kept.how = how;
+                        let done = kept.make_room(0);
+                        self.heard(&done);
+                    }
+                }
+                Some(Work::Forget { topic, for_good, done }) => {
                     self.topics.remove(&topic);
+                    if for_good {
+                        self.ended.insert(topic, self.shared.clock.now());
+                    }
                     // Who asked may have gone.
                     let _ = done.send(removed(&self.shared.dir(topic)));
                 }
@@ -235,6 +276,7 @@ impl Writer {
             let now = self.shared.clock.now();
             if is_idle || now.since(swept) >= SWEEP_EVERY {
                 swept = now;
+                self.ended.retain(|_, since| now.since(*since) < ENDED_KEPT);
                 let done = self.topics.values_mut().try_for_each(|kept| kept.flush().and_then(|()| kept.sweep(now)));
                 self.heard(&done);
             }
@@ -244,9 +286,12 @@ impl Writer {
     }
 
     fn keep(&mut self, topic: TopicId, how: CaptureInput, arrived: &[Draft]) {
+        if self.ended.contains_key(&topic) {
+            return;
+        }
         let dir = self.shared.dir(topic);
+        // How it is wanted is told apart: a publish may have looked at the topic before that was changed.
         let kept = self.topics.entry(topic).or_insert_with(|| Kept::open(dir, how));
-        kept.how = how;
         let mut lost = 0;
         let mut last = Ok(());
         for draft in arrived {
@@ -268,6 +313,11 @@ impl Writer {
         }
         self.troubled = done.is_err();
     }
+}
+
+fn held_bytes(draft: &Draft) -> usize {
+    let headers: usize = draft.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+    draft.payload.len() + headers + MESSAGE_BYTES
 }
 
 fn removed(dir: &Path) -> io::Result<()> {

@@ -143,3 +143,59 @@ async fn what_cannot_be_written_is_counted_and_nothing_waits_for_it() {
     assert_eq!(world.kept(&capture).await.len(), 0);
     assert_eq!((capture.0.kept.get(), capture.0.lost.get()), (0, 2));
 }
+
+#[tokio::test]
+async fn what_is_under_way_to_a_topic_that_wants_it_no_more_is_not_kept() {
+    let mut world = World::new(CaptureInput { ttl: HOUR, bytes_max: 1 << 20 });
+    let capture = world.open();
+    capture.take(&world.topic, || std::iter::once(world.arrived(1, "1")));
+    capture.end(world.topic.id).await.unwrap();
+    // It has looked at the topic before that.
+    capture.take(&world.topic, || std::iter::once(world.arrived(2, "2")));
+    assert!(world.kept(&capture).await.is_empty() && world.bytes() == 0);
+    let how = CaptureInput { ttl: HOUR, bytes_max: 1 << 10 };
+    world.topic.settings.capture_input = Some(how);
+    capture.wanted(world.topic.id, how);
+    capture.take(&world.topic, || std::iter::once(world.arrived(3, "3")));
+    assert_eq!(world.kept(&capture).await, [world.arrived(3, "3")]);
+    // As little as is wanted from now on, though nothing comes.
+    capture.take(&world.topic, || (4..8).map(|number| world.arrived(number, &"x".repeat(200))));
+    let before = world.kept(&capture).await.len();
+    capture.wanted(world.topic.id, CaptureInput { ttl: HOUR, bytes_max: 600 });
+    assert!(world.kept(&capture).await.len() < before);
+}
+
+#[tokio::test]
+async fn a_message_is_erased_also_where_its_segment_cannot_be_written_anew() {
+    let world = World::new(CaptureInput { ttl: HOUR, bytes_max: 1 << 20 });
+    let capture = world.open();
+    let secret = world.arrived(1, "secret");
+    capture.take(&world.topic, || [secret.clone(), world.arrived(2, "2")].into_iter());
+    assert_eq!(world.kept(&capture).await.len(), 2);
+    let dir = world.dir.path().join("captured").join(world.topic.id.0.to_string());
+    // In the place of the file that would be written: as a full disk, it refuses.
+    std::fs::create_dir(dir.join(format!("{:020}.new", 0))).unwrap();
+    capture.erase(world.topic.id, secret.id).await.unwrap();
+    assert!(world.kept(&capture).await.is_empty(), "the whole segment goes");
+    capture.take(&world.topic, || std::iter::once(world.arrived(3, "3")));
+    assert_eq!(world.kept(&capture).await.len(), 1);
+}
+
+#[tokio::test]
+async fn what_a_crash_leaves_of_an_erasure_goes_at_the_next_start() {
+    let world = World::new(CaptureInput { ttl: HOUR, bytes_max: 1 << 20 });
+    let dir = world.dir.path().join("captured").join(world.topic.id.0.to_string());
+    std::fs::create_dir_all(&dir).unwrap();
+    std::fs::write(dir.join("00000000000000000000.new"), "half of a secret").unwrap();
+    let capture = world.open();
+    assert!(world.kept(&capture).await.is_empty() && world.bytes() == 0);
+}
+
+#[tokio::test]
+async fn more_than_may_wait_is_taken_when_nothing_does() {
+    let world = World::new(CaptureInput { ttl: HOUR, bytes_max: 1 << 30 });
+    let capture = world.open();
+    let large = "x".repeat(WAITING_BYTES_MAX / 16);
+    capture.take(&world.topic, || (0..20).map(|number| world.arrived(number, &large)));
+    assert_eq!((world.kept(&capture).await.len(), capture.0.lost.get()), (20, 0));
+}

@@ -178,9 +178,23 @@ impl Publisher {
         if atomic && results.iter().any(|result| matches!(result, Some(Err(_)))) {
             return;
         }
-        // What is tried again, or replayed, has arrived before.
-        self.capture.take(topic, || work.iter().map(|work| draft(work, self.clock.now())));
+        let is_kept = topic.settings.capture_input.is_some();
+        let arrived: Vec<(usize, Draft)> = match is_kept {
+            true => work.iter().map(|work| (work.index, draft(work, self.clock.now()))).collect(),
+            false => Vec::new(),
+        };
         self.attempt(topic, work, (atomic, Vec::new()), results).await;
+        if is_kept {
+            // What may be taken later comes again, and what is replayed has arrived before. It is kept under the id that its
+            // publisher is told, also where that is a dead letter's: by it, it can be erased.
+            self.capture.take(topic, || {
+                arrived.into_iter().filter_map(|(index, draft)| match results[index].as_ref()? {
+                    Ok(published) if published.status == Status::Duplicate => None,
+                    Ok(published) => Some(Draft { id: published.message_id, ..draft }),
+                    Err(error) => (!error.is_retryable()).then_some(draft),
+                })
+            });
+        }
     }
 
     /// Spares repeats the pipeline; `append` looks again, since two can race.

@@ -190,8 +190,9 @@ pub(super) async fn erase(
     };
     // What is meant is written down first: a crash between the two must not hide who did it.
     broker.catalog.record(event("message.eraseBegun"), &actor).await?;
-    // What arrived has the id of what became of it, unless that is a dead letter.
-    let erased = broker.capture.erase(topic.id, id).await;
+    // What arrived has the id of what became of it, also where that is a dead letter.
+    let arrived_at = broker.directory.source_of_dead_letters(topic.id).unwrap_or_else(|| Arc::clone(&topic));
+    let erased = broker.capture.erase(arrived_at.id, id).await;
     erased.map_err(|error| Problem::internal(format!("what arrived can't be erased: {error}")))?;
     if !broker.store.erase(id).await? {
         return Err(Problem::not_found("message", id));
