@@ -466,6 +466,17 @@ async fn what_was_turned_away_is_erased_where_it_arrived_and_what_comes_again_is
         |file: &std::path::PathBuf| String::from_utf8_lossy(&std::fs::read(file).expect("a file")).contains("hunter2");
     assert!(!held.iter().any(holds), "{held:?}");
 
+    // Also by the id that its replay has.
+    let refused = broker.post("/messages/publish", &message("reject", "hunter3")).await.expect(202);
+    let id = refused["messageId"].as_str().expect("an id");
+    assert_eq!(arrived().await, 1);
+    broker.put_pipeline(TOPIC, json!([])).await;
+    let replayed = broker.post(&format!("/topics/{TOPIC}/dlq/{id}/replay"), &json!({})).await.expect(200);
+    broker.put_pipeline(TOPIC, json!([stage])).await;
+    let id = replayed["messageId"].as_str().expect("an id");
+    assert_eq!(broker.delete(&format!("/messages/{id}")).await.status, 204);
+    assert_eq!(arrived().await, 0);
+
     // Of what finds no room nothing is kept: it comes again.
     let large = "x".repeat(1500);
     let publish = async || broker.post("/messages/publish", &message("", &large)).await.status;

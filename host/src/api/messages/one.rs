@@ -192,8 +192,11 @@ pub(super) async fn erase(
     broker.catalog.record(event("message.eraseBegun"), &actor).await?;
     // What arrived has the id of what became of it, also where that is a dead letter.
     let arrived_at = broker.directory.source_of_dead_letters(topic.id).unwrap_or_else(|| Arc::clone(&topic));
-    let erased = broker.capture.erase(arrived_at.id, id).await;
-    erased.map_err(|error| Problem::internal(format!("what arrived can't be erased: {error}")))?;
+    let replay_of = broker.store.get(id).await?.and_then(|found| found.message.meta.replay_of);
+    for arrived in [Some(id), replay_of].into_iter().flatten() {
+        let erased = broker.capture.erase(arrived_at.id, arrived).await;
+        erased.map_err(|error| Problem::internal(format!("what arrived can't be erased: {error}")))?;
+    }
     if !broker.store.erase(id).await? {
         return Err(Problem::not_found("message", id));
     }
