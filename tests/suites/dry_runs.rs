@@ -436,8 +436,14 @@ async fn a_run_to_which_nothing_comes_ends() {
     let request = sluice_tests::client::http_client().post(url).bearer_auth(broker.token());
     let request = request.header("content-type", "application/x-ndjson").header("accept", "text/event-stream");
     let answer = request.body(reqwest::Body::wrap_stream(lines)).send().await.expect("an answer");
-    broker.clock().advance(Duration::from_secs(61)).await;
-    let told = answer.text().await.expect("it ends");
+    let told = tokio::spawn(answer.text());
+    // Again, should the broker have begun to wait after it.
+    wait::until("it ends", async || {
+        broker.clock().advance(Duration::from_secs(61)).await;
+        told.is_finished().then_some(())
+    })
+    .await;
+    let told = told.await.expect("no panic").expect("it ends");
     assert!(told.contains("no line came for 60 s"), "{told}");
 }
 

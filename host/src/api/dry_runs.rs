@@ -28,13 +28,13 @@ use super::messages::is_ndjson;
 use super::plugin_logs::LogLineAnswer;
 use super::problem::{Code, Faults, Problem};
 use super::rollouts::{DifferenceAnswer, FiguresAnswer};
-use super::{Api, answer, plugins, reach};
+use super::{Api, answer, pipelines, plugins, reach};
 use crate::broker::Broker;
 use crate::catalog::model::{DeadLetterPayload, Scope, StageSpec, SubscriptionId, Topic};
 use crate::clock::Timestamp;
 use crate::dry_run::{End, Inputs, Progress, Running};
 use crate::message::{GroupId, TopicName};
-use crate::pipeline::{DryRunSpec, Outcomes, secret_names};
+use crate::pipeline::{DryRunSpec, Outcomes};
 use crate::store::ReadFrom;
 
 /// Messages of a run that does not say.
@@ -314,7 +314,7 @@ fn need_secrets(
     (plugin, scope): (&str, Scope),
     wanted: &Wanted,
 ) -> Result<(), Problem> {
-    let need = |config| secret_names(plugin, config).into_iter().try_for_each(|it| caller.need_name("secret", it));
+    let need = |config| pipelines::need_secrets(caller, plugin, config);
     if let Some(config) = &wanted.config {
         need(config)?;
     }

@@ -250,6 +250,11 @@ fn stages(body: PipelineBody, faults: &mut Faults) -> Option<Vec<StageSpec>> {
     Some(stages.into_iter().map(|Object(stage)| stage).collect())
 }
 
+/// The secrets that a config names must be the caller's to name: a version of the plugin sees them.
+pub(super) fn need_secrets(caller: &Caller, plugin: &str, config: &serde_json::Value) -> Result<(), Problem> {
+    secret_names(plugin, config).into_iter().try_for_each(|secret| caller.need_name("secret", secret))
+}
+
 /// Sets stages for this reason, if the caller reaches all that they name.
 pub(super) async fn set(
     broker: &Broker,
@@ -261,9 +266,7 @@ pub(super) async fn set(
     let mut faults = Vec::new();
     for (at, stage) in stages.iter().enumerate() {
         plugins::need(broker, caller, &stage.plugin)?;
-        for secret in secret_names(&stage.plugin, &stage.config) {
-            caller.need_name("secret", secret)?;
-        }
+        need_secrets(caller, &stage.plugin, &stage.config)?;
         for (index, target) in stage.emit_to.iter().enumerate() {
             // What is no name is told with all else.
             let Ok(name) = target.parse::<TopicName>() else { continue };

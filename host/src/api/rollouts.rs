@@ -18,13 +18,13 @@ use super::extract::{IfMatch, Json, NoBody, Params2, not_null, nullable};
 use super::pipelines::{PipelineView, plugin_of, shown, subscription_scope};
 use super::problem::{Faults, Problem};
 use super::wire::{Iso, Time};
-use super::{Api, answer, plugins, reach};
+use super::{Api, answer, pipelines, plugins, reach};
 use crate::broker::Broker;
 use crate::catalog::model::{PipelineRevision, RolloutLimits, Scope, Strategy, SubscriptionId};
 use crate::message::TopicName;
+use crate::pipeline::PipelineError;
 use crate::pipeline::rollout::compare::{Comparison, Difference};
 use crate::pipeline::rollout::{Figures, NewRollout, RolloutView};
-use crate::pipeline::{PipelineError, secret_names};
 
 /// Where the request does not say.
 const CANARY_PERCENT: f64 = 10.0;
@@ -505,9 +505,8 @@ fn need_plugin(broker: &Broker, caller: &Caller, (scope, stage): (Scope, &str)) 
 /// So must the secrets of its config, which the other version gets.
 fn need_secrets(broker: &Broker, caller: &Caller, (scope, stage): (Scope, &str)) -> Result<(), Problem> {
     let stages = broker.pipelines.current(scope).map(|record| record.stages).unwrap_or_default();
-    let named = stages.iter().filter(|spec| spec.name == stage);
-    let mut named = named.flat_map(|spec| secret_names(&spec.plugin, &spec.config));
-    named.try_for_each(|secret| caller.need_name("secret", secret))
+    let mut named = stages.iter().filter(|spec| spec.name == stage);
+    named.try_for_each(|spec| pipelines::need_secrets(caller, &spec.plugin, &spec.config))
 }
 
 fn revised(revision: Result<PipelineRevision, PipelineError>) -> Result<Response, Problem> {
