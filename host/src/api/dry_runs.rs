@@ -3,17 +3,15 @@
 
 mod pump;
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use http::HeaderMap;
-use http::header::{self, HeaderValue};
+use http::header;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -23,6 +21,7 @@ use utoipa_axum::routes;
 
 use self::pump::Pump;
 use super::auth::Caller;
+use super::events::{self, KEEP_ALIVE, comment, event};
 use super::extract::{Intake, Lines, Params2, Query, Spare, decode, expect_json, not_null};
 use super::messages::is_ndjson;
 use super::plugin_logs::LogLineAnswer;
@@ -43,8 +42,6 @@ const LIMIT_DEFAULT: u64 = 10_000;
 const LIMIT_MAX: u64 = 100_000_000;
 /// Runs of lines that wait for the stages.
 const RUNS_AHEAD: usize = 1;
-/// A comment is sent this often when there is nothing else.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -337,7 +334,7 @@ async fn wanted(intake: &Intake, headers: &HeaderMap, body: Body) -> Result<Want
 
 fn wants_events(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|accepts| accepts.to_str().ok());
-    accepted.flat_map(|accepts| accepts.split(',')).any(|kind| kind.trim().starts_with("text/event-stream"))
+    accepted.flat_map(|accepts| accepts.split(',')).any(|kind| kind.trim().starts_with(events::MEDIA_TYPE))
 }
 
 impl DryRunQuery {
@@ -571,22 +568,15 @@ struct Feed {
 
 impl Feed {
     fn answer(self) -> Response {
-        let headers = [
-            (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-            (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-        ];
-        (headers, Body::from_stream(self.events())).into_response()
+        events::answer(Bytes::new(), self.events())
     }
 
-    fn events(self) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
-        // The head goes out with the first bytes, so there are some at once.
-        let begun = stream::once(std::future::ready(Ok(comment())));
-        let rest = stream::unfold(Some(self), |feed| async move {
+    fn events(self) -> impl Stream<Item = Bytes> + Send + 'static {
+        stream::unfold(Some(self), |feed| async move {
             let mut feed = feed?;
             let (bytes, goes_on) = feed.next().await;
-            Some((Ok(bytes), goes_on.then_some(feed)))
-        });
-        futures_util::StreamExt::chain(begun, rest)
+            Some((bytes, goes_on.then_some(feed)))
+        })
     }
 
     /// The next event, or a comment when there is none for a while; false with the last one.
@@ -615,13 +605,4 @@ impl Feed {
         };
         (event("progress", &told), true)
     }
-}
-
-fn event<T: Serialize>(name: &str, data: &T) -> Bytes {
-    let data = serde_json::to_string(data).expect("an answer is plain JSON, written into memory");
-    format!("event: {name}\ndata: {data}\n\n").into()
-}
-
-fn comment() -> Bytes {
-    Bytes::from_static(b": still here\n\n")
 }

@@ -313,7 +313,7 @@ fn request_id(headers: &HeaderMap) -> Option<HeaderValue> {
 fn accepts(headers: &HeaderMap, produces: Produces) -> Result<(), Problem> {
     let wanted = match produces {
         Produces::Json => "application/json",
-        Produces::Events => "text/event-stream",
+        Produces::Events => super::events::MEDIA_TYPE,
         Produces::Lines => "application/x-ndjson",
         Produces::Wasm => "application/wasm",
         Produces::Anything => return Ok(()),

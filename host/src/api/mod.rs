@@ -8,6 +8,7 @@ pub mod auth;
 mod brokers;
 mod dlq;
 mod dry_runs;
+mod events;
 pub mod extract;
 mod health;
 mod http_metrics;

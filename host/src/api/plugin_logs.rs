@@ -2,16 +2,12 @@
 //! too slowly loses lines and is told how many, and nobody waits for them; lines and verdicts are told of topics that
 //! the token reaches. Never asks an instance.
 
-use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::State;
-use axum::response::{IntoResponse as _, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
-use http::header::{self, HeaderValue};
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::Receiver;
@@ -21,6 +17,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Caller;
+use super::events::{self, KEEP_ALIVE, comment, event};
 use super::extract::{Param, Query};
 use super::messages::Slots;
 use super::plugins;
@@ -34,9 +31,6 @@ use crate::pipeline::{FollowingVerdicts, HeardVerdict, LogLevel, LogLine, ToldVe
 /// Lines that are kept of a plugin.
 const LINES_MAX: u64 = 200;
 const LINES_DEFAULT: u64 = 100;
-/// A comment is sent this often when there is nothing else, so that proxies keep the connection and a client that went away
-/// is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -183,11 +177,7 @@ async fn logs(
         broker.pipelines.follow_verdicts(&name, Box::new(move |topic| caller.need_topic(topic).is_ok()))
     });
     let feed = Feed { broker, plugin: name, caller, to_come, verdicts, _place: place };
-    let headers = [
-        (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-    ];
-    Ok((headers, Body::from_stream(feed.events(before.into()))).into_response())
+    Ok(events::answer(before.into(), feed.events()))
 }
 
 /// Whether it is the caller's to read: a plugin that is everybody's runs on topics that are not, and what it says may be what
@@ -232,15 +222,8 @@ struct Feed {
 }
 
 impl Feed {
-    fn events(self, before: Bytes) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
-        // The head goes out with the first bytes, so there are some at once.
-        let opening = if before.is_empty() { comment() } else { before };
-        let begun = stream::once(std::future::ready(Ok(opening)));
-        let rest = stream::unfold(self, |mut feed| async move {
-            let bytes = feed.next().await?;
-            Some((Ok(bytes), feed))
-        });
-        futures_util::StreamExt::chain(begun, rest)
+    fn events(self) -> impl Stream<Item = Bytes> + Send + 'static {
+        stream::unfold(self, |mut feed| async move { Some((feed.next().await?, feed)) })
     }
 
     /// The next event, or a comment when there is none for a while; none when the stream is over.
@@ -258,17 +241,17 @@ impl Feed {
                 line = self.to_come.recv() => match line {
                     // Those of others are passed over, and the time goes on.
                     Ok(line) if !may_read(&line, &self.plugin, &self.caller) => {}
-                    Ok(line) => return Some(event("line", &LogLineAnswer::from(line)).into()),
-                    Err(RecvError::Lagged(lines)) => return Some(event("lost", &Lost::Lines(lines)).into()),
+                    Ok(line) => return Some(event("line", &LogLineAnswer::from(line))),
+                    Err(RecvError::Lagged(lines)) => return Some(event("lost", &Lost::Lines(lines))),
                     Err(RecvError::Closed) => return None,
                 },
-                heard = heard(&mut self.verdicts) => return Some(heard.into()),
+                heard = heard(&mut self.verdicts) => return Some(heard),
                 () = self.broker.clock.sleep_until(quiet_until) => {
                     if self.caller.has_expired(self.broker.clock.now()) {
                         return None;
                     }
                     let lost = self.verdicts.as_mut().and_then(FollowingVerdicts::lost);
-                    return Some(lost.map_or_else(comment, |lost| event("lost", &Lost::Verdicts(lost)).into()));
+                    return Some(lost.map_or_else(comment, |lost| event("lost", &Lost::Verdicts(lost))));
                 }
             }
         }
@@ -276,7 +259,7 @@ impl Feed {
 }
 
 /// The next verdict; waits for ever where none are followed.
-async fn heard(verdicts: &mut Option<FollowingVerdicts>) -> Vec<u8> {
+async fn heard(verdicts: &mut Option<FollowingVerdicts>) -> Bytes {
     let Some(verdicts) = verdicts else { return std::future::pending().await };
     match verdicts.next().await {
         Some(HeardVerdict::Told(told)) => event("verdict", &VerdictAnswer::from(*told)),
@@ -305,15 +288,4 @@ impl From<ToldVerdict> for VerdictAnswer {
             topic_name: told.topic,
         }
     }
-}
-
-fn event<T: Serialize>(name: &str, data: &T) -> Vec<u8> {
-    let mut event = format!("event: {name}\ndata: ").into_bytes();
-    serde_json::to_writer(&mut event, data).expect("a line is plain JSON, written into memory");
-    event.extend_from_slice(b"\n\n");
-    event
-}
-
-fn comment() -> Bytes {
-    Bytes::from_static(b": still here\n\n")
 }

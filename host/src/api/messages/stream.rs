@@ -1,17 +1,14 @@
 //! Consuming as Server-Sent Events. Invariant: at most `maxInFlight` of the stream's leases are held at once; the stream
 //! ends when the client goes, the broker stops, or the token expires. Never settles, but for leases whose events were lost.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
 use axum::extract::State;
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use http::HeaderMap;
-use http::header::{self, HeaderValue};
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 use utoipa::IntoParams;
@@ -19,6 +16,7 @@ use utoipa::IntoParams;
 use super::consume::{ack_timeout, consumer_group};
 use super::slots::{Slots, StreamSlots};
 use crate::api::auth::Caller;
+use crate::api::events::{self, KEEP_ALIVE, comment};
 use crate::api::extract::{Param, Query};
 use crate::api::problem::{Code, Faults, Problem};
 use crate::api::reach;
@@ -33,9 +31,6 @@ use crate::store::{Lease, LeaseRef, Receipt, Settle, Settlement};
 /// Leases of one stream at once: what one answer of the consume route may hold.
 const IN_FLIGHT_MAX: u32 = 1000;
 const IN_FLIGHT_DEFAULT: u32 = 10;
-/// A comment is sent this often when there is nothing else, so that proxies keep the connection and a client that went
-/// away is noticed.
-const KEEP_ALIVE: Duration = Duration::from_secs(15);
 
 /// What to stream.
 #[derive(Debug, Default, Deserialize, IntoParams)]
@@ -83,11 +78,7 @@ pub(super) async fn stream(
     let feed = Feed { slots, own, broker, request, max, caller, _place: place };
     // The first look is made before the answer, so that a wrong group is a problem and not an empty stream.
     let first = feed.look(Duration::ZERO).await?;
-    let mut response = Response::new(Body::from_stream(feed.events(first)));
-    let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"));
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    Ok(response)
+    Ok(events::answer(feed.write(&first), feed.events()))
 }
 
 fn request(
@@ -170,15 +161,8 @@ impl Feed {
         Ok(prepared.leases)
     }
 
-    fn events(self, first: Vec<Lease>) -> impl Stream<Item = Result<Bytes, Infallible>> + Send + 'static {
-        // The head goes out with the first bytes, so there are some at once.
-        let opening = self.write(&first).unwrap_or_else(comment);
-        let begun = stream::once(std::future::ready(Ok(opening)));
-        let rest = stream::unfold(self, |feed| async move {
-            let bytes = feed.next().await?;
-            Some((Ok(bytes), feed))
-        });
-        futures_util::StreamExt::chain(begun, rest)
+    fn events(self) -> impl Stream<Item = Bytes> + Send + 'static {
+        stream::unfold(self, |feed| async move { Some((feed.next().await?, feed)) })
     }
 
     /// The next events, or a comment when there are none for a while; none when the stream is over.
@@ -199,10 +183,10 @@ impl Feed {
             if self.own.held() < self.max {
                 // A failure ends the stream; the client comes again and is told what is wrong.
                 let leases = self.look(quiet_until.since(now)).await.ok()?;
-                if let Some(bytes) = self.write(&leases) {
-                    return Some(bytes);
+                if leases.is_empty() {
+                    continue;
                 }
-                continue;
+                return Some(self.write(&leases));
             }
             let until = next_end.map_or(quiet_until, |end| end.min(quiet_until));
             tokio::select! {
@@ -213,23 +197,13 @@ impl Feed {
         }
     }
 
-    fn write(&self, leases: &[Lease]) -> Option<Bytes> {
-        if leases.is_empty() {
-            return None;
-        }
-        let mut events = Vec::new();
+    fn write(&self, leases: &[Lease]) -> Bytes {
+        let mut written = Vec::new();
         for lease in leases {
-            events.extend_from_slice(b"event: message\nid: ");
-            events.extend_from_slice(event_id(&lease.receipt, self.own.number).as_bytes());
-            events.extend_from_slice(b"\ndata: ");
             let envelope = Envelope::of_lease(&self.request.topic.name, lease, &lease.message);
-            serde_json::to_writer(&mut events, &envelope).expect("an envelope is plain JSON, written into memory");
-            events.extend_from_slice(b"\n\n");
+            let id = event_id(&lease.receipt, self.own.number);
+            events::append(&mut written, "message", Some(&id), &envelope);
         }
-        Some(events.into())
+        written.into()
     }
-}
-
-fn comment() -> Bytes {
-    Bytes::from_static(b": still here\n\n")
 }
