@@ -10,8 +10,6 @@ use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::broadcast::Receiver;
-use tokio::sync::broadcast::error::RecvError;
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
@@ -26,7 +24,7 @@ use super::wire::Time;
 use super::{Api, answer};
 use crate::broker::Broker;
 use crate::message::{MessageId, TopicName};
-use crate::pipeline::{FollowingVerdicts, HeardVerdict, LogLevel, LogLine, ToldVerdict};
+use crate::pipeline::{FollowingLines, FollowingVerdicts, Heard, LogLevel, LogLine, Reaches, ToldVerdict};
 
 /// Lines that are kept of a plugin.
 const LINES_MAX: u64 = 200;
@@ -161,39 +159,33 @@ async fn logs(
         return Err(Problem::not_found("plugin", &name));
     }
     if !follow {
-        let lines =
-            last(broker.pipelines.plugin_log(&name), (limit, &name, &caller)).map(LogLineAnswer::from).collect();
+        let lines = broker.pipelines.plugin_log(&name);
+        let lines = last(lines, limit, &reaches(&name, &caller)).map(LogLineAnswer::from).collect();
         return Ok(answer::ok(&LogList { lines }));
     }
     let place = slots.begin().ok_or_else(|| {
         Problem::new(Code::Backpressure, "As many streams are open as the broker serves; come again later.")
     })?;
-    let (recent, to_come) = broker.pipelines.follow_plugin_log(&name);
-    let before: Vec<u8> =
-        last(recent, (limit, &name, &caller)).flat_map(|line| event("line", &LogLineAnswer::from(line))).collect();
-    let verdicts = verdicts.then(|| {
-        let caller = caller.clone();
-        // A plugin that is everybody's runs on topics that are not.
-        broker.pipelines.follow_verdicts(&name, Box::new(move |topic| caller.need_topic(topic).is_ok()))
-    });
-    let feed = Feed { broker, plugin: name, caller, to_come, verdicts, _place: place };
+    let (recent, to_come) = broker.pipelines.follow_plugin_log(&name, reaches(&name, &caller));
+    let recent = last(recent, limit, &reaches(&name, &caller));
+    let before: Vec<u8> = recent.flat_map(|line| event("line", &LogLineAnswer::from(line))).collect();
+    let verdicts = verdicts.then(|| broker.pipelines.follow_verdicts(&name, reaches(&name, &caller)));
+    let feed = Feed { broker, caller, to_come, verdicts, _place: place };
     Ok(events::answer(before.into(), feed.events()))
 }
 
-/// Whether it is the caller's to read: a plugin that is everybody's runs on topics that are not, and what it says may be what
-/// they carry. What it says of no topic is for those whose plugin it is.
-fn may_read(line: &LogLine, plugin: &str, caller: &Caller) -> bool {
-    match line.from.as_ref().and_then(|from| from.topic.get()) {
+/// What is the caller's to read: a plugin that is everybody's runs on topics that are not, and what it says may be what they
+/// carry. What it says of no topic is for those whose plugin it is.
+fn reaches(plugin: &str, caller: &Caller) -> Reaches {
+    let (plugin, caller) = (plugin.to_owned(), caller.clone());
+    Box::new(move |topic| match topic {
         Some(topic) => caller.need_topic(topic).is_ok(),
-        None => caller.need_name("plugin", plugin).is_ok(),
-    }
+        None => caller.need_name("plugin", &plugin).is_ok(),
+    })
 }
 
-fn last(
-    mut lines: Vec<LogLine>,
-    (limit, plugin, caller): (usize, &str, &Caller),
-) -> impl Iterator<Item = LogLine> + use<> {
-    lines.retain(|line| may_read(line, plugin, caller));
+fn last(mut lines: Vec<LogLine>, limit: usize, reaches: &Reaches) -> impl Iterator<Item = LogLine> + use<> {
+    lines.retain(|line| reaches(line.topic()));
     let before = lines.len().saturating_sub(limit);
     lines.into_iter().skip(before)
 }
@@ -213,9 +205,8 @@ impl From<LogLine> for LogLineAnswer {
 /// One follower and what it needs.
 struct Feed {
     broker: Arc<Broker>,
-    plugin: String,
     caller: Caller,
-    to_come: Receiver<LogLine>,
+    to_come: FollowingLines,
     verdicts: Option<FollowingVerdicts>,
     /// Among all streams.
     _place: OwnedSemaphorePermit,
@@ -230,29 +221,24 @@ impl Feed {
     async fn next(&mut self) -> Option<Bytes> {
         // No longer than the token is good for.
         let quiet_until = self.broker.clock.now().plus(KEEP_ALIVE).min(self.caller.expires_at());
-        loop {
-            if self.broker.stopping.is_cancelled() || self.caller.has_expired(self.broker.clock.now()) {
-                return None;
-            }
-            tokio::select! {
-                // A line about a message comes before what became of it.
-                biased;
-                () = self.broker.stopping.cancelled() => return None,
-                line = self.to_come.recv() => match line {
-                    // Those of others are passed over, and the time goes on.
-                    Ok(line) if !may_read(&line, &self.plugin, &self.caller) => {}
-                    Ok(line) => return Some(event("line", &LogLineAnswer::from(line))),
-                    Err(RecvError::Lagged(lines)) => return Some(event("lost", &Lost::Lines(lines))),
-                    Err(RecvError::Closed) => return None,
-                },
-                heard = heard(&mut self.verdicts) => return Some(heard),
-                () = self.broker.clock.sleep_until(quiet_until) => {
-                    if self.caller.has_expired(self.broker.clock.now()) {
-                        return None;
-                    }
-                    let lost = self.verdicts.as_mut().and_then(FollowingVerdicts::lost);
-                    return Some(lost.map_or_else(comment, |lost| event("lost", &Lost::Verdicts(lost))));
+        if self.broker.stopping.is_cancelled() || self.caller.has_expired(self.broker.clock.now()) {
+            return None;
+        }
+        tokio::select! {
+            // A line about a message comes before what became of it.
+            biased;
+            () = self.broker.stopping.cancelled() => None,
+            heard = self.to_come.next() => Some(match heard? {
+                Heard::Told(line) => event("line", &LogLineAnswer::from(line)),
+                Heard::Lost(lines) => event("lost", &Lost::Lines(lines)),
+            }),
+            heard = heard(&mut self.verdicts) => Some(heard),
+            () = self.broker.clock.sleep_until(quiet_until) => {
+                if self.caller.has_expired(self.broker.clock.now()) {
+                    return None;
                 }
+                let lost = self.verdicts.as_mut().and_then(FollowingVerdicts::lost);
+                Some(lost.map_or_else(comment, |lost| event("lost", &Lost::Verdicts(lost))))
             }
         }
     }
@@ -262,8 +248,8 @@ impl Feed {
 async fn heard(verdicts: &mut Option<FollowingVerdicts>) -> Bytes {
     let Some(verdicts) = verdicts else { return std::future::pending().await };
     match verdicts.next().await {
-        Some(HeardVerdict::Told(told)) => event("verdict", &VerdictAnswer::from(*told)),
-        Some(HeardVerdict::Lost(lost)) => event("lost", &Lost::Verdicts(lost)),
+        Some(Heard::Told(told)) => event("verdict", &VerdictAnswer::from(*told)),
+        Some(Heard::Lost(lost)) => event("lost", &Lost::Verdicts(lost)),
         None => std::future::pending().await,
     }
 }

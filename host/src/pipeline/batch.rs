@@ -185,7 +185,7 @@ impl Batch<'_> {
             let (after, verdict) = self.made(at, emitted);
             let before = Made { said: Said::Pass, why: None, draft, emitted: Vec::new(), took: Duration::ZERO };
             let when = (self.clock.now(), self.of.topic.clone(), Arc::clone(from));
-            verdicts.tell(&Told::new(when, before, after, verdict));
+            verdicts.tell(Told::new(when, before, after, verdict));
         }
     }
 

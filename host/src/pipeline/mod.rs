@@ -21,6 +21,7 @@ mod dry_run;
 mod engine;
 mod figures;
 mod follow;
+mod followers;
 mod host_powers;
 mod host_state;
 pub mod inspect;
@@ -88,14 +89,15 @@ use self::worker::Pool;
 pub use self::component::ComponentState;
 pub use self::diff::Difference;
 pub use self::dry_run::{DryRun, DryRunReport, DryRunSpec, Outcomes};
+pub use self::followers::{Heard, Reaches};
 pub use self::limits::{KV_RERUNS_MAX, RUN_GROWTH_BYTES_MAX};
 pub use self::limits::{MEMORY_MB_MAX as STAGE_MEMORY_MB_MAX, give_way};
-pub use self::plugin_log::{LogLevel, LogLine};
+pub use self::plugin_log::{Following as FollowingLines, LogLevel, LogLine};
 pub use self::powers::{POWERS, powers_of};
 pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView, is_label, is_plugin_name};
 pub use self::secrets::names as secret_names;
 pub use self::signature::{SIGNATURE_BYTES, TrustedKeys as PluginKeys, parse as parse_signature};
-pub use self::verdicts::{Following as FollowingVerdicts, Heard as HeardVerdict, Told as ToldVerdict};
+pub use self::verdicts::{Following as FollowingVerdicts, Told as ToldVerdict};
 
 /// Where machine code is kept, in the data directory.
 const CACHE_DIR: &str = "plugin-cache";
@@ -449,15 +451,15 @@ impl Pipelines {
         self.registry.log(name).recent()
     }
 
-    /// What a plugin last said, oldest first, and what it says from now on.
+    /// What a plugin last said, oldest first, and what it says from now on about what `reaches` names.
     #[must_use]
-    pub fn follow_plugin_log(&self, name: &str) -> (Vec<LogLine>, tokio::sync::broadcast::Receiver<LogLine>) {
-        self.registry.log(name).follow()
+    pub fn follow_plugin_log(&self, name: &str, reaches: Reaches) -> (Vec<LogLine>, FollowingLines) {
+        self.registry.log(name).follow(reaches)
     }
 
     /// What the stages of a plugin make of messages from now on, on the topics that `reaches` names.
     #[must_use]
-    pub fn follow_verdicts(&self, name: &str, reaches: verdicts::Reaches) -> FollowingVerdicts {
+    pub fn follow_verdicts(&self, name: &str, reaches: Reaches) -> FollowingVerdicts {
         self.registry.log(name).verdicts.follow(reaches)
     }
 

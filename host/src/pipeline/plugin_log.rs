@@ -1,5 +1,6 @@
 //! What plugins say: `log.write`, stdout and stderr, as lines under the tracing target `sluice::plugin`. Invariant: a line
-//! and the lines per second are bounded, whatever the guest writes; what was left out is counted and said. Never blocks.
+//! and the lines per second are bounded, whatever the guest writes, of each topic apart; what was left out is counted and
+//! said. Never blocks.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock};
@@ -8,7 +9,6 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::io::AsyncWrite;
-use tokio::sync::broadcast;
 use utoipa::ToSchema;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
@@ -16,13 +16,18 @@ use wasmtime_wasi::p2::{OutputStream, Pollable, StreamError, StreamResult};
 use crate::clock::{Clock, Timestamp};
 use crate::message::TopicName;
 
+use super::followers::{Followers, Reaches};
 use super::limits::cut;
 use super::verdicts::{Pace, Verdicts};
 
 /// Bytes of one line; a longer one is cut.
 const LINE_BYTES_MAX: usize = 4 * 1024;
-/// Lines of one plugin per second that are kept; a plugin that says something of each message would fill any disk.
+/// Lines of one plugin about one topic per second that are kept; a plugin that says something of each message would fill any
+/// disk.
 const LINES_PER_SECOND_MAX: u32 = 100;
+/// Topics of one plugin whose lines are counted apart in a second, what is about none being one of them; those that speak later
+/// in it share one count. So a plugin writes 1700 lines a second at most, on however many topics it runs.
+const TOPICS_APART_MAX: usize = 16;
 /// Lines of one plugin that can be read back.
 const RECENT_MAX: usize = 200;
 /// Lines that a follower may be behind.
@@ -57,6 +62,17 @@ pub struct LogLine {
     pub text: Arc<str>,
 }
 
+impl LogLine {
+    /// The topic that it tells of, if it does: for those alone whom the topic is open to.
+    #[must_use]
+    pub fn topic(&self) -> Option<&TopicName> {
+        self.from.as_ref().and_then(|from| from.topic.get())
+    }
+}
+
+/// One who reads along.
+pub type Following = super::followers::Following<LogLine>;
+
 /// Who of a plugin says it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Speaker {
@@ -76,6 +92,8 @@ pub struct PluginLog {
     /// What it says is no news of the broker's.
     apart: bool,
     state: Mutex<State>,
+    /// Those who read along.
+    followers: Followers<LogLine>,
     /// What its stages make of messages.
     pub verdicts: Verdicts,
 }
@@ -83,11 +101,44 @@ pub struct PluginLog {
 #[derive(Debug, Default)]
 struct State {
     second: i64,
+    /// Of this second, one for each topic, and the last one for those beyond the bound.
+    counts: Vec<Count>,
+    recent: VecDeque<LogLine>,
+}
+
+/// Lines of one second.
+#[derive(Debug)]
+struct Count {
+    topic: Option<TopicName>,
     lines: u32,
     left_out: u32,
-    recent: VecDeque<LogLine>,
-    /// Those who read along, while there are any.
-    followers: Option<broadcast::Sender<LogLine>>,
+    /// Who spoke first: what was left out is said to those who may hear that.
+    from: Option<Speaker>,
+}
+
+impl State {
+    /// What was left out of the seconds before, once another one has begun.
+    fn begin(&mut self, second: i64) -> Vec<Count> {
+        if self.second == second {
+            return Vec::new();
+        }
+        self.second = second;
+        std::mem::take(&mut self.counts).into_iter().filter(|count| count.left_out > 0).collect()
+    }
+
+    /// The count that a line of `from` is part of.
+    fn count(&mut self, from: Option<&Speaker>) -> &mut Count {
+        let topic = from.and_then(|from| from.topic.get());
+        let apart = &self.counts[..self.counts.len().min(TOPICS_APART_MAX)];
+        let at = apart.iter().position(|count| count.topic.as_ref() == topic).unwrap_or(apart.len());
+        if at == self.counts.len() {
+            // The one of many topics is for those who may hear of all.
+            let own = (at < TOPICS_APART_MAX).then(|| from.cloned()).flatten();
+            let topic = own.as_ref().and_then(|own| own.topic.get().cloned());
+            self.counts.push(Count { topic, lines: 0, left_out: 0, from: own });
+        }
+        &mut self.counts[at]
+    }
 }
 
 impl PluginLog {
@@ -104,7 +155,8 @@ impl PluginLog {
     }
 
     fn of(plugin: Arc<str>, clock: Clock, apart: bool) -> PluginLog {
-        PluginLog { plugin, clock, apart, state: Mutex::default(), verdicts: Verdicts::default() }
+        let (state, followers) = (Mutex::default(), Followers::new(FOLLOWED_MAX));
+        PluginLog { plugin, clock, apart, state, followers, verdicts: Verdicts::default() }
     }
 
     /// The last lines, oldest first.
@@ -113,12 +165,13 @@ impl PluginLog {
         self.state.lock().recent.iter().cloned().collect()
     }
 
-    /// The last lines, oldest first, and those to come. Who reads slowly loses lines, and is told how many.
+    /// The last lines, oldest first, and of those to come what `reaches` names. Who reads slowly loses lines, and is told how
+    /// many.
     #[must_use]
-    pub fn follow(&self) -> (Vec<LogLine>, broadcast::Receiver<LogLine>) {
-        let mut state = self.state.lock();
-        let followers = state.followers.get_or_insert_with(|| broadcast::Sender::new(FOLLOWED_MAX));
-        let to_come = followers.subscribe();
+    pub fn follow(&self, reaches: Reaches) -> (Vec<LogLine>, Following) {
+        // No line comes between the two.
+        let state = self.state.lock();
+        let to_come = self.followers.follow(reaches);
         (state.recent.iter().cloned().collect(), to_come)
     }
 
@@ -130,25 +183,24 @@ impl PluginLog {
     fn write_from(&self, from: Option<&Speaker>, level: LogLevel, text: String) {
         let now = self.clock.now();
         // Lines that are kept apart fill no disk, and their clock is the messages': it may stand, or leap.
-        let left_out = if self.apart {
-            0
-        } else {
-            let mut state = self.state.lock();
-            let mut left_out = 0;
-            if state.second != now.0 / 1000 {
-                left_out = std::mem::take(&mut state.left_out);
-                (state.second, state.lines) = (now.0 / 1000, 0);
+        if !self.apart {
+            let (left_out, is_kept) = {
+                let mut state = self.state.lock();
+                let left_out = state.begin(now.0 / 1000);
+                let count = state.count(from);
+                let is_kept = count.lines < LINES_PER_SECOND_MAX;
+                let counted = if is_kept { &mut count.lines } else { &mut count.left_out };
+                *counted = counted.saturating_add(1);
+                (left_out, is_kept)
+            };
+            for Count { left_out, from, topic, .. } in left_out {
+                let of = topic.map_or(String::new(), |topic| format!(" of {topic}"));
+                let text = format!("{left_out} lines{of} were left out: more than {LINES_PER_SECOND_MAX} a second");
+                self.keep(LogLine { at: now, level: LogLevel::Warn, from, text: text.into() });
             }
-            if state.lines >= LINES_PER_SECOND_MAX {
-                state.left_out = state.left_out.saturating_add(1);
+            if !is_kept {
                 return;
             }
-            state.lines += 1;
-            left_out
-        };
-        if left_out > 0 {
-            let text = format!("{left_out} lines were left out: more than {LINES_PER_SECOND_MAX} a second");
-            self.keep(LogLine { at: now, level: LogLevel::Warn, from: None, text: text.into() });
         }
         let text = one_line(cut(text, LINE_BYTES_MAX)).into();
         self.keep(LogLine { at: now, level, from: from.cloned(), text });
@@ -168,10 +220,7 @@ impl PluginLog {
         if state.recent.len() == RECENT_MAX {
             state.recent.pop_front();
         }
-        // An error says that nobody reads along any more.
-        if state.followers.as_ref().is_some_and(|followers| followers.send(line.clone()).is_err()) {
-            state.followers = None;
-        }
+        self.followers.tell(line.topic(), &line);
         state.recent.push_back(line);
     }
 }
@@ -317,7 +366,10 @@ impl OutputStream for LogStream {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
+    use crate::pipeline::Heard;
 
     #[test]
     fn a_flood_is_thinned_out_and_said() {
@@ -342,22 +394,78 @@ mod tests {
         assert_eq!((recent.len(), &*recent[RECENT_MAX - 1].text), (RECENT_MAX, "9999"));
     }
 
-    #[tokio::test]
-    async fn a_slow_follower_loses_lines_and_is_told_how_many() {
+    fn stage_log(log: &Arc<PluginLog>, topic: &str) -> StageLog {
+        let from = Speaker { version: "1".into(), stage: topic.into(), topic: OnceLock::new() };
+        let stage = StageLog::new(Arc::clone(log), from);
+        stage.runs_on(&topic.parse().unwrap());
+        stage
+    }
+
+    fn texts(log: &PluginLog, topic: &str) -> Vec<String> {
+        let of_topic = |line: &LogLine| line.topic().is_some_and(|of| of.as_str() == topic);
+        log.recent().iter().filter(|line| of_topic(line)).map(|line| line.text.to_string()).collect()
+    }
+
+    #[test]
+    fn the_flood_of_one_topic_silences_no_other_and_is_said_to_those_who_may_hear_it() {
         let clock = Clock::fixed(Timestamp(0));
         let log = PluginLog::new("loud".into(), clock.clone());
-        log.write(LogLevel::Info, "before".to_owned());
-        let (recent, mut to_come) = log.follow();
+        let (loud, quiet) = (stage_log(&log, "loud"), stage_log(&log, "quiet"));
+        (0..500).for_each(|_| loud.write(LogLevel::Info, "again".to_owned()));
+        quiet.write(LogLevel::Info, "hello".to_owned());
+        log.write(LogLevel::Info, "of none".to_owned());
+        assert_eq!((texts(&log, "loud").len(), texts(&log, "quiet")), (100, vec!["hello".to_owned()]));
+        assert_eq!(&*log.recent()[101].text, "of none");
+        clock.advance(std::time::Duration::from_secs(1));
+        quiet.write(LogLevel::Info, "later".to_owned());
+        let said = texts(&log, "loud").pop();
+        assert_eq!(said.as_deref(), Some("400 lines of loud were left out: more than 100 a second"));
+        assert_eq!(texts(&log, "quiet"), ["hello", "later"], "it is not told of others'");
+    }
+
+    #[test]
+    fn so_many_topics_are_counted_apart_and_the_others_together() {
+        let clock = Clock::fixed(Timestamp(0));
+        let log = PluginLog::new("loud".into(), clock.clone());
+        let (_, mut to_come) = log.follow(Box::new(|_| true));
+        let mut kept = 0;
+        for number in 0..TOPICS_APART_MAX + 50 {
+            let stage = stage_log(&log, &format!("t{number}"));
+            for _ in 0..LINES_PER_SECOND_MAX * 2 {
+                stage.write(LogLevel::Info, "again".to_owned());
+                kept += usize::from(to_come.next().now_or_never().is_some());
+            }
+        }
+        assert_eq!(kept, (TOPICS_APART_MAX + 1) * LINES_PER_SECOND_MAX as usize);
+        assert_eq!(log.state.lock().counts.len(), TOPICS_APART_MAX + 1);
+        clock.advance(std::time::Duration::from_secs(1));
+        log.write(LogLevel::Info, "x".to_owned());
+        let recent = log.recent();
+        let said = &recent[recent.len() - 2];
+        assert_eq!((&*said.text, &said.from), ("9900 lines were left out: more than 100 a second", &None));
+    }
+
+    #[test]
+    fn a_slow_follower_loses_lines_and_is_told_how_many_of_those_that_it_may_see() {
+        let clock = Clock::fixed(Timestamp(0));
+        let log = PluginLog::new("loud".into(), clock.clone());
+        let (orders, billing) = (stage_log(&log, "orders.a"), stage_log(&log, "billing.a"));
+        orders.write(LogLevel::Info, "before".to_owned());
+        let of_orders = |topic: Option<&TopicName>| topic.is_some_and(|topic| topic.as_str().starts_with("orders."));
+        let (recent, mut to_come) = log.follow(Box::new(of_orders));
         assert_eq!(recent.len(), 1);
         for n in 0..FOLLOWED_MAX + 10 {
             clock.advance(std::time::Duration::from_secs(1));
-            log.write(LogLevel::Info, n.to_string());
+            billing.write(LogLevel::Info, "of others".to_owned());
+            log.write(LogLevel::Info, "of none".to_owned());
+            orders.write(LogLevel::Info, n.to_string());
         }
-        assert!(matches!(to_come.recv().await, Err(broadcast::error::RecvError::Lagged(10))));
-        assert_eq!(&*to_come.recv().await.unwrap().text, "10");
-        drop(to_come);
-        log.write(LogLevel::Info, "after".to_owned());
-        assert!(log.state.lock().followers.is_none(), "what nobody reads is not kept");
+        let mut next = || to_come.next().now_or_never().flatten();
+        for n in 0..FOLLOWED_MAX {
+            let Some(Heard::Told(line)) = next() else { panic!("{n} is missing") };
+            assert_eq!(&*line.text, n.to_string());
+        }
+        assert_eq!((next(), next()), (Some(Heard::Lost(10)), None), "of the others none is told, and none is lost");
     }
 
     #[test]

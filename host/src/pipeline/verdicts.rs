@@ -3,18 +3,16 @@
 //! Tells of live traffic alone: a copy that a version is tried on is no verdict.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::Value;
-use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TrySendError;
 
 use crate::clock::Timestamp;
 use crate::message::TopicName;
 
 use super::draft::{PayloadFault, Verdict};
+use super::followers::{Followers, Reaches};
 use super::plugin_log::Speaker;
 use super::rollout::compare::{self, Made};
 
@@ -102,27 +100,16 @@ impl Pace {
     }
 }
 
-/// Says whether a follower may know of a topic.
-pub type Reaches = Box<dyn Fn(&TopicName) -> bool + Send + Sync>;
-
-/// Those who follow one plugin.
-#[derive(Debug, Default)]
+/// Those who follow what the stages of one plugin make of messages.
+#[derive(Debug)]
 pub struct Verdicts {
-    /// Of those that there are: what a batch looks at.
-    count: Arc<AtomicUsize>,
-    followers: Mutex<Vec<Follower>>,
+    /// Boxed: most of what is told is passed on.
+    followers: Followers<Box<Told>>,
 }
 
-struct Follower {
-    reaches: Reaches,
-    to: mpsc::Sender<Told>,
-    /// Of the topics that it reaches, those that it was not told.
-    lost: Arc<AtomicU64>,
-}
-
-impl std::fmt::Debug for Follower {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Follower").field("lost", &self.lost).finish_non_exhaustive()
+impl Default for Verdicts {
+    fn default() -> Verdicts {
+        Verdicts { followers: Followers::new(FOLLOWED_MAX) }
     }
 }
 
@@ -130,91 +117,39 @@ impl Verdicts {
     /// Whether anybody wants to know.
     #[must_use]
     pub fn are_followed(&self) -> bool {
-        self.count.load(Ordering::Relaxed) > 0
+        self.followers.are_there()
     }
 
     /// How many of `wanted` messages of `topic`, which the stage of this pace has, may be told now; the others are counted as
     /// lost for those who reach the topic. Nothing is told that nobody hears.
     #[must_use]
     pub fn room_for(&self, pace: &Pace, topic: &TopicName, (wanted, now): (usize, Timestamp)) -> usize {
-        let followers = self.followers.lock();
-        let mut reaching = followers.iter().filter(|follower| (follower.reaches)(topic)).peekable();
-        if reaching.peek().is_none() {
+        if !self.followers.any_reaches(Some(topic)) {
             return 0;
         }
         let wanted = wanted as u64;
         let room = pace.room_for(wanted, now);
         if room < wanted {
-            reaching.for_each(|follower| _ = follower.lost.fetch_add(wanted - room, Ordering::Relaxed));
+            self.followers.lose(Some(topic), wanted - room);
         }
         usize::try_from(room).unwrap_or(usize::MAX)
     }
 
-    /// Tells those who follow and reach the topic. Who has not read what was told before loses this one.
-    pub fn tell(&self, told: &Told) {
-        self.followers.lock().retain(|follower| {
-            if !(follower.reaches)(&told.topic) {
-                return !follower.to.is_closed();
-            }
-            match follower.to.try_send(told.clone()) {
-                Ok(()) => true,
-                Err(TrySendError::Full(_)) => {
-                    follower.lost.fetch_add(1, Ordering::Relaxed);
-                    true
-                }
-                Err(TrySendError::Closed(_)) => false,
-            }
-        });
+    /// Tells those who follow and reach the topic.
+    pub fn tell(&self, told: Told) {
+        let topic = told.topic.clone();
+        self.followers.tell(Some(&topic), &Box::new(told));
     }
 
-    /// Those to come, on the topics that it reaches.
+    /// Those to come, on the topics that `reaches` names.
     #[must_use]
     pub fn follow(&self, reaches: Reaches) -> Following {
-        let (to, to_come) = mpsc::channel(FOLLOWED_MAX);
-        let lost = Arc::<AtomicU64>::default();
-        let mut followers = self.followers.lock();
-        followers.retain(|follower| !follower.to.is_closed());
-        followers.push(Follower { reaches, to, lost: Arc::clone(&lost) });
-        self.count.fetch_add(1, Ordering::Relaxed);
-        Following { to_come, lost, count: Arc::clone(&self.count) }
+        self.followers.follow(reaches)
     }
 }
 
 /// One who follows.
-#[derive(Debug)]
-pub struct Following {
-    to_come: mpsc::Receiver<Told>,
-    lost: Arc<AtomicU64>,
-    count: Arc<AtomicUsize>,
-}
+pub type Following = super::followers::Following<Box<Told>>;
 
-/// What a follower hears.
-#[derive(Debug)]
-pub enum Heard {
-    /// A verdict.
-    Told(Box<Told>),
-    /// So many were lost: they came faster than they are told, or than they were read.
-    Lost(u64),
-}
-
-impl Following {
-    /// The next one; none once the plugin is gone.
-    pub async fn next(&mut self) -> Option<Heard> {
-        if let Some(lost) = self.lost() {
-            return Some(Heard::Lost(lost));
-        }
-        Some(Heard::Told(Box::new(self.to_come.recv().await?)))
-    }
-
-    /// How many were lost since it was asked, if any were.
-    pub fn lost(&mut self) -> Option<u64> {
-        let lost = self.lost.swap(0, Ordering::Relaxed);
-        (lost > 0).then_some(lost)
-    }
-}
-
-impl Drop for Following {
-    fn drop(&mut self) {
-        self.count.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+/// What it hears.
+pub type Heard = super::followers::Heard<Box<Told>>;
