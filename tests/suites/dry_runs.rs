@@ -361,6 +361,52 @@ async fn only_who_may_set_a_stage_may_try_it_and_what_is_wrong_is_told_by_its_pl
     assert!(result["unreadableSample"][1]["message"].as_str().is_some_and(|why| why.contains("/payload")), "{result}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_lines_a_config_may_be_as_large_as_a_stages() {
+    let broker = Broker::start().await;
+    set_up(&broker, [&guest::tag(1), &guest::tag(2)]).await;
+    let config = |bytes: usize| json!({"schema": {"required": ["id"], "description": "x".repeat(bytes)}});
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = |name: &str, text: String| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).expect("written");
+        path.to_str().expect("a path").to_owned()
+    };
+    let lines = file("events.ndjson", "no JSON\u{0}\n{\"id\": 1}\n{\"name\": 2}\n".to_owned());
+    let large = file("large.json", config(900_000).to_string());
+    let of = ["plugin", "dry-run", "json-schema", "latest", "--topic", TOPIC, "--ndjson", &lines, "--config"];
+    let result = cli::json(&broker, &[&of[..], &[&large]].concat());
+    assert_eq!((&result["messages"], &result["end"]), (&json!(3), &json!("all")), "{result}");
+    assert_eq!((&result["candidate"]["kept"], &result["candidate"]["rejected"]), (&json!(1), &json!(2)), "{result}");
+    let larger = file("larger.json", config(1 << 20).to_string());
+    cli::refused(&broker, &[&of[..], &[&larger]].concat(), 1, "a config has at most 1048576 bytes");
+
+    // Lines are counted without the first one, and what is wrong in that has its place there.
+    let first = |wanted: Value| format!("{}\n", json!({ "dryRun": wanted }));
+    let messages = "{\"payload\": {\"id\": 1}}\nnonsense\n{\"dryRun\": {}}\n";
+    let wanted = json!({"topic": TOPIC, "config": {}, "seed": 3, "limit": 10, "at": "2026-01-01T00:00:00Z"});
+    let result = send_lines(&broker, "1.1.0", "", first(wanted) + messages).await.expect(200);
+    assert_eq!((&result["messages"], &result["inputs"]), (&json!(1), &json!("sent")), "{result}");
+    let unreadable = &result["unreadableSample"];
+    assert_eq!((&unreadable[0]["line"], &unreadable[1]["line"]), (&json!(2), &json!(3)), "{result}");
+    for (line, pointer) in [
+        (String::new(), "/dryRun"),
+        ("{}\n".to_owned(), "/dryRun"),
+        ("{\"payload\": 1}\n".to_owned(), "/payload"),
+        (first(json!({})), "/dryRun/topic"),
+        (first(json!({"topic": TOPIC, "inputs": "stored"})), "/dryRun/inputs"),
+        (first(json!({"topic": TOPIC, "against": "none"})), "/dryRun/against"),
+        (first(json!({"topic": TOPIC, "config": {"$": "x".repeat(1 << 20)}})), "/dryRun/config"),
+        (first(json!({"topic": TOPIC, "config": "x".repeat(17 << 20)})), "/dryRun"),
+    ] {
+        let problem = send_lines(&broker, "1.1.0", "", line).await.expect_problem(400, "VALIDATION_ERROR");
+        assert_eq!(problem["errors"][0]["pointer"], pointer, "{problem}");
+    }
+    // Where the query says what to try, each line is a message.
+    let result = send_lines(&broker, "1.1.0", &format!("topic={TOPIC}"), messages).await.expect(200);
+    assert_eq!((&result["messages"], &result["unreadable"]), (&json!(1), &json!(2)), "{result}");
+}
+
 /// Lines for the guest `powers`, whose headers say what it does.
 fn told(words: &[&str]) -> String {
     words.iter().map(|words| format!("{}\n", json!({"payload": 1, "headers": {"do": words}}))).collect()

@@ -2,133 +2,46 @@
 //! reaches; nothing is changed by it; who goes away ends the run. Never shows more of messages than the differences.
 
 mod pump;
+mod wanted;
 
 use std::sync::Arc;
 
-use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use http::HeaderMap;
 use http::header;
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde::Serialize;
 use tokio::sync::mpsc;
-use utoipa::{IntoParams, ToSchema};
+use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use self::pump::Pump;
+use self::wanted::{DryRunBody, DryRunLine, DryRunQuery, Source, Wanted};
 use super::auth::Caller;
 use super::events::{self, KEEP_ALIVE, comment, event};
-use super::extract::{Intake, Lines, Params2, Query, Spare, decode, expect_json, not_null};
+use super::extract::{Intake, Lines, Params2, Query};
 use super::messages::is_ndjson;
 use super::plugin_logs::LogLineAnswer;
 use super::problem::{Code, Faults, Problem};
 use super::rollouts::{DifferenceAnswer, FiguresAnswer};
 use super::{Api, answer, pipelines, plugins, reach};
 use crate::broker::Broker;
-use crate::catalog::model::{DeadLetterPayload, Scope, StageSpec, SubscriptionId, Topic};
+use crate::catalog::model::{DeadLetterPayload, Scope, StageSpec, Topic};
 use crate::clock::Timestamp;
 use crate::dry_run::{End, Inputs, Progress, Running};
-use crate::message::{GroupId, TopicName};
+use crate::message::GroupId;
 use crate::pipeline::{DryRunSpec, Outcomes};
 use crate::store::ReadFrom;
 
-/// Messages of a run that does not say.
-const LIMIT_DEFAULT: u64 = 10_000;
-/// What is held does not grow with them, but a run is to end.
-const LIMIT_MAX: u64 = 100_000_000;
 /// Runs of lines that wait for the stages.
 const RUNS_AHEAD: usize = 1;
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
     OpenApiRouter::new().routes(routes!(dry_run))
-}
-
-/// Which messages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-enum Source {
-    /// What arrived at the topic, as it was before its stages; the topic's `captureInput` keeps that.
-    Captured,
-    /// What is stored: as a subscription's stages get it. For a topic, whose stages it has passed, the stages before the one
-    /// that is tried are left out.
-    Stored,
-    /// Dead letters that wait: of a topic those that its stages turned away, of a subscription its own.
-    DeadLetters,
-    /// What the request brings, a line each.
-    Sent,
-}
-
-/// What to try, and on which messages. `topic` or `subscriptionId` is required.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-struct DryRunBody {
-    /// Whose pipeline.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    topic: Option<String>,
-    /// Instead of `topic`.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(value_type = Option<String>, format = Uuid, nullable = false)]
-    subscription_id: Option<SubscriptionId>,
-    /// The stage in whose place the version is tried: by default the one that runs the plugin. Where none does, the version is
-    /// tried alone, and compared with the messages as they come.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    stage: Option<String>,
-    /// `captured` (the default for a topic), `stored` (for a subscription) or `deadLetters`.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    inputs: Option<Source>,
-    /// `earliest` (the default), or an RFC 3339 time.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    from: Option<String>,
-    /// Messages at most: 1 to 100000000 (10000).
-    #[serde(deserialize_with = "not_null")]
-    #[schema(minimum = 1, maximum = 100_000_000, nullable = false)]
-    limit: Option<u64>,
-    /// In the place of the stage's config.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(value_type = Option<Object>, nullable = false)]
-    config: Option<Value>,
-    /// The version that it is compared with: by default the one that the stage runs.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    against: Option<String>,
-    /// What randomness follows from (0): the same seed, the same numbers.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    seed: Option<u64>,
-}
-
-/// The same, where the body is the messages.
-#[derive(Debug, Default, Deserialize, IntoParams)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-#[into_params(parameter_in = Query)]
-struct DryRunQuery {
-    /// With lines: whose pipeline.
-    topic: Option<String>,
-    /// With lines: instead of `topic`.
-    #[param(value_type = Option<String>, format = Uuid)]
-    subscription_id: Option<SubscriptionId>,
-    /// With lines: as in the body.
-    stage: Option<String>,
-    /// With lines: messages at most.
-    #[param(minimum = 1, maximum = 100_000_000, default = 10_000)]
-    limit: Option<u64>,
-    /// With lines: in the place of the stage's config, as JSON.
-    config: Option<String>,
-    /// With lines: the version that it is compared with.
-    against: Option<String>,
-    /// With lines: what randomness follows from.
-    seed: Option<u64>,
-    /// With lines: when they came, for the stages (now).
-    at: Option<String>,
 }
 
 /// What came of a dry run.
@@ -230,8 +143,9 @@ struct ProgressAnswer {
         DryRunQuery,
     ),
     request_body(
-        description = "What to try; or messages, one a line as they are published, where the query says what to try",
-        content((DryRunBody = "application/json"), (String = "application/x-ndjson")),
+        description = "What to try; or messages, one a line as they are published, where the query says what to try, or else \
+                       the first line",
+        content((DryRunBody = "application/json"), (DryRunLine = "application/x-ndjson")),
     ),
     responses((
         status = 200, description = "Counts, differences, and the time it takes",
@@ -252,9 +166,11 @@ async fn dry_run(
         version.ok_or_else(|| Problem::not_found("version", format_args!("{label}' of the plugin '{name}")))?;
     let (parts, body) = request.into_parts();
     let headers = parts.headers;
-    let is_sent = is_ndjson(&headers);
-    let (wanted, body) = if is_sent {
-        (query.check(Wanted::of_query)?, Some(intake.decoded(&headers, body)?))
+    let (wanted, place, lines) = if is_ndjson(&headers) {
+        let body = intake.decoded(&headers, body)?;
+        let mut lines = Lines::new(body, intake, broker.config.limits.body_bytes_max);
+        let (wanted, place) = wanted::beside(query, &mut lines).await?;
+        (wanted, place, Some(lines))
     } else {
         let of_lines = |query: DryRunQuery, faults: &mut Faults| {
             if !query.is_empty() {
@@ -263,8 +179,20 @@ async fn dry_run(
             Some(())
         };
         query.check(of_lines)?;
-        (wanted(&intake, &headers, body).await?, None)
+        (wanted::in_body(&intake, &headers, body).await?, "", None)
     };
+    let feed = begin((broker, caller), (name, version.version), wanted, lines).await;
+    let feed = feed.map_err(|problem| problem.within(place))?;
+    if wants_events(&headers) { Ok(feed.answer()) } else { feed.of.answer(feed.running).await }
+}
+
+/// Begins what is asked for.
+async fn begin(
+    (broker, caller): (Arc<Broker>, Caller),
+    (name, version): (String, String),
+    wanted: Wanted,
+    lines: Option<Lines>,
+) -> Result<Feed, Problem> {
     let owner = Owner::of(&broker, &caller, &wanted)?;
     need_secrets(&broker, &caller, (&name, owner.scope), &wanted)?;
     let place = broker.dry_runs.place().ok_or_else(|| {
@@ -274,22 +202,22 @@ async fn dry_run(
     let has_passed = source == Source::Stored && owner.subscription.is_none();
     let spec = DryRunSpec {
         plugin: name.clone(),
-        version: version.version,
-        against: wanted.against.clone(),
-        config: wanted.config.clone(),
+        version,
+        against: wanted.against,
+        config: wanted.config,
         scope: owner.scope,
-        stage: wanted.stage.clone(),
+        stage: wanted.stage,
         topic: owner.topic.name.clone(),
         payload_bytes_max: owner.topic.settings.max_message_size,
         seed: wanted.seed,
         has_passed,
     };
     let run = broker.pipelines.dry_run(spec).await?;
-    let (inputs, send) = match body {
+    let (inputs, send) = match lines {
         None => (owner.inputs(&broker, source, wanted.from).await?, None),
-        Some(body) => {
+        Some(lines) => {
             let (send, sent) = mpsc::channel(RUNS_AHEAD);
-            (Inputs::Sent(sent), Some((send, Lines::new(body, intake, broker.config.limits.body_bytes_max))))
+            (Inputs::Sent(sent), Some((send, lines)))
         }
     };
     let running = broker.dry_runs.start((run, place), inputs, wanted.limit);
@@ -300,8 +228,7 @@ async fn dry_run(
         tokio::spawn(pump.run(running.ends.clone()));
     }
     let of = Of { plugin: name, source };
-    let feed = Feed { of, running, broker, caller };
-    if wants_events(&headers) { Ok(feed.answer()) } else { feed.of.answer(feed.running).await }
+    Ok(Feed { of, running, broker, caller })
 }
 
 /// The version sees the secrets of its config: they must be the caller's to name, as where a stage is set.
@@ -323,115 +250,9 @@ fn need_secrets(
     stages.iter().filter(is_meant).filter(|_| is_inherited).try_for_each(|stage| need(&stage.config))
 }
 
-async fn wanted(intake: &Intake, headers: &HeaderMap, body: Body) -> Result<Wanted, Problem> {
-    expect_json(headers)?;
-    let body = intake.read(headers, body).await?;
-    let (spare, mut faults) = (Spare::default(), Faults::default());
-    let read = decode::<DryRunBody>(&body.bytes, &spare, &mut faults)?;
-    let wanted = read.and_then(|read| Wanted::of_body(read, &mut faults));
-    faults.finish(wanted)
-}
-
 fn wants_events(headers: &HeaderMap) -> bool {
     let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|accepts| accepts.to_str().ok());
     accepted.flat_map(|accepts| accepts.split(',')).any(|kind| kind.trim().starts_with(events::MEDIA_TYPE))
-}
-
-impl DryRunQuery {
-    fn is_empty(&self) -> bool {
-        let DryRunQuery { topic, subscription_id, stage, limit, config, against, seed, at } = self;
-        topic.is_none()
-            && (subscription_id.is_none() && stage.is_none() && limit.is_none() && config.is_none())
-            && (against.is_none() && seed.is_none() && at.is_none())
-    }
-}
-
-fn topic(name: Option<String>, faults: &mut Faults) -> Option<TopicName> {
-    name.and_then(|name| faults.keep("/topic", name.parse()))
-}
-
-/// What a request asks for.
-#[derive(Debug)]
-struct Wanted {
-    topic: Option<TopicName>,
-    subscription: Option<SubscriptionId>,
-    stage: Option<String>,
-    inputs: Option<Source>,
-    from: Option<Timestamp>,
-    limit: u64,
-    config: Option<Value>,
-    against: Option<String>,
-    seed: u64,
-    at: Option<Timestamp>,
-}
-
-impl Wanted {
-    fn of_body(body: DryRunBody, faults: &mut Faults) -> Option<Wanted> {
-        let time = |text: &str| Timestamp::parse_rfc3339(text);
-        let from = body.from.filter(|from| from != "earliest");
-        let from = faults.keep("/from", from.map(|from| time(&from)).transpose());
-        if body.inputs == Some(Source::Sent) {
-            faults.push("/inputs", "messages are sent one a line, as application/x-ndjson");
-        }
-        let wanted = Wanted {
-            topic: topic(body.topic, faults),
-            subscription: body.subscription_id,
-            stage: body.stage,
-            inputs: body.inputs,
-            from: from.flatten(),
-            limit: body.limit.unwrap_or(LIMIT_DEFAULT),
-            config: body.config,
-            against: body.against,
-            seed: body.seed.unwrap_or(0),
-            at: None,
-        };
-        wanted.checked(faults)
-    }
-
-    fn of_query(query: DryRunQuery, faults: &mut Faults) -> Option<Wanted> {
-        let config = query.config.map(|text| serde_json::from_str(&text)).transpose();
-        let config = faults.keep("/config", config.map_err(|error| format!("is not JSON: {error}")));
-        let at = faults.keep("/at", query.at.map(|at| Timestamp::parse_rfc3339(&at)).transpose());
-        let wanted = Wanted {
-            topic: topic(query.topic, faults),
-            subscription: query.subscription_id,
-            stage: query.stage,
-            inputs: Some(Source::Sent),
-            from: None,
-            limit: query.limit.unwrap_or(LIMIT_DEFAULT),
-            config: config.flatten(),
-            against: query.against,
-            seed: query.seed.unwrap_or(0),
-            at: at.flatten(),
-        };
-        wanted.checked(faults)
-    }
-
-    fn checked(self, faults: &mut Faults) -> Option<Wanted> {
-        match (&self.topic, &self.subscription) {
-            (Some(_), Some(_)) => faults.push("/subscriptionId", "give `topic` or `subscriptionId`, not both"),
-            (None, None) if !faults.mentions("/topic") => faults.push("/topic", "is required (or `subscriptionId`)"),
-            _ => {}
-        }
-        if self.subscription.is_some() && self.inputs == Some(Source::Captured) {
-            faults.push("/inputs", "what a subscription's stages get is stored: give `stored` or `deadLetters`");
-        }
-        if !(1..=LIMIT_MAX).contains(&self.limit) {
-            faults.push("/limit", format!("is from 1 to {LIMIT_MAX}"));
-        }
-        if self.config.as_ref().is_some_and(|config| !config.is_object()) {
-            faults.push("/config", "is an object");
-        }
-        if self.from.is_some() && self.inputs == Some(Source::DeadLetters) {
-            faults.push("/from", "dead letters are read from the first one on");
-        }
-        Some(self)
-    }
-
-    fn source(&self, owner: &Owner) -> Source {
-        let of_owner = if owner.subscription.is_some() { Source::Stored } else { Source::Captured };
-        self.inputs.unwrap_or(of_owner)
-    }
 }
 
 /// Whose pipeline it is.

@@ -314,6 +314,13 @@ impl Problem {
         self
     }
 
+    /// The same of a part of the body, which stands at `place`.
+    #[must_use]
+    pub fn within(mut self, place: &str) -> Problem {
+        self.0.faults.iter_mut().for_each(|fault| fault.pointer.insert_str(0, place));
+        self
+    }
+
     /// Its faults; it is no more then.
     #[must_use]
     pub fn into_faults(self) -> Vec<Fault> {

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use bytes::Bytes;
 use clap::{Args, ValueEnum};
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::StreamExt as _;
@@ -21,8 +22,6 @@ use super::work_bar::WorkBar;
 
 /// Messages of a run that does not say.
 const LIMIT: u64 = 10_000;
-/// Bytes of a config beside lines, percent-encoded: what leaves room for the rest in an address of 8 KiB.
-const CONFIG_BYTES_MAX: usize = 6 * 1024;
 /// Chunks of lines that wait to go out.
 const CHUNKS_AHEAD: usize = 2;
 
@@ -201,10 +200,10 @@ pub(super) async fn run(client: &Client, output: Output, args: &DryRunArgs) -> R
                 .await
         }
         Some(file) => {
-            if let (Some(config), Some(path)) = (&config, &args.config) {
-                check_fits(config, path)?;
-            }
             let (chunks, sent) = mpsc::channel::<Bytes>(CHUNKS_AHEAD);
+            // What to try goes before the lines: a config may be larger than an address.
+            let first = format!("{}\n", json!({ "dryRun": args.beside_lines(config) }));
+            chunks.try_send(first.into()).expect("nothing is in the channel yet");
             let (has_read, mut reading) = oneshot::channel();
             let topic = args.owner.topic.clone().unwrap_or_else(|| "dry-run".to_owned());
             let envelope = args.ndjson.as_ref().map(|_| Envelope::default());
@@ -219,7 +218,7 @@ pub(super) async fn run(client: &Client, output: Output, args: &DryRunArgs) -> R
                 drop(feed);
             });
             let body = reqwest::Body::wrap_stream(ReceiverStream::new(sent).map(Ok::<_, std::convert::Infallible>));
-            let events = client.post_for_events(&path, args.query(config), ("application/x-ndjson", body)).await?;
+            let events = client.post_for_events(&path, Query::default(), ("application/x-ndjson", body)).await?;
             let result = follow(events, &bar).await;
             if let (Ok(_), Ok(read)) = (&result, reading.try_recv()) {
                 read.map_err(Failure::io(name))?;
@@ -253,22 +252,6 @@ fn read_config(path: &std::path::Path) -> Result<Value, Failure> {
     serde_json::from_slice(&text).map_err(|error| Failure::Usage(format!("{} is not JSON: {error}", path.display())))
 }
 
-/// Beside lines a config goes into the address, which has bounds.
-fn check_fits(config: &Value, path: &std::path::Path) -> Result<(), Failure> {
-    let as_sent = |byte: u8| if byte.is_ascii_alphanumeric() { 1 } else { 3 };
-    let bytes: usize = config.to_string().bytes().map(as_sent).sum();
-    if bytes <= CONFIG_BYTES_MAX {
-        return Ok(());
-    }
-    let path = path.display();
-    let detail = format!(
-        "{path} is too large to be sent beside lines ({bytes} bytes of {CONFIG_BYTES_MAX} as it is written in an address): \
-         publish the lines to a topic with `captureInput` and try it on what arrived there, or set the config on a stage and \
-         leave --config out"
-    );
-    Err(Failure::Usage(detail))
-}
-
 /// Shows how far it is, until there is a result.
 async fn follow(mut events: super::client::LineAnswers<'_>, bar: &WorkBar) -> Result<Value, Failure> {
     while let Some(event) = events.next().await? {
@@ -290,32 +273,34 @@ impl DryRunArgs {
             Inputs::Stored => "stored",
             Inputs::DeadLetters => "deadLetters",
         });
-        let given = [
-            ("topic", self.owner.topic.as_ref().map(|it| json!(it))),
-            ("subscriptionId", self.owner.subscription.as_ref().map(|it| json!(it))),
-            ("stage", self.stage.as_ref().map(|it| json!(it))),
-            ("inputs", inputs.map(|it| json!(it))),
-            ("from", self.from.as_ref().map(|it| json!(it))),
-            ("limit", Some(json!(self.limit))),
-            ("config", config),
-            ("against", self.against.as_ref().map(|it| json!(it))),
-            ("seed", Some(json!(self.seed))),
-        ];
-        let given = given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?)));
-        Value::Object(given.collect::<Map<_, _>>())
+        let mut body = self.on_what(config);
+        body.extend(given("inputs", inputs));
+        body.extend(given("from", self.from.as_ref()));
+        Value::Object(body)
     }
 
-    fn query(&self, config: Option<Value>) -> Query {
-        Query::default()
-            .with("topic", self.owner.topic.as_ref())
-            .with("subscriptionId", self.owner.subscription.as_ref())
-            .with("stage", self.stage.as_ref())
-            .with("limit", Some(self.limit))
-            .with("config", config)
-            .with("against", self.against.as_ref())
-            .with("seed", Some(self.seed))
-            .with("at", self.at.as_ref())
+    fn beside_lines(&self, config: Option<Value>) -> Value {
+        let mut body = self.on_what(config);
+        body.extend(given("at", self.at.as_ref()));
+        Value::Object(body)
     }
+
+    fn on_what(&self, config: Option<Value>) -> Map<String, Value> {
+        let all = [
+            given("topic", self.owner.topic.as_ref()),
+            given("subscriptionId", self.owner.subscription.as_ref()),
+            given("stage", self.stage.as_ref()),
+            given("limit", Some(self.limit)),
+            given("config", config),
+            given("against", self.against.as_ref()),
+            given("seed", Some(self.seed)),
+        ];
+        all.into_iter().flatten().collect()
+    }
+}
+
+fn given(name: &str, value: Option<impl Serialize>) -> Option<(String, Value)> {
+    value.map(|value| (name.to_owned(), json!(value)))
 }
 
 fn show(output: Output, result: &Value) -> Result<(), Failure> {

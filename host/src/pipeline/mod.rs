@@ -91,7 +91,7 @@ pub use self::diff::Difference;
 pub use self::dry_run::{DryRun, DryRunReport, DryRunSpec, Outcomes};
 pub use self::followers::{Heard, Reaches};
 pub use self::limits::{KV_RERUNS_MAX, RUN_GROWTH_BYTES_MAX};
-pub use self::limits::{MEMORY_MB_MAX as STAGE_MEMORY_MB_MAX, give_way};
+pub use self::limits::{CONFIG_BYTES_MAX as STAGE_CONFIG_BYTES_MAX, MEMORY_MB_MAX as STAGE_MEMORY_MB_MAX, give_way};
 pub use self::plugin_log::{Following as FollowingLines, LogLevel, LogLine};
 pub use self::powers::{POWERS, powers_of};
 pub use self::registry::{Binding, Lag, PluginProblem, PluginView, VersionView, is_label, is_plugin_name};

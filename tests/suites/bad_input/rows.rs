@@ -214,6 +214,10 @@ impl Bed {
             let bytes = Some(b"{\"payload\": 1}\n".to_vec());
             Row { bytes, media_type: "application/x-ndjson", is_data: true, ..Row::post(format!("{dry_run}?{query}")) }
         };
+        // No message behind it: what is wrong in one is told in the result.
+        let first_line = |wanted: Value| {
+            Row { media_type: "application/x-ndjson", ..Row::post(dry_run) }.body(json!({ "dryRun": wanted }))
+        };
         vec![
             Row::post(dry_run).body(json!({
                 "topic": "tried", "stage": "a", "inputs": "stored", "from": "2026-01-01T00:00:00Z", "limit": 10,
@@ -225,6 +229,11 @@ impl Bed {
                     .to_owned(),
             ),
             lines(format!("subscriptionId={}&stage=a", self.tried)),
+            first_line(json!({
+                "topic": "tried", "stage": "a", "limit": 10, "config": {}, "against": "1.0.0", "seed": 1,
+                "at": "2026-01-01T00:00:00Z",
+            })),
+            first_line(json!({"subscriptionId": self.tried, "stage": "a"})),
         ]
     }
 

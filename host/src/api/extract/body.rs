@@ -74,13 +74,21 @@ impl Intake {
         let first = poll_fn(|context| Poll::Ready(reading.as_mut().poll(context))).await;
         match first {
             Poll::Ready(read) => read,
-            Poll::Pending => tokio::time::timeout(self.timeout, reading).await.unwrap_or_else(|_| {
-                Err(Problem::new(
-                    Code::RequestTimeout,
-                    format!("The body did not arrive within {} s; send it faster or in parts.", self.timeout.as_secs()),
-                ))
-            }),
+            Poll::Pending => self.in_time(reading).await,
         }
+    }
+
+    /// What `reading` brings, in the time that a client has for that.
+    ///
+    /// # Errors
+    /// `REQUEST_TIMEOUT`, or its own.
+    pub async fn in_time<T>(&self, reading: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+        tokio::time::timeout(self.timeout, reading).await.unwrap_or_else(|_| {
+            Err(Problem::new(
+                Code::RequestTimeout,
+                format!("The body did not arrive within {} s; send it faster or in parts.", self.timeout.as_secs()),
+            ))
+        })
     }
 
     /// Takes what is still sent of a body that is refused unread, within bounds: a client that is cut off while it sends may

@@ -51,6 +51,8 @@ pub struct Lines {
     looked: usize,
     /// Whole lines in `held`.
     whole: Vec<Line>,
+    /// What came with the first line, which was asked for by itself.
+    ahead: Option<LineRun>,
     number: u64,
     /// The rest of a line that is too long is passed over.
     skips: bool,
@@ -73,6 +75,7 @@ impl Lines {
             begun: 0,
             looked: 0,
             whole: Vec::new(),
+            ahead: None,
             number: 0,
             skips: false,
             ended: false,
@@ -87,6 +90,9 @@ impl Lines {
     /// # Errors
     /// When the body breaks off, or there is no room for it.
     pub async fn next(&mut self) -> Result<Option<LineRun>, Problem> {
+        if let Some(run) = self.ahead.take() {
+            return Ok(Some(run));
+        }
         loop {
             let enough = self.whole.len() >= RUN_LINES_MAX || self.begun >= RUN_BYTES;
             match &self.broken {
@@ -114,6 +120,21 @@ impl Lines {
                 Some(Err(error)) => self.broken = Some(self.intake.broke_off(error)),
             }
         }
+    }
+
+    /// The first line by itself, in the time that a body has; none if there is no line. Those behind it are counted from 1.
+    ///
+    /// # Errors
+    /// As for `next`; `REQUEST_TIMEOUT`.
+    pub async fn first(&mut self) -> Result<Option<LineRun>, Problem> {
+        let intake = Arc::clone(&self.intake);
+        let Some(mut run) = intake.in_time(self.next()).await? else { return Ok(None) };
+        let mut behind = run.lines.split_off(1);
+        let before = run.lines.first().map_or(0, |first| first.number);
+        self.number -= before;
+        behind.iter_mut().for_each(|line| line.number -= before);
+        self.ahead = (!behind.is_empty()).then(|| LineRun { bytes: run.bytes.clone(), lines: behind });
+        Ok(Some(run))
     }
 
     fn came(&mut self, data: &[u8]) -> Result<(), Problem> {
@@ -248,6 +269,24 @@ mod tests {
             assert_eq!(found, expected, "frames of {size}");
             assert!(most <= text.len(), "{most}");
         }
+    }
+
+    #[tokio::test]
+    async fn the_first_line_comes_by_itself_and_those_behind_it_are_counted_without_it() {
+        let text = "\nfirst\n\ntwo\nthree\n";
+        for size in 1..=text.len() {
+            let frames: Vec<&str> =
+                text.as_bytes().chunks(size).map(|part| std::str::from_utf8(part).unwrap()).collect();
+            let mut lines = lines(&frames, 100);
+            let first = lines.first().await.unwrap().unwrap();
+            assert_eq!(first.lines.len(), 1);
+            assert_eq!(&first.bytes[first.lines[0].range.clone().unwrap()], b"first");
+            assert_eq!(all(lines).await, numbered(&[(2, "two"), (3, "three")]), "frames of {size}");
+        }
+        assert!(lines(&["\n"], 100).first().await.unwrap().is_none());
+        let mut long = lines(&["123456\n1\n"], 5);
+        assert!(long.first().await.unwrap().unwrap().lines[0].range.is_none());
+        assert_eq!(all(long).await, numbered(&[(1, "1")]));
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ pub(super) use self::batch::is_ndjson;
 pub(super) use self::browse::offset;
 pub(super) use self::consume::ACK_TIMEOUT_MAX;
 pub(super) use self::one::MessageView;
-pub(super) use self::publish_body::Reading;
+pub(super) use self::publish_body::{PublishBody, Reading};
 pub use self::slots::Slots;
 
 /// The routes.
