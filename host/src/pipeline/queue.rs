@@ -294,7 +294,7 @@ impl Queue {
         while let Some(scope) = self.turns(runs).get(at).copied() {
             let line = self.lines.get_mut(&scope).expect("a scope in turn has a line");
             let quota = line.quota;
-            if !self.shares.has_room(quota, runs) {
+            if !self.shares.has_room(quota, runs, scope) {
                 self.turns(runs).remove(at);
                 self.shares.park(quota, runs, scope);
                 continue;
@@ -302,6 +302,7 @@ impl Queue {
             if !line.may_run(&self.limits) {
                 at += 1;
                 // The place that it can't take may be what another one waits for.
+                self.shares.leaves(quota, runs, scope);
                 self.wake(quota, runs);
                 continue;
             }
@@ -320,9 +321,10 @@ impl Queue {
             }
             // None if nobody awaits any more what waited there.
             if batch.is_some() {
-                self.shares.begins(quota, runs);
+                self.shares.begins(quota, runs, scope);
                 return batch;
             }
+            self.shares.leaves(quota, runs, scope);
             self.wake(quota, runs);
         }
         None
@@ -339,7 +341,7 @@ impl Queue {
         let (after, in_turn, is_over) = (line.needs(), line.in_turn, line.is_over());
         if in_turn && before != after {
             self.turns(before).retain(|waits| *waits != scope);
-            self.shares.unpark(quota, before, scope);
+            self.shares.leaves(quota, before, scope);
             self.turns(after).push_back(scope);
             // It may have been the one that was to take a place.
             self.wake(quota, before);
@@ -350,7 +352,7 @@ impl Queue {
         self.wake(quota, runs);
     }
 
-    /// If the quota has a place free, the next one that was put aside for it has its turn again.
+    /// If the quota has a place free, the next one that was put aside for it has its turn again, and finds the place.
     fn wake(&mut self, quota: Option<Quota>, runs: Runs) {
         if let Some(scope) = self.shares.wake(quota, runs) {
             self.turns(runs).push_back(scope);

@@ -1,5 +1,6 @@
 //! Shares of the threads that run plugins, by the prefix of topics' names. Invariant: topics of a quota together never hold more
-//! threads of a kind than its share, and where there is room for one, it is not kept from those that wait. Never takes a batch.
+//! threads of a kind than its share, and where there is room for one, it is kept for the one that has waited for longest. Never
+//! takes a batch.
 
 use std::collections::VecDeque;
 
@@ -31,13 +32,15 @@ struct Places {
     /// None: as many as there are.
     at_most: Option<usize>,
     held: usize,
-    /// Scopes that found no room: they are out of the others' way until there is some.
+    /// Scopes that have their turn again, each with a place that is kept for it until then: whoever comes meanwhile is behind.
+    promised: Vec<Scope>,
+    /// Scopes that found no room: they are out of the others' way until there is some. So there is none while there are any.
     parked: VecDeque<Scope>,
 }
 
 impl Places {
     fn has_room(&self) -> bool {
-        self.at_most.is_none_or(|at_most| self.held < at_most)
+        self.at_most.is_none_or(|at_most| self.held + self.promised.len() < at_most)
     }
 }
 
@@ -66,10 +69,12 @@ impl Shares {
         longest_prefix(self.0.iter().enumerate().map(|(at, share)| (share.prefix.as_str(), Quota(at))), topic)
     }
 
-    /// Whether one more of its batches may run.
+    /// Whether one more batch of `scope` may run.
     #[must_use]
-    pub fn has_room(&self, quota: Option<Quota>, runs: Runs) -> bool {
-        quota.is_none_or(|quota| self.places(quota, runs).has_room())
+    pub fn has_room(&self, quota: Option<Quota>, runs: Runs, scope: Scope) -> bool {
+        let Some(quota) = quota else { return true };
+        let places = self.places(quota, runs);
+        places.promised.contains(&scope) || places.has_room()
     }
 
     /// So many of its messages wait now, and waited before.
@@ -80,10 +85,12 @@ impl Shares {
         }
     }
 
-    /// One of its batches begins.
-    pub fn begins(&mut self, quota: Option<Quota>, runs: Runs) {
+    /// A batch of `scope` begins, in the place that was kept for it if one was.
+    pub fn begins(&mut self, quota: Option<Quota>, runs: Runs, scope: Scope) {
         if let Some(quota) = quota {
-            self.places_mut(quota, runs).held += 1;
+            let places = self.places_mut(quota, runs);
+            places.promised.retain(|promised| *promised != scope);
+            places.held += 1;
             self.0[quota.0].gauges.threads.inc();
         }
     }
@@ -103,17 +110,21 @@ impl Shares {
         }
     }
 
-    /// The scope is no longer among those aside, if it was.
-    pub fn unpark(&mut self, quota: Option<Quota>, runs: Runs, scope: Scope) {
+    /// The scope waits for no place any more, and none is kept for it.
+    pub fn leaves(&mut self, quota: Option<Quota>, runs: Runs, scope: Scope) {
         if let Some(quota) = quota {
-            self.places_mut(quota, runs).parked.retain(|parked| *parked != scope);
+            let places = self.places_mut(quota, runs);
+            places.parked.retain(|parked| *parked != scope);
+            places.promised.retain(|promised| *promised != scope);
         }
     }
 
-    /// The scope that has been aside for longest, if there is room for it now.
+    /// The scope that has been aside for longest, if there is room for it now; that is kept for it.
     pub fn wake(&mut self, quota: Option<Quota>, runs: Runs) -> Option<Scope> {
         let places = self.places_mut(quota?, runs);
-        if places.has_room() { places.parked.pop_front() } else { None }
+        let scope = if places.has_room() { places.parked.pop_front()? } else { return None };
+        places.promised.push(scope);
+        Some(scope)
     }
 
     fn places(&self, Quota(at): Quota, runs: Runs) -> &Places {

@@ -303,6 +303,32 @@ async fn topics_of_a_quota_never_run_more_than_its_share_while_a_neighbours_run_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_waits_for_a_share_keeps_its_turn_before_those_that_come_later() {
+    let mut bench = Bench::under(&[one_thread("orders.")]).await;
+    let mut teams = Vec::new();
+    for name in ["orders.a", "orders.b", "orders.c", "orders.d", "orders.e"] {
+        let team = bench.team(name, 50).await;
+        bench.push(&team, 1);
+        bench.ran(&team, QUICK);
+        teams.push(team);
+    }
+    let [first, second, third, fourth, fifth] = [0, 1, 2, 3, 4].map(|at| teams[at].clone());
+    for team in [&first, &second, &third] {
+        bench.push(team, 1);
+    }
+    let mut running = bench.taken(Runs::Quick);
+    assert_eq!((running.len(), of(&running, &first)), (1, 1));
+    // Each time somebody has come meanwhile, and stands before those that get their turn again.
+    for (comes, next) in [(&fourth, &second), (&fifth, &third), (&first, &fourth), (&second, &fifth), (&third, &first)] {
+        bench.push(comes, 1);
+        let ended = running.remove(0);
+        bench.queue.done(ended.lane.scope, (ended.on, ended.drafts.len()), QUICK);
+        running = bench.taken(Runs::Quick);
+        assert_eq!((running.len(), of(&running, next)), (1, 1), "it is the turn of {}", next.topic.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_share_is_of_each_kind_of_threads_and_no_place_of_it_is_lost() {
     let mut bench = Bench::under(&[one_thread("orders.")]).await;
     let [turning, slow, quick] =
