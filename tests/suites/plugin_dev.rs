@@ -1,15 +1,21 @@
 //! `sluice plugin dev` against a real broker, and the verdicts that it tells. Invariant: what the command says is held against
 //! what the broker does with the next message. In C, whose builds take half a second.
 
+mod choices;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use sluice_tests::broker::signal;
 use sluice_tests::token::Claims;
 use sluice_tests::workshop::Workshop;
 use sluice_tests::{Broker, binary, guest, wait};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpListener;
 
 /// A session; it ends with the test.
 struct Session {
@@ -186,14 +192,37 @@ async fn without_a_broker_it_says_so_and_goes_on_and_once_it_fails() {
     let mut command = workshop.command(binary::sluice());
     let output = command.args(["plugin", "dev"]).args(wrong).output().expect("sluice starts");
     assert_eq!(output.status.code(), Some(3), "{output:?}");
-    let there = ["alone", "--url", "http://127.0.0.1:9"];
-    let mut session = Session::start(&workshop, &broker, &there);
+    let (url, asked) = silent().await;
+    let mut session = Session::start(&workshop, &broker, &["alone", "--url", &url]);
     let failed = session.next("failed").await;
     assert!(failed["text"].as_str().is_some_and(|text| text.contains("no answer")), "{failed}");
-    let readme = workshop.dir.join("alone/README.md");
-    fs::write(&readme, "other").expect("written");
+    // One asks after the other: when it is asked for the third time, what came of the second was told.
+    let asked_again = async || {
+        let before = asked.load(Ordering::Relaxed);
+        wait::until("it is asked again", async || (asked.load(Ordering::Relaxed) >= before + 3).then_some(())).await;
+    };
+    asked_again().await;
+    replace(&workshop.dir.join("alone/README.md"), "other");
     session.next("built").await;
+    asked_again().await;
     assert_eq!(session.all().matches("no answer").count(), 1, "it is asked again and again, and told once");
+}
+
+/// Where nobody answers, and how often it was asked.
+async fn silent() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let asked = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&asked);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::Relaxed);
+            // Read to its end, so that each time it ends alike.
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.is_ok_and(|read| read > 0) {}
+        }
+    });
+    (url, asked)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -462,6 +462,17 @@ fn signed(key: &SigningKey, component: &[u8]) -> String {
     STANDARD.encode(key.sign(&Sha256::digest(component)).to_bytes())
 }
 
+/// The public half of this key, as `plugins.trusted_keys` takes it.
+pub(crate) fn public_key(seed: u8) -> String {
+    public(&key(seed))
+}
+
+/// The key as a file has it: PKCS#8, PEM.
+pub(crate) fn private_key(seed: u8) -> String {
+    let pkcs8 = [&b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20"[..], &[seed; 32]].concat();
+    format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(pkcs8))
+}
+
 #[tokio::test]
 async fn where_signatures_are_required_only_a_trusted_keys_counts() {
     let ours = key(1);
@@ -503,9 +514,8 @@ async fn where_signatures_are_required_only_a_trusted_keys_counts() {
         std::fs::write(&path, bytes).expect("written");
         path.display().to_string()
     };
-    let pkcs8 = [&b"\x30\x2e\x02\x01\x00\x30\x05\x06\x03\x2b\x65\x70\x04\x22\x04\x20"[..], &[1; 32]].concat();
-    let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", STANDARD.encode(pkcs8));
-    let (key_file, component_file) = (write("key.pem", pem.as_bytes()), write("orders.cli@2.wasm", &small("cli")));
+    let (key_file, component_file) =
+        (write("key.pem", private_key(1).as_bytes()), write("orders.cli@2.wasm", &small("cli")));
     refused(&broker, &["plugin", "push", &component_file], 1, "not signed");
     let pushed = cli_json(&broker, &["plugin", "push", &component_file, "--sign", &key_file]);
     assert_eq!((&pushed["signedBy"], &pushed["version"]), (&json!(public(&ours)), &json!("2")));

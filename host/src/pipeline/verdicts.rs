@@ -150,6 +150,3 @@ impl Verdicts {
 
 /// One who follows.
 pub type Following = super::followers::Following<Box<Told>>;
-
-/// What it hears.
-pub type Heard = super::followers::Heard<Box<Told>>;

@@ -108,10 +108,10 @@ pub(super) struct DryRunQuery {
     at: Option<String>,
 }
 
-/// The same, in a line before the messages.
+/// What to try on the messages behind it. `topic` or `subscriptionId` is required.
 #[derive(Debug, Default, Deserialize, ToSchema)]
 #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-struct SentBody {
+struct DryRunSentBody {
     /// Whose pipeline.
     #[serde(deserialize_with = "not_null")]
     #[schema(nullable = false)]
@@ -146,13 +146,13 @@ struct SentBody {
     at: Option<String>,
 }
 
-/// The first line of messages, where no parameter of the query says what to try.
+/// The first line of a body of messages, where no parameter of the query says what to try.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct FirstLine<'a> {
+pub(super) struct DryRunFirstLine<'a> {
     /// No message has this field.
     #[serde(borrow)]
-    #[schema(value_type = SentBody)]
+    #[schema(value_type = DryRunSentBody)]
     dry_run: Option<&'a RawValue>,
 }
 
@@ -161,7 +161,7 @@ pub(super) struct FirstLine<'a> {
 #[serde(untagged)]
 #[expect(dead_code, reason = "for the description: lines are read one by one")]
 pub(super) enum DryRunLine<'a> {
-    First(FirstLine<'a>),
+    First(DryRunFirstLine<'a>),
     Message(Box<PublishBody<'a>>),
 }
 
@@ -173,13 +173,9 @@ pub(super) async fn in_body(intake: &Intake, headers: &HeaderMap, body: Body) ->
 }
 
 /// Beside messages: by parameters, or else in the first of the lines; and where its parts stand.
-pub(super) async fn beside(
-    query: Query<DryRunQuery>,
-    lines: &mut Lines,
-) -> Result<(Wanted, &'static str), Problem> {
-    let of_query = query.check(|query, faults| {
-        if query.is_empty() { Some(None) } else { Wanted::of_query(query, faults).map(Some) }
-    })?;
+pub(super) async fn beside(query: Query<DryRunQuery>, lines: &mut Lines) -> Result<(Wanted, &'static str), Problem> {
+    let of_query = query
+        .check(|query, faults| if query.is_empty() { Some(None) } else { Wanted::of_query(query, faults).map(Some) })?;
     if let Some(wanted) = of_query {
         return Ok((wanted, ""));
     }
@@ -188,12 +184,12 @@ pub(super) async fn beside(
     let range = run.lines.first().and_then(|line| line.range.clone());
     let line = &run.bytes[range.ok_or_else(|| Problem::invalid_at(FIRST_LINE, "is longer than a body may be"))?];
     let (spare, mut faults) = (Spare::default(), Faults::default());
-    let said = decode::<FirstLine<'_>>(line, &spare, &mut faults)?.and_then(|first| first.dry_run);
+    let said = decode::<DryRunFirstLine<'_>>(line, &spare, &mut faults)?.and_then(|first| first.dry_run);
     if said.is_none() && !faults.mentions(FIRST_LINE) {
         faults.push(FIRST_LINE, missing);
     }
     let said = faults.finish(said)?.get();
-    let wanted = read_as::<SentBody>(said.as_bytes(), Wanted::of_lines);
+    let wanted = read_as::<DryRunSentBody>(said.as_bytes(), Wanted::of_lines);
     Ok((wanted.map_err(|problem| problem.within(FIRST_LINE))?, FIRST_LINE))
 }
 
@@ -262,10 +258,10 @@ impl Wanted {
         let config = query.config.map(|text| serde_json::from_str(&text)).transpose();
         let config = faults.keep("/config", config.map_err(|error| format!("is not JSON: {error}"))).flatten();
         let DryRunQuery { topic, subscription_id, stage, limit, against, seed, at, .. } = query;
-        Wanted::of_lines(SentBody { topic, subscription_id, stage, limit, config, against, seed, at }, faults)
+        Wanted::of_lines(DryRunSentBody { topic, subscription_id, stage, limit, config, against, seed, at }, faults)
     }
 
-    fn of_lines(body: SentBody, faults: &mut Faults) -> Option<Wanted> {
+    fn of_lines(body: DryRunSentBody, faults: &mut Faults) -> Option<Wanted> {
         let at = faults.keep("/at", body.at.map(|at| Timestamp::parse_rfc3339(&at)).transpose());
         let wanted = Wanted {
             topic: topic(body.topic, faults),
@@ -310,4 +306,3 @@ impl Wanted {
         self.inputs.unwrap_or(of_owner)
     }
 }
-

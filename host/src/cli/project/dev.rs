@@ -269,11 +269,15 @@ impl Dev<'_> {
         else {
             return Passed::Placed;
         };
-        if self.place.has(&digest) {
-            let same = self.tell.say("unchanged", "the component is the same as before", json!({}));
-            return same.map_or_else(Passed::Failed, |()| Passed::Placed);
-        }
-        match self.place.bring(component, &digest).await {
+        let brought = match self.place.runs(&digest).await {
+            Ok(true) => {
+                let same = self.tell.say("unchanged", "the component is the same as before", json!({}));
+                return same.map_or_else(Passed::Failed, |()| Passed::Placed);
+            }
+            Ok(false) => self.place.bring(component, &digest).await,
+            Err(failure) => Err(failure),
+        };
+        match brought {
             Ok(in_force) => {
                 *self.ready.lock() = None;
                 self.placed.notify_one();

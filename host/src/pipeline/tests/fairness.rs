@@ -319,7 +319,8 @@ async fn who_waits_for_a_share_keeps_its_turn_before_those_that_come_later() {
     let mut running = bench.taken(Runs::Quick);
     assert_eq!((running.len(), of(&running, &first)), (1, 1));
     // Each time somebody has come meanwhile, and stands before those that get their turn again.
-    for (comes, next) in [(&fourth, &second), (&fifth, &third), (&first, &fourth), (&second, &fifth), (&third, &first)] {
+    for (comes, next) in [(&fourth, &second), (&fifth, &third), (&first, &fourth), (&second, &fifth), (&third, &first)]
+    {
         bench.push(comes, 1);
         let ended = running.remove(0);
         bench.queue.done(ended.lane.scope, (ended.on, ended.drafts.len()), QUICK);

@@ -8,8 +8,9 @@ use serde_json::json;
 use crate::catalog::model::{RolloutLimits, Strategy};
 use crate::clock::Timestamp;
 use crate::message::TopicName;
+use crate::pipeline::Heard;
 use crate::pipeline::rollout::NewRollout;
-use crate::pipeline::verdicts::{Following, Heard, Pace, TOLD_PER_SECOND_MAX, Told, Verdicts};
+use crate::pipeline::verdicts::{Following, Pace, TOLD_PER_SECOND_MAX, Told, Verdicts};
 
 use super::{Rig, SYSTEM, draft, guest, stage};
 
@@ -69,7 +70,8 @@ fn what_is_told_of_one_stage_is_not_taken_by_another_and_the_lost_ones_of_others
     let (verdicts, now) = (Verdicts::default(), Timestamp(0));
     let (orders, billing): (TopicName, TopicName) = ("orders.a".parse().unwrap(), "billing.a".parse().unwrap());
     assert_eq!(verdicts.room_for(&Pace::default(), &orders, (1, now)), 0, "nobody hears it");
-    let mut of_orders = verdicts.follow(Box::new(|topic| topic.is_some_and(|topic| topic.as_str().starts_with("orders."))));
+    let mut of_orders =
+        verdicts.follow(Box::new(|topic| topic.is_some_and(|topic| topic.as_str().starts_with("orders."))));
     let mut of_all = verdicts.follow(Box::new(|_| true));
     let max = usize::try_from(TOLD_PER_SECOND_MAX).unwrap();
     assert_eq!(verdicts.room_for(&Pace::default(), &billing, (5000, now)), max);

@@ -113,9 +113,18 @@ impl<'a> Place<'a> {
         self.state.lock().stage.as_ref().map(|(name, _)| name.clone())
     }
 
-    /// Whether `digest` is what runs already.
-    pub(super) fn has(&self, digest: &str) -> bool {
-        self.state.lock().in_force.as_deref() == Some(digest)
+    /// Whether `digest` is what the broker runs already: this session has brought it, and nobody has changed that since.
+    pub(super) async fn runs(&self, digest: &str) -> Result<bool, Failure> {
+        if self.state.lock().in_force.as_deref() != Some(digest) {
+            return Ok(false);
+        }
+        let Some(target) = &self.target else {
+            let known = self.known().await?.unwrap_or_default();
+            return Ok(known["versions"][0]["digest"] == digest);
+        };
+        let known = self.client.get(&target.path(), Query::default()).await?;
+        let (name, mut stages) = (self.stage(), known.body["resolved"].as_array().into_iter().flatten());
+        Ok(stages.any(|stage| stage["name"].as_str() == name.as_deref() && stage["digest"] == digest))
     }
 
     /// Whether something is being brought into force: to be waited for before it is put back.
