@@ -30,6 +30,8 @@ struct Built {
     answers: Vec<(usize, Published)>,
     /// Of those that were dropped without a key: there is nothing to store of them but values.
     unstored: Vec<(usize, Published)>,
+    /// What emitted messages were as they came to topics that keep that, and the items that they are stored with.
+    arrived: Vec<(usize, Arc<Topic>, Draft)>,
     values: KvUse,
 }
 
@@ -205,7 +207,8 @@ impl Publisher {
         for (place, (work, mut processed)) in work.iter().zip(ran.processed).enumerate() {
             let trail = std::mem::take(&mut processed.trail);
             let kept = keeps_writes(topic, &processed.draft, &processed.verdict);
-            let mut beside = emit::Beside { room: &mut room, values, message: place };
+            let mut arrived = Vec::new();
+            let mut beside = emit::Beside { room: &mut room, values, message: place, arrived: &mut arrived };
             let mut fate = Fate::Refused;
             match self.decide(topic, work, (ran.revision, processed), &mut beside).await {
                 Ok((published, entry, emitted)) => {
@@ -214,7 +217,9 @@ impl Publisher {
                         built.unstored.push((work.index, published));
                         fate = Fate::Dropped;
                     } else {
-                        fate = Fate::Item(built.items.len());
+                        let item = built.items.len();
+                        fate = Fate::Item(item);
+                        built.arrived.extend(arrived.into_iter().map(|(topic, draft)| (item, topic, draft)));
                         built.items.push(AppendItem { dedup: work.dedup.clone(), entry, emitted });
                         built.answers.push((work.index, published));
                     }
@@ -233,7 +238,7 @@ impl Publisher {
         (atomic, replays): (bool, Vec<Position>),
         results: &mut [Answer],
     ) -> Result<(), StoreError> {
-        let Built { revision, items, answers, unstored, values } = built;
+        let Built { revision, items, answers, unstored, arrived, values } = built;
         let (topic_id, kv) = (topic.id, Vec::new());
         let batch = AppendBatch { topic: topic_id, revision, items, all_or_nothing: atomic, kv, values, replays };
         let outcomes = self.store.append(batch).await?;
@@ -242,6 +247,12 @@ impl Publisher {
         }
         if outcomes.iter().any(|outcome| matches!(outcome, AppendOutcome::TopicFull)) {
             self.events.topic_full(topic);
+        }
+        for (item, target, draft) in arrived {
+            // With one that was stored before, or is refused, nothing came.
+            if matches!(outcomes.get(item), Some(AppendOutcome::Stored(_) | AppendOutcome::Scheduled)) {
+                self.capture.take(&target, || std::iter::once(draft));
+            }
         }
         for ((index, published), outcome) in answers.into_iter().zip(outcomes) {
             results[index] = Some(answer(topic, published, outcome));

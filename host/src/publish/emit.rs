@@ -32,6 +32,8 @@ pub(super) struct Beside<'a> {
     pub values: &'a Arc<Transaction>,
     /// The message's place in the request.
     pub message: usize,
+    /// What came to topics that keep what arrives: it has arrived once it is stored.
+    pub arrived: &'a mut Vec<(Arc<Topic>, Draft)>,
 }
 
 /// What came of one message, and waits to go through its topic's stages.
@@ -79,7 +81,7 @@ impl Publisher {
     ) -> Result<super::Emissions, PublishError> {
         let mut stored = Vec::new();
         let dropped = &self.metrics.emitted_dropped;
-        let Beside { room, values, message } = beside;
+        let Beside { room, values, message, arrived } = beside;
         let mut chain = Chain { from, waiting: VecDeque::new(), admitted: 0, room, dropped };
         chain.admit(parent, emitted, 1);
         while let Some((parent, emitted, n, hop)) = chain.waiting.pop_front() {
@@ -90,7 +92,9 @@ impl Publisher {
             let bytes = emitted.payload.len();
             let owner = values.owner_beside(*message);
             let run = KvRun::of_one(values, owner);
-            let (revision, processed) = self.run_emitted(&target, parent, (emitted, n), run).await?;
+            let draft = self.emitted_draft(&target, parent, (emitted, n));
+            let came = target.settings.capture_input.map(|_| draft.clone());
+            let (revision, processed) = self.run_emitted(&target, draft, run).await?;
             if !chain.take(processed.draft.payload.len().saturating_sub(bytes)) {
                 values.refuse(owner);
                 chain.drop(&target.name, "it goes too far, or is too much");
@@ -100,21 +104,21 @@ impl Publisher {
             if !keeps_writes(&target, &processed.draft, &processed.verdict) {
                 values.refuse(owner);
             }
-            stored.extend(place(&target, processed.draft, processed.verdict, revision));
+            let placed = place(&target, processed.draft, processed.verdict, revision);
+            if let Some(came) = came {
+                // Under the id of what becomes of it: by that, it can be erased.
+                let id = placed.as_ref().map_or(came.id, |(_, _, message)| message.id);
+                arrived.push((target, Draft { id, ..came }));
+            }
+            stored.extend(placed);
         }
         Ok(stored)
     }
 
-    async fn run_emitted(
-        &self,
-        target: &Topic,
-        parent: MessageId,
-        (emitted, n): (Emitted, usize),
-        values: KvRun,
-    ) -> Result<(u64, Processed), PublishError> {
+    fn emitted_draft(&self, target: &Topic, parent: MessageId, (emitted, n): (Emitted, usize)) -> Draft {
         let now = self.clock.now();
         let partition = self.partition(target, Some(emitted.key.as_deref().unwrap_or(&parent.to_string())));
-        let draft = Draft {
+        Draft {
             id: MessageId::new(now, target.id, partition, child_entropy(parent, &emitted.stage, n)),
             published_at: now,
             payload: emitted.payload,
@@ -127,8 +131,10 @@ impl Publisher {
             attempt: 0,
             position: None,
             inherited: Some(emitted.lot),
-        };
-        self.capture.take(target, || std::iter::once(draft.clone()));
+        }
+    }
+
+    async fn run_emitted(&self, target: &Topic, draft: Draft, values: KvRun) -> Result<(u64, Processed), PublishError> {
         let scope = Scope::Topic(target.id);
         if let Some(revision) = self.pipelines.revision_without_stages(scope) {
             let processed = Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };

@@ -10,8 +10,10 @@ use super::super::{PublishError, PublishRequest, Published, Status};
 use crate::broker::Broker;
 use crate::catalog::Actor;
 use crate::catalog::model::{
-    OnFault, OnReject, PluginSource, Scope, StageSpec, SubscriptionKind, SubscriptionSettings, Topic, TopicSettings,
+    CaptureInput, OnFault, OnReject, PluginSource, Scope, StageSpec, SubscriptionKind, SubscriptionSettings, Topic,
+    TopicSettings,
 };
+use crate::clock::Timestamp;
 use crate::config::Config;
 use crate::delivery::push::signature::Scheme;
 use crate::directory::NewSubscription;
@@ -99,6 +101,14 @@ impl Bed {
                 Err(other) => panic!("{other}"),
             }
         }
+    }
+
+    /// Sets what a publish waits for, once it does.
+    async fn meddle_once(&self) {
+        while !self.broker.pipelines.plugin_log("powers").iter().any(|line| &*line.text == "waiting") {
+            tokio::task::yield_now().await;
+        }
+        self.meddle("k", "go").await;
     }
 
     /// Changes a value until the publish has ended.
@@ -208,15 +218,38 @@ async fn a_repeat_sets_nothing() {
 async fn a_batch_that_read_what_others_have_changed_is_run_again() {
     let bed = Bed::new().await;
     let publish = bed.tell(&["until k go"]);
-    let meddler = async {
-        while !bed.broker.pipelines.plugin_log("powers").iter().any(|line| &*line.text == "waiting") {
-            tokio::task::yield_now().await;
-        }
-        bed.meddle("k", "go").await;
-    };
-    let (results, ()) = tokio::join!(publish, meddler);
+    let (results, ()) = tokio::join!(publish, bed.meddle_once());
     assert_eq!((stored(&results), bed.value("k").await.as_deref()), (1, Some("mine")));
     assert_eq!(bed.runs(), 2.0, "the first run read what was not there any more when it was to be stored");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_batch_emits_has_arrived_once_however_often_it_is_run() {
+    let bed = Bed::with(|stage| stage.emit_to = vec!["further".to_owned()], vec![]).await;
+    let how = CaptureInput { ttl: Duration::from_secs(3600), bytes_max: 1 << 20 };
+    let settings = TopicSettings { capture_input: Some(how), ..create(&bed.broker, "model").await.settings.clone() };
+    let further = bed.broker.directory.create_topic("further".parse().unwrap(), settings, &Actor::system()).await;
+    let further = further.unwrap();
+    bed.set(&further, vec![StageSpec { on_reject: OnReject::DeadLetter, ..stage("powers", "powers", json!({})) }])
+        .await;
+    let publish = bed.tell(&["emit further; emit further reject; emit further drop; until k go"]);
+    let (results, ()) = tokio::join!(publish, bed.meddle_once());
+    assert_eq!((stored(&results), bed.runs()), (1, 2.0 * 4.0), "its own stage and that of each emitted one, twice");
+    let arrived = async || {
+        let reader = bed.broker.capture.read(further.id, how, Timestamp(0)).await.unwrap();
+        reader.map(|draft| draft.unwrap().id).collect::<Vec<_>>()
+    };
+    let ids = arrived().await;
+    assert_eq!(ids.len(), 3, "{ids:?}");
+    // By the ids that the log and the dead letters have they can be found, and erased.
+    let stored = [bed.broker.store.get(ids[0]).await.unwrap(), bed.broker.store.get(ids[1]).await.unwrap()];
+    let topics = stored.map(|found| found.unwrap().position.unwrap().topic);
+    assert_eq!(topics, [further.id, further.dead_letter.unwrap()]);
+
+    // Of what is refused nothing has come.
+    let results = bed.tell(&["emit further; reject", "emit further; trap"]).await;
+    assert!(results.iter().all(Result::is_err));
+    assert_eq!(arrived().await.len(), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
