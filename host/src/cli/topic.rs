@@ -143,7 +143,7 @@ pub(super) struct Settings {
     /// Keep what arrives for so long as it was before the stages, for dry runs, ISO 8601; `off` ends that [default: off]
     #[arg(long, value_name = "DURATION", value_parser = duration_or_off)]
     capture_input: Option<String>,
-    /// In how many bytes [default: 67108864]
+    /// In how many bytes [default: as many as before, at first 67108864]
     #[arg(long, value_name = "BYTES", requires = "capture_input")]
     capture_bytes: Option<u64>,
 }
@@ -171,6 +171,11 @@ impl Settings {
             ("captureInput", self.capture_input.as_deref().map(|ttl| self.capture(ttl))),
         ];
         body.extend(given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))));
+    }
+
+    /// Whether the time alone is said: of the broker's settings it takes the whole.
+    fn keeps_capture_bytes(&self) -> bool {
+        self.capture_bytes.is_none() && self.capture_input.as_deref().is_some_and(|ttl| ttl != OFF)
     }
 
     fn capture(&self, ttl: &str) -> Value {
@@ -201,6 +206,12 @@ pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
         Action::Update { name, settings, unset: away } => {
             let mut body = Map::new();
             settings.write(&mut body);
+            if settings.keeps_capture_bytes() {
+                let known = client.get(&["topics", name], Query::default()).await?.body;
+                if let Some(bytes) = known.pointer("/captureInput/maxBytes") {
+                    body["captureInput"]["maxBytes"] = bytes.clone();
+                }
+            }
             unset(&mut body, away, &UNSET)?;
             if body.is_empty() {
                 return Err(Failure::Usage(
