@@ -51,6 +51,8 @@ const TRIM_AUDIT_EVERY: Duration = Duration::from_secs(3600);
 const RETAIN_EVERY: Duration = Duration::from_secs(5);
 /// How long a stop waits for events to be published: a thousand of them take a fraction of it, unless the store fails.
 const TELLING_MAX: Duration = Duration::from_secs(3);
+/// How long a stop waits for what arrived to be written: 16 MiB take a fraction of it, unless the disk fails.
+const CAPTURE_MAX: Duration = Duration::from_secs(3);
 /// How often all topics are looked at.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
@@ -244,7 +246,12 @@ impl Broker {
                 told.rolled_back(view, &owners);
             }
         });
-        let capture = Capture::open(&data_dir.join("captured"), &directory.topics(), &clock, &registry)?;
+        let capture = Capture::open(
+            (&data_dir.join("captured"), config.limits.captured),
+            &directory.topics(),
+            &clock,
+            &registry,
+        )?;
         let publisher = Arc::new(Publisher::new(
             Arc::clone(&store),
             Arc::clone(&pipelines),
@@ -320,7 +327,7 @@ impl Broker {
         }))
     }
 
-    /// Stops: changes, endpoints, events of them, stages, store, catalog, in this order.
+    /// Stops: changes, endpoints, events of them, stages, the capture, store, catalog, in this order.
     ///
     /// # Errors
     /// When the store could not write what makes the next start quick; nothing acknowledged is lost by that.
@@ -329,7 +336,7 @@ impl Broker {
         self.push.shutdown(self.config.limits.shutdown_timeout).await;
         self.telling.finish(self.config.limits.shutdown_timeout.min(TELLING_MAX)).await;
         self.pipelines.shutdown().await;
-        self.capture.stop();
+        self.capture.stop(self.config.limits.shutdown_timeout.min(CAPTURE_MAX)).await;
         self.store.close().await?;
         self.catalog.close().await;
         Ok(())

@@ -18,6 +18,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::capture::Room;
 use crate::catalog::model::{Guarantee, Secret};
 
 pub use duration::{format_duration, parse_duration};
@@ -261,6 +262,8 @@ pub struct Limits {
     pub topics_max: usize,
     /// Subscriptions of all topics (10 000).
     pub subscriptions_max: usize,
+    /// What all topics keep of what arrives (10 GiB, and 1 GiB of the disk stays free).
+    pub captured: Room,
     /// How long a stop waits for what is in flight (25 s).
     pub shutdown_timeout: Duration,
 }

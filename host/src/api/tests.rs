@@ -102,6 +102,7 @@ fn config(data_dir: PathBuf) -> Config {
             streams_max: 100,
             topics_max: 100,
             subscriptions_max: 100,
+            captured: crate::capture::Room { bytes_max: 1 << 30, free_bytes_min: 0 },
             shutdown_timeout: Duration::from_secs(5),
         },
         telemetry: Telemetry {

@@ -272,6 +272,18 @@ pub static KEYS: &[Key] = &[
         show: |c| c.limits.subscriptions_max.to_string(),
     },
     Key {
+        path: "limits.captured_bytes_max",
+        kind: Kind::Integer(64 << 10, GIB << 20),
+        doc: "Bytes that all topics with captureInput keep together of what arrives; beyond it the oldest of a topic goes, or what arrives is left out (10737418240)",
+        show: |c| c.limits.captured.bytes_max.to_string(),
+    },
+    Key {
+        path: "limits.captured_free_bytes_min",
+        kind: Kind::Integer(0, GIB << 20),
+        doc: "Bytes of the data directory's disk that stay free of that: with less, nothing more is kept for captureInput (1073741824)",
+        show: |c| c.limits.captured.free_bytes_min.to_string(),
+    },
+    Key {
         path: "limits.shutdown_timeout",
         kind: Kind::Duration,
         doc: "How long a stop waits for what is in flight (PT25S)",

@@ -13,6 +13,7 @@ use super::{
     Config, DEVELOPMENT_DATA_DIR, Jwt, Limits, Messaging, PluginTrust, Plugins, Profile, Push, RateLimiting, Schemas,
     Telemetry, check, guide,
 };
+use crate::capture::Room;
 use crate::catalog::model::{Guarantee, Secret};
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -157,6 +158,12 @@ fn limits(values: &Values<'_>, max_message_size: u64) -> Limits {
         streams_max: values.get("limits.streams_max").unwrap_or(10_000),
         topics_max: values.get("limits.topics_max").unwrap_or(10_000),
         subscriptions_max: values.get("limits.subscriptions_max").unwrap_or(10_000),
+        captured: Room {
+            // As much as one topic may want.
+            bytes_max: values.get("limits.captured_bytes_max").unwrap_or(10 << 30),
+            // The store's journal may take 256 MiB before a checkpoint replaces it, its segments what it has.
+            free_bytes_min: values.get("limits.captured_free_bytes_min").unwrap_or(1 << 30),
+        },
         shutdown_timeout: values.duration("limits.shutdown_timeout", Duration::from_secs(25)),
     }
 }

@@ -123,6 +123,8 @@ const TURNED: &[(&str, &str)] = &[
     ("limits.streams_max", "13"),
     ("limits.topics_max", "14"),
     ("limits.subscriptions_max", "15"),
+    ("limits.captured_bytes_max", "65536"),
+    ("limits.captured_free_bytes_min", "0"),
     ("limits.shutdown_timeout", "PT26S"),
     ("telemetry.otlp_endpoint", "http://otel:4318"),
     ("telemetry.sampling_rate", "0.25"),

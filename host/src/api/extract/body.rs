@@ -261,6 +261,7 @@ mod tests {
             streams_max: 10,
             topics_max: 100,
             subscriptions_max: 100,
+            captured: crate::capture::Room { bytes_max: 1 << 30, free_bytes_min: 0 },
             shutdown_timeout: Duration::from_secs(1),
         })
     }

@@ -214,6 +214,7 @@ mod tests {
             streams_max: 1,
             topics_max: 1,
             subscriptions_max: 1,
+            captured: crate::capture::Room { bytes_max: 1 << 30, free_bytes_min: 0 },
             shutdown_timeout: Duration::from_secs(1),
         };
         Lines::new(Body::from_stream(stream::iter(frames)), Arc::new(Intake::new(&limits)), line_bytes_max)

@@ -22,7 +22,10 @@ use crate::catalog::model::Topic;
 use crate::delivery::envelope::{HeaderPairs, text_of};
 use crate::delivery::failure_view::{DeadLetterView, FailureView};
 use crate::message::{Message, MessageId, Position};
-use crate::store::{DeliveryState, Found, GroupStatus};
+use crate::store::{DeliveryState, Found, GroupStatus, StoreError};
+
+/// Ids under which a message is looked for where it arrived: each replay adds two, and is an operator's act.
+const ARRIVALS_MAX: usize = 64;
 
 /// A stored message.
 #[derive(Debug, Serialize, ToSchema)]
@@ -190,17 +193,32 @@ pub(super) async fn erase(
     };
     // What is meant is written down first: a crash between the two must not hide who did it.
     broker.catalog.record(event("message.eraseBegun"), &actor).await?;
+    let arrivals = arrivals_of(&broker, id).await?;
     // What arrived has the id of what became of it, also where that is a dead letter.
     let arrived_at = broker.directory.source_of_dead_letters(topic.id).unwrap_or_else(|| Arc::clone(&topic));
-    let replay_of = broker.store.get(id).await?.and_then(|found| found.message.meta.replay_of);
-    for arrived in [Some(id), replay_of].into_iter().flatten() {
-        let erased = broker.capture.erase(arrived_at.id, arrived).await;
-        erased.map_err(|error| Problem::internal(format!("what arrived can't be erased: {error}")))?;
-    }
+    let erased = broker.capture.erase(arrived_at.id, arrivals).await;
+    erased.map_err(|error| Problem::internal(format!("what arrived can't be erased: {error}")))?;
     if !broker.store.erase(id).await? {
         return Err(Problem::not_found("message", id));
     }
     slots.erased(id);
     broker.catalog.record(event("message.erased"), &actor).await?;
     Ok(answer::no_content())
+}
+
+/// The ids under which a message may have arrived: its own, and those of what it was before it became a dead letter or was
+/// replayed, each time.
+async fn arrivals_of(broker: &Broker, id: MessageId) -> Result<Vec<MessageId>, StoreError> {
+    let (mut ids, mut looked_at) = (vec![id], 0);
+    while let Some(at) = ids.get(looked_at).copied()
+        && ids.len() < ARRIVALS_MAX
+    {
+        looked_at += 1;
+        let Some(found) = broker.store.get(at).await? else { continue };
+        let meta = found.message.meta;
+        let original = meta.dead_letter.map(|facts| facts.original_id);
+        let before = [meta.replay_of, original].into_iter().flatten();
+        ids.extend(before.filter(|before| !ids.contains(before)).collect::<Vec<_>>());
+    }
+    Ok(ids)
 }
