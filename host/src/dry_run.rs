@@ -243,6 +243,16 @@ impl Work<'_> {
                     bytes += draft.payload.len();
                     drafts.push(draft);
                 }
+                let damaged = reader.damaged();
+                self.told.send_if_modified(|progress| {
+                    if progress.unreadable < damaged.count {
+                        progress.unreadable = damaged.count;
+                        let lines = damaged.first.iter();
+                        progress.unreadable_sample = lines.map(|line| (*line, DAMAGED.to_owned())).collect();
+                    }
+                    // Those who watch are told in the end.
+                    false
+                });
                 Ok((!drafts.is_empty()).then_some(drafts))
             }
             Inputs::Stored { store, topic, from, inbound, .. } => loop {
@@ -309,6 +319,8 @@ impl Work<'_> {
     }
 }
 
+/// What is said of a line of what was kept.
+const DAMAGED: &str = "what was kept is damaged there";
 /// Lines that were no messages, of which it is told why.
 const UNREADABLE_SHOWN: usize = 10;
 

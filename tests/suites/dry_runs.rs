@@ -39,6 +39,12 @@ async fn send_lines(client: &Client, version: &str, query: &str, lines: impl Int
     client.send(Method::POST, &path, &[("content-type", "application/x-ndjson")], lines.into()).await
 }
 
+/// Files with what arrived that hold this word.
+fn held(broker: &Broker, word: &str) -> usize {
+    let files = broker::files_below(&broker.data_dir().join("captured"));
+    files.iter().filter(|file| std::fs::read_to_string(file).is_ok_and(|text| text.contains(word))).count()
+}
+
 fn counts(result: &Value) -> [u64; 4] {
     ["same", "verdictDiffers", "payloadDiffers", "trapped"].map(|name| result[name].as_u64().expect("a count"))
 }
@@ -176,10 +182,6 @@ async fn a_mended_version_is_tried_on_the_dead_letters_and_then_takes_them() {
 async fn what_arrived_is_kept_for_a_while_and_goes_with_what_it_was_kept_of() {
     let mut broker = Broker::start().await;
     set_up(&broker, [&guest::tag(1), &guest::tag(2)]).await;
-    let held = |broker: &Broker, word: &str| {
-        let files = broker::files_below(&broker.data_dir().join("captured"));
-        files.iter().filter(|file| std::fs::read_to_string(file).is_ok_and(|text| text.contains(word))).count()
-    };
     let arrived = async |broker: &Broker| dry_run(broker, "1.1.0", json!({"topic": TOPIC})).await["messages"].clone();
     let erased = broker.publish(TOPIC, json!({"secret": "hunter2"})).await.message_id;
     broker.publish(TOPIC, json!({"secret": "swordfish"})).await;
@@ -205,6 +207,9 @@ async fn what_arrived_is_kept_for_a_while_and_goes_with_what_it_was_kept_of() {
     let refused = broker.post(&path("1.1.0"), &json!({"topic": TOPIC})).await.expect_problem(400, "VALIDATION_ERROR");
     assert!(refused["errors"][0]["message"].as_str().is_some_and(|why| why.contains("captureInput")), "{refused}");
     cli::done(&broker, &["topic", "update", TOPIC, "--capture-input", "P1D", "--capture-bytes", "100000"]);
+    cli::done(&broker, &["topic", "update", TOPIC, "--capture-input", "P2D"]);
+    let topic = broker.get(&format!("/topics/{TOPIC}")).await.expect(200);
+    assert_eq!(topic["captureInput"], json!({"ttl": "P2D", "maxBytes": 100_000}), "what is not given stays");
     broker.publish(TOPIC, json!({"secret": "open sesame"})).await;
     assert_eq!((arrived(&broker).await, held(&broker, "open sesame")), (json!(1), 1));
     broker.delete(&format!("/topics/{TOPIC}?force=true")).await.expect(204);
@@ -539,4 +544,80 @@ async fn what_was_turned_away_is_erased_where_it_arrived_and_what_comes_again_is
     assert_eq!((publish().await, publish().await), (429, 429));
     assert!(stored > 0);
     assert_eq!(arrived().await, stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_arrived_is_erased_by_the_last_of_a_chain_of_replays() {
+    let broker = Broker::start().await;
+    let topic = json!({"name": TOPIC, "type": "PubSub", "captureInput": {}});
+    broker.post("/topics", &topic).await.expect(201);
+    let subscription = json!({"topicName": TOPIC, "consumerGroup": "g", "type": "Pull", "maxRetries": 0});
+    broker.post("/subscriptions", &subscription).await.expect(201);
+    let body = json!({"topic": TOPIC, "config": {"headerMatches": {}}});
+    let arrived =
+        async || broker.post("/plugins/filter/versions/latest/dry-run", &body).await.expect(200)["messages"].clone();
+    for erased in ["the dead letter", "its replay"] {
+        broker.publish(TOPIC, "hunter2").await;
+        for _ in 0..3 {
+            broker.consume(TOPIC, "g").collect(1).await[0].nack().await;
+            let replayed = cli::json(&broker, &["dlq", "replay", TOPIC, "--all"]);
+            assert_eq!(replayed["replayed"], 1, "{replayed}");
+        }
+        assert_eq!((arrived().await, held(&broker, "hunter2")), (json!(1), 1), "a replay has arrived before");
+        let delivery = broker.consume(TOPIC, "g").collect(1).await.remove(0);
+        let id = if erased == "its replay" {
+            delivery.id().to_string()
+        } else {
+            delivery.nack().await;
+            let listed = broker.get(&format!("/topics/{TOPIC}/dlq")).await.expect(200);
+            listed["deadLetters"][0]["messageId"].as_str().expect("an id").to_owned()
+        };
+        broker.delete(&format!("/messages/{id}")).await.expect(204);
+        assert_eq!((arrived().await, held(&broker, "hunter2")), (json!(0), 0), "{erased}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_kept_is_whole_after_a_stop_and_what_is_damaged_is_counted() {
+    const COUNT: u64 = 200;
+    let mut broker = Broker::start().await;
+    set_up(&broker, [&guest::tag(1), &guest::tag(2)]).await;
+    for number in 0..COUNT {
+        broker.publish(TOPIC, json!({"number": number})).await;
+    }
+    assert!(broker.stop().await.success());
+    let mut files = broker::files_below(&broker.data_dir().join("captured"));
+    files.sort();
+    let texts = files.iter().map(|file| std::fs::read_to_string(file).expect("text"));
+    assert_eq!(texts.map(|text| text.lines().count() as u64).sum::<u64>(), COUNT);
+    let last = files.last().expect("a file");
+    let text = std::fs::read_to_string(last).expect("text");
+    std::fs::write(last, text.replacen("\"priority\"", "\"prioritx\"", 1) + "{\"messageId\":").expect("written");
+    broker.restart().await;
+    let result = dry_run(&broker, "1.1.0", json!({"topic": TOPIC})).await;
+    assert_eq!((&result["messages"], &result["unreadable"]), (&json!(COUNT - 1), &json!(2)), "{result}");
+    assert_eq!(result["unreadableSample"][1]["line"], COUNT + 1, "{result}");
+    let told = cli::run(
+        &broker,
+        &["plugin", "dry-run", "orders.gate", "1.1.0", "--topic", TOPIC, "--fail-on", "unreadable>0"],
+    );
+    assert_eq!(told.code, 1);
+    assert!(told.stdout.contains("2 lines are no messages:"), "{}", told.stdout);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_disk_with_little_room_messages_are_taken_and_not_kept_for_dry_runs() {
+    const COUNT: u64 = 50;
+    let settings = Settings::new().env("SLUICE__LIMITS__CAPTURED_FREE_BYTES_MIN", &(1_u64 << 50).to_string());
+    let broker = Broker::with(settings).await;
+    set_up(&broker, [&guest::tag(1), &guest::tag(2)]).await;
+    for number in 0..COUNT {
+        broker.publish(TOPIC, json!({"number": number})).await;
+    }
+    assert_eq!(dry_run(&broker, "1.1.0", json!({"topic": TOPIC})).await["messages"], 0);
+    assert_eq!(broker.metric("sluice_captured_inputs_lost_total").await, Some(COUNT as f64));
+    assert_eq!(broker.metric("sluice_captured_inputs_total").await, Some(0.0));
+    let log = broker.log();
+    assert_eq!(log.matches("limits.captured_free_bytes_min").count(), 1, "{log}");
+    assert_eq!(broker.consume(TOPIC, "all").limit(100).drain(COUNT as usize).await.len() as u64, COUNT);
 }

@@ -57,7 +57,7 @@ struct DryRunAnswer {
     messages: u64,
     /// Those of them that the stages before did not let through.
     not_reached: u64,
-    /// Lines that are no messages, and are left out.
+    /// Lines that are no messages, and are left out: of those that are sent, or of what was kept, where that is damaged.
     unreadable: u64,
     /// The first of them.
     unreadable_sample: Vec<UnreadableAnswer>,
