@@ -3,6 +3,7 @@
 
 use crate::{
     column::{HeaderColumn, PayloadColumn},
+    headers::Headers,
     message::Message,
     source::Source,
 };
@@ -10,12 +11,14 @@ use crate::{
 /// 1 to 128 messages of one topic. Edits go through the messages; what is not touched passes unchanged.
 pub struct Batch<'a> {
     pub(crate) source: &'a dyn Source,
+    headers: &'a Headers,
     len: u32,
 }
 
 impl<'a> Batch<'a> {
-    pub(crate) fn new(source: &'a dyn Source) -> Self {
-        Self { source, len: source.len() }
+    /// `headers`: of nothing that was read yet.
+    pub(crate) fn new(source: &'a dyn Source, headers: &'a Headers) -> Self {
+        Self { source, headers, len: source.len() }
     }
 
     /// How many messages there are.
@@ -31,10 +34,10 @@ impl<'a> Batch<'a> {
 
     /// The messages in order.
     pub fn iter(&self) -> Messages<'a> {
-        Messages { source: self.source, next: 0, len: self.len }
+        Messages { source: self.source, headers: self.headers, next: 0, len: self.len }
     }
 
-    /// One header of every message, in one copy: about a tenth of the cost of asking message by message.
+    /// One header of every message, in one copy. [`Message::header`] comes to the same by itself, but for a copy of each value.
     ///
     /// ```
     /// # use sluice_plugin::Batch;
@@ -66,6 +69,7 @@ impl<'a> IntoIterator for &Batch<'a> {
 /// The messages of a batch, in order.
 pub struct Messages<'a> {
     source: &'a dyn Source,
+    headers: &'a Headers,
     next: u32,
     len: u32,
 }
@@ -77,7 +81,7 @@ impl<'a> Iterator for Messages<'a> {
         if self.next == self.len {
             return None;
         }
-        let message = Message::new(self.source, self.next);
+        let message = Message::new(self.source, self.headers, self.next);
         self.next += 1;
         Some(message)
     }

@@ -12,8 +12,13 @@ pub struct Column {
 }
 
 impl Column {
+    /// Whether message `i` has such a value.
+    pub(crate) fn is_there(&self, i: usize) -> bool {
+        self.lens[i] != ABSENT
+    }
+
     /// The values in the order of the batch.
-    fn iter(&self) -> impl ExactSizeIterator<Item = Option<&[u8]>> {
+    pub(crate) fn iter(&self) -> impl ExactSizeIterator<Item = Option<&[u8]>> {
         let mut start = 0usize;
         self.lens.iter().map(move |&len| {
             if len == ABSENT {

@@ -7,6 +7,7 @@ use crate::{
     batch::Batch,
     column::Column,
     error::Error,
+    headers::Headers,
     message::{Emit, Position},
     source::Source,
     stage::Stage,
@@ -45,7 +46,7 @@ impl<S: Stage> Slot<S> {
     /// Hands the batch to the stage.
     pub fn process(&self, messages: &types::Batch) -> Result<(), types::Error> {
         let stage = self.0.get().ok_or_else(|| Error::new("process was called before configure"))?;
-        Ok(stage.process(&Batch::new(messages))?)
+        Ok(stage.process(&Batch::new(messages, &Headers::default()))?)
     }
 }
 

@@ -40,6 +40,7 @@
 mod batch;
 mod column;
 mod error;
+mod headers;
 pub mod kv;
 pub mod log;
 mod message;

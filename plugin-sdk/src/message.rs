@@ -1,5 +1,5 @@
 //! One message of a batch: lazy getters, and the verdicts and edits on it.
-//! Invariant: each method is at most one call into the host. Never caches: an edit is seen by the next read.
+//! Invariant: each method is at most one call into the host, and an edit is seen by the next read.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     error::{Error, Rejection},
+    headers::Headers,
     source::Source,
 };
 
@@ -36,12 +37,13 @@ pub struct Emit<'e> {
 #[derive(Clone, Copy)]
 pub struct Message<'a> {
     source: &'a dyn Source,
+    headers: &'a Headers,
     index: u32,
 }
 
 impl<'a> Message<'a> {
-    pub(crate) fn new(source: &'a dyn Source, index: u32) -> Self {
-        Self { source, index }
+    pub(crate) fn new(source: &'a dyn Source, headers: &'a Headers, index: u32) -> Self {
+        Self { source, headers, index }
     }
 
     /// Its place in the batch, from 0.
@@ -85,9 +87,10 @@ impl<'a> Message<'a> {
         self.source.schema_version(self.index)
     }
 
-    /// The value of one header. Names are compared as given, case and all.
+    /// The value of one header. Names are compared as given, case and all. Asked for a second message of the batch, it is
+    /// fetched for all of them at once.
     pub fn header(&self, name: &str) -> Option<String> {
-        self.source.header(self.index, name)
+        self.headers.get(self.source, self.index, name)
     }
 
     /// The names of all headers, in the order of the message.
@@ -152,11 +155,13 @@ impl<'a> Message<'a> {
     /// Sets or adds a header.
     pub fn set_header(&self, name: &str, value: &str) {
         self.source.set_header(self.index, name, value);
+        self.headers.edited(name);
     }
 
     /// Removes a header; nothing happens if it is not there.
     pub fn remove_header(&self, name: &str) {
         self.source.remove_header(self.index, name);
+        self.headers.edited(name);
     }
 
     /// Sets or removes the partition key. On the way out this is a trap: the message is stored.

@@ -35,7 +35,7 @@ use memory::Memory;
 pub use powers::Figures;
 use powers::{Kept, Values};
 
-use crate::{Batch, Error, Rejection, Stage, log::Level};
+use crate::{Batch, Error, Rejection, Stage, headers::Headers, log::Level};
 
 /// The most messages that the broker hands to one `process`; [`Bench::run`] keeps to it.
 pub const BATCH_MESSAGES_MAX: usize = 128;
@@ -163,8 +163,8 @@ impl<S: Stage> Bench<S> {
                 return Ok(outcomes);
             }
             let memory = Memory::new(batch, &self.circumstances);
-            let (mut values, ended) =
-                powers::with_values(self.values.take(), || self.stage.process(&Batch::new(&memory)));
+            let process = || self.stage.process(&Batch::new(&memory, &Headers::default()));
+            let (mut values, ended) = powers::with_values(self.values.take(), process);
             let of_batch: Vec<Outcome> = memory.into_outcomes().collect();
             let goes_on = |i: u32| matches!(of_batch[i as usize].verdict, Verdict::Passed | Verdict::Changed);
             values.end(|i| ended.is_ok() && goes_on(i));
