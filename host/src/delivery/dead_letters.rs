@@ -257,7 +257,7 @@ impl DeadLetters {
         }
         let Some(filter) = &which.filter else { return Ok(true) };
         match self.payload(topic, message, facts).await {
-            Ok(payload) => Ok(serde_json::from_slice(&payload).is_ok_and(|payload| filter.matches(&payload))),
+            Ok(payload) => Ok(filter.read(&payload).is_some_and(|payload| filter.matches(&payload))),
             Err(DeadLetterError::Store(error)) => Err(error.into()),
             // What is not kept fits nothing.
             Err(_) => Ok(false),

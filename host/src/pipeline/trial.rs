@@ -15,7 +15,8 @@ use crate::clock::{Clock, Timestamp};
 use crate::message::{TopicId, TopicName};
 use crate::telemetry::Stopwatch;
 
-use super::component::{self, Components, Loaded};
+pub use super::component::Loaded;
+use super::component::{self, Components};
 use super::draft::{Draft, Processed, Verdict};
 use super::engine::{self, Ticker};
 use super::figures::FigureFamilies;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use payload_query::Query;
 use serde::Deserialize;
-use sluice_plugin::{Batch, Error, Message, Rejection, Stage, serde_json};
+use sluice_plugin::{Batch, Error, Message, Rejection, Stage};
 
 /// The code of a rejection where telling whether the query holds takes more work than a query may take. The
 /// message is not dropped: that would lose it without a word.
@@ -86,7 +86,7 @@ impl Stage for Filter {
 }
 
 fn ask(query: &Query, message: &Message<'_>) {
-    let Ok(payload) = serde_json::from_slice(&message.payload()) else {
+    let Some(payload) = query.read(&message.payload()) else {
         return message.drop("the payload is not JSON, so payloadQuery does not hold");
     };
     match query.evaluate(&payload) {

@@ -21,9 +21,11 @@ mod evaluate;
 mod expression;
 mod function;
 mod path;
+mod wanted;
 
 use std::fmt;
 
+use serde::de::DeserializeSeed as _;
 use serde_json::Value;
 
 /// The length of a query in characters. A page of conditions fits; a program does not.
@@ -44,6 +46,7 @@ pub const EVALUATION_STEPS_MAX: u32 = 2_000_000;
 #[derive(Clone, Debug)]
 pub struct Query {
     condition: ast::Logical,
+    wanted: wanted::Wanted,
 }
 
 impl Query {
@@ -52,7 +55,28 @@ impl Query {
         if let Some((start, _)) = text.char_indices().nth(QUERY_CHARS_MAX) {
             return Err(QueryError::at(text, start, format!("the query goes on after {QUERY_CHARS_MAX} characters")));
         }
-        Ok(Self { condition: cursor::Cursor::new(text).query()? })
+        let condition = cursor::Cursor::new(text).query()?;
+        Ok(Self { wanted: wanted::Wanted::by(&condition), condition })
+    }
+
+    /// Reads of a payload what the query looks at, which is quicker by far than reading all of it; `None` where it is not
+    /// JSON. What the query can't see is passed over: it must have the form of JSON, but may hold a number that is too large
+    /// or half of a surrogate pair.
+    ///
+    /// ```
+    /// # let query = payload_query::Query::parse("$.amount > 100")?;
+    /// let seen = query.read(br#"{"amount": 250, "items": [1, 2, 3]}"#).ok_or("not JSON")?;
+    /// assert_eq!(seen, serde_json::json!({"amount": 250}));
+    /// assert!(query.matches(&seen));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn read(&self, payload: &[u8]) -> Option<Value> {
+        // What is passed over is not looked at byte by byte.
+        let text = std::str::from_utf8(payload).ok()?;
+        let mut json = serde_json::Deserializer::from_str(text);
+        let seen = self.wanted.deserialize(&mut json).ok()?;
+        json.end().ok()?;
+        Some(seen)
     }
 
     /// Whether the condition holds for a payload. A payload that costs too much to tell does not match; where

@@ -4,7 +4,11 @@ use payload_query::{EVALUATION_STEPS_MAX, Query, TooCostly};
 use serde_json::{Value, json};
 
 fn holds(query: &str, payload: &Value) -> bool {
-    Query::parse(query).unwrap_or_else(|e| panic!("{query}: {e}")).evaluate(payload).expect("it is cheap")
+    let query = Query::parse(query).unwrap_or_else(|e| panic!("{query}: {e}"));
+    let said = query.evaluate(payload).expect("it is cheap");
+    let seen = query.read(payload.to_string().as_bytes()).expect("it was written as JSON");
+    assert_eq!(query.evaluate(&seen), Ok(said), "{query:?} on what it sees of {payload}, which is {seen}");
+    said
 }
 
 #[track_caller]
@@ -339,4 +343,33 @@ fn a_query_that_multiplies_the_payload_by_itself_runs_out_of_steps() {
     let query = Query::parse("$.many[?contains($.big, @)]").unwrap();
     assert_eq!(query.evaluate(&text), Err(TooCostly));
     assert!(TooCostly.to_string().contains(&EVALUATION_STEPS_MAX.to_string()));
+}
+
+#[test]
+fn of_a_payload_only_what_the_query_sees_is_read() {
+    let payload = br#"{"a": {"b": 1, "c": [2]}, "d": "x", "a": {"b": [1, {"b": 2}], "b": 3, "e": 4}, "f": {"g": 5}}"#;
+    for (query, seen) in [
+        ("$.a.b == 3", json!({"a": {"b": 3}})),
+        ("$.a.b == 3 && $['d'] == 'x'", json!({"a": {"b": 3}, "d": "x"})),
+        ("$.a['b', 'e']", json!({"a": {"b": 3, "e": 4}})),
+        ("$.d.e == 1 || $.no", json!({"d": null})),
+        ("length($.f) == 1 && $.f.g", json!({"f": {"g": 5}})),
+        ("$.f[?@ == $.a.e]", json!({"f": {"g": 5}, "a": {"e": 4}})),
+        ("$.f.*", json!({"f": {"g": 5}})),
+    ] {
+        assert_eq!(Query::parse(query).unwrap().read(payload), Some(seen), "{query}");
+    }
+    // `$`, and what leads everywhere, see all of it.
+    for query in ["$ == 1", "$..g", "$.*", "$[0]"] {
+        assert_eq!(Query::parse(query).unwrap().read(payload), serde_json::from_slice(payload).ok(), "{query}");
+    }
+    let query = Query::parse("$.a == 1").unwrap();
+    for text in [&b""[..], b"{", b"{\"a\": 1} 2", b"[1, 2", b"{\"b\": tru}", b"{\"b\": \"\xff\"}", b"{\"a\": 1e999}"] {
+        assert_eq!(query.read(text), None, "{}", String::from_utf8_lossy(text));
+    }
+    for text in [&b"7"[..], b"\"a\"", b"null", b"[{\"a\": 1}]", b"true", b"-1.5", b"{}"] {
+        assert!(query.read(text).is_some_and(|seen| !query.matches(&seen)), "{}", String::from_utf8_lossy(text));
+    }
+    // Passed over, it need only have the form.
+    assert_eq!(query.read(br#"{"b": [1e999, "\ud800"], "a": 1}"#), Some(json!({"a": 1})));
 }

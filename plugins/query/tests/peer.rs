@@ -109,7 +109,10 @@ fn another_implementation_says_the_same() {
         let mut dice = Dice(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         let payload = dice.payload(3);
         let query = dice.condition("$", 2);
-        let ours = Query::parse(&query).unwrap_or_else(|e| panic!("seed {seed}: {query}: {e}")).evaluate(&payload);
+        let parsed = Query::parse(&query).unwrap_or_else(|e| panic!("seed {seed}: {query}: {e}"));
+        let ours = parsed.evaluate(&payload);
+        let seen = parsed.read(payload.to_string().as_bytes()).expect("it was written as JSON");
+        assert_eq!(parsed.evaluate(&seen), ours, "seed {seed}: {query} on {payload}, of which it sees {seen}");
         let theirs = JsonPath::parse(&format!("$[?({})]", query.replace('$', "$[0]"))).unwrap();
         let wrapped = json!([payload]);
         let theirs = !theirs.query(&wrapped).is_empty();

@@ -32,6 +32,8 @@ mod stages;
 mod swaps;
 #[path = "bench/wake.rs"]
 mod wake;
+#[path = "bench/warm_stage.rs"]
+mod warm_stage;
 
 use std::path::Path;
 use std::time::Duration;

@@ -22,8 +22,13 @@ pub fn run(input: &[u8]) {
             return;
         }
     };
-    let payload = serde_json::from_slice(payload).unwrap_or_else(|_| something());
+    let whole = serde_json::from_slice(payload);
+    let seen = query.read(payload);
+    assert!(whole.is_err() || seen.is_some(), "{text:?}: what can be read whole can be read in part");
+    let payload = whole.unwrap_or_else(|_| something());
     let said = query.evaluate(&payload);
+    let seen = query.read(payload.to_string().as_bytes()).expect("it was written as JSON");
+    assert_eq!(query.evaluate(&seen), said, "{text:?}, on what it sees of the payload");
     assert_eq!(query.evaluate(&payload), said, "{text:?}, the second time");
     assert_eq!(query.matches(&payload), said == Ok(true), "{text:?}");
     for (around, expected) in [

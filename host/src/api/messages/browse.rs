@@ -149,7 +149,7 @@ impl Wanted {
 }
 
 fn fits(filter: &PayloadQuery, message: &Message) -> bool {
-    serde_json::from_slice(&message.payload).is_ok_and(|payload| filter.matches(&payload))
+    filter.read(&message.payload).is_some_and(|payload| filter.matches(&payload))
 }
 
 /// `earliest`, `latest`, a time, or an offset.

@@ -1,19 +1,20 @@
-//! What each plugin that comes with the binary costs per message: the time that the broker itself counts for its calls, beside
-//! the same crate run natively on the same messages, in memory, on one thread. Invariant: both sides get batches of sixteen of
-//! the same payload under the same config. Never compares plugins with each other: they do different work.
+//! What each plugin that comes with the binary costs per message: in the broker's own pipeline, batch after batch, beside the
+//! same crate run natively on the same messages, each on one thread. Invariant: both sides get batches of sixteen of the same
+//! payload under the same config. Never compares plugins with each other: they do different work.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
-use sluice_tests::Broker;
 use sluice_tests::binary::{repository, target_dir};
+use sluice_tests::guest;
 
 use super::PAIRS;
 use super::load::median;
 use super::report::{Budget, Report, Row};
-use super::stages::{BATCH, microseconds, payload};
+use super::stages::{BATCH, payload};
+use super::warm_stage::Bench;
 
 /// What each one does to the payload.
 fn cases() -> [(&'static str, Value); 7] {
@@ -39,14 +40,12 @@ fn cases() -> [(&'static str, Value); 7] {
 
 /// A row for each; DESIGN §10 has the limit for JSON filters, which is held against all of them.
 pub async fn rows(report: &mut Report) {
-    let (broker, measurer) = (Broker::start().await, measurer());
+    let (bench, measurer) = (Bench::new(), measurer());
     for (plugin, config) in cases() {
-        broker.create_topic(plugin, "Queue").await;
-        let stage = json!({"name": "s", "plugin": plugin, "version": "latest", "config": config.clone()});
-        broker.put_pipeline(plugin, json!([stage])).await;
+        let loaded = bench.load(guest::first_party(plugin)).await;
         let (mut wasm, mut natively) = (Vec::new(), Vec::new());
         for _ in 0..PAIRS {
-            wasm.push(microseconds(&broker, plugin, plugin, BATCH).await);
+            wasm.push(bench.microseconds(&loaded, plugin, &config, BATCH).0);
             natively.push(native(&measurer, plugin, &config));
         }
         report.add(Row {

@@ -1,16 +1,17 @@
-//! What a stage costs per message: the time that the broker itself counts for its calls, over batches of sixteen from one
-//! connection, so that a call is one batch. Invariant: a header is read by column, a payload is parsed as in the native
-//! loop beside it, which evaluates the same query on the same text on one thread.
+//! What a stage costs per message: with nothing in its way, and in a broker that has nothing else to do, as that counts it
+//! itself. Invariant: all get batches of sixteen of the same message, so that a call is one batch; a header is read by column,
+//! a payload is parsed as in the native loop beside it, which evaluates the same query on the same text on one thread.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use payload_query::Query;
 use serde_json::{Value, json};
-use sluice_tests::{Broker, Client};
+use sluice_tests::{Broker, Client, guest};
 
 use super::load::{self, Target, Work, median};
 use super::report::{Budget, Report, Row};
+use super::warm_stage::Bench;
 use super::{PAIRS, ROUND};
 
 pub const BATCH: usize = 16;
@@ -27,43 +28,58 @@ pub fn payload() -> String {
     .to_string()
 }
 
-/// The two rows.
+/// A row for each of the two, and what a broker counts.
 pub async fn rows(report: &mut Report) {
-    let broker = Broker::start().await;
-    let header = json!({"name": "f", "plugin": "filter", "version": "latest", "config": {"headerMatches": {"a": "1"}}});
-    let query = json!({"name": "f", "plugin": "filter", "version": "latest", "config": {"payloadQuery": QUERY}});
-    for (topic, stage) in [("by-column", header), ("by-query", query)] {
+    let column = json!({"headerMatches": {"a": "1"}});
+    let query = json!({"payloadQuery": QUERY});
+    let (broker, bench) = (Broker::start().await, Bench::new());
+    let filter = bench.load(guest::first_party("filter")).await;
+    for (topic, config) in [("by-column", &column), ("by-query", &query)] {
         broker.create_topic(topic, "Queue").await;
+        let stage = json!({"name": "f", "plugin": "filter", "version": "latest", "config": config});
         broker.put_pipeline(topic, json!([stage])).await;
     }
-    let (mut column, mut wasm, mut native) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut by_column, mut by_query, mut native) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut column_in_broker, mut query_in_broker) = (Vec::new(), Vec::new());
     for _ in 0..PAIRS {
-        column.push(microseconds(&broker, "by-column", "filter", BATCH).await);
-        wasm.push(microseconds(&broker, "by-query", "filter", BATCH).await);
+        by_column.push(bench.microseconds(&filter, "filter", &column, BATCH).0);
+        by_query.push(bench.microseconds(&filter, "filter", &query, BATCH).0);
         native.push(native_microseconds());
+        column_in_broker.push(microseconds(&broker, "by-column", "filter", BATCH).await);
+        query_in_broker.push(microseconds(&broker, "by-query", "filter", BATCH).await);
     }
     let bytes = payload().len();
     report.add(Row {
         work: format!("a stage that reads one header by column, {bytes} B, batches of {BATCH}"),
-        ours: format!("{:.2} µs a message", median(column.clone())),
+        ours: format!("{:.2} µs a message", median(by_column.clone())),
         baseline: "its own time alone".to_owned(),
-        figures: column,
+        figures: by_column,
         unit: "µs",
         budget: Budget::AtMost(0.15),
     });
     report.add(Row {
         work: format!("a stage that asks `{QUERY}` of JSON, {bytes} B, batches of {BATCH}"),
-        ours: format!("{:.2} µs a message", median(wasm.clone())),
+        ours: format!("{:.2} µs a message", median(by_query.clone())),
         baseline: format!("native, one thread: {:.2} µs", median(native.clone())),
-        figures: wasm.iter().zip(&native).map(|(wasm, native)| wasm / native).collect(),
+        figures: by_query.iter().zip(&native).map(|(wasm, native)| wasm / native).collect(),
         unit: "×",
         budget: Budget::AtMost(2.0),
     });
+    for (what, figures) in [("reads one header by column", column_in_broker), ("asks that of JSON", query_in_broker)] {
+        report.add(Row {
+            work: format!("the same in a broker that wakes for each batch, one connection: {what}"),
+            ours: format!("{:.2} µs a message", median(figures.clone())),
+            baseline: "nothing".to_owned(),
+            figures,
+            unit: "µs",
+            budget: Budget::None,
+        });
+    }
 }
 
 /// What a message costs in the stages of `plugin`, as the broker counts it: microseconds, over one round of batches of so many
 /// to the topic, from one connection.
-pub async fn microseconds(broker: &Broker, topic: &str, plugin: &str, batch: usize) -> f64 {
+async fn microseconds(broker: &Broker, topic: &str, plugin: &str, batch: usize) -> f64 {
     let message = json!({"topicName": topic, "payload": payload(), "headers": {"a": "1"}});
     let body = json!({"messages": vec![message; batch]}).to_string();
     let target = Target::of(broker);
@@ -87,8 +103,8 @@ fn native_microseconds() -> f64 {
     let (query, payload) = (Query::parse(QUERY).expect("a query"), payload());
     let begun = Instant::now();
     for _ in 0..NATIVE_ROUNDS {
-        let value: Value = serde_json::from_slice(black_box(payload.as_bytes())).expect("JSON");
-        assert!(query.matches(black_box(&value)), "the amount is above");
+        let seen = query.read(black_box(payload.as_bytes())).expect("JSON");
+        assert!(query.matches(black_box(&seen)), "the amount is above");
     }
     begun.elapsed().as_secs_f64() * 1e6 / NATIVE_ROUNDS as f64
 }
