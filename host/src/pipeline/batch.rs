@@ -193,15 +193,7 @@ impl Batch<'_> {
         if self.items.is_empty() {
             return;
         }
-        let span = tracing::info_span!(
-            "plugin stage",
-            "messaging.destination.name" = %self.of.topic,
-            plugin = &*stage.plugin,
-            version = &*stage.version,
-            stage = &*stage.name,
-            revision = self.revision.number,
-            "messaging.batch.message_count" = self.items.len(),
-        );
+        let span = self.span(stage);
         let _entered = span.enter();
         stage.log.runs_on(self.of.topic);
         let followed = self.followed(stage);
@@ -223,6 +215,22 @@ impl Batch<'_> {
         if let Some((trial, arm)) = trial {
             trial.ran(arm, self.clock.now(), figures, share);
         }
+    }
+
+    /// Of a trace that is exported; nobody else would see it.
+    fn span(&self, stage: &Stage) -> tracing::Span {
+        if tracing::Span::current().is_disabled() {
+            return tracing::Span::none();
+        }
+        tracing::info_span!(
+            "plugin stage",
+            "messaging.destination.name" = %self.of.topic,
+            plugin = &*stage.plugin,
+            version = &*stage.version,
+            stage = &*stage.name,
+            revision = self.revision.number,
+            "messaging.batch.message_count" = self.items.len(),
+        )
     }
 
     /// Cuts the batch into calls: earlier stages may have made payloads larger, and this one may want fewer at once.
@@ -380,7 +388,7 @@ impl Batch<'_> {
 
     /// The plugin's values, for a plugin that keeps some. On the way out they are those of the messages' topic, to read.
     fn values(&self, stage: &Stage, call: &Call) -> Option<CallValues> {
-        if !stage.keeps_values() {
+        if !stage.keeps_values {
             return None;
         }
         let machine = &self.revision.machine;

@@ -2,8 +2,8 @@
 //! that runs have the same settings, so that what the one makes loads in the other. Never compiles on the running one.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig, Result};
@@ -19,8 +19,11 @@ const MEMORIES_OF_ONE_MAX: u32 = 4;
 const TABLES_OF_ONE_MAX: u32 = 16;
 /// Of all instances together; most are of components with a handful.
 const CORE_INSTANCES_MAX: u32 = INSTANCES_MAX * 8;
-/// Address space of one memory. Only what a guest touches takes memory.
+/// What one memory may hold at most. Only what a guest touches takes memory.
 const MEMORY_BYTES: usize = MEMORY_MB_MAX as usize * 1024 * 1024;
+/// All that a guest's addresses reach. A memory that has so much address space to itself needs no check of its bounds: what
+/// is beyond them is not there, and the processor says so.
+const ALL_ADDRESSES: u64 = 1 << 32;
 /// After so many ticks without a call the ticker sleeps, so that an idle broker does not wake a thousand times a second.
 const TICKS_IDLE: u32 = 100;
 
@@ -29,6 +32,23 @@ const TICKS_IDLE: u32 = 100;
 /// # Errors
 /// When the system refuses the pool's address space.
 pub fn running() -> Result<Engine> {
+    Engine::new(&pooled(reservation()))
+}
+
+/// Address space of one memory: all that there is to address, or, where the system has no room for so many of that (processes of
+/// 39 bits, `ulimit -v`), as much as it may hold, and the bounds are checked. The same for as long as the process runs.
+fn reservation() -> u64 {
+    static RESERVATION: OnceLock<u64> = OnceLock::new();
+    *RESERVATION.get_or_init(|| match Engine::new(&pooled(ALL_ADDRESSES)) {
+        Ok(_) => ALL_ADDRESSES,
+        Err(error) => {
+            tracing::info!("plugins run with checks of bounds, since address space is short here: {error:#}");
+            MEMORY_BYTES as u64
+        }
+    })
+}
+
+fn pooled(reservation: u64) -> Config {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_component_instances(INSTANCES_MAX)
         .total_core_instances(CORE_INSTANCES_MAX)
@@ -39,9 +59,9 @@ pub fn running() -> Result<Engine> {
         .max_tables_per_component(TABLES_OF_ONE_MAX)
         .table_elements(TABLE_ELEMENTS_MAX)
         .max_memory_size(MEMORY_BYTES);
-    let mut config = settings();
+    let mut config = settings(reservation);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-    Engine::new(&config)
+    config
 }
 
 /// The engine that compiles, on one thread.
@@ -49,19 +69,19 @@ pub fn running() -> Result<Engine> {
 /// # Errors
 /// When the code generator can't be set up.
 pub fn compiling() -> Result<Engine> {
-    let mut config = settings();
+    let mut config = settings(reservation());
     config.parallel_compilation(false);
     Engine::new(&config)
 }
 
 /// What decides how code is generated.
-fn settings() -> Config {
+fn settings(reservation: u64) -> Config {
     let mut config = Config::new();
     config
         .wasm_component_model(true)
         .epoch_interruption(true)
         .concurrency_support(false)
-        .memory_reservation(MEMORY_BYTES as u64)
+        .memory_reservation(reservation)
         .memory_init_cow(true);
     config
 }

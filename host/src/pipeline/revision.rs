@@ -35,7 +35,7 @@ impl Revision {
     /// Whether one of its stages keeps values: then what it runs is stored as one with them.
     #[must_use]
     pub fn keeps_values(&self) -> bool {
-        self.stages().any(|stage| stage.keeps_values())
+        self.stages().any(|stage| stage.keeps_values)
     }
 
     /// Messages of one batch: if each of them took all the time that it may, one by one, the batch would still end

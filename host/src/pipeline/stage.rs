@@ -146,6 +146,8 @@ pub struct Stage {
     call_messages: AtomicUsize,
     /// `Err`: the plugin could not be loaded, and every message is a fault.
     recipe: Result<Recipe, Arc<str>>,
+    /// Whether its plugin keeps values.
+    pub keeps_values: bool,
     /// What it says, and what is said of it.
     pub log: StageLog,
     idle: Mutex<Vec<Instance>>,
@@ -175,6 +177,7 @@ impl Stage {
             topic: OnceLock::new(),
         };
         let log = StageLog::new(log, from);
+        let keeps_values = loaded.as_ref().is_ok_and(|loaded| keeps_values(&loaded.imports));
         let recipe = loaded.map(|loaded| Recipe {
             loaded,
             config: spec.config.to_string().into(),
@@ -196,6 +199,7 @@ impl Stage {
             metrics,
             call_messages: AtomicUsize::new(CALL_MESSAGES_MAX),
             recipe,
+            keeps_values,
             log,
             idle: Mutex::default(),
             memory_peak: AtomicUsize::new(0),
@@ -285,12 +289,6 @@ impl Stage {
         self.memory_peak.fetch_max(instance.memory_bytes(), Ordering::Relaxed);
         drop(instance);
         self.metrics.instances.dec();
-    }
-
-    /// Whether its plugin keeps values.
-    #[must_use]
-    pub fn keeps_values(&self) -> bool {
-        self.recipe.as_ref().is_ok_and(|recipe| keeps_values(&recipe.loaded.imports))
     }
 
     /// Whether its plugin has asked for the schema `id`, and its definition is another one `now`.

@@ -31,9 +31,6 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     state: Mutex<State>,
-    /// Work for their kind of threads has come, or the end.
-    quick: Condvar,
-    slow: Condvar,
     clock: Clock,
     metrics: Metrics,
     shadow: Shadow,
@@ -42,7 +39,25 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     queue: Queue,
+    /// The threads that have nothing to do: each waits to be told that work for its kind has come, or the end. The one that
+    /// rested last is called first, since its caches are warm.
+    resting: Resting,
     stopping: bool,
+}
+
+#[derive(Debug, Default)]
+struct Resting {
+    quick: Vec<Arc<Condvar>>,
+    slow: Vec<Arc<Condvar>>,
+}
+
+impl Resting {
+    fn of(&mut self, runs: Runs) -> &mut Vec<Arc<Condvar>> {
+        match runs {
+            Runs::Quick => &mut self.quick,
+            Runs::Slow => &mut self.slow,
+        }
+    }
 }
 
 impl Pool {
@@ -55,8 +70,9 @@ impl Pool {
         clock: Clock,
         (metrics, shadow): (Metrics, Shadow),
     ) -> std::io::Result<Pool> {
-        let state = Mutex::new(State { queue: Queue::new(limits, shares), stopping: false });
-        let shared = Arc::new(Shared { state, quick: Condvar::new(), slow: Condvar::new(), clock, metrics, shadow });
+        let queue = Queue::new(limits, shares);
+        let state = Mutex::new(State { queue, resting: Resting::default(), stopping: false });
+        let shared = Arc::new(Shared { state, clock, metrics, shadow });
         let pool = Pool { shared, threads: Mutex::default() };
         for (runs, name) in [(Runs::Quick, "plugin"), (Runs::Slow, "plugin-slow")] {
             for number in 0..limits.threads(runs) {
@@ -93,7 +109,7 @@ impl Pool {
             self.shared.metrics.overloads.inc();
             return Err(PipelineError::Overloaded);
         };
-        self.shared.call(&state.queue);
+        self.shared.call(&mut state);
         Ok(answer)
     }
 
@@ -129,11 +145,13 @@ impl Drop for Pool {
 
 impl Shared {
     /// One thread of each kind that has work; it calls the next one if there is more.
-    fn call(&self, queue: &Queue) {
-        self.count(queue);
-        for (runs, threads) in [(Runs::Quick, &self.quick), (Runs::Slow, &self.slow)] {
-            if queue.waits_for(runs) {
-                threads.notify_one();
+    fn call(&self, state: &mut State) {
+        self.count(&state.queue);
+        for runs in [Runs::Quick, Runs::Slow] {
+            if state.queue.waits_for(runs)
+                && let Some(thread) = state.resting.of(runs).pop()
+            {
+                thread.notify_one();
             }
         }
     }
@@ -143,12 +161,15 @@ impl Shared {
     }
 
     fn call_all(&self) {
-        self.quick.notify_all();
-        self.slow.notify_all();
+        let resting = std::mem::take(&mut self.state.lock().resting);
+        for thread in resting.quick.into_iter().chain(resting.slow) {
+            thread.notify_one();
+        }
     }
 
     fn work(&self, runs: Runs) {
-        while let Some(batch) = self.next(runs) {
+        let called = Arc::new(Condvar::new());
+        while let Some(batch) = self.next(runs, &called) {
             let (scope, ran) = (batch.lane.scope, (batch.on, batch.drafts.len()));
             let before = thread_cpu_ns();
             if catch_unwind(AssertUnwindSafe(|| self.run(batch))).is_err() {
@@ -158,17 +179,17 @@ impl Shared {
             let mut state = self.state.lock();
             state.queue.done(scope, ran, cpu_ns);
             // Its place may be what another thread waits for, and what it waits for may be a thread of the other kind.
-            self.call(&state.queue);
+            self.call(&mut state);
         }
         self.call_all();
     }
 
-    fn next(&self, runs: Runs) -> Option<Batch> {
+    fn next(&self, runs: Runs, called: &Arc<Condvar>) -> Option<Batch> {
         let mut state = self.state.lock();
         loop {
             let batch = state.queue.take(runs);
             if batch.is_some() {
-                self.call(&state.queue);
+                self.call(&mut state);
                 return batch;
             }
             // What nobody awaits is gone.
@@ -177,10 +198,8 @@ impl Shared {
             if state.stopping && state.queue.messages == 0 {
                 return None;
             }
-            match runs {
-                Runs::Quick => self.quick.wait(&mut state),
-                Runs::Slow => self.slow.wait(&mut state),
-            }
+            state.resting.of(runs).push(Arc::clone(called));
+            called.wait(&mut state);
         }
     }
 
