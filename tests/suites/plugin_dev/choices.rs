@@ -143,13 +143,13 @@ async fn once_ends_with_1_where_a_build_or_a_case_fails_and_nothing_is_uploaded(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_save_without_effect_looks_at_what_the_broker_runs() {
     let (broker, workshop) = project("dev-same", Settings::new()).await;
-    let before = broker.put_pipeline("orders", json!([{"name": "any", "plugin": "filter", "config": {}}])).await;
+    broker.put_pipeline("orders", json!([{"name": "any", "plugin": "filter", "config": {}}])).await;
     let mut session = Session::start(&workshop, &broker, &["orders-filter", "--topic", "orders"]);
     session.next("inForce").await;
     save_without_effect(&workshop, "one");
     session.next("unchanged").await;
     // A colleague who takes it out.
-    broker.post(&format!("{PIPELINE}/rollback?to=1"), &json!({})).await.expect(200);
+    let before = broker.post(&format!("{PIPELINE}/rollback?to=1"), &json!({})).await.expect(200);
     save_without_effect(&workshop, "two");
     let again = session.next("inForce").await;
     let now = broker.get(PIPELINE).await.expect(200);
