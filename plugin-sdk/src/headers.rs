@@ -122,4 +122,28 @@ mod tests {
         assert_eq!(after, [Some("A"), None, Some(""), None, Some("BÜC")]);
         assert_eq!(outcomes[1].verdict, Verdict::Passed);
     }
+
+    /// Reads more headers of every message than are remembered.
+    #[derive(serde::Deserialize)]
+    struct Many {}
+
+    impl Stage for Many {
+        fn process(&self, batch: &Batch<'_>) -> Result<(), Error> {
+            for message in batch {
+                for n in 0..super::NAMES_MAX + 2 {
+                    let expected = (n % 2 == 0).then(|| format!("{n} of {}", message.index()));
+                    assert_eq!(message.header(&format!("h{n}")), expected);
+                }
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn more_headers_than_are_remembered_are_read_all_the_same() {
+        let named = |message: Input, i: usize, n: usize| message.header(&format!("h{n}"), &format!("{n} of {i}"));
+        let even = || (0..super::NAMES_MAX + 2).step_by(2);
+        let message = |i: usize| even().fold(Input::new("{}"), |message, n| named(message, i, n));
+        run::<Many>("{}", (0..3).map(message)).expect("no fault");
+    }
 }

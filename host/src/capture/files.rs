@@ -277,7 +277,10 @@ impl Kept {
     pub fn flush(&mut self) -> io::Result<()> {
         let lines = std::mem::take(&mut self.unwritten);
         let count = std::mem::take(&mut self.unwritten_count);
-        let (Some(open), Some(last)) = (&mut self.open, self.segments.back_mut()) else { return Ok(()) };
+        let (Some(open), Some(last)) = (&mut self.open, self.segments.back_mut()) else {
+            self.counts.lost += count;
+            return Ok(());
+        };
         let Err(error) = open.write_all(&lines) else {
             self.counts.written += count;
             return Ok(());

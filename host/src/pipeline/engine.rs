@@ -35,17 +35,22 @@ pub fn running() -> Result<Engine> {
     Engine::new(&pooled(reservation()))
 }
 
-/// Address space of one memory: all that there is to address, or, where the system has no room for so many of that (processes of
-/// 39 bits, `ulimit -v`), as much as it may hold, and the bounds are checked. The same for as long as the process runs.
+/// Address space of one memory. The same for as long as the process runs.
 fn reservation() -> u64 {
     static RESERVATION: OnceLock<u64> = OnceLock::new();
-    *RESERVATION.get_or_init(|| match Engine::new(&pooled(ALL_ADDRESSES)) {
-        Ok(_) => ALL_ADDRESSES,
+    *RESERVATION.get_or_init(|| fitting(ALL_ADDRESSES))
+}
+
+/// So many bytes of address space, or, where the system has no room for so many memories of that (addresses of 39 bits,
+/// `ulimit -v`), as much as one may hold, and the bounds are checked.
+fn fitting(reservation: u64) -> u64 {
+    match Engine::new(&pooled(reservation)) {
+        Ok(_) => reservation,
         Err(error) => {
             tracing::info!("plugins run with checks of bounds, since address space is short here: {error:#}");
             MEMORY_BYTES as u64
         }
-    })
+    }
 }
 
 fn pooled(reservation: u64) -> Config {
@@ -190,5 +195,11 @@ mod tests {
     fn both_engines_load_the_same_artefacts() {
         let (running, compiling) = (running().expect("the pool fits"), compiling().expect("it compiles"));
         assert_eq!(fingerprint(&running), fingerprint(&compiling));
+    }
+
+    #[test]
+    fn where_address_space_is_short_memories_have_what_they_may_hold() {
+        assert_eq!(fitting(1 << 45), MEMORY_BYTES as u64, "320 of them are more than a processor addresses");
+        Engine::new(&pooled(MEMORY_BYTES as u64)).expect("the pool fits");
     }
 }
