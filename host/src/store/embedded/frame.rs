@@ -72,7 +72,8 @@ impl FileHeader {
     }
 
     /// Reads a header. The version is looked at before the checksum: another format may have another header. But if the
-    /// checksum holds with our version in its place, the version is what is damaged.
+    /// checksum holds with our version in its place, the version is what is damaged; and no format has the version 0, which
+    /// is what a header has that was torn behind its magic.
     ///
     /// # Errors
     /// See [`HeaderFault`].
@@ -86,7 +87,8 @@ impl FileHeader {
             ours.copy_from_slice(&bytes[..36]);
             ours[8..12].copy_from_slice(&FORMAT_VERSION.to_le_bytes());
             let flipped = u32_at(bytes, 36) == crc32c::crc32c(&ours);
-            return Err(if flipped { HeaderFault::Bad } else { HeaderFault::Version(version) });
+            let no_other = flipped || version == 0;
+            return Err(if no_other { HeaderFault::Bad } else { HeaderFault::Version(version) });
         }
         if u32_at(bytes, 36) != crc32c::crc32c(&bytes[..36]) {
             return Err(HeaderFault::Bad);
