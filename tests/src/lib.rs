@@ -21,6 +21,7 @@ pub mod outside;
 pub mod publish;
 pub mod raw_receiver;
 pub mod receiver;
+pub mod servers;
 pub mod signature;
 pub mod store_backends;
 pub mod store_bed;
