@@ -3,6 +3,7 @@
 //! `layers.rs` where they come from, `guide.rs` the names of the deployment guide, `check.rs` the relations.
 
 mod check;
+mod connection;
 mod duration;
 mod guide;
 mod keys;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use crate::capture::Room;
 use crate::catalog::model::{Guarantee, Secret};
 
+pub use connection::PostgresUrl;
 pub use duration::{format_duration, parse_duration};
 pub use keys::{KEYS, Key};
 pub use quotas::{PluginQuota, longest as longest_prefix};

@@ -10,6 +10,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sluice_tests::servers::Postgres;
 use sluice_tests::{Broker, Client, Receiver, binary, guest, wait, warm};
 use tempfile::TempDir;
 
@@ -90,6 +91,7 @@ struct World {
     folder: TempDir,
     receiver: Receiver,
     node_id: String,
+    database: String,
 }
 
 impl World {
@@ -100,7 +102,9 @@ impl World {
         let schema =
             json!({"schemaId": "orders.v1", "version": "1.0", "compatibility": "Backward", "schemaDefinition": SCHEMA});
         broker.post("/schemas", &schema).await.expect(201);
-        let world = World { broker, folder: tempfile::tempdir().expect("a temporary folder"), receiver, node_id };
+        let database = Postgres::shared().await.database("examples").await;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let world = World { broker, folder, receiver, node_id, database };
         world.lay_out_files();
         world
     }
@@ -155,7 +159,7 @@ impl World {
         for name in self.topics().await {
             self.broker.delete(&format!("/topics/{name}?force=true")).await.expect(204);
         }
-        let mut words = BTreeMap::from([("NODE_ID", self.node_id.clone())]);
+        let mut words = BTreeMap::from([("NODE_ID", self.node_id.clone()), ("DATABASE", self.database.clone())]);
         if !example.contains("sluice topic create ") {
             for (name, kind) in [("orders", "Queue"), ("deployment.events", "PubSub")] {
                 self.broker.create_topic(name, kind).await;

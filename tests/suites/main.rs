@@ -30,6 +30,7 @@ mod ingest;
 mod languages;
 mod limits;
 mod main_job;
+mod migrate;
 mod offline;
 mod outside;
 mod pipeline_revisions;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sqlx::Row as _;
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::CatalogError;
 use crate::clock::Timestamp;
@@ -35,7 +35,7 @@ pub(super) fn integer(value: u64) -> i64 {
 }
 
 /// Reads columns by name.
-pub(super) struct Columns<'r>(pub(super) &'r SqliteRow);
+pub(super) struct Columns<'r>(pub(super) &'r AnyRow);
 
 impl Columns<'_> {
     pub(super) fn text(&self, column: &str) -> Result<String, CatalogError> {

@@ -1,31 +1,29 @@
-//! The catalog: what topics, subscriptions, pipelines, plugins and schemas there are, and who changed what, in
-//! `catalog.db` (SQLite). Invariant: a change and its audit entry are one transaction, synced before the method
-//! returns; a number that names a topic or a cursor is never given out twice, not even after a deletion. Never holds a
-//! message, and never touches the network.
+//! The catalog: what topics, subscriptions, pipelines, plugins and schemas there are, and who changed what: of one broker in
+//! `catalog.db` (SQLite), of a fleet in PostgreSQL. Invariant: a change and its audit entry are one transaction, synced before
+//! the method returns; changes are made one at a time, whichever broker makes them; a number that names a topic or a cursor is
+//! never given out twice, not even after a deletion. Never holds a message.
 //!
-//! The SQL stays within what SQLite and PostgreSQL share (`$n`, `RETURNING`, `ON CONFLICT`): a fleet will run the same
-//! statements on PostgreSQL.
+//! The statements stay within what SQLite and PostgreSQL share (`$n`, `RETURNING`, `ON CONFLICT`; columns of integers, text and
+//! bytes), so there is one of each; where the tables differ, `engine.rs` has both spellings.
 
 mod audit;
 mod columns;
+mod engine;
 pub mod model;
 mod pipelines;
 mod plugins;
+pub mod postgres;
 mod powers;
 mod salvage;
 mod schemas;
+mod sqlite;
 mod subscriptions;
 mod topics;
 
-use std::path::Path;
-use std::sync::LazyLock;
-use std::time::Duration;
-
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{Connection as _, SqlSafeStr as _, SqlitePool};
+use sqlx::AnyPool;
 
 use crate::clock::Clock;
+use engine::{Engine, Purpose, Transaction as Writing};
 
 pub use audit::{AuditFilter, Event};
 pub use model::*;
@@ -34,34 +32,6 @@ pub use plugins::{Accepted, NewPlugin};
 pub use powers::AllowedPowers;
 pub use salvage::{PageFault, Salvaged};
 pub use schemas::{NewSchema, Registered};
-
-/// All of `migrations/sqlite`, in order. Listed by hand: `sqlx::migrate!` would compile SQLite a second time, for the
-/// compiler's own use.
-static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
-    let migration = |version, description: &'static str, sql: &'static str| {
-        Migration::new(version, description.into(), MigrationType::Simple, sql.into_sql_str(), false)
-    };
-    Migrator::with_migrations(vec![
-        migration(1, "catalog", include_str!("../../../migrations/sqlite/0001_catalog.sql")),
-        migration(2, "expired_dead_letters", include_str!("../../../migrations/sqlite/0002_expired_dead_letters.sql")),
-        migration(3, "endpoint_credentials", include_str!("../../../migrations/sqlite/0003_endpoint_credentials.sql")),
-        migration(
-            4,
-            "dead_letter_threshold",
-            include_str!("../../../migrations/sqlite/0004_dead_letter_threshold.sql"),
-        ),
-        migration(5, "plugins", include_str!("../../../migrations/sqlite/0005_plugins.sql")),
-        migration(6, "capture_input", include_str!("../../../migrations/sqlite/0006_capture_input.sql")),
-        migration(7, "deleted_plugins", include_str!("../../../migrations/sqlite/0007_deleted_plugins.sql")),
-    ])
-});
-
-/// SQLite writes one transaction at a time; the others serve reads beside it, and each costs a thread.
-const CONNECTIONS_MAX: u32 = 4;
-/// How long a transaction waits for another one's commit. All are short: only a stalled disk takes this long.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
-/// The write-ahead log is cut back to this after a checkpoint (a plugin's bytes may have made it long).
-const WAL_BYTES_KEPT: u32 = 16 * 1024 * 1024;
 
 /// Who asks for a change, for the audit log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -105,6 +75,16 @@ pub enum CatalogError {
         /// The last one that this binary has.
         known: i64,
     },
+    /// The tables are not yet those that this Sluice needs.
+    #[error(
+        "the tables of the catalog are at migration {found} and this version of Sluice needs {known}: run `sluice migrate up`"
+    )]
+    Outdated {
+        /// The migration that the catalog has; 0 if it has none.
+        found: i64,
+        /// The last one that this binary has.
+        known: i64,
+    },
     /// What is stored cannot be what was written.
     #[error("the catalog is damaged: {0}")]
     Damaged(String),
@@ -117,14 +97,11 @@ impl From<sqlx::Error> for CatalogError {
     fn from(error: sqlx::Error) -> CatalogError {
         match &error {
             sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => CatalogError::Damaged(error.to_string()),
-            // SQLITE_CORRUPT and SQLITE_NOTADB, with their extended codes in the upper bytes.
-            sqlx::Error::Database(database)
-                if database
-                    .code()
-                    .and_then(|code| code.parse::<i32>().ok())
-                    .is_some_and(|c| matches!(c & 0xff, 11 | 26)) =>
-            {
+            sqlx::Error::Database(database) if engine::says_damage(&**database) => {
                 CatalogError::Damaged(error.to_string())
+            }
+            sqlx::Error::Database(database) if engine::refuses_text(&**database) => {
+                CatalogError::Conflict("text with the character U+0000 cannot be kept in PostgreSQL".to_owned())
             }
             _ => CatalogError::Unavailable(error),
         }
@@ -134,45 +111,12 @@ impl From<sqlx::Error> for CatalogError {
 /// The catalog. Cheap to clone; clones share one pool.
 #[derive(Debug, Clone)]
 pub struct Catalog {
-    pool: SqlitePool,
+    pool: AnyPool,
+    engine: Engine,
     clock: Clock,
 }
 
-/// A transaction that may write.
-type Writing = sqlx::Transaction<'static, sqlx::Sqlite>;
-
 impl Catalog {
-    /// Opens the catalog in the file `path`, creating it if need be, and brings its tables up to date.
-    ///
-    /// # Errors
-    /// [`CatalogError::Newer`] if a later version of Sluice has written it; else damage or the file system's error.
-    pub async fn open(path: &Path, clock: Clock) -> Result<Catalog, CatalogError> {
-        create_private(path).await.map_err(|error| CatalogError::Unavailable(sqlx::Error::Io(error)))?;
-        let options = SqliteConnectOptions::new()
-            .filename(path)
-            .journal_mode(SqliteJournalMode::Wal)
-            // FULL syncs the write-ahead log at each commit; NORMAL could lose the last ones in a power cut.
-            .synchronous(SqliteSynchronous::Full)
-            .foreign_keys(true)
-            .busy_timeout(BUSY_TIMEOUT)
-            .pragma("journal_size_limit", WAL_BYTES_KEPT.to_string());
-        // On a full disk SQLite ends a transaction by itself, and the connection goes on believing that it is in one: it
-        // would refuse to begin another for ever.
-        let pool = SqlitePoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
-            .before_acquire(|connection, _| {
-                let usable = !connection.is_in_transaction();
-                Box::pin(async move { Ok(usable) })
-            })
-            .connect_with(options)
-            .await?;
-        if let Err(error) = migrate(&pool).await {
-            pool.close().await;
-            return Err(error);
-        }
-        Ok(Catalog { pool, clock })
-    }
-
     /// Waits for what runs, then closes the file; later calls are [`CatalogError::Unavailable`]. Idempotent.
     pub async fn close(&self) {
         self.pool.close().await;
@@ -183,20 +127,24 @@ impl Catalog {
     /// # Errors
     /// Why it does not.
     pub async fn ping(&self) -> Result<(), CatalogError> {
-        sqlx::query("SELECT 1").execute(&self.pool).await?;
+        sqlx::query("SELECT 1").execute(&mut *self.read().await?).await?;
         Ok(())
     }
 
-    /// Reads every page and index, and holds each plugin's bytes against their digest; an empty list says that all is well.
+    /// Reads every page and index (of SQLite; PostgreSQL has tools of its own for that), and holds each plugin's bytes against
+    /// their digest; an empty list says that all is well.
     ///
     /// # Errors
     /// When it cannot even be read.
     pub async fn verify(&self) -> Result<Vec<String>, CatalogError> {
-        // SQLite reports up to 100 faults, and "ok" if there is none.
-        let mut faults: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check").fetch_all(&self.pool).await?;
+        let mut faults: Vec<String> = match self.engine {
+            // Up to 100 faults, and "ok" if there is none.
+            Engine::Sqlite => sqlx::query_scalar("PRAGMA integrity_check").fetch_all(&self.pool).await?,
+            Engine::Postgres => Vec::new(),
+        };
         faults.retain(|fault| fault != "ok");
-        let digests: Vec<String> =
-            sqlx::query_scalar("SELECT digest FROM plugin_blobs ORDER BY digest").fetch_all(&self.pool).await?;
+        let digests = sqlx::query_scalar("SELECT digest FROM plugin_blobs ORDER BY digest");
+        let digests: Vec<String> = digests.fetch_all(&mut *self.read().await?).await?;
         for digest in digests {
             match self.plugin_bytes(&digest).await {
                 Ok(_) => {}
@@ -207,29 +155,19 @@ impl Catalog {
         Ok(faults)
     }
 
-    /// Begins a transaction that holds the write lock from the start: one that took it later could find that what it
-    /// has read was changed, and fail.
-    async fn write(&self) -> Result<Writing, CatalogError> {
-        Ok(self.pool.begin_with("BEGIN IMMEDIATE").await?)
+    /// Begins a transaction that sees one state of the catalog.
+    async fn read(&self) -> Result<Writing, CatalogError> {
+        Ok(self.engine.transaction(&self.pool, Purpose::Read).await?)
     }
-}
 
-/// The catalog holds signing secrets, so the file is its owner's alone; SQLite gives its side files the same mode.
-async fn create_private(path: &Path) -> std::io::Result<()> {
-    let mut options = tokio::fs::OpenOptions::new();
-    options.create(true).append(true);
-    #[cfg(unix)]
-    options.mode(0o600);
-    options.open(path).await.map(drop)
-}
+    /// Begins a transaction that holds the write lock from the start.
+    async fn write(&self) -> Result<Writing, CatalogError> {
+        Ok(self.engine.transaction(&self.pool, Purpose::Write).await?)
+    }
 
-async fn migrate(pool: &SqlitePool) -> Result<(), CatalogError> {
-    let known = MIGRATIONS.iter().map(|migration| migration.version).max().unwrap_or(0);
-    match MIGRATIONS.run(pool).await {
-        Ok(()) => Ok(()),
-        Err(MigrateError::VersionMissing(found)) if found > known => Err(CatalogError::Newer { found, known }),
-        Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => Err(error.into()),
-        Err(other) => Err(CatalogError::Damaged(other.to_string())),
+    /// Begins one that writes what no other broker has to notice: a number, an entry of the audit log.
+    async fn write_aside(&self) -> Result<Writing, CatalogError> {
+        Ok(self.engine.transaction(&self.pool, Purpose::WriteAside).await?)
     }
 }
 

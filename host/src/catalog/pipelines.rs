@@ -2,7 +2,7 @@
 //! deletion. Never runs a stage.
 
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::columns::{self, Columns, integer};
 use super::model::{PipelineRevision, ResolvedStage, Scope, StageSpec};
@@ -37,7 +37,7 @@ impl Catalog {
             "SELECT r.* FROM pipeline_revisions r
              JOIN pipeline_counters c ON c.scope = r.scope AND c.last_revision = r.revision ORDER BY r.scope",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.read().await?)
         .await?;
         rows.iter().map(revision).collect()
     }
@@ -49,7 +49,7 @@ impl Catalog {
     pub async fn pipeline(&self, scope: Scope) -> Result<Option<PipelineRevision>, CatalogError> {
         let rows = sqlx::query("SELECT * FROM pipeline_revisions WHERE scope = $1 ORDER BY revision DESC LIMIT 1")
             .bind(scope_key(scope))
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.read().await?)
             .await?;
         rows.first().map(revision).transpose()
     }
@@ -62,7 +62,7 @@ impl Catalog {
         let row = sqlx::query("SELECT * FROM pipeline_revisions WHERE scope = $1 AND revision = $2")
             .bind(scope_key(scope))
             .bind(integer(number))
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.read().await?)
             .await?;
         row.as_ref().map(revision).transpose()
     }
@@ -78,7 +78,7 @@ impl Catalog {
         offset: u64,
     ) -> Result<(Vec<PipelineRevision>, u64), CatalogError> {
         let key = scope_key(scope);
-        let mut reading = self.pool.begin().await?;
+        let mut reading = self.read().await?;
         let total: i64 = sqlx::query_scalar("SELECT count(*) FROM pipeline_revisions WHERE scope = $1")
             .bind(&key)
             .fetch_one(&mut *reading)
@@ -190,7 +190,7 @@ async fn insert(writing: &mut Writing, key: &str, new: &PipelineRevision) -> Res
     Ok(())
 }
 
-fn revision(row: &SqliteRow) -> Result<PipelineRevision, CatalogError> {
+fn revision(row: &AnyRow) -> Result<PipelineRevision, CatalogError> {
     let columns = Columns(row);
     let topic = TopicId(columns.number("topic_id")?);
     let scope = match columns.text_opt("subscription_id")? {

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::columns::{self, Columns, integer, name};
 use super::model::{PluginSource, PluginVersion};
@@ -47,7 +47,9 @@ impl Catalog {
     /// # Errors
     /// When the database fails.
     pub async fn plugin_versions(&self) -> Result<Vec<PluginVersion>, CatalogError> {
-        let rows = sqlx::query("SELECT * FROM plugin_versions ORDER BY plugin, accepted").fetch_all(&self.pool).await?;
+        let rows = sqlx::query("SELECT * FROM plugin_versions ORDER BY plugin, accepted")
+            .fetch_all(&mut *self.read().await?)
+            .await?;
         rows.iter().map(version).collect()
     }
 
@@ -89,7 +91,7 @@ impl Catalog {
     pub async fn plugin_bytes(&self, digest: &str) -> Result<Option<Vec<u8>>, CatalogError> {
         let bytes: Option<Vec<u8>> = sqlx::query_scalar("SELECT bytes FROM plugin_blobs WHERE digest = $1")
             .bind(digest)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.read().await?)
             .await?;
         match bytes {
             None => Ok(None),
@@ -106,7 +108,7 @@ impl Catalog {
             sqlx::query_scalar("SELECT config_schema FROM plugin_versions WHERE plugin = $1 AND version = $2")
                 .bind(plugin)
                 .bind(label)
-                .fetch_optional(&self.pool)
+                .fetch_optional(&mut *self.read().await?)
                 .await?;
         Ok(schema.flatten())
     }
@@ -326,7 +328,7 @@ fn short_label(digest: &str) -> String {
     format!("sha-{}", digest.get(..12).unwrap_or(digest))
 }
 
-fn version(row: &SqliteRow) -> Result<PluginVersion, CatalogError> {
+fn version(row: &AnyRow) -> Result<PluginVersion, CatalogError> {
     let columns = Columns(row);
     Ok(PluginVersion {
         plugin: columns.text("plugin")?,

@@ -27,7 +27,7 @@ impl Catalog {
     pub async fn allowed_powers(&self, plugin: &str) -> Result<AllowedPowers, CatalogError> {
         let row = sqlx::query("SELECT allowed, version FROM plugin_powers WHERE plugin = $1")
             .bind(plugin)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.read().await?)
             .await?;
         row.as_ref().map_or_else(|| Ok(AllowedPowers::default()), read)
     }
@@ -39,7 +39,7 @@ impl Catalog {
     pub async fn imports_when_deleted(&self, plugin: &str) -> Result<Option<Vec<String>>, CatalogError> {
         let row = sqlx::query("SELECT imports FROM deleted_plugins WHERE plugin = $1")
             .bind(plugin)
-            .fetch_optional(&self.pool)
+            .fetch_optional(&mut *self.read().await?)
             .await?;
         row.as_ref().map(|row| Columns(row).json("imports")).transpose()
     }
@@ -115,7 +115,7 @@ async fn current(writing: &mut Writing, plugin: &str) -> Result<AllowedPowers, C
     row.as_ref().map_or_else(|| Ok(AllowedPowers::default()), read)
 }
 
-fn read(row: &sqlx::sqlite::SqliteRow) -> Result<AllowedPowers, CatalogError> {
+fn read(row: &sqlx::any::AnyRow) -> Result<AllowedPowers, CatalogError> {
     let columns = Columns(row);
     Ok(AllowedPowers { allowed: columns.json("allowed")?, version: columns.number("version")? })
 }

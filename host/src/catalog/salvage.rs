@@ -1,12 +1,14 @@
 //! Taking what can still be read out of a damaged catalog into a new one. Invariant: the damaged file is only read; a row is
-//! taken whole or not at all, and only if it reads back as what it was; the sequences that numbers come from never fall.
+//! taken whole or not at all, and only if it reads back as what it was; the sequences that numbers come from never fall. Of
+//! SQLite alone, but for what a store says that is missing (`restore_…`, `raise_numbers`).
 
 use std::path::Path;
 
 use futures_util::StreamExt as _;
-use sqlx::sqlite::{SqliteConnectOptions, SqliteConnection};
-use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{AnyConnection, AssertSqlSafe, ConnectOptions as _, Connection as _, Row as _};
 
+use super::engine::Engine;
 use super::{Catalog, CatalogError, Topic, subscriptions, topics};
 use crate::message::TopicId;
 
@@ -148,15 +150,24 @@ impl Catalog {
     /// When this catalog cannot be written.
     pub async fn restore_partitions(&self, topic: TopicId, partitions: u16) -> Result<(), CatalogError> {
         let update = sqlx::query("UPDATE topics SET partition_count = $2 WHERE topic_id = $1");
-        update.bind(i64::from(topic.0)).bind(i64::from(partitions)).execute(&self.pool).await?;
-        Ok(())
+        let mut writing = self.write().await?;
+        update.bind(i64::from(topic.0)).bind(i64::from(partitions)).execute(&mut *writing).await?;
+        Ok(writing.commit().await?)
     }
 
-    /// No number is given out again that the store has seen.
+    /// No number is given out again that the store has seen. Not while numbers are given out.
     ///
     /// # Errors
     /// When this catalog cannot be written.
     pub async fn raise_numbers(&self, topic: u32, group: u32) -> Result<(), CatalogError> {
+        if self.engine == Engine::Postgres {
+            let mut writing = self.write().await?;
+            for (table, last) in [("topic_ids", topic), ("group_ids", group)] {
+                let raise = format!("SELECT setval('{table}_id_seq', $1) FROM {table}_id_seq WHERE last_value < $1");
+                sqlx::query(AssertSqlSafe(raise)).bind(i64::from(last)).execute(&mut *writing).await?;
+            }
+            return Ok(writing.commit().await?);
+        }
         let mut connection = self.pool.acquire().await?;
         raise(&mut connection, "topic_ids", i64::from(topic)).await?;
         raise(&mut connection, "group_ids", i64::from(group)).await
@@ -164,7 +175,8 @@ impl Catalog {
 
     /// Plugins whose bytes are not what they were.
     async fn drop_bad_plugins(&self, salvaged: &mut Salvaged) -> Result<(), CatalogError> {
-        let digests: Vec<String> = sqlx::query_scalar("SELECT digest FROM plugin_blobs").fetch_all(&self.pool).await?;
+        let digests: Vec<String> =
+            sqlx::query_scalar("SELECT digest FROM plugin_blobs").fetch_all(&mut *self.read().await?).await?;
         for digest in digests {
             if let Err(CatalogError::Damaged(fault)) = self.plugin_bytes(&digest).await {
                 let mut writing = self.write().await?;
@@ -181,11 +193,7 @@ impl Catalog {
 }
 
 /// Takes a table at once, or row by row where that fails.
-async fn copy_table(
-    connection: &mut SqliteConnection,
-    table: &str,
-    salvaged: &mut Salvaged,
-) -> Result<(), CatalogError> {
+async fn copy_table(connection: &mut AnyConnection, table: &str, salvaged: &mut Salvaged) -> Result<(), CatalogError> {
     let columns: Vec<String> =
         sqlx::query_scalar("SELECT name FROM pragma_table_info($1)").bind(table).fetch_all(&mut *connection).await?;
     let columns = columns.join(", ");
@@ -210,7 +218,7 @@ async fn copy_table(
 
 /// A table that is being copied.
 struct Copied<'a> {
-    connection: &'a mut SqliteConnection,
+    connection: &'a mut AnyConnection,
     table: &'a str,
     copy: String,
     rows: u64,
@@ -294,7 +302,7 @@ impl Copied<'_> {
     }
 }
 
-async fn copy_sequences(connection: &mut SqliteConnection) -> Result<(), CatalogError> {
+async fn copy_sequences(connection: &mut AnyConnection) -> Result<(), CatalogError> {
     let known = sqlx::query("SELECT name, seq FROM damaged.sqlite_sequence").fetch_all(&mut *connection).await;
     for row in known.unwrap_or_default() {
         if let (Ok(name), Ok(last)) = (row.try_get::<String, _>(0), row.try_get::<i64, _>(1)) {
@@ -304,7 +312,7 @@ async fn copy_sequences(connection: &mut SqliteConnection) -> Result<(), Catalog
     Ok(())
 }
 
-async fn raise(connection: &mut SqliteConnection, table: &str, last: i64) -> Result<(), CatalogError> {
+async fn raise(connection: &mut AnyConnection, table: &str, last: i64) -> Result<(), CatalogError> {
     let raised = sqlx::query("UPDATE main.sqlite_sequence SET seq = max(seq, $2) WHERE name = $1")
         .bind(table)
         .bind(last)
@@ -318,24 +326,30 @@ async fn raise(connection: &mut SqliteConnection, table: &str, last: i64) -> Res
 }
 
 /// Rows that SQLite can read and this catalog can't: a flipped bit in a name or a number.
-async fn drop_unreadable(connection: &mut SqliteConnection, salvaged: &mut Salvaged) -> Result<(), CatalogError> {
-    let rows = sqlx::query("SELECT rowid AS place, * FROM topics").fetch_all(&mut *connection).await?;
-    let topics: Vec<i64> =
-        rows.iter().filter(|row| topics::topic(row).is_err()).map(place).collect::<Result<_, _>>()?;
-    let select = "SELECT s.rowid AS place, s.*, 'any' AS topic_name FROM subscriptions s";
-    let rows = sqlx::query(select).fetch_all(&mut *connection).await?;
-    let bad = rows.iter().filter(|row| subscriptions::subscription(row).is_err());
-    let subscriptions: Vec<i64> = bad.map(place).collect::<Result<_, _>>()?;
-    for (table, places) in [("topics", topics), ("subscriptions", subscriptions)] {
+async fn drop_unreadable(connection: &mut AnyConnection, salvaged: &mut Salvaged) -> Result<(), CatalogError> {
+    for (table, select) in [
+        ("topics", "SELECT * FROM topics WHERE rowid = $1"),
+        ("subscriptions", "SELECT s.*, 'any' AS topic_name FROM subscriptions s WHERE s.rowid = $1"),
+    ] {
+        let places: Vec<i64> = sqlx::query_scalar(AssertSqlSafe(format!("SELECT rowid FROM {table} ORDER BY rowid")))
+            .fetch_all(&mut *connection)
+            .await?;
         for place in places {
+            // One by one: text that is none fails its row before a column of it is asked for.
+            let row = sqlx::query(select).bind(place).fetch_one(&mut *connection).await;
+            let read = row.map_err(CatalogError::from).and_then(|row| match table {
+                "topics" => topics::topic(&row).map(drop),
+                _ => subscriptions::subscription(&row).map(drop),
+            });
+            match read {
+                Ok(()) => continue,
+                Err(CatalogError::Damaged(_)) => {}
+                Err(other) => return Err(other),
+            }
             let delete = AssertSqlSafe(format!("DELETE FROM main.{table} WHERE rowid = $1"));
             sqlx::query(delete).bind(place).execute(&mut *connection).await?;
             salvaged.lost.push(format!("a row of {table}: it is not what was written"));
         }
     }
     Ok(())
-}
-
-fn place(row: &sqlx::sqlite::SqliteRow) -> Result<i64, sqlx::Error> {
-    row.try_get("place")
 }

@@ -2,9 +2,11 @@
 //! `schema_versions` all of them. Never reads a definition: [`crate::schemas`] judges what may be registered.
 
 use serde_json::json;
-use sqlx::sqlite::SqliteRow;
+use sqlx::AssertSqlSafe;
+use sqlx::any::AnyRow;
 
 use super::columns::{Columns, integer, name};
+use super::engine::Engine;
 use super::model::{Compatibility, Schema, SchemaStatus};
 use super::{Actor, Catalog, CatalogError, Event, Writing};
 
@@ -44,7 +46,7 @@ impl Catalog {
         actor: &Actor,
     ) -> Result<(Schema, Registered), E> {
         let mut writing = self.write().await?;
-        if let Some(known) = named(&mut writing, &new.id, &new.version).await? {
+        if let Some(known) = named(self.engine, &mut writing, &new.id, &new.version).await? {
             if known.compatibility == new.compatibility && same(&known.definition, &new.definition) {
                 return Ok((known, Registered::Again));
             }
@@ -52,7 +54,7 @@ impl Catalog {
                 format!("version '{}' of the schema '{}' is registered with other content", new.version, new.id);
             return Err(CatalogError::Conflict(sentence).into());
         }
-        let before = current(&mut writing, &new.id).await?;
+        let before = current(self.engine, &mut writing, &new.id).await?;
         if let Some(before) = &before {
             judge(before)?;
         }
@@ -68,7 +70,7 @@ impl Catalog {
             created_at: now,
             deprecated_at: None,
         };
-        insert(&mut writing, &after).await?;
+        insert(self.engine, &mut writing, &after).await?;
         let details = json!({ "before": before.as_ref().map(shown), "after": shown(&after) });
         let event = Event { event_type: "schema.registered", entity_type: "schema", entity_id: &after.id, details };
         self.audit(&mut writing, event, actor).await?;
@@ -81,7 +83,10 @@ impl Catalog {
     /// # Errors
     /// When the database fails.
     pub async fn schema(&self, id: &str) -> Result<Option<Schema>, CatalogError> {
-        let row = sqlx::query("SELECT * FROM schemas WHERE schema_id = $1").bind(id).fetch_optional(&self.pool).await?;
+        let row = sqlx::query(select(self.engine, "schemas WHERE schema_id = $1"))
+            .bind(id)
+            .fetch_optional(&mut *self.read().await?)
+            .await?;
         row.as_ref().map(schema).transpose()
     }
 
@@ -96,18 +101,18 @@ impl Catalog {
         offset: u64,
     ) -> Result<(Vec<Schema>, u64), CatalogError> {
         let status = status.map(name);
-        let mut reading = self.pool.begin().await?;
+        let mut reading = self.read().await?;
         let total: i64 = sqlx::query_scalar("SELECT count(*) FROM schemas WHERE $1 IS NULL OR status = $1")
             .bind(&status)
             .fetch_one(&mut *reading)
             .await?;
-        let rows =
-            sqlx::query("SELECT * FROM schemas WHERE $1 IS NULL OR status = $1 ORDER BY schema_id LIMIT $2 OFFSET $3")
-                .bind(&status)
-                .bind(integer(limit))
-                .bind(integer(offset))
-                .fetch_all(&mut *reading)
-                .await?;
+        let page = "schemas WHERE $1 IS NULL OR status = $1 ORDER BY schema_id LIMIT $2 OFFSET $3";
+        let rows = sqlx::query(select(self.engine, page))
+            .bind(&status)
+            .bind(integer(limit))
+            .bind(integer(offset))
+            .fetch_all(&mut *reading)
+            .await?;
         Ok((rows.iter().map(schema).collect::<Result<_, _>>()?, total.unsigned_abs()))
     }
 
@@ -116,7 +121,8 @@ impl Catalog {
     /// # Errors
     /// When the database fails.
     pub async fn schema_versions_count(&self) -> Result<u64, CatalogError> {
-        let count: i64 = sqlx::query_scalar("SELECT count(*) FROM schema_versions").fetch_one(&self.pool).await?;
+        let count: i64 =
+            sqlx::query_scalar("SELECT count(*) FROM schema_versions").fetch_one(&mut *self.read().await?).await?;
         Ok(count.unsigned_abs())
     }
 
@@ -125,16 +131,24 @@ impl Catalog {
     /// # Errors
     /// When the database fails.
     pub async fn schema_versions(&self, id: &str) -> Result<Vec<Schema>, CatalogError> {
-        let rows = sqlx::query("SELECT * FROM schema_versions WHERE schema_id = $1 ORDER BY id DESC")
+        let rows = sqlx::query(select(self.engine, "schema_versions WHERE schema_id = $1 ORDER BY id DESC"))
             .bind(id)
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.read().await?)
             .await?;
         rows.iter().map(schema).collect()
     }
 }
 
-async fn named(writing: &mut Writing, id: &str, version: &str) -> Result<Option<Schema>, CatalogError> {
-    let row = sqlx::query("SELECT * FROM schema_versions WHERE schema_id = $1 AND version = $2")
+/// All columns of a version, from what follows in `rest`.
+fn select(engine: Engine, rest: &str) -> AssertSqlSafe<String> {
+    let times = ["approved_at", "created_at", "deprecated_at"].map(|column| engine.time_as_millis(column)).join(", ");
+    AssertSqlSafe(format!(
+        "SELECT schema_id, schema_definition, version, compatibility, status, approved_by, {times} FROM {rest}"
+    ))
+}
+
+async fn named(engine: Engine, writing: &mut Writing, id: &str, version: &str) -> Result<Option<Schema>, CatalogError> {
+    let row = sqlx::query(select(engine, "schema_versions WHERE schema_id = $1 AND version = $2"))
         .bind(id)
         .bind(version)
         .fetch_optional(&mut **writing)
@@ -142,26 +156,30 @@ async fn named(writing: &mut Writing, id: &str, version: &str) -> Result<Option<
     row.as_ref().map(schema).transpose()
 }
 
-async fn current(writing: &mut Writing, id: &str) -> Result<Option<Schema>, CatalogError> {
-    let row = sqlx::query("SELECT * FROM schemas WHERE schema_id = $1").bind(id).fetch_optional(&mut **writing).await?;
+async fn current(engine: Engine, writing: &mut Writing, id: &str) -> Result<Option<Schema>, CatalogError> {
+    let row =
+        sqlx::query(select(engine, "schemas WHERE schema_id = $1")).bind(id).fetch_optional(&mut **writing).await?;
     row.as_ref().map(schema).transpose()
 }
 
 /// Writes the version into the history and makes it the one that validates.
-async fn insert(writing: &mut Writing, new: &Schema) -> Result<(), CatalogError> {
+async fn insert(engine: Engine, writing: &mut Writing, new: &Schema) -> Result<(), CatalogError> {
+    let [approved_at, created_at, deprecated_at] = ["$7", "$8", "$9"].map(|parameter| engine.to_time(parameter));
+    let values = format!(
+        "(schema_id, schema_definition, version, compatibility, status, approved_by, approved_at, created_at, deprecated_at)
+         VALUES ($1, $2, $3, $4, $5, $6, {approved_at}, {created_at}, {deprecated_at})"
+    );
     for statement in [
-        "INSERT INTO schema_versions (schema_id, schema_definition, version, compatibility, status, approved_by,
-             approved_at, created_at, deprecated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
-        "INSERT INTO schemas (schema_id, schema_definition, version, compatibility, status, approved_by, approved_at,
-             created_at, deprecated_at)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        format!("INSERT INTO schema_versions {values}"),
+        format!(
+            "INSERT INTO schemas {values}
          ON CONFLICT (schema_id) DO UPDATE SET schema_definition = excluded.schema_definition,
              version = excluded.version, compatibility = excluded.compatibility, status = excluded.status,
              approved_by = excluded.approved_by, approved_at = excluded.approved_at, created_at = excluded.created_at,
-             deprecated_at = excluded.deprecated_at",
+             deprecated_at = excluded.deprecated_at"
+        ),
     ] {
-        sqlx::query(statement)
+        sqlx::query(AssertSqlSafe(statement))
             .bind(&*new.id)
             .bind(&new.definition)
             .bind(&new.version)
@@ -177,7 +195,7 @@ async fn insert(writing: &mut Writing, new: &Schema) -> Result<(), CatalogError>
     Ok(())
 }
 
-fn schema(row: &SqliteRow) -> Result<Schema, CatalogError> {
+fn schema(row: &AnyRow) -> Result<Schema, CatalogError> {
     let columns = Columns(row);
     Ok(Schema {
         id: columns.text("schema_id")?.into(),

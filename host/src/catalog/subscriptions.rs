@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::columns::{self, Columns, integer, millis, name};
 use super::model::{
@@ -24,7 +24,7 @@ impl Catalog {
     /// When the database fails.
     pub async fn subscriptions(&self) -> Result<Vec<Subscription>, CatalogError> {
         let select = sqlx::AssertSqlSafe(format!("{SELECT} ORDER BY s.created_at, s.subscription_id"));
-        let rows = sqlx::query(select).fetch_all(&self.pool).await?;
+        let rows = sqlx::query(select).fetch_all(&mut *self.read().await?).await?;
         rows.iter().map(subscription).collect()
     }
 
@@ -213,7 +213,7 @@ async fn update(writing: &mut Writing, changed: &Subscription) -> Result<(), Cat
     Ok(())
 }
 
-type Statement<'q> = sqlx::query::Query<'q, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+type Statement<'q> = sqlx::query::Query<'q, sqlx::Any, sqlx::any::AnyArguments>;
 
 /// The id and what can change: the first 25 values of both statements.
 fn bind_changeable<'q>(statement: Statement<'q>, of: &Subscription) -> Statement<'q> {
@@ -246,7 +246,7 @@ fn bind_changeable<'q>(statement: Statement<'q>, of: &Subscription) -> Statement
         .bind(name(settings.attempt_bodies))
 }
 
-pub(super) fn subscription(row: &SqliteRow) -> Result<Subscription, CatalogError> {
+pub(super) fn subscription(row: &AnyRow) -> Result<Subscription, CatalogError> {
     let columns = Columns(row);
     let previous = columns.text_opt("previous_secret")?.zip(columns.time_opt("previous_secret_until")?);
     let pause = columns.text_opt("pause_reason")?.zip(columns.time_opt("paused_since")?);

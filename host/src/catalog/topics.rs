@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteRow;
+use sqlx::any::AnyRow;
 
 use super::columns::{Columns, integer, millis, name};
 use super::model::{CaptureInput, Topic, TopicSettings};
@@ -21,7 +21,7 @@ impl Catalog {
     /// # Errors
     /// When the database fails.
     pub async fn topics(&self) -> Result<Vec<Topic>, CatalogError> {
-        let rows = sqlx::query("SELECT * FROM topics ORDER BY topic_id").fetch_all(&self.pool).await?;
+        let rows = sqlx::query("SELECT * FROM topics ORDER BY topic_id").fetch_all(&mut *self.read().await?).await?;
         rows.iter().map(topic).collect()
     }
 
@@ -104,7 +104,7 @@ impl Catalog {
 
     /// Takes the next number of a sequence, durably. The row goes again at once: only the sequence has to remember.
     pub(super) async fn next_number(&self, take: &'static str, clear: &'static str) -> Result<i64, CatalogError> {
-        let mut writing = self.write().await?;
+        let mut writing = self.write_aside().await?;
         let number: i64 = sqlx::query_scalar(take).fetch_one(&mut *writing).await?;
         sqlx::query(clear).execute(&mut *writing).await?;
         writing.commit().await?;
@@ -201,7 +201,7 @@ async fn delete(writing: &mut Writing, id: TopicId) -> Result<Vec<String>, Catal
     Ok(subscriptions)
 }
 
-pub(super) fn topic(row: &SqliteRow) -> Result<Topic, CatalogError> {
+pub(super) fn topic(row: &AnyRow) -> Result<Topic, CatalogError> {
     let columns = Columns(row);
     Ok(Topic {
         id: TopicId(columns.number("topic_id")?),

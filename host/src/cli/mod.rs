@@ -1,5 +1,5 @@
 //! The command line. Invariant: client commands speak the HTTP API and nothing else (`verify` and `repair` read a data
-//! directory that no broker runs on), and every command ends with an exit code that `failure` documents. Never holds logic
+//! directory that no broker runs on, `migrate` a database), and every command ends with an exit code that `failure` documents. Never holds logic
 //! of the broker.
 
 mod arguments;
@@ -15,6 +15,7 @@ mod failure;
 mod health;
 mod listen;
 mod message;
+mod migrate;
 mod output;
 mod pipeline;
 mod plugin;
@@ -131,6 +132,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Write what is left of a damaged data directory to a new one
     Repair(repair::RepairArgs),
+    /// Bring the tables of a fleet's PostgreSQL up to date: up, status
+    Migrate(migrate::MigrateArgs),
     /// Show every setting, its value, and where it comes from
     Config(config::ConfigArgs),
     /// Write a completion script for a shell
@@ -183,6 +186,7 @@ async fn run_client(command: Command) -> Result<(), Failure> {
         Command::Audit(args) => audit::run(&args).await,
         Command::Verify(args) => verify::run(&args).await,
         Command::Repair(args) => repair::run(&args).await,
+        Command::Migrate(args) => migrate::run(&args).await,
         Command::Serve(_) | Command::Token(_) | Command::Config(_) | Command::Completions(_) => {
             unreachable!("`main` runs these without a runtime of this kind")
         }
@@ -262,6 +266,8 @@ mod tests {
             "sluice completions bash",
             "sluice verify --data-dir d --json",
             "sluice repair --data-dir d --to e",
+            "sluice migrate up --database postgres://u@h/d --dry-run",
+            "sluice migrate status --database Host=h;Database=d;Username=u --json",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
@@ -287,6 +293,7 @@ mod tests {
             "sluice publish orders {} --atomic",
             "sluice publish orders {} --ttl PT1M --expires-at 2026-01-31T12:00:00Z",
             "sluice repair --data-dir d",
+            "sluice migrate",
             "sluice subscribe orders --group g --ack-timeout 30",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

@@ -63,7 +63,9 @@ impl From<CatalogError> for Problem {
                 Code::PreconditionFailed,
                 format!("It was changed meanwhile and is at version {current}; read it again and repeat the change."),
             ),
-            CatalogError::Newer { .. } | CatalogError::Damaged(_) => Problem::internal(error),
+            CatalogError::Newer { .. } | CatalogError::Outdated { .. } | CatalogError::Damaged(_) => {
+                Problem::internal(error)
+            }
             CatalogError::Unavailable(_) => {
                 Problem::new(Code::StoreUnavailable, "The catalog is not available; send it again.").because(error)
             }
