@@ -20,7 +20,7 @@ A new version of Sluice says at its start when it needs tables that are not ther
 the brokers one by one: those of the version before go on working. Each migration is one transaction; several may run this at \
 once, or the files of migrations/postgres/ by `psql -f`.
 
-In examples, DATABASE stands for Host=…;Database=…;Username=…;Password=… or postgres://user:password@host:5432/database.
+In examples, DATABASE stands for where yours is.
 
 Exit codes: 0 done, or nothing is missing · 1 the database refused, or (status) a migration is missing · 2 wrong usage · 3 the \
 database was not reached
@@ -69,7 +69,7 @@ enum Action {
 
 #[derive(Debug, Args)]
 struct Database {
-    /// The database
+    /// The database: Host=…;Database=…;Username=…;Password=…, or postgres://user:password@host:5432/database
     #[arg(long, value_name = "DATABASE", env = SETTING, hide_env_values = true)]
     database: String,
     /// Print JSON

@@ -99,7 +99,7 @@ impl FromStr for PostgresUrl {
             (url.username().is_empty(), "user"),
         ] {
             if missing {
-                return Err(format!("names no {what}: postgres://user:password@host:5432/database"));
+                return Err(lacks(what));
             }
         }
         if !known.iter().any(|name| name == "application_name") {
@@ -109,6 +109,10 @@ impl FromStr for PostgresUrl {
             .map_err(|error| format!("is not an address of PostgreSQL: {error}"))?;
         Ok(PostgresUrl(url))
     }
+}
+
+fn lacks(what: &str) -> String {
+    format!("names no {what}: postgres://user:password@host:5432/database")
 }
 
 /// `Word=value;…`, values in quotes where they hold `;` or quotes.
@@ -138,6 +142,7 @@ fn from_words(text: &str) -> Result<Url, String> {
     }
     // A path is the folder of a Unix socket; an IPv6 address stands in brackets.
     let (authority, socket) = match host {
+        "" => return Err(lacks("host")),
         path if path.starts_with('/') => ("localhost".to_owned(), Some(path)),
         v6 if v6.contains(':') && !v6.starts_with('[') => (format!("[{v6}]"), None),
         host => (host.to_owned(), None),
