@@ -129,6 +129,21 @@ impl Clock {
         }
     }
 
+    /// The time, where it stands still but for what moves it.
+    #[must_use]
+    pub fn fixed_now(&self) -> Option<Timestamp> {
+        match self.0.source {
+            Source::System => None,
+            Source::Fixed(_) => Some(self.now()),
+        }
+    }
+
+    /// Milliseconds that it was moved ahead of its source.
+    #[must_use]
+    pub fn ahead_ms(&self) -> i64 {
+        self.0.offset.load(Ordering::Acquire)
+    }
+
     /// Returns at `due` by this clock, also when the clock is moved.
     pub async fn sleep_until(&self, due: Timestamp) {
         let mut moved = self.0.moved.subscribe();

@@ -26,6 +26,7 @@ pub mod signature;
 pub mod store_backends;
 pub mod store_bed;
 pub mod store_disk;
+pub mod store_fleet;
 pub mod store_oracle;
 pub mod stream;
 pub mod swap_record;

@@ -4,18 +4,23 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use sluice::catalog::postgres::MIGRATIONS;
 use sluice::clock::Clock;
 use sluice::message::TopicId;
 use sluice::store::embedded::{Drive, EmbeddedLimits, EmbeddedOptions, EmbeddedStore, OpenError, OpenReport, Torn};
+use sluice::store::postgres::{PostgresOptions, PostgresStore};
 use sluice::store::{MessageStore, Page, ReadFrom, ReadRequest, StoreError};
+use sqlx::postgres::PgConnectOptions;
 
+use crate::servers::Postgres;
 use crate::store_bed::Backend;
 use crate::store_disk::{Disk, Fault};
+use crate::store_fleet::Fleet;
 
 /// The embedded store in a folder of the real disk. Between two openings nothing is lost, as when a process is dropped.
 pub struct OnDisk {
@@ -237,6 +242,59 @@ impl Backend for PowerCuts {
                 // Nothing is armed after a cut.
                 self.cut_power();
             }
+        }
+        .boxed()
+    }
+}
+
+/// The store of a fleet, in a database of its own. Between two openings nothing is lost.
+pub struct OnPostgres {
+    name: String,
+    brokers: usize,
+    database: OnceLock<PgConnectOptions>,
+}
+
+impl OnPostgres {
+    /// With an empty database, for the test of this name.
+    #[must_use]
+    pub fn named(test: &str) -> OnPostgres {
+        OnPostgres { name: test.to_owned(), brokers: 1, database: OnceLock::new() }
+    }
+
+    /// The same, with three brokers that take calls in turn.
+    #[must_use]
+    pub fn fleet(test: &str) -> OnPostgres {
+        OnPostgres { brokers: 3, ..OnPostgres::named(test) }
+    }
+
+    fn new_database(&self, server: &Postgres) -> PgConnectOptions {
+        static WITH_TABLES: OnceLock<String> = OnceLock::new();
+        let with_tables = WITH_TABLES.get_or_init(|| {
+            let url = server.database("with_tables");
+            for migration in MIGRATIONS {
+                let told = server.psql(&url, &["--quiet", "--command", migration.sql]);
+                assert!(told.status.success(), "{}: {}", migration.file, crate::outside::said(&told));
+            }
+            url
+        });
+        server.copy(with_tables, &self.name).parse().expect("the server gives addresses")
+    }
+}
+
+impl Backend for OnPostgres {
+    fn cut(&self) {}
+
+    fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
+        async move {
+            let connect = self.database.get_or_init(|| self.new_database(Postgres::shared()));
+            let mut brokers = Vec::new();
+            for number in 0..self.brokers {
+                let (connect, node) = (connect.clone(), format!("broker-{number}").into());
+                let options = PostgresOptions { connect, connections_max: 4, node, clock: clock.clone() };
+                let store = PostgresStore::open(options).await.expect("the store opens");
+                brokers.push(Arc::new(store) as Arc<dyn MessageStore>);
+            }
+            if brokers.len() == 1 { brokers.remove(0) } else { Arc::new(Fleet::new(brokers)) as Arc<dyn MessageStore> }
         }
         .boxed()
     }

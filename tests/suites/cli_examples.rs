@@ -102,7 +102,7 @@ impl World {
         let schema =
             json!({"schemaId": "orders.v1", "version": "1.0", "compatibility": "Backward", "schemaDefinition": SCHEMA});
         broker.post("/schemas", &schema).await.expect(201);
-        let database = Postgres::shared().await.database("examples").await;
+        let database = Postgres::shared().database("examples");
         let folder = tempfile::tempdir().expect("a temporary folder");
         let world = World { broker, folder, receiver, node_id, database };
         world.lay_out_files();

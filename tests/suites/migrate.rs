@@ -14,8 +14,8 @@ fn migrate(arguments: &[&str], database: &str) -> Output {
 
 #[tokio::test]
 async fn tables_are_brought_up_to_date_once_and_the_state_is_told() {
-    let server = Postgres::shared().await;
-    let url = server.database("migrate").await;
+    let server = Postgres::shared();
+    let url = server.database("migrate");
     let status = migrate(&["status", "--json"], &url);
     assert_eq!(status.status.code(), Some(1), "{}", said(&status));
     assert!(said(&status).contains(r#""state": "missing""#), "{}", said(&status));
@@ -37,8 +37,8 @@ async fn tables_are_brought_up_to_date_once_and_the_state_is_told() {
 
 #[tokio::test]
 async fn the_guides_words_serve_and_no_password_is_shown() {
-    let server = Postgres::shared().await;
-    let url = server.database("words").await;
+    let server = Postgres::shared();
+    let url = server.database("words");
     let name = url.rsplit('/').next().expect("a database");
     let words = |password: &str| {
         format!("Host=127.0.0.1;Port={};Database={name};Username=messaging_user;Password={password}", server.port())

@@ -95,3 +95,6 @@ conformance!(embedded, sluice_tests::store_backends::OnDisk::named);
 // Each reopening of a rule is a power cut here, and each rule loses other parts of what was not synced.
 conformance!(embedded_without_power, sluice_tests::store_backends::PowerCuts::named);
 conformance!(embedded_cramped, sluice_tests::store_backends::PowerCuts::cramped);
+conformance!(postgres, sluice_tests::store_backends::OnPostgres::named);
+// Each call of a rule goes to another broker than the one before.
+conformance!(postgres_fleet, sluice_tests::store_backends::OnPostgres::fleet);

@@ -22,7 +22,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use sluice::message::GroupId;
 use sluice::store::embedded::{Drive, EmbeddedLimits};
-use sluice_tests::store_backends::{PowerCuts, cramped};
+use sluice_tests::store_backends::{OnPostgres, PowerCuts, cramped};
 use sluice_tests::store_disk::Fault;
 
 use ops::{Item, Op, Trouble};
@@ -87,6 +87,33 @@ fn a_cramped_store_does_what_the_oracle_does() {
 #[test]
 fn a_store_on_a_failing_disk_does_what_the_oracle_does() {
     judge(ops::op_or_trouble(), &cramped(), Drive::Callers);
+}
+
+/// Slower by far than the embedded store, and so with fewer lives. Each has a database of its own, and every other one three
+/// brokers.
+#[test]
+fn a_store_on_postgresql_does_what_the_oracle_does() {
+    let config = config(10);
+    let (seed, number) = (config.rng_seed, Cell::new(0));
+    let config = Config { cases: config.cases.div_ceil(50).max(10), ..config };
+    let lives = (prop::collection::vec(ops::op(), 1..120), any::<bool>());
+    let judged = TestRunner::new(config).run(&lives, |(ops, dead_letter_expired)| {
+        number.set(number.get() + 1);
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let name = format!("model {}", number.get());
+            let backend = if number.get() % 2 == 0 { OnPostgres::fleet(&name) } else { OnPostgres::named(&name) };
+            let mut run = Run::undisturbed(backend, dead_letter_expired).await;
+            for op in &ops {
+                run.step(op).await;
+            }
+            run.drain().await;
+        });
+        Ok(())
+    });
+    if let Err(failure) = judged {
+        panic!("with SLUICE_MODEL_SEED {seed:?}: {failure}");
+    }
 }
 
 /// Found by seed 7: overwriting an erased message synced a segment whose blocks waited for their sync. When that failed they

@@ -44,11 +44,18 @@ pub struct Migration {
 }
 
 /// All of `migrations/postgres`, in order.
-pub const MIGRATIONS: &[Migration] = &[Migration {
-    version: 1,
-    file: "001_initial_schema.sql",
-    sql: include_str!("../../../migrations/postgres/001_initial_schema.sql"),
-}];
+pub const MIGRATIONS: &[Migration] = &[
+    Migration {
+        version: 1,
+        file: "001_initial_schema.sql",
+        sql: include_str!("../../../migrations/postgres/001_initial_schema.sql"),
+    },
+    Migration {
+        version: 2,
+        file: "002_message_store.sql",
+        sql: include_str!("../../../migrations/postgres/002_message_store.sql"),
+    },
+];
 
 /// A migration that a database has had.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,6 +8,8 @@ mod bare;
 mod endpoints;
 #[path = "bench/first_party.rs"]
 mod first_party;
+#[path = "bench/fleet.rs"]
+mod fleet;
 #[path = "bench/footprint.rs"]
 mod footprint;
 #[path = "bench/hostile.rs"]
@@ -51,7 +53,7 @@ const TOPIC: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The groups of rows, by the names that choose them.
-const GROUPS: [&str; 15] = [
+const GROUPS: [&str; 16] = [
     "publish",
     "batch",
     "consume",
@@ -67,6 +69,7 @@ const GROUPS: [&str; 15] = [
     "scale",
     "hostile",
     "swaps",
+    "fleet",
 ];
 
 #[tokio::main]
@@ -99,7 +102,8 @@ async fn main() {
             "footprint" => footprint::rows(&mut report).await,
             "scale" => scale::rows(&mut report).await,
             "hostile" => hostile::rows(&mut report).await,
-            _ => swaps::rows(&mut report).await,
+            "swaps" => swaps::rows(&mut report).await,
+            _ => fleet::rows(&mut report).await,
         }
     }
     // Only a whole run becomes the page.

@@ -4,12 +4,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
-use sqlx::{AssertSqlSafe, Connection as _};
-use tokio::sync::OnceCell;
 
 use super::process::{self, Process};
 use super::{Options, program};
@@ -48,9 +48,17 @@ impl Postgres {
     }
 
     /// The usual server, one for all tests of the process: for those that need only databases of their own.
-    pub async fn shared() -> &'static Postgres {
-        static SHARED: OnceCell<Postgres> = OnceCell::const_new();
-        SHARED.get_or_init(|| Postgres::start(Options::new())).await
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn shared() -> &'static Postgres {
+        static SHARED: OnceLock<Postgres> = OnceLock::new();
+        // On a thread of its own: the first test's runtime is not there for the next one.
+        let started = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime starts").block_on(Postgres::start(Options::new()))
+        };
+        SHARED.get_or_init(|| std::thread::spawn(started).join().expect("the server starts"))
     }
 
     /// The address of the database `messaging`.
@@ -82,15 +90,27 @@ impl Postgres {
     ///
     /// # Panics
     /// When the server does not answer.
-    pub async fn database(&self, name: &str) -> String {
+    #[must_use]
+    pub fn database(&self, name: &str) -> String {
+        self.made(name, "template1")
+    }
+
+    /// Makes a database that begins as a copy of the one at `url`, to which nobody is connected; its address.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    #[must_use]
+    pub fn copy(&self, url: &str, name: &str) -> String {
+        self.made(name, url.rsplit('/').next().expect("an address ends with the database's name"))
+    }
+
+    fn made(&self, name: &str, template: &str) -> String {
         let number = self.databases.fetch_add(1, Ordering::Relaxed);
         let name: String =
             name.chars().filter(|letter| letter.is_ascii_alphanumeric() || *letter == '_').take(40).collect();
         let name = format!("{name}_{number}").to_lowercase();
-        let mut connection = PgConnection::connect(&self.url()).await.expect("the server answers");
-        let create = AssertSqlSafe(format!("CREATE DATABASE {name}"));
-        sqlx::raw_sql(create).execute(&mut connection).await.expect("a database can be made");
-        connection.close().await.expect("a connection can be closed");
+        let made = self.psql(&self.url(), &["--command", &format!("CREATE DATABASE {name} TEMPLATE {template}")]);
+        assert!(made.status.success(), "a database can be made: {}", crate::outside::said(&made));
         self.url_of(&name)
     }
 

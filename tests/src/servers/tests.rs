@@ -17,7 +17,7 @@ async fn number(url: &str, sql: &'static str) -> Result<i64, sqlx::Error> {
 #[tokio::test]
 async fn a_postgres_is_there_is_gone_and_has_what_it_acknowledged() {
     let mut postgres = Postgres::start(Options::new().set("max_connections", "17")).await;
-    let url = postgres.database("kept").await;
+    let url = postgres.database("kept");
     number(&url, "WITH made AS (SELECT 1) SELECT 1::bigint FROM made").await.unwrap();
     let made = postgres.psql(&url, &["-c", "CREATE TABLE t AS SELECT 7::bigint AS x"]);
     assert!(made.status.success(), "{}", crate::outside::said(&made));
@@ -26,7 +26,7 @@ async fn a_postgres_is_there_is_gone_and_has_what_it_acknowledged() {
     let superusers = "SELECT count(*) FROM pg_roles WHERE rolname = current_user AND rolsuper";
     assert_eq!(number(&url, superusers).await.unwrap(), 0);
     assert_eq!(number(&postgres.superuser_url(), superusers).await.unwrap(), 1);
-    assert_ne!(postgres.database("kept").await, url);
+    assert_ne!(postgres.database("kept"), url);
     assert!(postgres.socket_dir().join(format!(".s.PGSQL.{}", postgres.port())).exists());
     postgres.kill();
     assert!(number(&url, "SELECT x FROM t").await.is_err());
@@ -47,7 +47,7 @@ async fn a_paused_postgres_answers_nobody_until_it_is_resumed() {
 
 #[tokio::test]
 async fn a_pooler_gives_a_session_to_others_between_transactions() {
-    let postgres = Postgres::shared().await;
+    let postgres = Postgres::shared();
     let pooler = Pooler::before(postgres).await;
     let url = pooler.url(&postgres.url());
     let mut connections = Vec::new();

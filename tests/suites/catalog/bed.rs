@@ -38,8 +38,8 @@ pub struct Bed {
 /// An empty database of PostgreSQL, without tables.
 pub async fn database(engine: Engine, rule: &str) -> PostgresUrl {
     static POOLER: OnceCell<Pooler> = OnceCell::const_new();
-    let server = Postgres::shared().await;
-    let direct = server.database(rule).await;
+    let server = Postgres::shared();
+    let direct = server.database(rule);
     let url = match engine {
         Engine::Pooled => POOLER.get_or_init(|| Pooler::before(server)).await.url(&direct),
         Engine::Sqlite | Engine::Postgres => direct,

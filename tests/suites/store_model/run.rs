@@ -10,7 +10,7 @@ use sluice::store::{
     Settlement, StoreError, TopicSpec,
 };
 use sluice_tests::store_backends::PowerCuts;
-use sluice_tests::store_bed::{Bed, DEAD, LEASE, START, TOPIC, batch, group, key, topic};
+use sluice_tests::store_bed::{Backend, Bed, DEAD, LEASE, START, TOPIC, batch, group, key, topic};
 use sluice_tests::store_oracle::Oracle;
 
 use super::ops::{How, Item, Op, Snap, To, Trouble};
@@ -20,7 +20,8 @@ use super::{BY_LANE, IN_ORDER, ONCE};
 /// A store and its oracles.
 pub(super) struct Run {
     bed: Bed,
-    disk: Arc<PowerCuts>,
+    /// Where the store is on one that fails.
+    disk: Option<Arc<PowerCuts>>,
     oracles: Oracles,
     revision: u64,
     /// All receipts ever given, and all ids ever made.
@@ -53,7 +54,15 @@ fn pick<T>(from: &[T], pick: u16) -> Option<&T> {
 
 impl Run {
     pub(super) async fn new(disk: Arc<PowerCuts>, dead_letter_expired: bool) -> Run {
-        let bed = Bed::new(Arc::clone(&disk)).await;
+        Run::over(Bed::new(Arc::clone(&disk)).await, Some(disk), dead_letter_expired).await
+    }
+
+    /// Over a store that nothing happens to but what is asked of it.
+    pub(super) async fn undisturbed(backend: impl Backend, dead_letter_expired: bool) -> Run {
+        Run::over(Bed::new(backend).await, None, dead_letter_expired).await
+    }
+
+    async fn over(bed: Bed, disk: Option<Arc<PowerCuts>>, dead_letter_expired: bool) -> Run {
         let oracles = Oracles::new(Oracle::default());
         let mut run = Run { bed, disk, oracles, revision: 2, receipts: Vec::new(), ids: Vec::new() };
         let dead = topic(DEAD);
@@ -77,15 +86,24 @@ impl Run {
         run
     }
 
+    /// How often the disk has failed since the last opening.
+    fn struck(&self) -> u32 {
+        self.disk.as_ref().map_or(0, |disk| disk.struck())
+    }
+
+    fn heal(&self) {
+        self.disk.iter().for_each(|disk| disk.heal());
+    }
+
     /// What may not fail for long: trouble strikes once, and a full disk is given room.
     async fn persist<T>(&self, what: impl AsyncFn() -> Result<T, StoreError>) -> T {
         for tries in 0..8 {
             match what().await {
                 Ok(value) => return value,
-                Err(error) => assert!(self.disk.struck() > 0, "the disk did nothing wrong: {error}"),
+                Err(error) => assert!(self.struck() > 0, "the disk did nothing wrong: {error}"),
             }
             if tries >= 2 {
-                self.disk.heal();
+                self.heal();
             }
         }
         panic!("it fails again and again though the disk is well");
@@ -93,7 +111,7 @@ impl Run {
 
     /// An error that the disk's trouble excuses: whether the outcome is unknown.
     fn excused(&self, error: &StoreError) -> bool {
-        assert!(self.disk.struck() > 0, "the disk did nothing wrong: {error}");
+        assert!(self.struck() > 0, "the disk did nothing wrong: {error}");
         match error {
             StoreError::Unavailable(_) | StoreError::Busy(_) => false,
             StoreError::OutcomeUnknown(_) => true,
@@ -162,21 +180,22 @@ impl Run {
             }
             Op::Crash => self.reopen(true).await,
             Op::Restart => self.reopen(false).await,
-            Op::Behind => self.disk.work_behind(),
+            Op::Behind => self.disk.iter().for_each(|disk| disk.work_behind()),
             Op::Trouble(trouble) => self.trouble(trouble).await,
         }
         self.observe().await;
     }
 
     async fn trouble(&mut self, trouble: &Trouble) {
+        let Some(disk) = &self.disk else { return };
         match trouble {
-            Trouble::Break(fault, after) => self.disk.arm(*fault, *after),
-            Trouble::BreakOpening(fault, after) => self.disk.arm_opening(*fault, *after),
-            Trouble::Fill => self.disk.fill(),
-            Trouble::Flip(seed) => self.disk.peek_at_opening(*seed),
+            Trouble::Break(fault, after) => disk.arm(*fault, *after),
+            Trouble::BreakOpening(fault, after) => disk.arm_opening(*fault, *after),
+            Trouble::Fill => disk.fill(),
+            Trouble::Flip(seed) => disk.peek_at_opening(*seed),
             Trouble::Heal => {
-                self.disk.heal();
-                self.disk.work_behind();
+                disk.heal();
+                disk.work_behind();
                 // Service is back: what found no room while segments could not be written does now.
                 let message = self.bed.message("after the trouble");
                 self.ids.push(message.id);
@@ -201,12 +220,14 @@ impl Run {
         self.bed.crash().await;
         self.oracles.set_time(self.bed.clock.now());
         self.oracles.reopen(!closed);
-        if let Some(peek) = self.disk.take_peek() {
+        if let Some(disk) = self.disk.clone()
+            && let Some(peek) = disk.take_peek()
+        {
             let mut pages = Vec::new();
             for id in [DEAD, TOPIC] {
                 pages.push((id, self.persist(async || self.bed.read(self.bed.whole(id)).await).await));
             }
-            judge_peek(&peek, &pages, self.disk.report().torn.as_ref());
+            judge_peek(&peek, &pages, disk.report().torn.as_ref());
         }
         self.tick().await;
     }
@@ -327,12 +348,12 @@ impl Run {
         let mode = if id == ONCE { Mode::AtMostOnce } else { Mode::AtLeastOnce };
         let request = LeaseRequest { mode, ordered: id == IN_ORDER, ..self.bed.request(id, max) };
         assert!(id == BY_LANE || id == IN_ORDER || id == ONCE);
-        let struck = self.disk.struck();
+        let struck = self.struck();
         match self.bed.lease(request.clone()).await {
             Ok(granted) => {
                 self.receipts.extend(granted.leases.iter().map(|lease| lease.receipt));
                 // A read may have failed in the midst.
-                let in_part = granted.more && self.disk.struck() > struck;
+                let in_part = granted.more && self.struck() > struck;
                 self.oracles.each(|oracle| match in_part {
                     true => oracle.lease_in_part(&request, &granted),
                     false => oracle.lease(&request, &granted),
@@ -378,7 +399,7 @@ impl Run {
 
     /// Takes all that is left: nothing may be out of reach.
     pub(super) async fn drain(&mut self) {
-        self.disk.heal();
+        self.heal();
         self.bed.clock.advance(LEASE + Duration::from_millis(500));
         self.tick().await;
         self.observe().await;

@@ -18,13 +18,13 @@ mod inspect;
 mod journal;
 mod lock;
 mod maintenance;
-mod ops;
-mod prepare;
+pub(in crate::store) mod ops;
+pub(in crate::store) mod prepare;
 mod read;
 mod recovery;
 mod replay;
 mod segment;
-mod state;
+pub(in crate::store) mod state;
 #[cfg(test)]
 mod tests;
 mod upkeep;

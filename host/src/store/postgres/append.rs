@@ -1,0 +1,445 @@
+//! Appending: what becomes of each item of a batch, decided under the locks of its partitions. Invariant: all of a batch is
+//! one transaction; a key is looked up and recorded in it, so that of two racing appends one stores.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use sqlx::Row as _;
+
+use super::Shared;
+use super::cursor::Discard;
+use super::log::Log;
+use super::sql::{Place, Tx, commit, damaged, failed, ms, p, t};
+use super::values::Values;
+use crate::clock::Timestamp;
+use crate::message::{MessageId, TopicId};
+use crate::store::embedded::ops::{Body, LaneId};
+use crate::store::embedded::prepare::prepare;
+use crate::store::embedded::state::append::{Batch, Item, Prepared};
+use crate::store::embedded::state::dedup::{KeyHash, key_hash};
+use crate::store::{AppendBatch, AppendOutcome, DedupOutcome, Fate, StoreError};
+
+/// Bytes of one batch: all of it is in memory at once, twice.
+const BATCH_BYTES_MAX: u64 = 256 << 20;
+/// Encodes a batch.
+///
+/// # Errors
+/// `Invalid` for what cannot be stored at all.
+pub(super) fn encoded(batch: AppendBatch) -> Result<Batch, StoreError> {
+    Ok(prepare(batch, BATCH_BYTES_MAX)?.0)
+}
+
+/// How an attempt ended.
+enum Attempt {
+    Done(Vec<AppendOutcome>),
+    /// A topic needs so many bytes of what all have settled removed.
+    Short(TopicId, u64),
+}
+
+/// What is decided of a batch.
+struct Plan<'a> {
+    log: &'a mut Log,
+    known: HashMap<KeyHash, DedupOutcome>,
+    keys: Vec<(KeyHash, Place, DedupOutcome)>,
+    scheduled: Vec<(LaneId, Body, Timestamp)>,
+    /// Topics that were made room in for this batch.
+    roomy: &'a BTreeSet<TopicId>,
+    short: Option<(TopicId, u64)>,
+}
+
+impl Shared {
+    /// See [`crate::store::MessageStore::append`].
+    pub(super) async fn append(&self, batch: &Batch) -> Result<Vec<AppendOutcome>, StoreError> {
+        let mut roomy = BTreeSet::new();
+        loop {
+            match self.try_append(batch, &roomy).await? {
+                Attempt::Done(outcomes) => return Ok(outcomes),
+                Attempt::Short(topic, need) => {
+                    self.trim_settled(topic, need).await?;
+                    roomy.insert(topic);
+                }
+            }
+        }
+    }
+
+    async fn try_append(&self, batch: &Batch, roomy: &BTreeSet<TopicId>) -> Result<Attempt, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let listed = Discard::lock(&mut tx, &batch.replays).await?;
+        let (mut places, mut mortal) = (BTreeSet::new(), BTreeSet::new());
+        // Also where nothing of it is kept but an outcome: its key counts for the first partition.
+        places.insert((t(batch.topic), 0));
+        for item in &batch.items {
+            match &item.entry {
+                Prepared::Log { lane, .. } => _ = places.insert(place(lane)),
+                Prepared::Dead { .. } => _ = mortal.insert(t(batch.topic)),
+                Prepared::Dropped { .. } => {}
+            }
+            places.extend(item.emitted.iter().map(|emitted| place(&emitted.lane)));
+        }
+        let mut log = Log::lock(self, &mut tx, &places, &mortal).await?;
+        check_places(batch, &log)?;
+        check_revisions(batch, &log)?;
+        let values = Values::lock(&mut tx, &batch.kv, &batch.values).await?;
+        values.check(&batch.kv, &batch.values)?;
+        if !listed.all_listed() {
+            // Another replay or a discard came first: stored now, it would be there twice.
+            return Ok(Attempt::Done(vec![AppendOutcome::NotAttempted; batch.items.len()]));
+        }
+        let known = self.known_keys(&mut tx, batch, &log).await?;
+        let mut plan = Plan { log: &mut log, known, keys: Vec::new(), scheduled: Vec::new(), roomy, short: None };
+        if batch.all_or_nothing
+            && let Some(outcomes) = plan.refuse_all(batch)
+        {
+            return Ok(plan.short.map_or(Attempt::Done(outcomes), |(topic, need)| Attempt::Short(topic, need)));
+        }
+        if !batch.values.linked.is_empty()
+            && let Some(refused) = plan.refuse_all(batch)
+            && batch.values.linked.iter().any(|item| refused.get(*item).is_some_and(is_refused))
+        {
+            if let Some((topic, need)) = plan.short {
+                return Ok(Attempt::Short(topic, need));
+            }
+            return Err(StoreError::KvConflict);
+        }
+        let mut outcomes = Vec::with_capacity(batch.items.len());
+        for item in &batch.items {
+            outcomes.push(plan.item(batch, item)?);
+        }
+        let Plan { keys, scheduled, short, .. } = plan;
+        if let Some((topic, need)) = short {
+            return Ok(Attempt::Short(topic, need));
+        }
+        // Writes of stages that ran for duplicates alone are thrown away with them.
+        let whole = outcomes.is_empty() || outcomes.iter().any(is_taken);
+        values
+            .write(&mut tx, batch.kv.iter().filter(|_| whole), &batch.values, |item| {
+                outcomes.get(item).is_some_and(is_taken)
+            })
+            .await?;
+        self.write_schedule(&mut tx, &scheduled).await?;
+        self.write_keys(&mut tx, batch.topic, keys).await?;
+        listed.settle(&mut tx, &gone(&batch.replays, &outcomes)).await?;
+        let mut woken = log.flush(self, &mut tx).await?;
+        commit(tx).await?;
+        woken.extend(batch.replays.iter().map(|position| position.topic));
+        woken.into_iter().for_each(|topic| self.wake(topic));
+        Ok(Attempt::Done(outcomes))
+    }
+
+    /// See [`crate::store::MessageStore::dedup_lookup`].
+    pub(super) async fn dedup_lookup(&self, topic: TopicId, key: &str) -> Result<Option<DedupOutcome>, StoreError> {
+        let (given, ahead) = super::sql::time(&self.clock);
+        let found: Option<(Vec<u8>, i64, String)> = sqlx::query_as(
+            "SELECT d.outcome, store_now($3, $4), t.spec::text FROM dedup_outcomes d JOIN store_topics t USING (topic) \
+             WHERE d.topic = $1 AND d.key = $2",
+        )
+        .bind(t(topic))
+        .bind(&key_hash(key)[..])
+        .bind(given)
+        .bind(ahead)
+        .fetch_optional(&self.pool)
+        .await
+        .map_err(failed)?;
+        let Some((outcome, now, spec)) = found else { return Ok(None) };
+        let (outcome, spec) = (outcome_of(&outcome)?, super::control::topic_spec(&spec)?);
+        Ok((outcome.at.0 + ms(spec.dedup_window) > now).then_some(outcome))
+    }
+
+    /// The outcomes under the keys of a batch that are still in their window.
+    async fn known_keys(
+        &self,
+        tx: &mut Tx,
+        batch: &Batch,
+        log: &Log,
+    ) -> Result<HashMap<KeyHash, DedupOutcome>, StoreError> {
+        let keys: Vec<Vec<u8>> =
+            batch.items.iter().filter_map(|item| item.key.as_ref()).map(|(key, _)| key.to_vec()).collect();
+        if keys.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let rows = sqlx::query("SELECT key, outcome FROM dedup_outcomes WHERE topic = $1 AND key = ANY($2)")
+            .bind(t(batch.topic))
+            .bind(&keys)
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(failed)?;
+        let window = log.topic(batch.topic).map_or(0, |topic| ms(topic.spec.dedup_window));
+        let mut known = HashMap::new();
+        for row in rows {
+            let (key, outcome): (Vec<u8>, Vec<u8>) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+            let outcome = outcome_of(&outcome)?;
+            let key = KeyHash::try_from(key).map_err(|_| damaged("dedup_outcomes", "a key has not 16 bytes"))?;
+            if outcome.at.0 + window > log.now {
+                known.insert(key, outcome);
+            }
+        }
+        Ok(known)
+    }
+
+    async fn write_keys(
+        &self,
+        tx: &mut Tx,
+        topic: TopicId,
+        keys: Vec<(KeyHash, Place, DedupOutcome)>,
+    ) -> Result<(), StoreError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let mut outcomes = Vec::with_capacity(keys.len());
+        for (_, _, outcome) in &keys {
+            outcomes.push(postcard::to_stdvec(outcome).map_err(|error| StoreError::Invalid(error.to_string()))?);
+        }
+        // A row of before its window is taken over. One that is inside it was recorded by another broker since this one
+        // looked, for a message of another partition.
+        let written = sqlx::query(
+            "INSERT INTO dedup_outcomes AS d (topic, key, part, at, outcome) \
+             SELECT $1, * FROM unnest($2::bytea[], $3::smallint[], $4::bigint[], $5::bytea[]) \
+             ON CONFLICT (topic, key) DO UPDATE SET part = excluded.part, at = excluded.at, outcome = excluded.outcome \
+             WHERE d.at <= excluded.at - $6",
+        )
+        .bind(t(topic))
+        .bind(keys.iter().map(|(key, ..)| key.to_vec()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|(_, place, _)| place.1).collect::<Vec<_>>())
+        .bind(keys.iter().map(|(.., outcome)| outcome.at.0).collect::<Vec<_>>())
+        .bind(outcomes)
+        .bind(self.window_of(tx, topic).await?)
+        .execute(&mut **tx)
+        .await
+        .map_err(failed)?;
+        if written.rows_affected() == keys.len() as u64 {
+            return Ok(());
+        }
+        Err(StoreError::Unavailable("the database: deadlock detected over an idempotency key".to_owned()))
+    }
+
+    async fn window_of(&self, tx: &mut Tx, topic: TopicId) -> Result<i64, StoreError> {
+        let spec: String = sqlx::query_scalar("SELECT spec::text FROM store_topics WHERE topic = $1")
+            .bind(t(topic))
+            .fetch_one(&mut **tx)
+            .await
+            .map_err(failed)?;
+        Ok(ms(super::control::topic_spec(&spec)?.dedup_window))
+    }
+
+    async fn write_schedule(&self, tx: &mut Tx, scheduled: &[(LaneId, Body, Timestamp)]) -> Result<(), StoreError> {
+        if scheduled.is_empty() {
+            return Ok(());
+        }
+        let column = |of: fn(&(LaneId, Body, Timestamp)) -> i64| scheduled.iter().map(of).collect::<Vec<i64>>();
+        sqlx::query(
+            "INSERT INTO scheduled (topic, part, lane, due, id, expires, key, target, meta_len, crc, body) \
+             SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[], $5::uuid[], $6::bigint[], \
+             $7::bigint[], $8::integer[], $9::bigint[], $10::integer[], $11::bytea[])",
+        )
+        .bind(column(|(lane, ..)| i64::from(t(lane.topic))))
+        .bind(column(|(lane, ..)| i64::from(p(lane.partition))))
+        .bind(column(|(lane, ..)| i64::from(lane.lane)))
+        .bind(column(|(.., due)| due.0))
+        .bind(scheduled.iter().map(|(_, body, _)| body.head.id.0).collect::<Vec<_>>())
+        .bind(scheduled.iter().map(|(_, body, _)| body.head.expires_at.map(|at| at.0)).collect::<Vec<_>>())
+        .bind(scheduled.iter().map(|(_, body, _)| body.head.key.map(u64::cast_signed)).collect::<Vec<_>>())
+        .bind(scheduled.iter().map(|(_, body, _)| body.head.target.map(super::sql::g)).collect::<Vec<_>>())
+        .bind(column(|(_, body, _)| i64::from(body.head.meta_len)))
+        .bind(scheduled.iter().map(|(_, body, _)| body.head.crc.cast_signed()).collect::<Vec<_>>())
+        .bind(scheduled.iter().map(|(_, body, _)| [&body.meta[..], &body.payload[..]].concat()).collect::<Vec<_>>())
+        .execute(&mut **tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+}
+
+impl Plan<'_> {
+    /// The outcomes if one item of a batch keeps the others out.
+    fn refuse_all(&mut self, batch: &Batch) -> Option<Vec<AppendOutcome>> {
+        let (mut seen, mut refused, mut keys) = (HashSet::new(), false, 0);
+        let mut needs: HashMap<TopicId, u64> = HashMap::new();
+        let mut outcomes = Vec::with_capacity(batch.items.len());
+        for item in &batch.items {
+            let mut outcome = self.repeated(item);
+            if let Some((key, _)) = &item.key
+                && outcome.is_none()
+            {
+                keys += 1;
+                // A repeat inside the batch has no outcome to repeat: the first is not stored either.
+                outcome = (!seen.insert(*key)).then_some(AppendOutcome::KeyConflict);
+            }
+            if outcome.is_none() {
+                self.needs(batch.topic, item, &mut needs);
+                let fits = self.fits(batch.topic, keys, &needs);
+                outcome = (!fits).then_some(AppendOutcome::TopicFull);
+            }
+            refused |= outcome.is_some();
+            outcomes.push(outcome.unwrap_or(AppendOutcome::NotAttempted));
+        }
+        refused.then_some(outcomes)
+    }
+
+    /// The outcome of an item whose key was used before.
+    fn repeated(&self, item: &Item) -> Option<AppendOutcome> {
+        let (key, request_hash) = item.key.as_ref()?;
+        let outcome = self.known.get(key)?;
+        Some(if outcome.request_hash == *request_hash {
+            AppendOutcome::Duplicate(outcome.clone())
+        } else {
+            AppendOutcome::KeyConflict
+        })
+    }
+
+    /// Adds what an item takes of each topic.
+    fn needs(&self, topic: TopicId, item: &Item, needs: &mut HashMap<TopicId, u64>) {
+        match &item.entry {
+            Prepared::Log { body, .. } => *needs.entry(topic).or_default() += body.head.cost(),
+            Prepared::Dead { body, .. } => {
+                *needs.entry(self.log.dead_letter_of(topic).unwrap_or(topic)).or_default() += body.head.cost();
+            }
+            Prepared::Dropped { .. } => {}
+        }
+        for emitted in &item.emitted {
+            *needs.entry(emitted.lane.topic).or_default() += emitted.body.head.cost();
+        }
+    }
+
+    fn fits(&mut self, topic: TopicId, keys: i64, needs: &HashMap<TopicId, u64>) -> bool {
+        let for_keys = self
+            .log
+            .topic(topic)
+            .is_some_and(|found| keys == 0 || found.keys + keys <= i64::from(found.spec.dedup_keys_max));
+        for_keys && needs.iter().all(|(topic, need)| self.room(*topic, *need))
+    }
+
+    fn room(&mut self, topic: TopicId, need: u64) -> bool {
+        let Some(found) = self.log.topic(topic) else { return false };
+        let Some(limit) = found.spec.retention_bytes else { return true };
+        let wanted = found.bytes.cast_unsigned() + need;
+        if wanted <= limit {
+            return true;
+        }
+        if !self.roomy.contains(&topic) && self.short.is_none() {
+            // An eighth at a time, so that a full topic is not trimmed with every message.
+            self.short = Some((topic, (wanted - limit).max(limit / 8)));
+        }
+        false
+    }
+
+    fn item(&mut self, batch: &Batch, item: &Item) -> Result<AppendOutcome, StoreError> {
+        if let Some(known) = self.repeated(item) {
+            return Ok(known);
+        }
+        let mut needs = HashMap::new();
+        self.needs(batch.topic, item, &mut needs);
+        if !self.fits(batch.topic, i64::from(item.key.is_some()), &needs) {
+            return Ok(AppendOutcome::TopicFull);
+        }
+        let (home, id, outcome, fate) = self.entry(batch, &item.entry)?;
+        for emitted in &item.emitted {
+            let LaneId { topic, partition, lane } = emitted.lane;
+            self.log.raise_revision((t(topic), p(partition)), emitted.revision);
+            self.log.push((topic, partition, lane), &emitted.body, None)?;
+        }
+        if let Some((key, request_hash)) = item.key {
+            let at = Timestamp(self.log.at(home));
+            let outcome = DedupOutcome { request_hash, id, fate, at, revision: batch.revision };
+            self.known.insert(key, outcome.clone());
+            self.log.count_key(home);
+            self.keys.push((key, home, outcome));
+        }
+        Ok(outcome)
+    }
+
+    fn entry(
+        &mut self,
+        batch: &Batch,
+        entry: &Prepared,
+    ) -> Result<(Place, MessageId, AppendOutcome, Fate), StoreError> {
+        match entry {
+            Prepared::Log { lane, body, due } => {
+                let home = place(lane);
+                self.log.raise_revision(home, batch.revision);
+                if let Some(due) = due.filter(|due| due.0 > self.log.now) {
+                    self.log.count_bytes(home, body.head.cost());
+                    self.scheduled.push((*lane, body.clone(), due));
+                    return Ok((home, body.head.id, AppendOutcome::Scheduled, Fate::Scheduled));
+                }
+                let position = self.log.push((batch.topic, lane.partition, lane.lane), body, None)?;
+                Ok((home, body.head.id, AppendOutcome::Stored(position), Fate::Stored(position)))
+            }
+            Prepared::Dead { lane, body, stage, reason } => {
+                let dead = self.log.dead_letter_of(batch.topic).ok_or(StoreError::NoTopic)?;
+                let original = body.message().and_then(|message| Some(message.meta.dead_letter?.original_id.0));
+                let position = self.log.push((dead, 0, *lane), body, original)?;
+                let fate = Fate::DeadLettered { position, stage: stage.clone(), reason: reason.clone() };
+                Ok(((t(batch.topic), 0), body.head.id, AppendOutcome::DeadLettered(position), fate))
+            }
+            Prepared::Dropped { id, stage, reason } => {
+                let fate = Fate::Dropped { stage: stage.clone(), reason: reason.clone() };
+                Ok(((t(batch.topic), 0), *id, AppendOutcome::Dropped, fate))
+            }
+        }
+    }
+}
+
+fn place(lane: &LaneId) -> Place {
+    (t(lane.topic), p(lane.partition))
+}
+
+fn check_places(batch: &Batch, log: &Log) -> Result<(), StoreError> {
+    let own = log.topic(batch.topic).ok_or(StoreError::NoTopic)?;
+    let check = |lane: &LaneId| match log.topic(lane.topic) {
+        None => Err(StoreError::NoTopic),
+        Some(topic) if lane.partition >= topic.spec.partitions => {
+            Err(StoreError::Invalid(format!("the topic has no partition {}", lane.partition)))
+        }
+        Some(_) => Ok(()),
+    };
+    for item in &batch.items {
+        match &item.entry {
+            Prepared::Log { lane, .. } => check(lane)?,
+            Prepared::Dead { .. } if log.dead_letter_of(own.spec.id).is_none() => {
+                return Err(StoreError::Invalid("the topic has no dead-letter topic".to_owned()));
+            }
+            Prepared::Dead { .. } | Prepared::Dropped { .. } => {}
+        }
+        item.emitted.iter().try_for_each(|emitted| check(&emitted.lane))?;
+    }
+    Ok(())
+}
+
+fn check_revisions(batch: &Batch, log: &Log) -> Result<(), StoreError> {
+    let check = |lane: &LaneId, revision: u64| {
+        let current = log.part(place(lane)).map_or(0, |part| part.revision.cast_unsigned());
+        if revision < current { Err(StoreError::StaleRevision { current }) } else { Ok(()) }
+    };
+    for item in &batch.items {
+        if let Prepared::Log { lane, .. } = &item.entry {
+            check(lane, batch.revision)?;
+        }
+        item.emitted.iter().try_for_each(|emitted| check(&emitted.lane, emitted.revision))?;
+    }
+    Ok(())
+}
+
+fn outcome_of(bytes: &[u8]) -> Result<DedupOutcome, StoreError> {
+    postcard::from_bytes(bytes).map_err(|error| damaged("dedup_outcomes", &error.to_string()))
+}
+
+fn is_taken(outcome: &AppendOutcome) -> bool {
+    matches!(
+        outcome,
+        AppendOutcome::Stored(_) | AppendOutcome::Scheduled | AppendOutcome::DeadLettered(_) | AppendOutcome::Dropped
+    )
+}
+
+/// Whether an item of a batch of which nothing was stored was itself the reason.
+fn is_refused(outcome: &AppendOutcome) -> bool {
+    !matches!(outcome, AppendOutcome::NotAttempted)
+}
+
+/// Dead letters that are off their list, since their replay is stored, or was before.
+fn gone(replays: &[crate::message::Position], outcomes: &[AppendOutcome]) -> Vec<usize> {
+    let kept = |outcome: &AppendOutcome| {
+        matches!(outcome, AppendOutcome::TopicFull | AppendOutcome::KeyConflict | AppendOutcome::NotAttempted)
+    };
+    let one_each = replays.len() == outcomes.len();
+    let stays = |nth: usize| if one_each { kept(&outcomes[nth]) } else { outcomes.iter().any(kept) };
+    (0..replays.len()).filter(|nth| !stays(*nth)).collect()
+}

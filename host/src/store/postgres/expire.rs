@@ -1,0 +1,278 @@
+//! What time alone brings: leases that end, messages that are due, keys that age out. Invariant: any broker may do it, and
+//! two at once do it once: rows are taken under their locks, and what another has taken is passed over.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use sqlx::Row as _;
+
+use super::Shared;
+use super::ends::{End, Ending, Totals, group_specs, lease_expired};
+use super::grant::{Grant, grants};
+use super::log::Log;
+use super::sql::{Tx, checked_body, commit, failed, group_id, now, topic_id};
+use crate::clock::Timestamp;
+use crate::message::{MessageId, TopicId};
+use crate::store::StoreError;
+use crate::store::embedded::ops::Head;
+
+/// Rows that one transaction takes of each kind.
+const BATCH: i64 = 1000;
+/// Answers to leases that one transaction ends.
+const GRANTS_MAX: i64 = 100;
+
+impl Shared {
+    /// See [`crate::store::MessageStore::tick`].
+    pub(super) async fn tick(&self) -> Result<Option<Timestamp>, StoreError> {
+        let mut full = self.enter_due().await?;
+        full |= self.end_expired().await?;
+        full |= self.ready_retries().await?;
+        self.age_keys().await?;
+        self.hear_of_others().await?;
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        let now = now(&mut connection, &self.clock).await?;
+        if full {
+            return Ok(Some(Timestamp(now)));
+        }
+        let next: Option<i64> = sqlx::query_scalar(
+            "SELECT least((SELECT min(due) FROM scheduled), (SELECT min(ends) FROM grants), \
+             (SELECT min(at) FROM retries WHERE at > 0 AND at < 9223372036854775807))",
+        )
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(failed)?;
+        Ok(next.map(Timestamp))
+    }
+
+    /// Scheduled messages that are due enter their logs.
+    async fn enter_due(&self) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let now = now(&mut tx, &self.clock).await?;
+        let rows = sqlx::query(
+            "SELECT number, topic, part, lane, id, expires, key, target, meta_len, crc, body FROM scheduled WHERE due <= $1 \
+             ORDER BY due, number LIMIT $2 FOR UPDATE SKIP LOCKED",
+        )
+        .bind(now)
+        .bind(BATCH)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        let mut due = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let body: Vec<u8> = row.try_get(10).map_err(failed)?;
+            let head = |row: &sqlx::postgres::PgRow| -> Result<Head, sqlx::Error> {
+                Ok(Head {
+                    id: MessageId(row.try_get(4)?),
+                    target: row.try_get::<Option<i32>, _>(7)?.map(group_id),
+                    expires_at: row.try_get::<Option<i64>, _>(5)?.map(Timestamp),
+                    key: row.try_get::<Option<i64>, _>(6)?.map(i64::cast_unsigned),
+                    meta_len: row.try_get::<i32, _>(8)?.cast_unsigned(),
+                    body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
+                    crc: row.try_get::<i32, _>(9)?.cast_unsigned(),
+                })
+            };
+            let head = head(row).map_err(failed)?;
+            let place: (i32, i16) = (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
+            let lane: i16 = row.try_get(3).map_err(failed)?;
+            due.push((row.try_get::<i64, _>(0).map_err(failed)?, place, lane, checked_body(head, body)?));
+        }
+        let places: BTreeSet<_> = due.iter().map(|(_, place, ..)| *place).collect();
+        let mut log = Log::lock(self, &mut tx, &places, &BTreeSet::new()).await?;
+        for (_, place, lane, body) in &due {
+            let lane = u8::try_from(*lane).unwrap_or(0);
+            log.push_counted((topic_id(place.0), place.1.cast_unsigned(), lane), body)?;
+        }
+        let woken = log.flush(self, &mut tx).await?;
+        sqlx::query("DELETE FROM scheduled WHERE number = ANY($1)")
+            .bind(due.iter().map(|(number, ..)| *number).collect::<Vec<_>>())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+        commit(tx).await?;
+        woken.into_iter().for_each(|topic| self.wake(topic));
+        Ok(due.len() as i64 >= BATCH)
+    }
+
+    /// Leases whose deadline has passed end.
+    async fn end_expired(&self) -> Result<bool, StoreError> {
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let now = now(&mut tx, &self.clock).await?;
+        let rows = sqlx::query(grants!("WHERE g.ends <= $1 ORDER BY g.ends LIMIT $2 FOR UPDATE SKIP LOCKED"))
+            .bind(now)
+            .bind(GRANTS_MAX)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+        if rows.is_empty() {
+            return Ok(false);
+        }
+        let grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
+        let full = grants.len() as i64 >= GRANTS_MAX;
+        let woken = self.end_leases(&mut tx, grants, now, false).await?;
+        commit(tx).await?;
+        woken.into_iter().for_each(|topic| self.wake(topic));
+        Ok(full)
+    }
+
+    /// Ends the leases of rows that are locked: those whose deadline has passed, or all.
+    pub(super) async fn end_leases(
+        &self,
+        tx: &mut Tx,
+        mut grants: Vec<Grant>,
+        now: i64,
+        all: bool,
+    ) -> Result<BTreeSet<TopicId>, StoreError> {
+        let specs = group_specs(tx, grants.iter().map(|grant| (grant.place.0, grant.group))).await?;
+        let mut endings = Vec::new();
+        for grant in &mut grants {
+            let ended: Vec<usize> =
+                grant.open().map(|(nth, _)| nth).filter(|nth| all || grant.deadline_of(*nth) <= now).collect();
+            let most = specs.get(&(grant.place.0, grant.group)).map_or(u32::MAX, |spec| spec.attempts_max);
+            for nth in ended {
+                let entry = grant.entries[nth].clone();
+                let attempts = entry.attempt;
+                let end = if attempts >= most {
+                    End::Bury { attempts, failure: lease_expired(), failed: true }
+                } else {
+                    End::Wait { at: 0, attempts, failure: None }
+                };
+                endings.push(Ending { place: grant.place, group: grant.group, entry, end });
+                grant.close(nth);
+            }
+        }
+        Grant::write(&grants, tx).await?;
+        let mut totals = Totals::default();
+        let woken = self.carry_out(tx, &endings, &mut totals, now).await?;
+        totals.write(self, tx).await?;
+        Ok(woken)
+    }
+
+    /// What this node had leased before it opened the store now has ended.
+    pub(super) async fn end_orphans(&self, node: String) -> Result<(), StoreError> {
+        loop {
+            let mut tx = self.pool.begin().await.map_err(failed)?;
+            let now = now(&mut tx, &self.clock).await?;
+            let rows = sqlx::query(grants!(
+                "JOIN store_openings o USING (epoch) WHERE o.node = $1 AND o.epoch < $2 \
+                 ORDER BY g.epoch, g.number LIMIT $3 FOR UPDATE OF g"
+            ))
+            .bind(&node)
+            .bind(self.epoch)
+            .bind(GRANTS_MAX)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            if rows.is_empty() {
+                sqlx::query("DELETE FROM store_openings WHERE node = $1 AND epoch < $2")
+                    .bind(&node)
+                    .bind(self.epoch)
+                    .execute(&mut *tx)
+                    .await
+                    .map_err(failed)?;
+                return commit(tx).await;
+            }
+            let grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
+            self.end_leases(&mut tx, grants, now, true).await?;
+            commit(tx).await?;
+        }
+    }
+
+    /// Retries whose time has come may be granted.
+    async fn ready_retries(&self) -> Result<bool, StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        let now = now(&mut connection, &self.clock).await?;
+        let topics: Vec<i32> = sqlx::query_scalar(
+            "UPDATE retries r SET at = 0 FROM ( \
+                 SELECT topic, grp, part, place FROM retries WHERE at > 0 AND at <= $1 AND at < 9223372036854775807 \
+                 ORDER BY at LIMIT $2 FOR UPDATE SKIP LOCKED) AS w \
+             WHERE r.topic = w.topic AND r.grp = w.grp AND r.part = w.part AND r.place = w.place RETURNING r.topic",
+        )
+        .bind(now)
+        .bind(BATCH)
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(failed)?;
+        let full = topics.len() as i64 >= BATCH;
+        topics.into_iter().collect::<BTreeSet<_>>().into_iter().for_each(|topic| self.wake(topic_id(topic)));
+        Ok(full)
+    }
+
+    /// Keys whose window has passed go.
+    async fn age_keys(&self) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        let now = now(&mut connection, &self.clock).await?;
+        let topics: Vec<(i32, i64)> = sqlx::query_as(
+            "SELECT t.topic, w.ms FROM store_topics t \
+             CROSS JOIN LATERAL (SELECT (t.spec->'dedup_window'->>'secs')::bigint * 1000 \
+                 + (t.spec->'dedup_window'->>'nanos')::bigint / 1000000 AS ms) w \
+             WHERE EXISTS (SELECT 1 FROM dedup_outcomes d WHERE d.topic = t.topic AND d.at <= $1 - w.ms)",
+        )
+        .bind(now)
+        .fetch_all(&mut *connection)
+        .await
+        .map_err(failed)?;
+        drop(connection);
+        for (topic, window) in topics {
+            let mut tx = self.pool.begin().await.map_err(failed)?;
+            sqlx::query("SELECT 1 FROM store_partitions WHERE topic = $1 ORDER BY part FOR UPDATE")
+                .bind(topic)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            sqlx::query(
+                "WITH aged AS (DELETE FROM dedup_outcomes WHERE ctid IN ( \
+                     SELECT ctid FROM dedup_outcomes WHERE topic = $1 AND at <= $2 ORDER BY at LIMIT $3) RETURNING part), \
+                 counted AS (SELECT part, count(*)::integer AS keys FROM aged GROUP BY part) \
+                 UPDATE store_partitions p SET keys = p.keys - c.keys FROM counted c WHERE p.topic = $1 AND p.part = c.part",
+            )
+            .bind(topic)
+            .bind(now - window)
+            .bind(BATCH * 10)
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
+            commit(tx).await?;
+        }
+        Ok(())
+    }
+
+    /// Hears of topics that other brokers have made or removed, and tells those who wait here of what others have added.
+    async fn hear_of_others(&self) -> Result<(), StoreError> {
+        let there: BTreeSet<TopicId> = self.known_topics().await?.into_iter().collect();
+        let gone: Vec<TopicId> = self.topics.lock().keys().copied().filter(|topic| !there.contains(topic)).collect();
+        gone.into_iter().for_each(|topic| self.forget(topic));
+        there.into_iter().for_each(|topic| self.know(topic));
+        let waited: Vec<i32> = {
+            let topics = self.topics.lock();
+            let waited = topics.iter().filter(|(_, told)| told.receiver_count() > 0);
+            waited.map(|(topic, _)| super::sql::t(*topic)).collect()
+        };
+        if waited.is_empty() {
+            return Ok(());
+        }
+        let sums: Vec<(i32, i64)> = sqlx::query_as(
+            "SELECT topic, sum(appended)::bigint FROM store_partitions WHERE topic = ANY($1) GROUP BY topic",
+        )
+        .bind(&waited)
+        .fetch_all(&self.pool)
+        .await
+        .map_err(failed)?;
+        let mut news = BTreeMap::new();
+        {
+            let mut heard = self.heard.lock();
+            for (topic, appended) in sums {
+                if heard.insert(topic, appended).is_none_or(|before| before != appended) {
+                    news.insert(topic, appended);
+                }
+            }
+            heard.retain(|topic, _| waited.contains(topic));
+        }
+        news.into_keys().for_each(|topic| self.wake(topic_id(topic)));
+        Ok(())
+    }
+}
+
+/// What was heard of topics.
+pub(super) type Heard = HashMap<i32, i64>;

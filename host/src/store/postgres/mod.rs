@@ -1,0 +1,327 @@
+//! The message store of a fleet: PostgreSQL is the log and the truth, and any broker serves any request. Invariant: what
+//! must hold between brokers is decided under a row's lock, in one transaction, by the database's clock; memory holds only
+//! what may be outdated. Never updates a row per message on the usual way: an append writes its messages and one row a
+//! partition, a lease one row and one cursor, a settlement the lease's row.
+//!
+//! **Locks** are taken in one order, so that none wait in a circle: `cursors`, then `grants`, then `store_partitions`, then
+//! `value_spaces`, each in the order of its key.
+
+mod append;
+mod control;
+mod cursor;
+mod ends;
+mod expire;
+mod find;
+mod grant;
+mod lease;
+mod log;
+mod read;
+mod retention;
+mod settle;
+mod sql;
+mod stats;
+mod values;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use parking_lot::Mutex;
+use sqlx::PgPool;
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use tokio::sync::watch;
+
+use self::sql::failed;
+use super::{
+    AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRequest,
+    Leased, MessageStore, Page, ReadRequest, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
+    TopicSpec, TopicStats,
+};
+use crate::clock::{Clock, Timestamp};
+use crate::message::{GroupId, MessageId, Position, TopicId};
+
+/// How a broker opens the store.
+#[derive(Debug, Clone)]
+pub struct PostgresOptions {
+    /// Where the database is.
+    pub connect: PgConnectOptions,
+    /// Connections at most.
+    pub connections_max: u32,
+    /// The broker's name in the fleet: what it had leased ends when it opens the store again.
+    pub node: Arc<str>,
+    /// Its clock; the store goes by the database's, moved as far as this one was.
+    pub clock: Clock,
+}
+
+/// How long a call waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Attempts of one call.
+const ATTEMPTS_MAX: u32 = 5;
+
+/// Calls what may have to be called again: it met other brokers' locks in a circle, or missed a table.
+macro_rules! repeated {
+    ($shared:expr, $call:expr) => {{
+        $shared.check_open()?;
+        let mut left = ATTEMPTS_MAX;
+        loop {
+            match $call.await {
+                Err(error) if left > 1 && $shared.may_repeat(&error) => left -= 1,
+                result => break $shared.noted(result),
+            }
+        }
+    }};
+}
+
+/// See the module.
+pub struct PostgresStore {
+    shared: Shared,
+}
+
+/// What all parts of the store use.
+struct Shared {
+    pool: PgPool,
+    clock: Clock,
+    epoch: i64,
+    next_grant: AtomicU64,
+    /// Topics that are known here, and who is to be told of them.
+    topics: Mutex<HashMap<TopicId, watch::Sender<u64>>>,
+    /// Partitions of `messages` that are known to be there.
+    ranges: Mutex<std::collections::BTreeSet<(i16, i64)>>,
+    /// What all had appended to the topics that are waited for here, when this was last looked at.
+    heard: Mutex<expire::Heard>,
+    fault: Mutex<Option<String>>,
+    closed: AtomicBool,
+}
+
+impl PostgresStore {
+    /// Opens the store in a database whose tables are there. What this node had leased before has ended.
+    ///
+    /// # Errors
+    /// `Unavailable` when the database cannot be reached.
+    pub async fn open(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(options.connections_max)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.connect)
+            .await
+            .map_err(failed)?;
+        let node = options.node.to_string();
+        let epoch: i64 = sqlx::query_scalar("INSERT INTO store_openings (node) VALUES ($1) RETURNING epoch")
+            .bind(node.clone())
+            .fetch_one(&pool)
+            .await
+            .map_err(failed)?;
+        let shared = Shared {
+            pool,
+            clock: options.clock,
+            epoch,
+            next_grant: AtomicU64::new(0),
+            topics: Mutex::default(),
+            ranges: Mutex::default(),
+            heard: Mutex::default(),
+            fault: Mutex::new(None),
+            closed: AtomicBool::new(false),
+        };
+        for topic in shared.known_topics().await? {
+            shared.know(topic);
+        }
+        shared.end_orphans(node).await?;
+        Ok(PostgresStore { shared })
+    }
+}
+
+impl Shared {
+    fn check_open(&self) -> Result<(), StoreError> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(StoreError::Unavailable("the store is closed".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// What a call came to, remembered for who asks for the store's health.
+    fn noted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        match &result {
+            Ok(_) => *self.fault.lock() = None,
+            Err(StoreError::Unavailable(why) | StoreError::OutcomeUnknown(why)) => {
+                *self.fault.lock() = Some(why.clone())
+            }
+            Err(_) => {}
+        }
+        result
+    }
+
+    fn know(&self, topic: TopicId) {
+        self.topics.lock().entry(topic).or_insert_with(|| watch::channel(0).0);
+    }
+
+    fn forget(&self, topic: TopicId) {
+        self.topics.lock().remove(&topic);
+    }
+
+    /// Tells all who wait for messages of a topic.
+    fn wake(&self, topic: TopicId) {
+        if let Some(told) = self.topics.lock().get(&topic) {
+            told.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+#[async_trait]
+impl MessageStore for PostgresStore {
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            durability: "postgres",
+            lanes: true,
+            schedule: true,
+            ordered: true,
+            exactly_once: true,
+            kv: true,
+        }
+    }
+
+    async fn put_topic(&self, topic: TopicSpec) -> Result<(), StoreError> {
+        repeated!(self.shared, self.shared.put_topic(&topic))
+    }
+
+    async fn delete_topic(&self, topic: TopicId) -> Result<(), StoreError> {
+        repeated!(self.shared, self.shared.delete_topic(topic))
+    }
+
+    async fn topics(&self) -> Result<Vec<TopicId>, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.known_topics().await)
+    }
+
+    async fn put_group(&self, spec: GroupSpec) -> Result<(), StoreError> {
+        repeated!(self.shared, self.shared.put_group(&spec))
+    }
+
+    async fn delete_group(&self, topic: TopicId, group: GroupId) -> Result<(), StoreError> {
+        repeated!(self.shared, self.shared.delete_group(topic, group))
+    }
+
+    async fn groups(&self, topic: TopicId) -> Result<Vec<GroupId>, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.groups(topic).await)
+    }
+
+    async fn dedup_lookup(&self, topic: TopicId, key: &str) -> Result<Option<DedupOutcome>, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.dedup_lookup(topic, key).await)
+    }
+
+    async fn append(&self, batch: AppendBatch) -> Result<Vec<AppendOutcome>, StoreError> {
+        let batch = append::encoded(batch)?;
+        repeated!(self.shared, self.shared.append(&batch))
+    }
+
+    async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.kv_get(namespace, key).await)
+    }
+
+    async fn kv_room(&self, namespace: &str, key: &str) -> Result<KvRoom, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.kv_room(namespace, key).await)
+    }
+
+    async fn kv_heads(
+        &self,
+        after: Option<(Arc<str>, Arc<str>)>,
+        limit: usize,
+        head: usize,
+    ) -> Result<Vec<KvHead>, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.kv_heads(after, limit, head).await)
+    }
+
+    async fn lease(&self, request: LeaseRequest) -> Result<Leased, StoreError> {
+        repeated!(self.shared, self.shared.lease(&request))
+    }
+
+    async fn settle(&self, settles: Vec<Settle>) -> Result<Vec<Result<Settled, SettleRefused>>, StoreError> {
+        repeated!(self.shared, self.shared.settle(&settles))
+    }
+
+    fn appended(&self, topic: TopicId) -> Option<watch::Receiver<u64>> {
+        self.shared.topics.lock().get(&topic).map(watch::Sender::subscribe)
+    }
+
+    async fn get(&self, id: MessageId) -> Result<Option<Found>, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.get(id).await)
+    }
+
+    async fn read(&self, request: ReadRequest) -> Result<Page, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.read(request).await)
+    }
+
+    async fn dead_letters(&self, topic: TopicId, after: Option<Position>, limit: usize) -> Result<Page, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.dead_letters(topic, after, limit).await)
+    }
+
+    async fn discard_dead_letters(&self, positions: Vec<Position>) -> Result<usize, StoreError> {
+        repeated!(self.shared, self.shared.discard_dead_letters(&positions))
+    }
+
+    async fn seek(&self, topic: TopicId, group: GroupId, to: SeekTo) -> Result<(), StoreError> {
+        repeated!(self.shared, self.shared.seek(topic, group, to))
+    }
+
+    async fn put_snapshot(&self, topic: TopicId, group: GroupId, name: Arc<str>) -> Result<(), StoreError> {
+        repeated!(self.shared, self.shared.put_snapshot(topic, group, &name))
+    }
+
+    async fn delete_snapshot(&self, topic: TopicId, group: GroupId, name: Arc<str>) -> Result<bool, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.delete_snapshot(topic, group, name).await)
+    }
+
+    async fn snapshots(&self, topic: TopicId, group: GroupId) -> Result<Vec<(Arc<str>, Timestamp)>, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.snapshots(topic, group).await)
+    }
+
+    async fn restore(&self, topic: TopicId, group: GroupId, name: Arc<str>) -> Result<bool, StoreError> {
+        repeated!(self.shared, self.shared.restore(topic, group, &name))
+    }
+
+    async fn purge(&self, topic: TopicId, group: GroupId) -> Result<u64, StoreError> {
+        repeated!(self.shared, self.shared.purge(topic, group))
+    }
+
+    async fn erase(&self, id: MessageId) -> Result<bool, StoreError> {
+        repeated!(self.shared, self.shared.erase(id))
+    }
+
+    async fn tick(&self) -> Result<Option<Timestamp>, StoreError> {
+        repeated!(self.shared, self.shared.tick())
+    }
+
+    async fn retain(&self) -> Result<RetainReport, StoreError> {
+        repeated!(self.shared, self.shared.retain())
+    }
+
+    async fn stats(&self, topic: TopicId) -> Result<TopicStats, StoreError> {
+        self.shared.check_open()?;
+        self.shared.noted(self.shared.stats(topic).await)
+    }
+
+    fn health(&self) -> Result<(), String> {
+        if self.shared.closed.load(Ordering::Acquire) {
+            return Err("the store is closed".to_owned());
+        }
+        self.shared.fault.lock().clone().map_or(Ok(()), Err)
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.pool.close().await;
+        Ok(())
+    }
+}

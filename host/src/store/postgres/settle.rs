@@ -1,0 +1,177 @@
+//! Settling leases. Invariant: a lease is settled once, before its deadline by the database's clock, under the lock of its
+//! row; by any broker. One item's refusal does not touch the others.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::Shared;
+use super::ends::{End, Ending, Totals, group_specs};
+use super::grant::{Grant, grants, named_by};
+use super::sql::{Tx, commit, failed, g, ms, now, t};
+use crate::clock::Timestamp;
+use crate::message::{FailedAttempt, Failure, GroupId, TopicId};
+use crate::store::{GroupSpec, LeaseRef, Settle, SettleRefused, Settled, Settlement, StoreError};
+
+type Row = (i64, i64);
+type Results = Vec<Result<Settled, SettleRefused>>;
+
+/// Which lease an item means.
+#[derive(Clone, Copy)]
+struct Meant {
+    row: Row,
+    nth: usize,
+}
+
+impl Shared {
+    /// See [`crate::store::MessageStore::settle`].
+    pub(super) async fn settle(&self, settles: &[Settle]) -> Result<Results, StoreError> {
+        if settles.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut meant: Vec<Option<Meant>> = Vec::with_capacity(settles.len());
+        for settle in settles {
+            meant.push(match &settle.lease {
+                LeaseRef::Receipt { receipt, .. } => {
+                    let (row, nth) = named_by(receipt);
+                    Some(Meant { row, nth })
+                }
+                LeaseRef::Holder { .. } => find_held(&mut tx, &settle.lease).await?,
+            });
+        }
+        let rows: BTreeSet<Row> = meant.iter().flatten().map(|meant| meant.row).collect();
+        let mut grants = lock_grants(&mut tx, &rows).await?;
+        let now = now(&mut tx, &self.clock).await?;
+        let groups = groups_of(&mut tx, settles).await?;
+        let (mut results, mut endings) = (Vec::with_capacity(settles.len()), Vec::new());
+        let mut totals = Totals::default();
+        for (settle, meant) in settles.iter().zip(&meant) {
+            let ended = meant.and_then(|meant| Some((grants.get_mut(&meant.row)?, meant.nth)));
+            results.push(one(settle, ended, &groups, now, &mut endings, &mut totals));
+        }
+        let changed: Vec<Grant> = grants.into_values().collect();
+        Grant::write(&changed, &mut tx).await?;
+        let woken = match endings.is_empty() {
+            true => BTreeSet::new(),
+            false => self.carry_out(&mut tx, &endings, &mut totals, now).await?,
+        };
+        totals.write(self, &mut tx).await?;
+        commit(tx).await?;
+        woken.into_iter().for_each(|topic| self.wake(topic));
+        Ok(results)
+    }
+}
+
+/// Decides one item.
+fn one(
+    settle: &Settle,
+    lease: Option<(&mut Grant, usize)>,
+    groups: &HashMap<(i32, i32), GroupSpec>,
+    now: i64,
+    endings: &mut Vec<Ending>,
+    totals: &mut Totals,
+) -> Result<Settled, SettleRefused> {
+    let (topic, group) = named(&settle.lease);
+    let spec = groups.get(&(t(topic), g(group))).ok_or(SettleRefused::NotFound)?;
+    let (grant, nth) = lease.ok_or(SettleRefused::LeaseExpired)?;
+    if nth >= grant.entries.len() {
+        return Err(SettleRefused::LeaseExpired);
+    }
+    match &settle.lease {
+        LeaseRef::Receipt { receipt, message } => {
+            let same = grant.position(nth) == receipt.position && grant.group_id() == receipt.group;
+            if !same || !grant.is_open(nth) {
+                return Err(SettleRefused::LeaseExpired);
+            }
+            if message.is_some_and(|message| message != grant.entries[nth].id) {
+                return Err(SettleRefused::WrongMessage);
+            }
+        }
+        LeaseRef::Holder { holder, .. } if **holder != *grant.holder => return Err(SettleRefused::LeaseExpired),
+        LeaseRef::Holder { .. } => {}
+    }
+    if !grant.is_open(nth) || grant.deadline_of(nth) <= now {
+        return Err(SettleRefused::LeaseExpired);
+    }
+    let entry = grant.entries[nth].clone();
+    let attempts = entry.attempt;
+    let failed = |failure: &Failure| FailedAttempt { attempt: attempts, at: Timestamp(now), failure: failure.clone() };
+    let (end, settled) = match &settle.settlement {
+        Settlement::Extend { duration } => {
+            let until = now.saturating_add(ms(*duration));
+            grant.extend(nth, until);
+            return Ok(Settled::Extended { until: Timestamp(until) });
+        }
+        Settlement::Ack => {
+            totals.acked(t(topic), g(group), 1);
+            (End::Done, Settled::Acked)
+        }
+        Settlement::Retry { failure, .. } if attempts >= spec.attempts_max => {
+            (End::Bury { attempts, failure: failure.clone(), failed: true }, Settled::DeadLettered)
+        }
+        Settlement::Retry { at, failure } => {
+            // What may go at once is ready; the rest becomes so with a tick.
+            let due = if at.0 <= now { 0 } else { at.0 };
+            (End::Wait { at: due, attempts, failure: Some(failed(failure)) }, Settled::Retrying { at: *at })
+        }
+        Settlement::DeadLetter { failure } => {
+            (End::Bury { attempts, failure: failure.clone(), failed: true }, Settled::DeadLettered)
+        }
+        Settlement::Release => {
+            (End::Wait { at: 0, attempts: attempts.saturating_sub(1), failure: None }, Settled::Released)
+        }
+    };
+    grant.close(nth);
+    endings.push(Ending { place: grant.place, group: grant.group, entry, end });
+    Ok(settled)
+}
+
+fn named(lease: &LeaseRef) -> (TopicId, GroupId) {
+    match lease {
+        LeaseRef::Receipt { receipt, .. } => (receipt.position.topic, receipt.group),
+        LeaseRef::Holder { topic, group, .. } => (*topic, *group),
+    }
+}
+
+async fn groups_of(tx: &mut Tx, settles: &[Settle]) -> Result<HashMap<(i32, i32), GroupSpec>, StoreError> {
+    let named = settles.iter().map(|settle| named(&settle.lease)).map(|(topic, group)| (t(topic), g(group)));
+    group_specs(tx, named).await
+}
+
+async fn lock_grants(tx: &mut Tx, rows: &BTreeSet<Row>) -> Result<BTreeMap<Row, Grant>, StoreError> {
+    let (epochs, numbers): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
+    let rows = sqlx::query(grants!(
+        "JOIN unnest($1::bigint[], $2::bigint[]) AS w(epoch, number) USING (epoch, number) \
+         ORDER BY g.epoch, g.number FOR UPDATE OF g"
+    ))
+    .bind(epochs)
+    .bind(numbers)
+    .fetch_all(&mut **tx)
+    .await
+    .map_err(failed)?;
+    let mut grants = BTreeMap::new();
+    for row in &rows {
+        let grant = Grant::read(row)?;
+        grants.insert((grant.epoch, grant.number), grant);
+    }
+    Ok(grants)
+}
+
+/// The lease of a message that a holder has.
+async fn find_held(tx: &mut Tx, lease: &LeaseRef) -> Result<Option<Meant>, StoreError> {
+    let LeaseRef::Holder { topic, group, message, holder } = lease else { return Ok(None) };
+    let rows = sqlx::query(grants!("WHERE g.topic = $1 AND g.grp = $2 AND g.holder = $3"))
+        .bind(t(*topic))
+        .bind(g(*group))
+        .bind(&**holder)
+        .fetch_all(&mut **tx)
+        .await
+        .map_err(failed)?;
+    for row in &rows {
+        let grant = Grant::read(row)?;
+        let found = grant.open().find(|(_, entry)| entry.id == *message).map(|(nth, _)| nth);
+        if let Some(nth) = found {
+            return Ok(Some(Meant { row: (grant.epoch, grant.number), nth }));
+        }
+    }
+    Ok(None)
+}
