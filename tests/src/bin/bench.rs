@@ -42,6 +42,10 @@ use std::time::Duration;
 
 use self::report::Report;
 
+/// The broker's own: what runs in this process is measured as it runs there, and so is what it is held against.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Keep-alive connections of the load; DESIGN §10 counts with 64.
 const CONNECTIONS: usize = 64;
 const PAIRS: usize = 5;
