@@ -40,47 +40,60 @@ pub(super) enum Source {
     Sent,
 }
 
-/// What to try, and on which messages. `topic` or `subscriptionId` is required.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-pub(super) struct DryRunBody {
-    /// Whose pipeline.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    topic: Option<String>,
-    /// Instead of `topic`.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(value_type = Option<String>, format = Uuid, nullable = false)]
-    subscription_id: Option<SubscriptionId>,
-    /// The stage in whose place the version is tried: by default the one that runs the plugin. Where none does, the version is
-    /// tried alone, and compared with the messages as they come.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    stage: Option<String>,
-    /// `captured` (the default for a topic), `stored` (for a subscription) or `deadLetters`.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    inputs: Option<Source>,
-    /// `earliest` (the default), or an RFC 3339 time.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    from: Option<String>,
-    /// Messages at most: 1 to 100000000 (10000).
-    #[serde(deserialize_with = "not_null")]
-    #[schema(minimum = 1, maximum = 100_000_000, nullable = false)]
-    limit: Option<u64>,
-    /// In the place of the stage's config.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(value_type = Option<Object>, nullable = false)]
-    config: Option<Value>,
-    /// The version that it is compared with: by default the one that the stage runs.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    against: Option<String>,
-    /// What randomness follows from (0): the same seed, the same numbers.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    seed: Option<u64>,
+/// A body with the fields that both forms have. Were they a struct that both flatten, serde would neither say in which of them
+/// something is wrong, nor know which fields there are.
+macro_rules! body {
+    ($(#[$about:meta])* $vis:vis struct $name:ident { $($own:tt)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Default, Deserialize, ToSchema)]
+        #[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+        $vis struct $name {
+            /// Whose pipeline.
+            #[serde(deserialize_with = "not_null")]
+            #[schema(nullable = false)]
+            topic: Option<String>,
+            /// Instead of `topic`.
+            #[serde(deserialize_with = "not_null")]
+            #[schema(value_type = Option<String>, format = Uuid, nullable = false)]
+            subscription_id: Option<SubscriptionId>,
+            $($own)*
+            /// Messages at most: 1 to 100000000 (10000).
+            #[serde(deserialize_with = "not_null")]
+            #[schema(minimum = 1, maximum = 100_000_000, nullable = false)]
+            limit: Option<u64>,
+            /// In the place of the stage's config.
+            #[serde(deserialize_with = "not_null")]
+            #[schema(value_type = Option<Object>, nullable = false)]
+            config: Option<Value>,
+            /// The version that it is compared with: by default the one that the stage runs.
+            #[serde(deserialize_with = "not_null")]
+            #[schema(nullable = false)]
+            against: Option<String>,
+            /// What randomness follows from (0): the same seed, the same numbers.
+            #[serde(deserialize_with = "not_null")]
+            #[schema(nullable = false)]
+            seed: Option<u64>,
+        }
+    };
+}
+
+body! {
+    /// What to try, and on which messages. `topic` or `subscriptionId` is required.
+    pub(super) struct DryRunBody {
+        /// The stage in whose place the version is tried: by default the one that runs the plugin. Where none does, the version is
+        /// tried alone, and compared with the messages as they come.
+        #[serde(deserialize_with = "not_null")]
+        #[schema(nullable = false)]
+        stage: Option<String>,
+        /// `captured` (the default for a topic), `stored` (for a subscription) or `deadLetters`.
+        #[serde(deserialize_with = "not_null")]
+        #[schema(nullable = false)]
+        inputs: Option<Source>,
+        /// `earliest` (the default), or an RFC 3339 time.
+        #[serde(deserialize_with = "not_null")]
+        #[schema(nullable = false)]
+        from: Option<String>,
+    }
 }
 
 /// The same, where the body is the messages.
@@ -108,42 +121,18 @@ pub(super) struct DryRunQuery {
     at: Option<String>,
 }
 
-/// What to try on the messages behind it. `topic` or `subscriptionId` is required.
-#[derive(Debug, Default, Deserialize, ToSchema)]
-#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
-struct DryRunSentBody {
-    /// Whose pipeline.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    topic: Option<String>,
-    /// Instead of `topic`.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(value_type = Option<String>, format = Uuid, nullable = false)]
-    subscription_id: Option<SubscriptionId>,
-    /// The stage in whose place the version is tried, as in the other form.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    stage: Option<String>,
-    /// Messages at most: 1 to 100000000 (10000).
-    #[serde(deserialize_with = "not_null")]
-    #[schema(minimum = 1, maximum = 100_000_000, nullable = false)]
-    limit: Option<u64>,
-    /// In the place of the stage's config.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(value_type = Option<Object>, nullable = false)]
-    config: Option<Value>,
-    /// The version that it is compared with: by default the one that the stage runs.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    against: Option<String>,
-    /// What randomness follows from (0): the same seed, the same numbers.
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    seed: Option<u64>,
-    /// When the messages came, for the stages, RFC 3339 (now).
-    #[serde(deserialize_with = "not_null")]
-    #[schema(nullable = false)]
-    at: Option<String>,
+body! {
+    /// What to try on the messages behind it. `topic` or `subscriptionId` is required.
+    struct DryRunSentBody {
+        /// The stage in whose place the version is tried, as in the other form.
+        #[serde(deserialize_with = "not_null")]
+        #[schema(nullable = false)]
+        stage: Option<String>,
+        /// When the messages came, for the stages, RFC 3339 (now).
+        #[serde(deserialize_with = "not_null")]
+        #[schema(nullable = false)]
+        at: Option<String>,
+    }
 }
 
 /// The first line of a body of messages, where no parameter of the query says what to try.
@@ -304,5 +293,27 @@ impl Wanted {
     pub(super) fn source(&self, owner: &Owner) -> Source {
         let of_owner = if owner.subscription.is_some() { Source::Stored } else { Source::Captured };
         self.inputs.unwrap_or(of_owner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::problem::Fault;
+
+    fn places<T: DeserializeOwned>(text: &str, check: fn(T, &mut Faults) -> Option<Wanted>) -> Vec<String> {
+        let problem = read_as(text.as_bytes(), check).expect_err("something is wrong");
+        problem.item_body().errors.into_iter().map(|Fault { pointer, .. }| pointer).collect()
+    }
+
+    #[test]
+    fn what_is_wrong_in_either_form_has_its_place() {
+        let shared = r#""subscriptionId":1,"stage":null,"limit":"many","seed":-1,"against":{},"config":null,"limt":1"#;
+        let expected = ["/subscriptionId", "/stage", "/limit", "/seed", "/against", "/limt"];
+        let of_body = places(&format!(r#"{{"topic":"orders",{shared},"at":"now"}}"#), Wanted::of_body);
+        assert_eq!(of_body, [&expected[..], &["/at", "/config"]].concat());
+        let of_lines = places(&format!(r#"{{"topic":"orders",{shared},"inputs":"stored"}}"#), Wanted::of_lines);
+        assert_eq!(of_lines, [&expected[..], &["/inputs", "/config"]].concat());
+        assert_eq!(places(r#"{"topic":"orders","topic":"orders"}"#, Wanted::of_lines), ["/topic"], "it is there twice");
     }
 }
