@@ -215,3 +215,36 @@ impl Shared {
         Batch::answer(parts, processed, grown);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::revision::Revision;
+    use crate::pipeline::tests::{Rig, draft};
+
+    /// The threads for quick scopes, once all of them rest, the one that rested last behind the others.
+    async fn resting(pool: &Pool, threads: usize) -> Vec<*const Condvar> {
+        loop {
+            let all: Vec<_> = pool.shared.state.lock().resting.quick.iter().map(Arc::as_ptr).collect();
+            if all.len() == threads {
+                return all;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_thread_that_rested_last_is_called_first() {
+        let rig = Rig::with(|plugins| plugins.workers = 3).await;
+        let (pool, machine) = (&rig.pipelines.pool, Arc::clone(&rig.pipelines.machine));
+        // Without stages, so that no machine is slow enough for the runs to count as slow.
+        let lane = Lane::new(rig.scope(), Revision { number: 0, record: None, steps: Vec::new(), machine });
+        let before = resting(pool, 4).await;
+        for _ in 0..4 {
+            let run = pool.push(&lane, &rig.topic, vec![draft("{}", &[])], None).unwrap();
+            assert_eq!(run.await.unwrap().processed.len(), 1);
+            // Who ran it rests last again; another one would have left its place.
+            assert_eq!(resting(pool, 4).await, before);
+        }
+    }
+}
