@@ -12,6 +12,7 @@ mod hostile;
 mod load;
 mod machine_code;
 mod rollouts;
+mod spans;
 mod told;
 mod verdicts;
 
