@@ -578,6 +578,26 @@ async fn what_arrived_is_erased_by_the_last_of_a_chain_of_replays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_arrived_is_looked_for_behind_so_many_replays_and_no_more() {
+    let broker = Broker::start().await;
+    broker.post("/topics", &json!({"name": TOPIC, "type": "PubSub", "captureInput": {}})).await.expect(201);
+    let subscription = json!({"topicName": TOPIC, "consumerGroup": "g", "type": "Pull", "maxRetries": 0});
+    broker.post("/subscriptions", &subscription).await.expect(201);
+    // Beside its own id the last message has two of each replay: of 64, those of 31.
+    for (replays, left) in [(31, 0), (32, 1)] {
+        broker.publish(TOPIC, "hunter2").await;
+        for _ in 0..replays {
+            broker.consume(TOPIC, "g").collect(1).await[0].nack().await;
+            let replayed = broker.post(&format!("/topics/{TOPIC}/dlq/replay"), &json!({})).await.expect(200);
+            assert_eq!(replayed["replayed"], 1, "{replayed}");
+        }
+        let last = broker.consume(TOPIC, "g").collect(1).await.remove(0);
+        broker.delete(&format!("/messages/{}", last.id())).await.expect(204);
+        assert_eq!(held(&broker, "hunter2"), left, "behind {replays} replays");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_kept_is_whole_after_a_stop_and_what_is_damaged_is_counted() {
     const COUNT: u64 = 200;
     let mut broker = Broker::start().await;
