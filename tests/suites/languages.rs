@@ -147,6 +147,7 @@ fn steps(name: &str, script: &str, broker: &Broker) -> String {
 async fn the_documented_steps_work_in_rust_and_in_javascript_from_an_empty_folder_to_a_rollback() {
     let [rust, js] = &documented("A first one")[..] else { panic!("two blocks of commands") };
     let [rust_on_a_broker, js_on_a_broker] = &documented("On a broker")[..] else { panic!("two blocks of commands") };
+    let [rust_on_the_past] = &documented("On messages of the past")[..] else { panic!("one block of commands") };
     let way = [
         "5 cases ok, 0 failed (NAME, ",
         "taken          yes",
@@ -157,13 +158,20 @@ async fn the_documented_steps_work_in_rust_and_in_javascript_from_an_empty_folde
         "revision 4 is in use, as 1 was",
         "rollback to 1",
     ];
-    for (folder, name, first, then) in [
-        ("documented-rust", "orders-filter", rust, rust_on_a_broker),
-        ("documented-js", "orders-check", js, js_on_a_broker),
+    let of_the_past = [
+        "2 messages on the stage 'gate', beside version 1.0.0: 2 the same",
+        "22 messages on the stage 'gate', beside version 1.0.0: 22 the same",
+        "0 messages on the stage 'gate'",
+        r#""inputs": "sent""#,
+    ];
+    for (folder, name, first, then, past, said_of_it) in [
+        ("documented-rust", "orders-filter", rust, rust_on_a_broker, rust_on_the_past.as_str(), &of_the_past[..]),
+        ("documented-js", "orders-check", js, js_on_a_broker, "", &[][..]),
     ] {
         let broker = Broker::start().await;
-        let said = steps(folder, &format!("{first}\n{then}"), &broker);
-        for wanted in way.iter().filter(|wanted| name == "orders-filter" || !wanted.starts_with("taken")) {
+        let said = steps(folder, &format!("{first}\n{then}\n{past}"), &broker);
+        let way = way.iter().filter(|wanted| name == "orders-filter" || !wanted.starts_with("taken"));
+        for wanted in way.chain(said_of_it) {
             assert!(said.contains(&wanted.replace("NAME", name)), "no '{wanted}' in {said}");
         }
         let pipeline = broker.get("/topics/orders/pipeline").await.expect(200);
