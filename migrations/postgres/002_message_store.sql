@@ -18,6 +18,8 @@ BEGIN
 
     -- The order of all appends: each transaction takes one number once it holds the rows of its partitions.
     CREATE SEQUENCE store_stamps;
+    -- Differs each time that it is asked.
+    CREATE SEQUENCE store_looks;
     -- Openings of the store by a broker.
     CREATE SEQUENCE store_epochs;
 

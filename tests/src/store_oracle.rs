@@ -28,6 +28,10 @@ pub struct Oracle {
     dying: Vec<Death>,
     /// The epoch of the last grant: never falls, and rises with an opening.
     epoch: u64,
+    /// Whether several brokers have the store open, each with an epoch of its own.
+    pub many_brokers: bool,
+    /// The highest epoch of the openings before.
+    epoch_before: u64,
     opened: bool,
 }
 
@@ -266,9 +270,12 @@ impl Oracle {
                 (receipt.position, receipt.group, receipt.attempt),
                 (lease.position, request.group, lease.attempt)
             );
-            let rises = if self.opened { receipt.epoch > self.epoch } else { receipt.epoch == self.epoch };
-            assert!(rises || self.epoch == 0, "epoch {} after {}", receipt.epoch, self.epoch);
-            (self.epoch, self.opened) = (receipt.epoch, false);
+            if self.opened {
+                self.epoch_before = self.epoch;
+            }
+            let same = self.many_brokers || self.opened || self.epoch == 0 || receipt.epoch == self.epoch;
+            assert!(same && receipt.epoch > self.epoch_before, "epoch {} after {}", receipt.epoch, self.epoch);
+            (self.epoch, self.opened) = (receipt.epoch.max(self.epoch), false);
             let cursor = log.groups.get_mut(&request.group).expect("it was leased for");
             let state = cursor.states.get_mut(&lease.position).expect("a candidate has a state");
             let Delivery::Waiting { tries, .. } = *state else { unreachable!("a candidate waits") };

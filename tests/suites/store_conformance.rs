@@ -47,7 +47,7 @@ macro_rules! conformance {
                 what_has_expired_is_a_dead_letter_whatever_moves_the_cursor_meanwhile, a_stage_turns_a_message_away,
                 discarding_takes_off_the_list, a_replay_is_for_its_group_alone_and_off_the_list,
                 an_outdated_replay_leaves_the_list_alone, dead_letters_are_listed_in_pages;
-            dedup: a_repeat_gets_the_first_outcome, another_request_under_the_key_is_a_conflict, a_key_ages_out,
+            dedup: a_repeat_gets_the_first_outcome, another_request_under_the_key_is_a_conflict, a_key_ages_out, a_key_that_comes_again_counts_once,
                 repeats_in_one_batch_store_one, of_racing_appends_one_stores, outcomes_of_every_kind_are_kept,
                 a_full_key_table_refuses_and_keeps_no_key, all_or_nothing_stores_nothing_with_a_duplicate,
                 keys_are_of_their_topic;
@@ -61,7 +61,7 @@ macro_rules! conformance {
                 at_most_once_settles_by_the_grant, waiting_is_told_of_appends_retries_and_expiries;
             groups: each_group_gets_every_message, a_group_begins_where_it_is_told, a_group_keeps_its_cursor_when_changed,
                 a_deleted_group_is_gone, seeking_back_delivers_again, seeking_on_skips, seeking_by_time,
-                seeking_by_offset_moves_one_lane, seeking_in_one_lane_hides_nothing_of_another, seeking_ends_leases, purging_settles_what_waits,
+                seeking_by_offset_moves_one_lane, seeking_in_one_lane_hides_nothing_of_another, seeking_ends_leases, a_seek_makes_no_dead_letter_of_what_is_out, purging_settles_what_waits,
                 a_snapshot_brings_back_what_was_not_settled_then, a_snapshot_is_of_its_group_and_keeps_no_message;
             leases: a_lease_ends_at_its_deadline, a_late_settle_is_refused, an_ack_is_for_good,
                 a_receipt_settles_once, a_wrong_message_is_refused, a_holder_settles_without_a_receipt,

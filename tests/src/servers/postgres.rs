@@ -56,7 +56,8 @@ impl Postgres {
         // On a thread of its own: the first test's runtime is not there for the next one.
         let started = || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime starts").block_on(Postgres::start(Options::new()))
+            // Nobody stops it and looks what is left.
+            runtime.expect("a runtime starts").block_on(Postgres::start(Options::new().set("fsync", "off")))
         };
         SHARED.get_or_init(|| std::thread::spawn(started).join().expect("the server starts"))
     }

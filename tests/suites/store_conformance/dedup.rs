@@ -71,6 +71,18 @@ pub(crate) async fn a_key_ages_out(bed: Bed) {
     duplicate(bed.append_one(keyed(&bed, "k", "b")).await);
 }
 
+pub(crate) async fn a_key_that_comes_again_counts_once(bed: Bed) {
+    bed.put_topic(TopicSpec { dedup_keys_max: 1, ..topic(TOPIC) }).await.unwrap();
+    for _ in 0..3 {
+        let outcome = bed.append_one(keyed(&bed, "k", "a")).await;
+        assert!(matches!(outcome, AppendOutcome::Stored(_)), "{outcome:?}");
+        // Nobody had the time to look for keys that have aged out.
+        bed.clock.advance(Duration::from_secs(601));
+    }
+    bed.tick().await.unwrap();
+    assert_eq!(bed.stats(TOPIC).await.unwrap().dedup_keys, 0);
+}
+
 pub(crate) async fn repeats_in_one_batch_store_one(bed: Bed) {
     let bed = bed.simple().await;
     let (first, again, other) = (keyed(&bed, "k", "a"), keyed(&bed, "k", "a"), keyed(&bed, "k", "b"));

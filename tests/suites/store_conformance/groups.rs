@@ -155,6 +155,17 @@ pub(crate) async fn seeking_ends_leases(bed: Bed) {
     bed.ack(&after).await;
 }
 
+pub(crate) async fn a_seek_makes_no_dead_letter_of_what_is_out(bed: Bed) {
+    let bed = bed.with_dead_letters().await;
+    bed.put_group(GroupSpec { attempts_max: 1, ..group(TOPIC, GROUP) }).await.unwrap();
+    bed.publish(&["a", "b"]).await;
+    bed.take(2).await;
+    bed.seek(TOPIC, GROUP, SeekTo::Earliest).await.unwrap();
+    bed.tick().await.unwrap();
+    assert!(bed.dead().await.is_empty(), "it is tried again");
+    assert_eq!(texts(&bed.take(2).await), ["a", "b"]);
+}
+
 pub(crate) async fn purging_settles_what_waits(bed: Bed) {
     let mut bed = bed.simple().await;
     bed.put_group(group(TOPIC, OTHER)).await.unwrap();

@@ -54,16 +54,18 @@ fn pick<T>(from: &[T], pick: u16) -> Option<&T> {
 
 impl Run {
     pub(super) async fn new(disk: Arc<PowerCuts>, dead_letter_expired: bool) -> Run {
-        Run::over(Bed::new(Arc::clone(&disk)).await, Some(disk), dead_letter_expired).await
+        Run::over(Bed::new(Arc::clone(&disk)).await, Some(disk), (dead_letter_expired, false)).await
     }
 
     /// Over a store that nothing happens to but what is asked of it.
-    pub(super) async fn undisturbed(backend: impl Backend, dead_letter_expired: bool) -> Run {
-        Run::over(Bed::new(backend).await, None, dead_letter_expired).await
+    pub(super) async fn undisturbed(backend: impl Backend, many_brokers: bool, dead_letter_expired: bool) -> Run {
+        Run::over(Bed::new(backend).await, None, (dead_letter_expired, many_brokers)).await
     }
 
-    async fn over(bed: Bed, disk: Option<Arc<PowerCuts>>, dead_letter_expired: bool) -> Run {
-        let oracles = Oracles::new(Oracle::default());
+    async fn over(bed: Bed, disk: Option<Arc<PowerCuts>>, (dead_letter_expired, many_brokers): (bool, bool)) -> Run {
+        let mut oracle = Oracle::default();
+        oracle.many_brokers = many_brokers;
+        let oracles = Oracles::new(oracle);
         let mut run = Run { bed, disk, oracles, revision: 2, receipts: Vec::new(), ids: Vec::new() };
         let dead = topic(DEAD);
         let kept = TopicSpec {

@@ -8,7 +8,7 @@ use sqlx::Row as _;
 use super::Shared;
 use super::cursor::Discard;
 use super::log::Log;
-use super::sql::{Place, Tx, commit, damaged, failed, ms, p, t};
+use super::sql::{Place, Tx, commit, damaged, failed, ms, n, p, t};
 use super::values::Values;
 use crate::clock::Timestamp;
 use crate::message::{MessageId, TopicId};
@@ -84,7 +84,7 @@ impl Shared {
             // Another replay or a discard came first: stored now, it would be there twice.
             return Ok(Attempt::Done(vec![AppendOutcome::NotAttempted; batch.items.len()]));
         }
-        let known = self.known_keys(&mut tx, batch, &log).await?;
+        let known = self.known_keys(&mut tx, batch, &mut log).await?;
         let mut plan = Plan { log: &mut log, known, keys: Vec::new(), scheduled: Vec::new(), roomy, short: None };
         if batch.all_or_nothing
             && let Some(outcomes) = plan.refuse_all(batch)
@@ -149,20 +149,29 @@ impl Shared {
         &self,
         tx: &mut Tx,
         batch: &Batch,
-        log: &Log,
+        log: &mut Log,
     ) -> Result<HashMap<KeyHash, DedupOutcome>, StoreError> {
         let keys: Vec<Vec<u8>> =
             batch.items.iter().filter_map(|item| item.key.as_ref()).map(|(key, _)| key.to_vec()).collect();
         if keys.is_empty() {
             return Ok(HashMap::new());
         }
+        let window = log.topic(batch.topic).map_or(0, |topic| ms(topic.spec.dedup_window));
+        let aged = sqlx::query("DELETE FROM dedup_outcomes WHERE topic = $1 AND key = ANY($2) AND at <= $3")
+            .bind(t(batch.topic))
+            .bind(&keys)
+            .bind(log.now - window)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
+        // Wherever they were counted: what has a bound is the sum.
+        log.uncount_keys((t(batch.topic), 0), n(aged.rows_affected()));
         let rows = sqlx::query("SELECT key, outcome FROM dedup_outcomes WHERE topic = $1 AND key = ANY($2)")
             .bind(t(batch.topic))
             .bind(&keys)
             .fetch_all(&mut **tx)
             .await
             .map_err(failed)?;
-        let window = log.topic(batch.topic).map_or(0, |topic| ms(topic.spec.dedup_window));
         let mut known = HashMap::new();
         for row in rows {
             let (key, outcome): (Vec<u8>, Vec<u8>) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
@@ -188,36 +197,23 @@ impl Shared {
         for (_, _, outcome) in &keys {
             outcomes.push(postcard::to_stdvec(outcome).map_err(|error| StoreError::Invalid(error.to_string()))?);
         }
-        // A row of before its window is taken over. One that is inside it was recorded by another broker since this one
-        // looked, for a message of another partition.
+        // One that is there was recorded by another broker since this one looked, for a message of another partition.
         let written = sqlx::query(
-            "INSERT INTO dedup_outcomes AS d (topic, key, part, at, outcome) \
-             SELECT $1, * FROM unnest($2::bytea[], $3::smallint[], $4::bigint[], $5::bytea[]) \
-             ON CONFLICT (topic, key) DO UPDATE SET part = excluded.part, at = excluded.at, outcome = excluded.outcome \
-             WHERE d.at <= excluded.at - $6",
+            "INSERT INTO dedup_outcomes (topic, key, part, at, outcome) \
+             SELECT $1, * FROM unnest($2::bytea[], $3::smallint[], $4::bigint[], $5::bytea[]) ON CONFLICT DO NOTHING",
         )
         .bind(t(topic))
         .bind(keys.iter().map(|(key, ..)| key.to_vec()).collect::<Vec<_>>())
         .bind(keys.iter().map(|(_, place, _)| place.1).collect::<Vec<_>>())
         .bind(keys.iter().map(|(.., outcome)| outcome.at.0).collect::<Vec<_>>())
         .bind(outcomes)
-        .bind(self.window_of(tx, topic).await?)
         .execute(&mut **tx)
         .await
         .map_err(failed)?;
         if written.rows_affected() == keys.len() as u64 {
             return Ok(());
         }
-        Err(StoreError::Unavailable("the database: deadlock detected over an idempotency key".to_owned()))
-    }
-
-    async fn window_of(&self, tx: &mut Tx, topic: TopicId) -> Result<i64, StoreError> {
-        let spec: String = sqlx::query_scalar("SELECT spec::text FROM store_topics WHERE topic = $1")
-            .bind(t(topic))
-            .fetch_one(&mut **tx)
-            .await
-            .map_err(failed)?;
-        Ok(ms(super::control::topic_spec(&spec)?.dedup_window))
+        Err(StoreError::Unavailable("another broker has recorded the same key (SQLSTATE 40001)".to_owned()))
     }
 
     async fn write_schedule(&self, tx: &mut Tx, scheduled: &[(LaneId, Body, Timestamp)]) -> Result<(), StoreError> {

@@ -263,11 +263,11 @@ impl Shared {
     /// `messages` that was taken to be there.
     pub(super) fn may_repeat(&self, error: &StoreError) -> bool {
         let StoreError::Unavailable(why) = error else { return false };
-        let missed = why.contains("no partition of relation");
+        let missed = why.contains("(SQLSTATE 23514)");
         if missed {
             self.ranges.lock().clear();
         }
-        missed || why.contains("deadlock detected")
+        missed || ["(SQLSTATE 40P01)", "(SQLSTATE 40001)"].iter().any(|code| why.contains(code))
     }
 }
 

@@ -9,7 +9,7 @@ use sqlx::Row as _;
 
 use super::Shared;
 use super::control::{Lanes, lock_partitions, places};
-use super::grant::{Grant, grants};
+use super::grant::{Entry, Grant, grants};
 use super::log::array;
 use super::sql::{LANES, Tx, commit, damaged, failed, g, lane_and_seq, now, p, place_of, t};
 use crate::clock::Timestamp;
@@ -115,7 +115,15 @@ impl Shared {
         settled: &[(i16, i16, i64, i64)],
     ) -> Result<(), StoreError> {
         let now = now(tx, &self.clock).await?;
-        let Standing { mut nexts, grants, .. } = standing;
+        let Standing { mut nexts, mut grants, .. } = standing;
+        // What was leased of a lane that is moved is forgotten, as all that was known of it.
+        for grant in &mut grants {
+            let moved = |entry: &Entry| {
+                moves.iter().any(|(part, lane, _)| (*part, *lane as i16) == (grant.place.1, entry.lane))
+            };
+            let forgotten: Vec<usize> = grant.open().filter(|(_, entry)| moved(entry)).map(|(nth, _)| nth).collect();
+            forgotten.into_iter().for_each(|nth| grant.close(nth));
+        }
         self.end_leases(tx, grants, now, true).await?;
         for (part, lane, seq) in moves {
             if let Some(lanes) = nexts.get_mut(part) {

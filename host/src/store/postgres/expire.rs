@@ -17,17 +17,26 @@ use crate::store::embedded::ops::Head;
 
 /// Rows that one transaction takes of each kind.
 const BATCH: i64 = 1000;
+/// Bytes of scheduled messages that one transaction takes; one message comes whatever its size.
+const BATCH_BYTES: i64 = 64 << 20;
 /// Answers to leases that one transaction ends.
 const GRANTS_MAX: i64 = 100;
 
 impl Shared {
     /// See [`crate::store::MessageStore::tick`].
     pub(super) async fn tick(&self) -> Result<Option<Timestamp>, StoreError> {
-        let mut full = self.enter_due().await?;
-        full |= self.end_expired().await?;
-        full |= self.ready_retries().await?;
-        self.age_keys().await?;
-        self.hear_of_others().await?;
+        // Each whatever became of the one before: one topic's trouble is not all topics'.
+        let done = [
+            self.enter_due().await,
+            self.end_expired().await,
+            self.ready_retries().await,
+            self.age_keys().await.map(|()| false),
+            self.hear_of_others().await.map(|()| false),
+        ];
+        let mut full = false;
+        for done in done {
+            full |= done?;
+        }
         let mut connection = self.pool.acquire().await.map_err(failed)?;
         let now = now(&mut connection, &self.clock).await?;
         if full {
@@ -46,13 +55,37 @@ impl Shared {
     /// Scheduled messages that are due enter their logs.
     async fn enter_due(&self) -> Result<bool, StoreError> {
         let mut tx = self.pool.begin().await.map_err(failed)?;
+        // One broker at a time, so that what is due earlier enters earlier.
+        let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtext('sluice.scheduled'))")
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)?;
+        if !alone {
+            return Ok(false);
+        }
         let now = now(&mut tx, &self.clock).await?;
-        let rows = sqlx::query(
-            "SELECT number, topic, part, lane, id, expires, key, target, meta_len, crc, body FROM scheduled WHERE due <= $1 \
-             ORDER BY due, number LIMIT $2 FOR UPDATE SKIP LOCKED",
+        let sizes: Vec<(i64, i32)> = sqlx::query_as(
+            "SELECT number, octet_length(body) FROM scheduled WHERE due <= $1 ORDER BY due, number LIMIT $2",
         )
         .bind(now)
         .bind(BATCH)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        let (mut numbers, mut bytes) = (Vec::new(), 0);
+        for (number, len) in &sizes {
+            if !numbers.is_empty() && bytes + i64::from(*len) > BATCH_BYTES {
+                break;
+            }
+            bytes += i64::from(*len);
+            numbers.push(*number);
+        }
+        let full = sizes.len() as i64 >= BATCH || numbers.len() < sizes.len();
+        let rows = sqlx::query(
+            "SELECT number, topic, part, lane, id, expires, key, target, meta_len, crc, body FROM scheduled WHERE number = ANY($1) \
+             ORDER BY due, number FOR UPDATE",
+        )
+        .bind(&numbers)
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
@@ -92,7 +125,7 @@ impl Shared {
             .map_err(failed)?;
         commit(tx).await?;
         woken.into_iter().for_each(|topic| self.wake(topic));
-        Ok(due.len() as i64 >= BATCH)
+        Ok(full)
     }
 
     /// Leases whose deadline has passed end.
@@ -240,8 +273,10 @@ impl Shared {
 
     /// Hears of topics that other brokers have made or removed, and tells those who wait here of what others have added.
     async fn hear_of_others(&self) -> Result<(), StoreError> {
+        // Those that were known before the look: one that is made meanwhile is not gone.
+        let known: Vec<TopicId> = self.topics.lock().keys().copied().collect();
         let there: BTreeSet<TopicId> = self.known_topics().await?.into_iter().collect();
-        let gone: Vec<TopicId> = self.topics.lock().keys().copied().filter(|topic| !there.contains(topic)).collect();
+        let gone: Vec<TopicId> = known.into_iter().filter(|topic| !there.contains(topic)).collect();
         gone.into_iter().for_each(|topic| self.forget(topic));
         there.into_iter().for_each(|topic| self.know(topic));
         let waited: Vec<i32> = {
@@ -253,7 +288,11 @@ impl Shared {
             return Ok(());
         }
         let sums: Vec<(i32, i64)> = sqlx::query_as(
-            "SELECT topic, sum(appended)::bigint FROM store_partitions WHERE topic = ANY($1) GROUP BY topic",
+            // What was appended and what was settled; and what may go now, as often as it is looked at.
+            "SELECT q.topic, sum(q.appended)::bigint + coalesce((SELECT sum(t.acked + t.dead_lettered + t.expired) FROM group_totals t \
+                     WHERE t.topic = q.topic), 0)::bigint \
+                 + CASE WHEN EXISTS (SELECT 1 FROM retries r WHERE r.topic = q.topic AND r.at = 0) THEN nextval('store_looks') ELSE 0 END \
+             FROM store_partitions q WHERE q.topic = ANY($1) GROUP BY q.topic",
         )
         .bind(&waited)
         .fetch_all(&self.pool)

@@ -93,6 +93,12 @@ impl Shared {
     async fn erase_places(&self, tx: &mut Tx, places: &BTreeSet<(i32, i16, i16, i64)>) -> Result<(), StoreError> {
         let topics: BTreeSet<i32> = places.iter().map(|(topic, ..)| *topic).collect();
         let topics: Vec<i32> = topics.into_iter().collect();
+        // No lease is to come between: it would hold what is not there any more.
+        sqlx::query("SELECT 1 FROM cursors WHERE topic = ANY($1) ORDER BY topic, grp, part FOR UPDATE")
+            .bind(&topics)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
         let rows = sqlx::query(grants!("WHERE g.topic = ANY($1) ORDER BY g.epoch, g.number FOR UPDATE"))
             .bind(&topics)
             .fetch_all(&mut **tx)
@@ -115,8 +121,12 @@ impl Shared {
             "DELETE FROM retries r USING unnest($1::integer[], $2::smallint[], $3::smallint[], $4::bigint[]) AS w(topic, part, lane, seq) \
              WHERE r.topic = w.topic AND r.part = w.part AND r.place = w.lane::bigint << 48 | w.seq",
             "INSERT INTO erased SELECT * FROM unnest($1::integer[], $2::smallint[], $3::smallint[], $4::bigint[]) ON CONFLICT DO NOTHING",
-            "DELETE FROM messages m USING unnest($1::integer[], $2::smallint[], $3::smallint[], $4::bigint[]) AS w(topic, part, lane, seq) \
-             WHERE m.topic = w.topic AND m.part = w.part AND m.lane = w.lane AND m.seq = w.seq",
+            "WITH gone AS (DELETE FROM messages m \
+                 USING unnest($1::integer[], $2::smallint[], $3::smallint[], $4::bigint[]) AS w(topic, part, lane, seq) \
+                 WHERE m.topic = w.topic AND m.part = w.part AND m.lane = w.lane AND m.seq = w.seq \
+                 RETURNING m.topic, m.part, octet_length(m.body)::bigint + 64 AS cost), \
+             counted AS (SELECT topic, part, sum(cost)::bigint AS cost FROM gone GROUP BY topic, part) \
+             UPDATE store_partitions q SET bytes = q.bytes - c.cost FROM counted c WHERE q.topic = c.topic AND q.part = c.part",
         ] {
             sqlx::query(sql)
                 .bind(places.iter().map(|(topic, ..)| *topic).collect::<Vec<_>>())

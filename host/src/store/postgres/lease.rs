@@ -145,13 +145,16 @@ impl Shared {
         let sync = if request.mode == Mode::AtMostOnce { "on" } else { "off" };
         let skip = if waits { "" } else { "SKIP LOCKED" };
         let sql = format!(
-            "WITH c AS MATERIALIZED (SELECT store_now($3, $4) AS now, set_config('synchronous_commit', $5, true) AS sync) \
-             SELECT k.part, k.nexts, k.seen, q.heads, q.starts, c.now, k.granted \
+            "WITH c AS MATERIALIZED (SELECT store_now($3, $4) AS now, set_config('synchronous_commit', $5, true) AS sync), \
+             locked AS MATERIALIZED (SELECT k.part, k.nexts, k.seen, q.heads, q.starts, k.granted \
              FROM cursors k JOIN store_partitions q USING (topic, part) CROSS JOIN c \
              WHERE k.topic = $1 AND k.grp = $2 AND (q.heads <> k.nexts \
                  OR EXISTS (SELECT 1 FROM retries r WHERE r.topic = k.topic AND r.grp = k.grp AND r.part = k.part AND r.at <= c.now) \
                  OR EXISTS (SELECT 1 FROM grants x WHERE x.topic = k.topic AND x.grp = k.grp AND x.part = k.part AND x.ends <= c.now)) \
-             ORDER BY k.part FOR UPDATE OF k {skip}"
+             ORDER BY k.part FOR UPDATE OF k {skip}) \
+             SELECT l.part, l.nexts, l.seen, l.heads, l.starts, \
+                 (SELECT store_now($3, $4) FROM (SELECT count(*) AS all_of_them FROM locked) n WHERE n.all_of_them > 0), l.granted \
+             FROM locked l ORDER BY l.part"
         );
         let rows = sqlx::query(AssertSqlSafe(sql))
             .bind(t(request.topic))
@@ -227,24 +230,28 @@ impl Shared {
     ) -> Result<(), StoreError> {
         let limit = request.max + if request.ordered { LOOK_AHEAD } else { 0 };
         self.read_retries(tx, request, parts, limit, now).await?;
-        let (mut numbers, mut lanes, mut nexts, mut seen) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut numbers, mut lanes, mut nexts) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut seen, mut heads) = (Vec::new(), Vec::new());
         for part in parts.iter() {
             for lane in (0..LANES).filter(|lane| part.nexts[*lane] < part.heads[*lane]) {
                 numbers.push(part.part);
                 lanes.push(i16::try_from(lane).unwrap_or(0));
                 nexts.push(part.nexts[lane]);
                 seen.push(part.seen);
+                heads.push(part.heads[lane]);
             }
         }
         if numbers.is_empty() {
             return Ok(());
         }
+        // Not beyond the heads that were read with the cursors: what came since may be older than what was taken meanwhile of
+        // another lane, and this call's look at its own lane is over.
         let rows = sqlx::query(
             "SELECT w.part, w.lane, m.seq, m.stamp, m.at, m.id, m.expires, m.key, m.len \
-             FROM unnest($3::smallint[], $4::smallint[], $5::bigint[], $6::bigint[]) AS w(part, lane, next, seen) \
+             FROM unnest($3::smallint[], $4::smallint[], $5::bigint[], $6::bigint[], $9::bigint[]) AS w(part, lane, next, seen, head) \
              CROSS JOIN LATERAL (SELECT m.seq, m.stamp, m.at, m.id, m.expires, m.key, \
                      (octet_length(m.body) - m.meta_len)::bigint AS len FROM messages m \
-                 WHERE m.topic = $1 AND m.part = w.part AND m.lane = w.lane AND m.class = $2 AND m.seq >= w.next AND m.at >= w.seen \
+                 WHERE m.topic = $1 AND m.part = w.part AND m.lane = w.lane AND m.class = $2 AND m.seq >= w.next AND m.seq < w.head AND m.at >= w.seen \
                      AND (m.target IS NULL OR m.target = $8) \
                      AND NOT EXISTS (SELECT 1 FROM settled_ranges s WHERE s.topic = $1 AND s.grp = $8 AND s.part = w.part \
                          AND s.lane = w.lane AND s.first <= m.seq AND s.until > m.seq) \
@@ -258,6 +265,7 @@ impl Shared {
         .bind(&seen)
         .bind(i64::try_from(limit).unwrap_or(i64::MAX))
         .bind(g(request.group))
+        .bind(&heads)
         .fetch_all(&mut **tx)
         .await
         .map_err(failed)?;
@@ -302,15 +310,33 @@ impl Shared {
         now: i64,
     ) -> Result<(), StoreError> {
         let numbers: Vec<i16> = parts.iter().map(|part| part.part).collect();
+        // First what is held: whatever ends from here on is among what waits again below.
+        if request.ordered {
+            let rows = sqlx::query(grants!("WHERE g.topic = $1 AND g.grp = $2 AND g.part = ANY($3)"))
+                .bind(t(request.topic))
+                .bind(g(request.group))
+                .bind(&numbers)
+                .fetch_all(&mut **tx)
+                .await
+                .map_err(failed)?;
+            for row in &rows {
+                let grant = Grant::read(row)?;
+                if let Some(part) = parts.iter_mut().find(|part| part.part == grant.place.1) {
+                    part.held.extend(grant.open().filter_map(|(_, entry)| entry.key));
+                }
+            }
+        }
         let (all, limit) = (request.ordered, if request.ordered { PARKED_MAX * 4 } else { limit });
         let rows = sqlx::query(
-            "SELECT w.part, (r.place >> 48)::smallint, r.place & 281474976710655, r.stamp, m.at, m.id, m.expires, r.key, \
-                 (octet_length(m.body) - m.meta_len)::bigint, r.attempts, r.at <= $6, r.at = 9223372036854775807 \
+            "SELECT w.part, (r.place >> 48)::smallint, r.place & 281474976710655, r.stamp, r.came, r.id, r.expires, r.key, \
+                 r.len, r.attempts, r.at <= $6, r.at = 9223372036854775807 \
              FROM unnest($3::smallint[]) AS w(part) CROSS JOIN generate_series(0, 9) AS l(lane) \
-             CROSS JOIN LATERAL (SELECT * FROM retries r WHERE r.topic = $1 AND r.grp = $2 AND r.part = w.part \
+             CROSS JOIN LATERAL (SELECT r.*, m.at AS came, m.id, m.expires, (octet_length(m.body) - m.meta_len)::bigint AS len \
+                 FROM retries r JOIN messages m ON m.topic = r.topic AND m.part = r.part AND m.lane = l.lane \
+                     AND m.seq = r.place & 281474976710655 \
+                 WHERE r.topic = $1 AND r.grp = $2 AND r.part = w.part \
                  AND r.place >= l.lane::bigint << 48 AND r.place < (l.lane + 1)::bigint << 48 AND ($4 OR r.at <= $6) \
                  ORDER BY r.place LIMIT $5) r \
-             JOIN messages m ON m.topic = $1 AND m.part = w.part AND m.lane = l.lane AND m.seq = r.place & 281474976710655 \
              ORDER BY w.part, r.place",
         )
         .bind(t(request.topic))
@@ -352,21 +378,6 @@ impl Shared {
         for part in parts.iter_mut() {
             for lane in 0..LANES {
                 part.cut[lane] |= counts.get(&(part.part, lane)).is_some_and(|count| *count >= limit);
-            }
-        }
-        if request.ordered {
-            let rows = sqlx::query(grants!("WHERE g.topic = $1 AND g.grp = $2 AND g.part = ANY($3)"))
-                .bind(t(request.topic))
-                .bind(g(request.group))
-                .bind(&numbers)
-                .fetch_all(&mut **tx)
-                .await
-                .map_err(failed)?;
-            for row in &rows {
-                let grant = Grant::read(row)?;
-                if let Some(part) = parts.iter_mut().find(|part| part.part == grant.place.1) {
-                    part.held.extend(grant.open().filter_map(|(_, entry)| entry.key));
-                }
             }
         }
         Ok(())

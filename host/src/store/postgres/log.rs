@@ -184,6 +184,17 @@ impl Log {
         }
     }
 
+    /// Counts keys off that have aged out.
+    pub fn uncount_keys(&mut self, place: Place, count: i64) {
+        if let Some(part) = self.parts.get_mut(&place).filter(|_| count > 0) {
+            part.keys -= count;
+            part.changed = true;
+        }
+        if let Some(topic) = self.topics.get_mut(&place.0) {
+            topic.keys -= count;
+        }
+    }
+
     /// Counts bytes of a message that waits for its time.
     pub fn count_bytes(&mut self, place: Place, bytes: u64) {
         if let Some(part) = self.parts.get_mut(&place) {

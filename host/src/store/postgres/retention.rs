@@ -18,12 +18,16 @@ use crate::store::{RetainReport, StoreError};
 /// Messages that one transaction removes from a lane.
 const TRIM_MAX: i64 = 10_000;
 
+/// So long after all of a table of messages is too old, it goes.
+const MARGIN_MS: i64 = 600_000;
+
 /// Where lanes are to begin: partition, lane, first sequence kept.
 type Cuts = Vec<(i16, usize, i64)>;
 
 impl Shared {
     /// See [`crate::store::MessageStore::retain`].
     pub(super) async fn retain(&self) -> Result<RetainReport, StoreError> {
+        self.make_ranges_ahead().await?;
         let mut report = RetainReport::default();
         for topic in self.known_topics().await? {
             let mut tx = self.pool.begin().await.map_err(failed)?;
@@ -60,6 +64,17 @@ impl Shared {
         }
         self.drop_ranges_of_messages().await?;
         Ok(report)
+    }
+
+    /// The tables of the messages to come are there before them, made by a transaction that does nothing else.
+    async fn make_ranges_ahead(&self) -> Result<(), StoreError> {
+        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let now = now(&mut tx, &self.clock).await?;
+        let classes: Vec<i16> =
+            sqlx::query_scalar("SELECT DISTINCT class FROM store_topics").fetch_all(&mut *tx).await.map_err(failed)?;
+        let next = |class: i16| [(class, now), (class, now.saturating_add(range_of(class, now).1))];
+        self.make_ranges(&mut tx, &classes.into_iter().flat_map(next).collect()).await?;
+        commit(tx).await
     }
 
     /// Removes at least `need` bytes of what every group has settled, or as much as there is.
@@ -215,7 +230,8 @@ impl Shared {
         for (name, detaching) in ranges {
             let Some((class, from)) = range_named(&name) else { continue };
             let (_, width) = range_of(class, from);
-            let too_old = now.saturating_sub(kept.get(&class).copied().unwrap_or(0));
+            // With what is left of a look at all topics to be trimmed: what goes with its table was counted before.
+            let too_old = now.saturating_sub(kept.get(&class).copied().unwrap_or(0)).saturating_sub(MARGIN_MS);
             if from.saturating_add(width) > too_old {
                 continue;
             }

@@ -83,6 +83,10 @@ pub(super) fn time(clock: &Clock) -> (Option<i64>, i64) {
 pub(super) fn failed(error: sqlx::Error) -> StoreError {
     match &error {
         sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) => damaged("tables", &error.to_string()),
+        sqlx::Error::Database(refused) => {
+            let code = refused.code().unwrap_or_default();
+            StoreError::Unavailable(format!("the database: {refused} (SQLSTATE {code})"))
+        }
         _ => StoreError::Unavailable(format!("the database: {error}")),
     }
 }
@@ -95,7 +99,15 @@ pub(super) fn damaged(table: &str, detail: &str) -> StoreError {
 /// Commits. Where the answer is lost, so is what came of it.
 pub(super) async fn commit(tx: Tx) -> Result<(), StoreError> {
     tx.commit().await.map_err(|error| match error {
-        sqlx::Error::Database(refused) => StoreError::Unavailable(format!("the database: {refused}")),
+        // The transaction was refused: a conflict, no room, a deferred check. Any other word may be a pooler's or of a server
+        // that was stopped, behind a commit that was passed on.
+        sqlx::Error::Database(refused)
+            if refused
+                .code()
+                .is_some_and(|code| ["23", "25", "40", "53"].iter().any(|class| code.starts_with(class))) =>
+        {
+            failed(sqlx::Error::Database(refused))
+        }
         lost => StoreError::OutcomeUnknown(format!("the database: {lost}")),
     })
 }
