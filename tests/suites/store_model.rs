@@ -89,22 +89,18 @@ fn a_store_on_a_failing_disk_does_what_the_oracle_does() {
     judge(ops::op_or_trouble(), &cramped(), Drive::Callers);
 }
 
-/// Slower by far than the embedded store, and so with fewer lives. Each has a database of its own, and every other one three
-/// brokers.
+/// Slower by far than the embedded store, and so with a fiftieth of the lives. Each has a database of its own, and one broker or
+/// three.
 #[test]
 fn a_store_on_postgresql_does_what_the_oracle_does() {
-    let config = config(6);
-    let (seed, number) = (config.rng_seed, Cell::new(0));
-    let config = Config { cases: config.cases.div_ceil(50).max(6), ..config };
-    let lives = (prop::collection::vec(ops::op(), 1..120), any::<bool>());
-    let judged = TestRunner::new(config).run(&lives, |(ops, dead_letter_expired)| {
-        number.set(number.get() + 1);
+    let config = config(300);
+    let (seed, config) = (config.rng_seed, Config { cases: config.cases.div_ceil(50), ..config });
+    let lives = (prop::collection::vec(ops::op(), 1..120), any::<bool>(), any::<bool>());
+    let judged = TestRunner::new(config).run(&lives, |(ops, dead_letter_expired, many_brokers)| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
-            let name = format!("model {}", number.get());
-            let many = number.get() % 2 == 0;
-            let backend = if many { OnPostgres::fleet(&name) } else { OnPostgres::named(&name) };
-            let mut run = Run::undisturbed(backend, many, dead_letter_expired).await;
+            let backend = if many_brokers { OnPostgres::fleet("model") } else { OnPostgres::named("model") };
+            let mut run = Run::undisturbed(backend, many_brokers, dead_letter_expired).await;
             for op in &ops {
                 run.step(op).await;
             }

@@ -16,8 +16,8 @@ use crate::config::PostgresUrl;
 const SETTING: &str = "ConnectionStrings__PostgreSQL";
 
 const AFTER_HELP: &str = "\
-A new version of Sluice says at its start when it needs tables that are not there yet. Run its migrations first, then replace \
-the brokers one by one: those of the version before go on working. Each migration is one transaction; several may run this at \
+No broker of this version keeps anything there yet. Of later ones: run the migrations first, then replace the brokers one by \
+one, since those of the version before go on working. Each migration is one transaction; several may run this at \
 once, or the files of migrations/postgres/ by `psql -f`.
 
 In examples, DATABASE stands for where yours is.

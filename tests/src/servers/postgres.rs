@@ -1,5 +1,5 @@
 //! One PostgreSQL. Invariant: its clients show a password (SCRAM), its owner of data is no superuser, and what it has
-//! acknowledged is on disk, unless a test says otherwise. Each call of `database` makes one that nobody else has.
+//! acknowledged is on disk, unless a test says otherwise; that of the shared one need not be. Each call of `database` makes one that nobody else has.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -26,7 +26,8 @@ pub(super) fn unprivileged(program: &Path) -> Command {
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]);
     if is_root() {
-        // The one power that is left lets it reach the target folder, wherever that is.
+        // The one power that is left lets it reach the target folder, wherever that is: with `no_setuid_fixup` `access` counts it too.
+        command.args(["--securebits", "+no_setuid_fixup"]);
         command.args(["--reuid", &NOBODY.to_string(), "--regid", &NOBODY.to_string(), "--clear-groups"]);
         command.args(["--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override"]);
         command.args(["--bounding-set", "-all,+dac_override"]);

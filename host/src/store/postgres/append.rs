@@ -14,12 +14,14 @@ use crate::clock::Timestamp;
 use crate::message::{MessageId, TopicId};
 use crate::store::embedded::ops::{Body, LaneId};
 use crate::store::embedded::prepare::prepare;
-use crate::store::embedded::state::append::{Batch, Item, Prepared};
+use crate::store::embedded::state::append::{Batch, Item, Prepared, is_refused, is_taken, off_their_list};
+use crate::store::embedded::state::check::{check_places, check_revisions};
 use crate::store::embedded::state::dedup::{KeyHash, key_hash};
 use crate::store::{AppendBatch, AppendOutcome, DedupOutcome, Fate, StoreError};
 
 /// Bytes of one batch: all of it is in memory at once, twice.
 const BATCH_BYTES_MAX: u64 = 256 << 20;
+
 /// Encodes a batch.
 ///
 /// # Errors
@@ -62,7 +64,7 @@ impl Shared {
     }
 
     async fn try_append(&self, batch: &Batch, roomy: &BTreeSet<TopicId>) -> Result<Attempt, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let listed = Discard::lock(&mut tx, &batch.replays).await?;
         let (mut places, mut mortal) = (BTreeSet::new(), BTreeSet::new());
         // Also where nothing of it is kept but an outcome: its key counts for the first partition.
@@ -76,8 +78,9 @@ impl Shared {
             places.extend(item.emitted.iter().map(|emitted| place(&emitted.lane)));
         }
         let mut log = Log::lock(self, &mut tx, &places, &mortal).await?;
-        check_places(batch, &log)?;
-        check_revisions(batch, &log)?;
+        let partitions = |topic| log.topic(topic).map(|topic| topic.spec.partitions);
+        check_places(batch, partitions, log.dead_letter_of(batch.topic).is_some())?;
+        check_revisions(batch, |lane| log.part(place(lane)).map_or(0, |part| part.revision.cast_unsigned()))?;
         let values = Values::lock(&mut tx, &batch.kv, &batch.values).await?;
         values.check(&batch.kv, &batch.values)?;
         if !listed.all_listed() {
@@ -117,7 +120,7 @@ impl Shared {
             .await?;
         self.write_schedule(&mut tx, &scheduled).await?;
         self.write_keys(&mut tx, batch.topic, keys).await?;
-        listed.settle(&mut tx, &gone(&batch.replays, &outcomes)).await?;
+        listed.settle(&mut tx, off_their_list(batch.replays.len(), &outcomes)).await?;
         let mut woken = log.flush(self, &mut tx).await?;
         commit(tx).await?;
         woken.extend(batch.replays.iter().map(|position| position.topic));
@@ -177,9 +180,7 @@ impl Shared {
             let (key, outcome): (Vec<u8>, Vec<u8>) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
             let outcome = outcome_of(&outcome)?;
             let key = KeyHash::try_from(key).map_err(|_| damaged("dedup_outcomes", "a key has not 16 bytes"))?;
-            if outcome.at.0 + window > log.now {
-                known.insert(key, outcome);
-            }
+            known.insert(key, outcome);
         }
         Ok(known)
     }
@@ -378,64 +379,6 @@ fn place(lane: &LaneId) -> Place {
     (t(lane.topic), p(lane.partition))
 }
 
-fn check_places(batch: &Batch, log: &Log) -> Result<(), StoreError> {
-    let own = log.topic(batch.topic).ok_or(StoreError::NoTopic)?;
-    let check = |lane: &LaneId| match log.topic(lane.topic) {
-        None => Err(StoreError::NoTopic),
-        Some(topic) if lane.partition >= topic.spec.partitions => {
-            Err(StoreError::Invalid(format!("the topic has no partition {}", lane.partition)))
-        }
-        Some(_) => Ok(()),
-    };
-    for item in &batch.items {
-        match &item.entry {
-            Prepared::Log { lane, .. } => check(lane)?,
-            Prepared::Dead { .. } if log.dead_letter_of(own.spec.id).is_none() => {
-                return Err(StoreError::Invalid("the topic has no dead-letter topic".to_owned()));
-            }
-            Prepared::Dead { .. } | Prepared::Dropped { .. } => {}
-        }
-        item.emitted.iter().try_for_each(|emitted| check(&emitted.lane))?;
-    }
-    Ok(())
-}
-
-fn check_revisions(batch: &Batch, log: &Log) -> Result<(), StoreError> {
-    let check = |lane: &LaneId, revision: u64| {
-        let current = log.part(place(lane)).map_or(0, |part| part.revision.cast_unsigned());
-        if revision < current { Err(StoreError::StaleRevision { current }) } else { Ok(()) }
-    };
-    for item in &batch.items {
-        if let Prepared::Log { lane, .. } = &item.entry {
-            check(lane, batch.revision)?;
-        }
-        item.emitted.iter().try_for_each(|emitted| check(&emitted.lane, emitted.revision))?;
-    }
-    Ok(())
-}
-
 fn outcome_of(bytes: &[u8]) -> Result<DedupOutcome, StoreError> {
     postcard::from_bytes(bytes).map_err(|error| damaged("dedup_outcomes", &error.to_string()))
-}
-
-fn is_taken(outcome: &AppendOutcome) -> bool {
-    matches!(
-        outcome,
-        AppendOutcome::Stored(_) | AppendOutcome::Scheduled | AppendOutcome::DeadLettered(_) | AppendOutcome::Dropped
-    )
-}
-
-/// Whether an item of a batch of which nothing was stored was itself the reason.
-fn is_refused(outcome: &AppendOutcome) -> bool {
-    !matches!(outcome, AppendOutcome::NotAttempted)
-}
-
-/// Dead letters that are off their list, since their replay is stored, or was before.
-fn gone(replays: &[crate::message::Position], outcomes: &[AppendOutcome]) -> Vec<usize> {
-    let kept = |outcome: &AppendOutcome| {
-        matches!(outcome, AppendOutcome::TopicFull | AppendOutcome::KeyConflict | AppendOutcome::NotAttempted)
-    };
-    let one_each = replays.len() == outcomes.len();
-    let stays = |nth: usize| if one_each { kept(&outcomes[nth]) } else { outcomes.iter().any(kept) };
-    (0..replays.len()).filter(|nth| !stays(*nth)).collect()
 }

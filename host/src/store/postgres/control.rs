@@ -7,7 +7,9 @@ use sqlx::Row as _;
 
 use super::Shared;
 use super::log::array;
-use super::sql::{LANES, Tx, commit, damaged, failed, g, group_id, lane_and_seq, ms, p, t, topic_id};
+use super::sql::{
+    LANES, Tx, commit, damaged, failed, g, group_id, lane_and_seq, lane_index, lane_number, ms, p, t, topic_id,
+};
 use crate::message::{GroupId, PARTITIONS_MAX, PRIORITY_MAX, TopicId};
 use crate::store::{GroupSpec, SeekTo, StoreError, TopicSpec};
 
@@ -69,7 +71,7 @@ impl Shared {
             return Err(StoreError::Invalid("a topic cannot be its own dead-letter topic".to_owned()));
         }
         let json = serde_json::to_string(spec).map_err(|error| StoreError::Invalid(error.to_string()))?;
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let topic = t(spec.id);
         let parts = lock_partitions(&mut tx, topic).await?;
         if !parts.is_empty() && parts.len() != usize::from(spec.partitions) {
@@ -101,7 +103,7 @@ impl Shared {
 
     /// See [`crate::store::MessageStore::delete_topic`].
     pub(super) async fn delete_topic(&self, topic: TopicId) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         sqlx::query("SELECT 1 FROM cursors WHERE topic = $1 ORDER BY grp, part FOR UPDATE")
             .bind(t(topic))
             .execute(&mut *tx)
@@ -155,7 +157,7 @@ impl Shared {
     /// See [`crate::store::MessageStore::put_group`].
     pub(super) async fn put_group(&self, spec: &GroupSpec) -> Result<(), StoreError> {
         let json = serde_json::to_string(spec).map_err(|error| StoreError::Invalid(error.to_string()))?;
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let (topic, group) = (t(spec.topic), g(spec.group));
         // The partitions' locks keep two brokers from making one group, and new messages from coming before its cursor.
         let parts = lock_partitions(&mut tx, topic).await?;
@@ -204,7 +206,7 @@ impl Shared {
 
     /// See [`crate::store::MessageStore::delete_group`].
     pub(super) async fn delete_group(&self, topic: TopicId, group: GroupId) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         sqlx::query("SELECT 1 FROM cursors WHERE topic = $1 AND grp = $2 ORDER BY part FOR UPDATE")
             .bind(t(topic))
             .bind(g(group))
@@ -313,7 +315,7 @@ pub(super) async fn places(
             if offset.lane() > PRIORITY_MAX {
                 return Err(StoreError::Invalid("there is no such offset".to_owned()));
             }
-            let lane = usize::try_from(lane).unwrap_or(0);
+            let lane = lane_index(lane);
             Ok(vec![(lanes.part, lane, seq.clamp(lanes.starts[lane], lanes.heads[lane]))])
         }
     }
@@ -335,7 +337,7 @@ pub(super) async fn first_at(
             )
             .bind(topic)
             .bind(lanes.part)
-            .bind(i16::try_from(lane).unwrap_or(0))
+            .bind(lane_number(lane))
             .bind(lanes.starts[lane])
             .bind(at)
             .fetch_optional(&mut **tx)

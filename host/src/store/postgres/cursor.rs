@@ -11,7 +11,7 @@ use super::Shared;
 use super::control::{Lanes, lock_partitions, places};
 use super::grant::{Entry, Grant, grants};
 use super::log::array;
-use super::sql::{LANES, Tx, commit, damaged, failed, g, lane_and_seq, now, p, place_of, t};
+use super::sql::{LANES, Tx, commit, damaged, failed, g, lane_and_seq, lane_number, now, p, place_of, t};
 use crate::clock::Timestamp;
 use crate::message::{GroupId, Position, TopicId};
 use crate::store::{SNAPSHOTS_MAX, SeekTo, StoreError};
@@ -96,7 +96,7 @@ impl Standing {
 impl Shared {
     /// See [`crate::store::MessageStore::seek`].
     pub(super) async fn seek(&self, topic: TopicId, group: GroupId, to: SeekTo) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let standing = Standing::lock(&mut tx, topic, group).await?;
         let moves = places(&mut tx, t(topic), &standing.parts, to).await?;
         self.place(&mut tx, (topic, group), standing, &moves, &[]).await?;
@@ -131,7 +131,7 @@ impl Shared {
             }
         }
         let (parts, lanes): (Vec<i16>, Vec<i16>) =
-            moves.iter().map(|(part, lane, _)| (*part, i16::try_from(*lane).unwrap_or(0))).unzip();
+            moves.iter().map(|(part, lane, _)| (*part, lane_number(*lane))).unzip();
         // A lane that is moved forgets its exceptions.
         for sql in [
             "DELETE FROM retries r USING unnest($3::smallint[], $4::smallint[]) AS w(part, lane) \
@@ -154,7 +154,7 @@ impl Shared {
 
     /// See [`crate::store::MessageStore::purge`].
     pub(super) async fn purge(&self, topic: TopicId, group: GroupId) -> Result<u64, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let standing = Standing::lock(&mut tx, topic, group).await?;
         let fresh = fresh(&mut tx, topic, group, &standing).await?;
         let again = standing.retries.iter().filter(|(.., held)| !held).count() as u64;
@@ -179,7 +179,7 @@ impl Shared {
 
     /// See [`crate::store::MessageStore::put_snapshot`].
     pub(super) async fn put_snapshot(&self, topic: TopicId, group: GroupId, name: &str) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let standing = Standing::lock(&mut tx, topic, group).await?;
         let now = now(&mut tx, &self.clock).await?;
         let others: i64 =
@@ -219,7 +219,7 @@ impl Shared {
         group: GroupId,
         name: Arc<str>,
     ) -> Result<bool, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         check_group(&mut tx, topic, group).await?;
         let gone = sqlx::query("DELETE FROM snapshots WHERE topic = $1 AND grp = $2 AND name = $3")
             .bind(t(topic))
@@ -238,7 +238,7 @@ impl Shared {
         topic: TopicId,
         group: GroupId,
     ) -> Result<Vec<(Arc<str>, Timestamp)>, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         check_group(&mut tx, topic, group).await?;
         let found: Vec<(String, i64)> =
             sqlx::query_as("SELECT name, at FROM snapshots WHERE topic = $1 AND grp = $2 ORDER BY name COLLATE \"C\"")
@@ -252,7 +252,7 @@ impl Shared {
 
     /// See [`crate::store::MessageStore::restore`].
     pub(super) async fn restore(&self, topic: TopicId, group: GroupId, name: &str) -> Result<bool, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let standing = Standing::lock(&mut tx, topic, group).await?;
         let found: Option<Vec<u8>> =
             sqlx::query_scalar("SELECT lanes FROM snapshots WHERE topic = $1 AND grp = $2 AND name = $3")
@@ -275,7 +275,7 @@ impl Shared {
                 for (first, until) in mark.into_iter().flat_map(|mark| mark.settled.iter().copied()) {
                     let (first, until) = (first.max(floor), until.min(head));
                     if first < until {
-                        settled.push((lanes.part, i16::try_from(lane).unwrap_or(0), first, until));
+                        settled.push((lanes.part, lane_number(lane), first, until));
                     }
                 }
             }
@@ -288,10 +288,9 @@ impl Shared {
 
     /// See [`crate::store::MessageStore::discard_dead_letters`].
     pub(super) async fn discard_dead_letters(&self, positions: &[Position]) -> Result<usize, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let list = Discard::lock(&mut tx, positions).await?;
-        let wanted: Vec<usize> = (0..positions.len()).collect();
-        let count = list.settle(&mut tx, &wanted).await?;
+        let count = list.settle(&mut tx, 0..positions.len()).await?;
         commit(tx).await?;
         Ok(count)
     }
@@ -388,9 +387,8 @@ impl Discard {
     }
 
     /// Takes some of them off their lists; returns how many were on them.
-    pub async fn settle(&self, tx: &mut Tx, wanted: &[usize]) -> Result<usize, StoreError> {
-        let wanted: HashSet<Position> =
-            wanted.iter().filter(|nth| self.listed[**nth]).map(|nth| self.positions[*nth]).collect();
+    pub async fn settle(&self, tx: &mut Tx, wanted: impl Iterator<Item = usize>) -> Result<usize, StoreError> {
+        let wanted: HashSet<Position> = wanted.filter(|nth| self.listed[*nth]).map(|nth| self.positions[nth]).collect();
         if wanted.is_empty() {
             return Ok(0);
         }
@@ -540,7 +538,7 @@ fn marks(standing: &Standing) -> Vec<Mark> {
     for lanes in &standing.parts {
         for lane in 0..LANES {
             let (start, head) = (lanes.starts[lane], lanes.heads[lane]);
-            let number = i16::try_from(lane).unwrap_or(0);
+            let number = lane_number(lane);
             let next = standing.nexts.get(&lanes.part).map_or(start, |nexts| nexts[lane]).clamp(start, head);
             let of_lane = open.range((lanes.part, place_of(number, start))..(lanes.part, place_of(number, next)));
             let unsettled: Vec<i64> = of_lane.map(|(_, place)| place & 0xffff_ffff_ffff).collect();

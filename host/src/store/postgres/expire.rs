@@ -1,7 +1,7 @@
 //! What time alone brings: leases that end, messages that are due, keys that age out. Invariant: any broker may do it, and
 //! two at once do it once: rows are taken under their locks, and what another has taken is passed over.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use sqlx::Row as _;
 
@@ -9,11 +9,10 @@ use super::Shared;
 use super::ends::{End, Ending, Totals, group_specs, lease_expired};
 use super::grant::{Grant, grants};
 use super::log::Log;
-use super::sql::{Tx, checked_body, commit, failed, group_id, now, topic_id};
+use super::sql::{Tx, body_at, commit, failed, now, topic_id};
 use crate::clock::Timestamp;
-use crate::message::{MessageId, TopicId};
+use crate::message::TopicId;
 use crate::store::StoreError;
-use crate::store::embedded::ops::Head;
 
 /// Rows that one transaction takes of each kind.
 const BATCH: i64 = 1000;
@@ -33,9 +32,17 @@ impl Shared {
             self.age_keys().await.map(|()| false),
             self.hear_of_others().await.map(|()| false),
         ];
-        let mut full = false;
+        let (mut full, mut failed_first) = (false, None);
         for done in done {
-            full |= done?;
+            match done {
+                Ok(more) => full |= more,
+                Err(error) if failed_first.is_none() => failed_first = Some(error),
+                // The caller hears of one.
+                Err(error) => tracing::warn!(%error, "another part of what is due could not be done"),
+            }
+        }
+        if let Some(error) = failed_first {
+            return Err(error);
         }
         let mut connection = self.pool.acquire().await.map_err(failed)?;
         let now = now(&mut connection, &self.clock).await?;
@@ -54,7 +61,7 @@ impl Shared {
 
     /// Scheduled messages that are due enter their logs.
     async fn enter_due(&self) -> Result<bool, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         // One broker at a time, so that what is due earlier enters earlier.
         let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtext('sluice.scheduled'))")
             .fetch_one(&mut *tx)
@@ -94,22 +101,9 @@ impl Shared {
         }
         let mut due = Vec::with_capacity(rows.len());
         for row in &rows {
-            let body: Vec<u8> = row.try_get(10).map_err(failed)?;
-            let head = |row: &sqlx::postgres::PgRow| -> Result<Head, sqlx::Error> {
-                Ok(Head {
-                    id: MessageId(row.try_get(4)?),
-                    target: row.try_get::<Option<i32>, _>(7)?.map(group_id),
-                    expires_at: row.try_get::<Option<i64>, _>(5)?.map(Timestamp),
-                    key: row.try_get::<Option<i64>, _>(6)?.map(i64::cast_unsigned),
-                    meta_len: row.try_get::<i32, _>(8)?.cast_unsigned(),
-                    body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
-                    crc: row.try_get::<i32, _>(9)?.cast_unsigned(),
-                })
-            };
-            let head = head(row).map_err(failed)?;
             let place: (i32, i16) = (row.try_get(1).map_err(failed)?, row.try_get(2).map_err(failed)?);
             let lane: i16 = row.try_get(3).map_err(failed)?;
-            due.push((row.try_get::<i64, _>(0).map_err(failed)?, place, lane, checked_body(head, body)?));
+            due.push((row.try_get::<i64, _>(0).map_err(failed)?, place, lane, body_at(row, 4)?));
         }
         let places: BTreeSet<_> = due.iter().map(|(_, place, ..)| *place).collect();
         let mut log = Log::lock(self, &mut tx, &places, &BTreeSet::new()).await?;
@@ -130,7 +124,7 @@ impl Shared {
 
     /// Leases whose deadline has passed end.
     async fn end_expired(&self) -> Result<bool, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let now = now(&mut tx, &self.clock).await?;
         let rows = sqlx::query(grants!("WHERE g.ends <= $1 ORDER BY g.ends LIMIT $2 FOR UPDATE SKIP LOCKED"))
             .bind(now)
@@ -185,7 +179,7 @@ impl Shared {
     /// What this node had leased before it opened the store now has ended.
     pub(super) async fn end_orphans(&self, node: String) -> Result<(), StoreError> {
         loop {
-            let mut tx = self.pool.begin().await.map_err(failed)?;
+            let mut tx = self.begin().await?;
             let now = now(&mut tx, &self.clock).await?;
             let rows = sqlx::query(grants!(
                 "JOIN store_openings o USING (epoch) WHERE o.node = $1 AND o.epoch < $2 \
@@ -248,7 +242,7 @@ impl Shared {
         .map_err(failed)?;
         drop(connection);
         for (topic, window) in topics {
-            let mut tx = self.pool.begin().await.map_err(failed)?;
+            let mut tx = self.begin().await?;
             sqlx::query("SELECT 1 FROM store_partitions WHERE topic = $1 ORDER BY part FOR UPDATE")
                 .bind(topic)
                 .execute(&mut *tx)
@@ -298,20 +292,12 @@ impl Shared {
         .fetch_all(&self.pool)
         .await
         .map_err(failed)?;
-        let mut news = BTreeMap::new();
-        {
-            let mut heard = self.heard.lock();
-            for (topic, appended) in sums {
-                if heard.insert(topic, appended).is_none_or(|before| before != appended) {
-                    news.insert(topic, appended);
-                }
-            }
-            heard.retain(|topic, _| waited.contains(topic));
-        }
-        news.into_keys().for_each(|topic| self.wake(topic_id(topic)));
+        let before = std::mem::replace(&mut *self.heard.lock(), sums.iter().copied().collect());
+        let news = sums.iter().filter(|(topic, sum)| before.get(topic) != Some(sum));
+        news.for_each(|(topic, _)| self.wake(topic_id(*topic)));
         Ok(())
     }
 }
 
-/// What was heard of topics.
+/// By topic, a number that is another one when there may be something new.
 pub(super) type Heard = HashMap<i32, i64>;

@@ -1,5 +1,5 @@
-//! One message by its id: found, and erased. Invariant: what was erased is in no table from the commit on; that its bytes
-//! leave the files is a vacuum's, which `retain` sees to.
+//! One message by its id: found, and erased. Invariant: what was erased is in no table from the commit on. That its bytes
+//! leave the files is a vacuum's, which nothing here asks for.
 
 use std::collections::BTreeSet;
 
@@ -9,16 +9,15 @@ use super::Shared;
 use super::control::lock_partitions;
 use super::ends::failures_of;
 use super::grant::{Grant, grants};
-use super::sql::{STORED, Stored, Tx, checked_body, commit, failed, group_id, now, place_of, topic_id};
+use super::sql::{STORED, Stored, Tx, body_at, commit, failed, group_id, now, place_of, topic_id};
 use crate::clock::Timestamp;
 use crate::message::{Failures, MessageId};
-use crate::store::embedded::ops::Head;
 use crate::store::{DeliveryState, Found, GroupStatus, StoreError};
 
 impl Shared {
     /// See [`crate::store::MessageStore::get`].
     pub(super) async fn get(&self, id: MessageId) -> Result<Option<Found>, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut *tx)
             .await
@@ -33,30 +32,20 @@ impl Shared {
     }
 
     async fn get_scheduled(&self, tx: &mut Tx, id: MessageId) -> Result<Option<Found>, StoreError> {
-        let row = sqlx::query("SELECT due, meta_len, crc, body FROM scheduled WHERE id = $1")
+        let row = sqlx::query("SELECT due, id, expires, key, target, meta_len, crc, body FROM scheduled WHERE id = $1")
             .bind(id.0)
             .fetch_optional(&mut **tx)
             .await
             .map_err(failed)?;
         let Some(row) = row else { return Ok(None) };
-        let body: Vec<u8> = row.try_get(3).map_err(failed)?;
-        let head = Head {
-            id,
-            target: None,
-            expires_at: None,
-            key: None,
-            meta_len: row.try_get::<i32, _>(1).map_err(failed)?.cast_unsigned(),
-            body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
-            crc: row.try_get::<i32, _>(2).map_err(failed)?.cast_unsigned(),
-        };
         let due = Some(Timestamp(row.try_get(0).map_err(failed)?));
-        let message = checked_body(head, body)?.message();
+        let message = body_at(&row, 1)?.message();
         Ok(message.map(|message| Found { message, position: None, due, groups: Vec::new() }))
     }
 
     /// See [`crate::store::MessageStore::erase`].
     pub(super) async fn erase(&self, id: MessageId) -> Result<bool, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let scheduled: Vec<(i32, i16, i64)> = sqlx::query_as(
             "DELETE FROM scheduled WHERE id = $1 RETURNING topic, part, octet_length(body)::bigint + 64",
         )

@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _};
 
 use super::Shared;
@@ -12,7 +13,7 @@ use super::cursor::check_group;
 use super::ends::{End, Ending, Totals, expired, originals};
 use super::grant::{Entry, Grant, grants};
 use super::log::array;
-use super::sql::{LANES, Tx, commit, failed, g, ms, place_of, position, t, time};
+use super::sql::{LANES, Tx, commit, failed, g, lane_index, lane_number, ms, place_of, position, t, time};
 use crate::clock::Timestamp;
 use crate::message::{MessageId, TopicId};
 use crate::store::{Lease, LeaseRequest, Leased, Mode, StoreError};
@@ -44,6 +45,29 @@ struct Candidate {
     ready: bool,
 }
 
+impl Candidate {
+    /// Partition, lane, and a new message, of a row that begins with these and `seq, stamp, at, id, expires, key`, its length.
+    fn read(row: &PgRow) -> Result<(i16, i16, Candidate), sqlx::Error> {
+        let candidate = Candidate {
+            seq: row.try_get(2)?,
+            stamp: row.try_get(3)?,
+            at: row.try_get(4)?,
+            id: MessageId(row.try_get(5)?),
+            expires: row.try_get(6)?,
+            key: row.try_get(7)?,
+            len: row.try_get(8)?,
+            again: None,
+            ready: true,
+        };
+        Ok((row.try_get(0)?, row.try_get(1)?, candidate))
+    }
+
+    /// Whether it is past its expiry, or older than its topic keeps messages.
+    fn is_past(&self, now: i64, cutoff: i64) -> bool {
+        self.at <= cutoff || self.expires.is_some_and(|at| at <= now)
+    }
+}
+
 /// A partition whose cursor is locked.
 struct Part {
     part: i16,
@@ -73,6 +97,14 @@ struct Chosen {
     more: bool,
 }
 
+impl Chosen {
+    /// Whether a message of so many bytes is more than was asked for; the first is granted whatever its size.
+    fn is_full(&self, request: &LeaseRequest, len: i64) -> bool {
+        let bytes_max = i64::try_from(request.bytes_max).unwrap_or(i64::MAX);
+        self.granted.len() >= request.max || (!self.granted.is_empty() && self.bytes + len > bytes_max)
+    }
+}
+
 impl Shared {
     /// See [`crate::store::MessageStore::lease`].
     pub(super) async fn lease(&self, request: &LeaseRequest) -> Result<Leased, StoreError> {
@@ -91,7 +123,7 @@ impl Shared {
     }
 
     async fn try_lease(&self, request: &LeaseRequest, waits: bool) -> Result<Option<Leased>, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let (mut parts, now) = self.lock_cursors(&mut tx, request, waits).await?;
         if parts.is_empty() {
             if waits {
@@ -122,7 +154,7 @@ impl Shared {
             let Some(message) = messages.get(&(*part, *lane, candidate.seq)) else { continue };
             let attempt = candidate.again.unwrap_or(0) + 1;
             let receipt = grants[grant].receipt(nth);
-            let at = position((t(request.topic), *part), i16::try_from(*lane).unwrap_or(0), candidate.seq);
+            let at = position((t(request.topic), *part), lane_number(*lane), candidate.seq);
             leases.push(Lease { position: at, message: message.clone(), attempt, deadline, receipt });
         }
         let more = chosen.more;
@@ -235,7 +267,7 @@ impl Shared {
         for part in parts.iter() {
             for lane in (0..LANES).filter(|lane| part.nexts[*lane] < part.heads[*lane]) {
                 numbers.push(part.part);
-                lanes.push(i16::try_from(lane).unwrap_or(0));
+                lanes.push(lane_number(lane));
                 nexts.push(part.nexts[lane]);
                 seen.push(part.seen);
                 heads.push(part.heads[lane]);
@@ -271,22 +303,8 @@ impl Shared {
         .map_err(failed)?;
         let mut counts: HashMap<(i16, usize), usize> = HashMap::new();
         for row in &rows {
-            let read = |row: &sqlx::postgres::PgRow| -> Result<(i16, i16, Candidate), sqlx::Error> {
-                let candidate = Candidate {
-                    seq: row.try_get(2)?,
-                    stamp: row.try_get(3)?,
-                    at: row.try_get(4)?,
-                    id: MessageId(row.try_get(5)?),
-                    expires: row.try_get(6)?,
-                    key: row.try_get(7)?,
-                    len: row.try_get(8)?,
-                    again: None,
-                    ready: true,
-                };
-                Ok((row.try_get(0)?, row.try_get(1)?, candidate))
-            };
-            let (number, lane, candidate) = read(row).map_err(failed)?;
-            let lane = usize::try_from(lane).unwrap_or(0);
+            let (number, lane, candidate) = Candidate::read(row).map_err(failed)?;
+            let lane = lane_index(lane);
             *counts.entry((number, lane)).or_default() += 1;
             if let Some(part) = parts.iter_mut().find(|part| part.part == number) {
                 part.queues[lane].push_back(candidate);
@@ -350,22 +368,11 @@ impl Shared {
         .map_err(failed)?;
         let mut counts: HashMap<(i16, usize), usize> = HashMap::new();
         for row in &rows {
-            let read = |row: &sqlx::postgres::PgRow| -> Result<(i16, i16, Candidate, bool), sqlx::Error> {
-                let candidate = Candidate {
-                    seq: row.try_get(2)?,
-                    stamp: row.try_get(3)?,
-                    at: row.try_get(4)?,
-                    id: MessageId(row.try_get(5)?),
-                    expires: row.try_get(6)?,
-                    key: row.try_get(7)?,
-                    len: row.try_get(8)?,
-                    again: Some(row.try_get::<i32, _>(9)?.cast_unsigned()),
-                    ready: row.try_get(10)?,
-                };
-                Ok((row.try_get(0)?, row.try_get(1)?, candidate, row.try_get(11)?))
-            };
-            let (number, lane, candidate, held) = read(row).map_err(failed)?;
-            let lane = usize::try_from(lane).unwrap_or(0);
+            let (number, lane, new) = Candidate::read(row).map_err(failed)?;
+            let attempts: i32 = row.try_get(9).map_err(failed)?;
+            let (ready, held): (bool, bool) = (row.try_get(10).map_err(failed)?, row.try_get(11).map_err(failed)?);
+            let candidate = Candidate { again: Some(attempts.cast_unsigned()), ready, ..new };
+            let lane = lane_index(lane);
             *counts.entry((number, lane)).or_default() += 1;
             let Some(part) = parts.iter_mut().find(|part| part.part == number) else { continue };
             if held {
@@ -455,7 +462,7 @@ impl Shared {
                 .bind(
                     again
                         .iter()
-                        .map(|(_, lane, candidate)| place_of(i16::try_from(*lane).unwrap_or(0), candidate.seq))
+                        .map(|(_, lane, candidate)| place_of(lane_number(*lane), candidate.seq))
                         .collect::<Vec<_>>(),
                 )
                 .bind(HELD)
@@ -518,7 +525,7 @@ impl Shared {
 fn entry(lane: usize, candidate: &Candidate, attempt: u32) -> Entry {
     Entry {
         id: candidate.id,
-        lane: i16::try_from(lane).unwrap_or(0),
+        lane: lane_number(lane),
         seq: candidate.seq,
         stamp: candidate.stamp,
         key: candidate.key,
@@ -527,17 +534,7 @@ fn entry(lane: usize, candidate: &Candidate, attempt: u32) -> Entry {
     }
 }
 
-/// Whether a message may be granted, or is past its time.
-enum Fit {
-    Grant,
-    Pass,
-}
-
 impl Part {
-    fn fit(candidate: &Candidate, now: i64, cutoff: i64) -> Fit {
-        if candidate.at <= cutoff || candidate.expires.is_some_and(|at| at <= now) { Fit::Pass } else { Fit::Grant }
-    }
-
     /// Takes the first message of a lane, and moves the cursor behind it.
     fn take(&mut self, lane: usize) -> Option<Candidate> {
         let candidate = self.queues[lane].pop_front()?;
@@ -590,26 +587,20 @@ fn by_lane(parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) ->
             return chosen;
         };
         let Some(part) = parts.iter_mut().find(|part| !part.queues[lane].is_empty()) else { return chosen };
-        let len = part.queues[lane].front().map_or(0, |candidate| candidate.len);
-        let fit = part.queues[lane].front().map(|candidate| Part::fit(candidate, now, cutoff));
-        if let Some(Fit::Grant) = fit {
-            let full = chosen.granted.len() >= request.max
-                || (!chosen.granted.is_empty()
-                    && chosen.bytes + len > i64::try_from(request.bytes_max).unwrap_or(i64::MAX));
-            if full {
-                chosen.more = true;
-                return chosen;
-            }
+        let Some(first) = part.queues[lane].front() else { return chosen };
+        let past = first.is_past(now, cutoff);
+        if !past && chosen.is_full(request, first.len) {
+            chosen.more = true;
+            return chosen;
         }
-        let (number, Some(candidate)) = (part.part, part.take(lane)) else { continue };
-        match fit {
-            Some(Fit::Grant) => {
-                turn += 1;
-                chosen.bytes += len;
-                chosen.granted.push((number, lane, candidate));
-            }
-            Some(Fit::Pass) => chosen.passed.push((number, lane, candidate)),
-            _ => {}
+        let number = part.part;
+        let Some(candidate) = part.take(lane) else { return chosen };
+        if past {
+            chosen.passed.push((number, lane, candidate));
+        } else {
+            turn += 1;
+            chosen.bytes += candidate.len;
+            chosen.granted.push((number, lane, candidate));
         }
     }
 }
@@ -617,7 +608,6 @@ fn by_lane(parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) ->
 /// Chooses in the order of appending, one message of a key at a time.
 fn in_order(parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) -> Chosen {
     let mut chosen = Chosen::default();
-    let bytes_max = i64::try_from(request.bytes_max).unwrap_or(i64::MAX);
     for part in parts.iter_mut() {
         part.close_empty_lanes();
         let mut parked = part.parked;
@@ -634,33 +624,30 @@ fn in_order(parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) -
             }
             let Some(first) = part.queues[lane].front().cloned() else { break };
             let number = part.part;
-            match Part::fit(&first, now, cutoff) {
-                Fit::Pass => chosen.passed.extend(part.take(lane).map(|candidate| (number, lane, candidate))),
-                Fit::Grant => {
-                    let blocked = first.key.is_some_and(|key| part.held.contains(&key));
-                    if blocked || !first.ready {
-                        part.held.extend(first.key);
-                        if first.again.is_none() {
-                            if parked >= PARKED_MAX {
-                                break;
-                            }
-                            parked += 1;
-                            chosen.parked.push((number, lane, first));
-                        }
-                        part.take(lane);
-                        continue;
-                    }
-                    let full = chosen.granted.len() >= request.max
-                        || (!chosen.granted.is_empty() && chosen.bytes + first.len > bytes_max);
-                    if full {
-                        chosen.more = true;
-                        return chosen;
-                    }
-                    chosen.bytes += first.len;
-                    part.held.extend(first.key);
-                    chosen.granted.extend(part.take(lane).map(|candidate| (number, lane, candidate)));
-                }
+            if first.is_past(now, cutoff) {
+                chosen.passed.extend(part.take(lane).map(|candidate| (number, lane, candidate)));
+                continue;
             }
+            let blocked = first.key.is_some_and(|key| part.held.contains(&key));
+            if blocked || !first.ready {
+                part.held.extend(first.key);
+                if first.again.is_none() {
+                    if parked >= PARKED_MAX {
+                        break;
+                    }
+                    parked += 1;
+                    chosen.parked.push((number, lane, first));
+                }
+                part.take(lane);
+                continue;
+            }
+            if chosen.is_full(request, first.len) {
+                chosen.more = true;
+                return chosen;
+            }
+            chosen.bytes += first.len;
+            part.held.extend(first.key);
+            chosen.granted.extend(part.take(lane).map(|candidate| (number, lane, candidate)));
         }
     }
     chosen
@@ -675,15 +662,14 @@ async fn bodies(
     if chosen.granted.is_empty() {
         return Ok(HashMap::new());
     }
-    let lane = |lane: usize| i16::try_from(lane).unwrap_or(0);
     let places: Vec<_> = chosen
         .granted
         .iter()
-        .map(|(part, number, candidate)| ((t(topic), *part), lane(*number), candidate.seq))
+        .map(|(part, number, candidate)| ((t(topic), *part), lane_number(*number), candidate.seq))
         .collect();
     let mut found = HashMap::with_capacity(places.len());
     for ((place, lane, seq), stored) in originals(tx, &places).await? {
-        found.insert((place.1, usize::try_from(lane).unwrap_or(0), seq), stored.message()?);
+        found.insert((place.1, lane_index(lane), seq), stored.message()?);
     }
     Ok(found)
 }

@@ -1,10 +1,11 @@
 //! The message store of a fleet: PostgreSQL is the log and the truth, and any broker serves any request. Invariant: what
 //! must hold between brokers is decided under a row's lock, in one transaction, by the database's clock; memory holds only
 //! what may be outdated. Never updates a row per message on the usual way: an append writes its messages and one row a
-//! partition, a lease one row and one cursor, a settlement the lease's row.
+//! partition, a lease one row a partition that it takes from and the cursors that it has looked at, a settlement the lease's row.
 //!
-//! **Locks** are taken in one order, so that none wait in a circle: `cursors`, then `grants`, then `store_partitions`, then
-//! `value_spaces`, each in the order of its key.
+//! **Locks** are taken in one order, so that few wait in a circle: `cursors`, then `grants`, then `store_partitions`, then
+//! `value_spaces`, each in the order of its key. Those that still do (a seek that buries in a topic before its own, a replay beside
+//! a consumer of dead letters) are ended by the database and done again.
 
 mod append;
 mod control;
@@ -33,7 +34,7 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tokio::sync::watch;
 
-use self::sql::failed;
+use self::sql::{Tx, failed};
 use super::{
     AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRequest,
     Leased, MessageStore, Page, ReadRequest, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
@@ -90,7 +91,7 @@ struct Shared {
     topics: Mutex<HashMap<TopicId, watch::Sender<u64>>>,
     /// Partitions of `messages` that are known to be there.
     ranges: Mutex<std::collections::BTreeSet<(i16, i64)>>,
-    /// What all had appended to the topics that are waited for here, when this was last looked at.
+    /// What was heard of the topics that are waited for here, at the last look.
     heard: Mutex<expire::Heard>,
     fault: Mutex<Option<String>>,
     closed: AtomicBool,
@@ -134,6 +135,11 @@ impl PostgresStore {
 }
 
 impl Shared {
+    /// Begins a transaction; without a commit it never was.
+    async fn begin(&self) -> Result<Tx, StoreError> {
+        self.pool.begin().await.map_err(failed)
+    }
+
     fn check_open(&self) -> Result<(), StoreError> {
         if self.closed.load(Ordering::Acquire) {
             return Err(StoreError::Unavailable("the store is closed".to_owned()));

@@ -8,14 +8,14 @@ use sqlx::{AssertSqlSafe, Row as _};
 use super::Shared;
 use super::control::{Lanes, first_at};
 use super::grant::{Grant, grants};
-use super::sql::{LANES, STORED, Stored, Tx, commit, failed, lane_and_seq, ms, n, now, p, t};
+use super::sql::{LANES, STORED, Stored, Tx, commit, failed, lane_and_seq, lane_index, lane_number, ms, n, now, p, t};
 use crate::message::{Offset, Position, TopicId};
 use crate::store::{Page, ReadCursor, ReadFrom, ReadRequest, StoreError};
 
 impl Shared {
     /// See [`crate::store::MessageStore::read`].
     pub(super) async fn read(&self, request: ReadRequest) -> Result<Page, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let (parts, cutoff) = self.view(&mut tx, request.topic).await?;
         if request.partition.is_some_and(|partition| usize::from(partition) >= parts.len()) {
             return Err(StoreError::Invalid("the topic has no such partition".to_owned()));
@@ -51,7 +51,7 @@ impl Shared {
                     places.insert((part, lane), seq);
                 }
                 let (lane, seq) = lane_and_seq(*from);
-                let lane = usize::try_from(lane).unwrap_or(0);
+                let lane = lane_index(lane);
                 for lanes in parts.iter().filter(|_| lane < LANES) {
                     places.insert((lanes.part, lane), seq.clamp(lanes.starts[lane], lanes.heads[lane]));
                 }
@@ -59,7 +59,7 @@ impl Shared {
             ReadFrom::Cursor(ReadCursor(nexts)) => {
                 for (partition, next) in nexts {
                     let (lane, seq) = lane_and_seq(*next);
-                    let key = (p(*partition), usize::try_from(lane).unwrap_or(0));
+                    let key = (p(*partition), lane_index(lane));
                     let bounds = parts.iter().find(|lanes| lanes.part == key.0).filter(|_| key.1 < LANES);
                     if let Some(lanes) = bounds {
                         places.insert(key, seq.clamp(lanes.starts[key.1], lanes.heads[key.1]));
@@ -79,7 +79,7 @@ impl Shared {
         after: Option<Position>,
         limit: usize,
     ) -> Result<Page, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let (_, cutoff) = self.view(&mut tx, topic).await?;
         let mut stamp = 0;
         if let Some(after) = after {
@@ -208,7 +208,7 @@ async fn merge(
             messages.push((stored.position(), stored.message()?));
         }
         let ((_, part), lane, seq) = *key;
-        places.insert((part, usize::try_from(lane).unwrap_or(0)), seq + 1);
+        places.insert((part, lane_index(lane)), seq + 1);
     }
     if !more {
         for lanes in parts {
@@ -255,7 +255,7 @@ async fn first_stamped(
             )
             .bind(t(topic))
             .bind(lanes.part)
-            .bind(i16::try_from(lane).unwrap_or(0))
+            .bind(lane_number(lane))
             .bind(lanes.starts[lane])
             .bind(stamp)
             .fetch_optional(&mut **tx)

@@ -5,13 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::Row as _;
+use sqlx::error::DatabaseError;
 
 use super::Shared;
 use super::control::{Lanes, first_at, lock_partitions, range_of};
 use super::ends::Totals;
 use super::grant::{Grant, grants};
 use super::log::array;
-use super::sql::{LANES, Tx, commit, failed, ms, now, place_of, t};
+use super::sql::{LANES, Tx, commit, failed, lane_number, ms, now, place_of, t};
 use crate::message::TopicId;
 use crate::store::{RetainReport, StoreError};
 
@@ -30,7 +31,7 @@ impl Shared {
         self.make_ranges_ahead().await?;
         let mut report = RetainReport::default();
         for topic in self.known_topics().await? {
-            let mut tx = self.pool.begin().await.map_err(failed)?;
+            let mut tx = self.begin().await?;
             let spec: Option<String> = sqlx::query_scalar("SELECT spec::text FROM store_topics WHERE topic = $1")
                 .bind(t(topic))
                 .fetch_optional(&mut *tx)
@@ -68,7 +69,7 @@ impl Shared {
 
     /// The tables of the messages to come are there before them, made by a transaction that does nothing else.
     async fn make_ranges_ahead(&self) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let now = now(&mut tx, &self.clock).await?;
         let classes: Vec<i16> =
             sqlx::query_scalar("SELECT DISTINCT class FROM store_topics").fetch_all(&mut *tx).await.map_err(failed)?;
@@ -79,7 +80,7 @@ impl Shared {
 
     /// Removes at least `need` bytes of what every group has settled, or as much as there is.
     pub(super) async fn trim_settled(&self, topic: TopicId, need: u64) -> Result<(), StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let (mut grants, parts) = lock_all(&mut tx, topic).await?;
         let floors = floors(&mut tx, topic, &parts, &grants).await?;
         let (mut cuts, mut freed) = (Vec::new(), 0);
@@ -94,7 +95,7 @@ impl Shared {
             )
             .bind(t(topic))
             .bind(part)
-            .bind(i16::try_from(lane).unwrap_or(0))
+            .bind(lane_number(lane))
             .bind(start)
             .bind(floor)
             .bind(TRIM_MAX)
@@ -134,7 +135,7 @@ impl Shared {
             if until <= from {
                 continue;
             }
-            let number = i16::try_from(lane).unwrap_or(0);
+            let number = lane_number(lane);
             for (group, count) in unsettled(tx, topic, part, number, (from, until), grants).await? {
                 totals.expired(t(topic), group, count);
                 report.expired += count.cast_unsigned();
@@ -242,11 +243,17 @@ impl Shared {
                 Some(true) => format!("ALTER TABLE messages DETACH PARTITION {name} FINALIZE"),
             };
             for sql in [detach, format!("DROP TABLE IF EXISTS {name}")] {
-                // Another broker may be at it: then it is gone before long.
-                if let Err(error) = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await {
+                let Err(error) = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await else {
+                    continue;
+                };
+                // Another broker may be at it, and the table gone, or half detached: then it is gone before long.
+                let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
+                if ["42P01", "55000", "55006"].contains(&&*code) {
                     tracing::debug!(%error, table = name, "a table of old messages is not dropped now");
-                    break;
+                } else {
+                    tracing::warn!(%error, table = name, "a table of old messages could not be dropped and keeps its room");
                 }
+                break;
             }
             self.ranges.lock().remove(&(class, from));
         }
@@ -300,7 +307,7 @@ async fn floors(tx: &mut Tx, topic: TopicId, parts: &[Lanes], grants: &[Grant]) 
     let mut floors = Vec::new();
     for lanes in parts {
         for lane in 0..LANES {
-            let number = i16::try_from(lane).unwrap_or(0);
+            let number = lane_number(lane);
             let next = cursors.iter().filter(|(part, _)| *part == lanes.part).map(|(_, nexts)| nexts[lane]).min();
             let next = next.unwrap_or(lanes.heads[lane]);
             let first = open.range((lanes.part, place_of(number, 0))..(lanes.part, place_of(number + 1, 0))).next();

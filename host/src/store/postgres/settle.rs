@@ -27,7 +27,7 @@ impl Shared {
         if settles.is_empty() {
             return Ok(Vec::new());
         }
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         let mut meant: Vec<Option<Meant>> = Vec::with_capacity(settles.len());
         for settle in settles {
             meant.push(match &settle.lease {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::clock::{Clock, Timestamp};
 use crate::message::{GroupId, Message, MessageId, Offset, Partition, Position, TopicId};
 use crate::store::StoreError;
-use crate::store::embedded::ops::{Body, Head};
+use crate::store::embedded::ops::{Body, ENTRY_OVERHEAD_BYTES, Head};
 
 /// A transaction.
 pub(super) type Tx = sqlx::Transaction<'static, sqlx::Postgres>;
@@ -19,6 +19,19 @@ pub(super) type Place = (i32, i16);
 
 /// Lanes of a partition.
 pub(super) const LANES: usize = 10;
+
+// What a message costs beside its body is written out in statements that remove some.
+const _: () = assert!(ENTRY_OVERHEAD_BYTES == 64);
+
+/// A lane's number in the tables.
+pub(super) fn lane_number(lane: usize) -> i16 {
+    i16::try_from(lane).expect("there are ten lanes")
+}
+
+/// A lane's place in an array over lanes. The tables have what brokers wrote: 0 to 9.
+pub(super) fn lane_index(lane: i16) -> usize {
+    usize::try_from(lane).unwrap_or(0)
+}
 
 /// A topic's number in the tables.
 pub(super) fn t(topic: TopicId) -> i32 {
@@ -128,22 +141,9 @@ pub(super) struct Stored {
 impl Stored {
     /// Reads a row that begins with [`STORED`].
     pub fn read(row: &PgRow) -> Result<Stored, StoreError> {
-        let body: Vec<u8> = row.try_get(10).map_err(failed)?;
-        let head = |row: &PgRow| -> Result<Head, sqlx::Error> {
-            Ok(Head {
-                id: MessageId(row.try_get::<Uuid, _>(4)?),
-                target: row.try_get::<Option<i32>, _>(7)?.map(group_id),
-                expires_at: row.try_get::<Option<i64>, _>(5)?.map(Timestamp),
-                key: row.try_get::<Option<i64>, _>(6)?.map(i64::cast_unsigned),
-                meta_len: row.try_get::<i32, _>(8)?.cast_unsigned(),
-                body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
-                crc: row.try_get::<i32, _>(9)?.cast_unsigned(),
-            })
-        };
-        let head = head(row).map_err(failed)?;
         let place = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
         let (lane, seq) = (row.try_get(2).map_err(failed)?, row.try_get(3).map_err(failed)?);
-        Ok(Stored { place, lane, seq, body: checked_body(head, body)? })
+        Ok(Stored { place, lane, seq, body: body_at(row, 4)? })
     }
 
     /// Where it stands.
@@ -157,8 +157,21 @@ impl Stored {
     }
 }
 
-/// A body whose checksum is right.
-pub(super) fn checked_body(head: Head, body: Vec<u8>) -> Result<Body, StoreError> {
+/// A message of a row that has `id, expires, key, target, meta_len, crc, body` from column `at` on. Its checksum is right.
+pub(super) fn body_at(row: &PgRow, at: usize) -> Result<Body, StoreError> {
+    let body: Vec<u8> = row.try_get(at + 6).map_err(failed)?;
+    let head = |row: &PgRow| -> Result<Head, sqlx::Error> {
+        Ok(Head {
+            id: MessageId(row.try_get::<Uuid, _>(at)?),
+            expires_at: row.try_get::<Option<i64>, _>(at + 1)?.map(Timestamp),
+            key: row.try_get::<Option<i64>, _>(at + 2)?.map(i64::cast_unsigned),
+            target: row.try_get::<Option<i32>, _>(at + 3)?.map(group_id),
+            meta_len: row.try_get::<i32, _>(at + 4)?.cast_unsigned(),
+            body_len: u32::try_from(body.len()).unwrap_or(u32::MAX),
+            crc: row.try_get::<i32, _>(at + 5)?.cast_unsigned(),
+        })
+    };
+    let head = head(row).map_err(failed)?;
     if crc32c::crc32c(&body) != head.crc {
         return Err(damaged("messages", &format!("the checksum of message {} is wrong", head.id)));
     }

@@ -6,7 +6,7 @@ use sqlx::Row as _;
 
 use super::Shared;
 use super::grant::{Grant, grants};
-use super::sql::{LANES, Tx, commit, failed, group_id, lane_and_seq, now, place_of, t};
+use super::sql::{LANES, Tx, commit, failed, group_id, lane_and_seq, lane_index, lane_number, now, place_of, t};
 use crate::clock::Timestamp;
 use crate::message::{Offset, TopicId};
 use crate::store::{GroupStats, StoreError, TopicStats};
@@ -23,7 +23,7 @@ pub(super) const ABSENT: &str = "SELECT (SELECT count(*) FROM cursors c \
 impl Shared {
     /// See [`crate::store::MessageStore::stats`].
     pub(super) async fn stats(&self, topic: TopicId) -> Result<TopicStats, StoreError> {
-        let mut tx = self.pool.begin().await.map_err(failed)?;
+        let mut tx = self.begin().await?;
         sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
             .execute(&mut *tx)
             .await
@@ -111,7 +111,7 @@ async fn groups(
         let mut open: HashMap<(i16, usize), i64> = HashMap::new();
         let mut first = |part: i16, place: i64| {
             let (lane, seq) = lane_and_seq(Offset(place.cast_unsigned()));
-            let known = open.entry((part, usize::try_from(lane).unwrap_or(0))).or_insert(seq);
+            let known = open.entry((part, lane_index(lane))).or_insert(seq);
             *known = seq.min(*known);
         };
         let mut waiting: i64 = 0;
@@ -121,7 +121,7 @@ async fn groups(
                 let mut next = (*next).max(*start);
                 if next < *head {
                     waiting += head - next;
-                    let number = i16::try_from(lane).unwrap_or(0);
+                    let number = lane_number(lane);
                     // What is settled right above the cursor is not the first that waits.
                     let of_lane = ranges.iter().filter(|(known, p, l, ..)| (*known, *p, *l) == (group, *part, number));
                     let mut of_lane: Vec<_> = of_lane.map(|(.., first, until)| (*first, *until)).collect();
@@ -187,7 +187,7 @@ async fn oldest(
     )
     .bind(t(topic))
     .bind(firsts.iter().map(|((part, _), _)| *part).collect::<Vec<_>>())
-    .bind(firsts.iter().map(|((_, lane), _)| i16::try_from(*lane).unwrap_or(0)).collect::<Vec<_>>())
+    .bind(firsts.iter().map(|((_, lane), _)| lane_number(*lane)).collect::<Vec<_>>())
     .bind(firsts.iter().map(|(_, seq)| *seq).collect::<Vec<_>>())
     .fetch_one(&mut **tx)
     .await

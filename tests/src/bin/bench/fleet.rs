@@ -9,13 +9,11 @@ use bytes::Bytes;
 use sluice::catalog::postgres::MIGRATIONS;
 use sluice::clock::{Clock, Timestamp};
 use sluice::entropy::Entropy;
-use sluice::message::{GroupId, Message, MessageId, MessageMeta, TopicId};
+use sluice::message::{Message, MessageId, MessageMeta};
 use sluice::store::postgres::{PostgresOptions, PostgresStore};
-use sluice::store::{
-    AppendBatch, AppendItem, Entry, GroupSpec, KvUse, LeaseRef, LeaseRequest, MessageStore, Mode, SeekTo, Settle,
-    Settlement, TopicSpec,
-};
+use sluice::store::{LeaseRef, LeaseRequest, MessageStore, Mode, SeekTo, Settle, Settlement, TopicSpec};
 use sluice_tests::servers::{Options, Postgres};
+use sluice_tests::store_bed::{self, GROUP, TOPIC};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{PgPool, Row as _};
 use uuid::Uuid;
@@ -30,8 +28,6 @@ const PARTITIONS: u16 = 16;
 const BYTES: usize = 1024;
 /// Messages that are there to be consumed.
 const FILLED: usize = 100_000;
-const TOPIC: TopicId = TopicId(1);
-const GROUP: GroupId = GroupId(1);
 
 /// The rows.
 pub async fn rows(report: &mut Report) {
@@ -98,21 +94,9 @@ impl Sides {
         let (connections_max, clock) = (u32::from(TASKS), Clock::system());
         let options = PostgresOptions { connect, connections_max, node: "bench".into(), clock };
         let store = Arc::new(PostgresStore::open(options).await.expect("the store opens"));
-        let topic = TopicSpec {
-            id: TOPIC,
-            partitions: PARTITIONS,
-            retention: Duration::from_secs(7 * 86_400),
-            retention_bytes: None,
-            dedup_window: Duration::from_secs(600),
-            dedup_keys_max: 10_000,
-            dead_letter: None,
-            dead_letter_payload: true,
-            dead_letter_expired: false,
-        };
+        let topic = TopicSpec { partitions: PARTITIONS, ..store_bed::topic(TOPIC) };
         store.put_topic(topic).await.expect("the store takes a topic");
-        let group =
-            GroupSpec { topic: TOPIC, group: GROUP, name: "bench".into(), start: SeekTo::Earliest, attempts_max: 3 };
-        store.put_group(group).await.expect("the store takes a group");
+        store.put_group(store_bed::group(TOPIC, GROUP)).await.expect("the store takes a group");
         Sides { store, raw }
     }
 
@@ -189,20 +173,7 @@ fn message(part: u16) -> Message {
 }
 
 async fn append(store: &PostgresStore, part: u16) -> usize {
-    let item = |message| AppendItem {
-        dedup: None,
-        entry: Entry::Log { partition: part, message, due: None, target: None },
-        emitted: Vec::new(),
-    };
-    let batch = AppendBatch {
-        topic: TOPIC,
-        revision: 1,
-        items: (0..BATCH).map(|_| item(message(part))).collect(),
-        all_or_nothing: false,
-        kv: Vec::new(),
-        values: KvUse::default(),
-        replays: Vec::new(),
-    };
+    let batch = store_bed::batch((0..BATCH).map(|_| store_bed::item(message(part))).collect());
     store.append(batch).await.expect("the store takes messages").len()
 }
 

@@ -372,7 +372,9 @@ impl State {
     }
 }
 
-fn is_taken(outcome: &AppendOutcome) -> bool {
+/// Whether something of the item is kept: it, or its outcome.
+#[must_use]
+pub fn is_taken(outcome: &AppendOutcome) -> bool {
     matches!(
         outcome,
         AppendOutcome::Stored(_) | AppendOutcome::Scheduled | AppendOutcome::DeadLettered(_) | AppendOutcome::Dropped
@@ -380,19 +382,23 @@ fn is_taken(outcome: &AppendOutcome) -> bool {
 }
 
 /// Whether an item of a batch of which nothing was stored was itself the reason.
-fn is_refused(outcome: &AppendOutcome) -> bool {
+#[must_use]
+pub fn is_refused(outcome: &AppendOutcome) -> bool {
     !matches!(outcome, AppendOutcome::NotAttempted)
 }
 
-/// A dead letter is off its list once its replay is stored, or was before.
-fn plan_replays(replays: &[Position], outcomes: &[AppendOutcome], plan: &mut Plan) {
+/// Which of so many dead letters leave their list: those whose replay is stored, or was before.
+pub fn off_their_list(replays: usize, outcomes: &[AppendOutcome]) -> impl Iterator<Item = usize> {
     let kept = |outcome: &AppendOutcome| {
         matches!(outcome, AppendOutcome::TopicFull | AppendOutcome::KeyConflict | AppendOutcome::NotAttempted)
     };
-    let one_each = replays.len() == outcomes.len();
-    for (nth, position) in replays.iter().enumerate() {
-        let stays = if one_each { kept(&outcomes[nth]) } else { outcomes.iter().any(kept) };
-        if !stays && plan.replayed.insert(*position) {
+    let one_each = replays == outcomes.len();
+    (0..replays).filter(move |nth| !if one_each { kept(&outcomes[*nth]) } else { outcomes.iter().any(kept) })
+}
+
+fn plan_replays(replays: &[Position], outcomes: &[AppendOutcome], plan: &mut Plan) {
+    for position in off_their_list(replays.len(), outcomes).map(|nth| replays[nth]) {
+        if plan.replayed.insert(position) {
             plan.settled((position.topic, GroupId::SHARED, position.partition), Done::Discarded, position.offset);
         }
     }

@@ -10,42 +10,66 @@ use crate::store::{KvUse, KvWrite, StoreError};
 use super::State;
 use super::append::{Batch, Plan, Prepared};
 
+/// Refuses a batch that names a place which is not there. `partitions` says how many a topic has, if it is there; `buries`
+/// whether the batch's own topic has one for its dead letters.
+///
+/// # Errors
+/// `NoTopic`, `Invalid`.
+pub fn check_places(
+    batch: &Batch,
+    partitions: impl Fn(TopicId) -> Option<Partition>,
+    buries: bool,
+) -> Result<(), StoreError> {
+    let check = |id: &LaneId| match partitions(id.topic) {
+        None => Err(StoreError::NoTopic),
+        Some(count) if id.partition >= count => {
+            Err(StoreError::Invalid(format!("the topic has no partition {}", id.partition)))
+        }
+        Some(_) => Ok(()),
+    };
+    partitions(batch.topic).ok_or(StoreError::NoTopic)?;
+    for item in &batch.items {
+        match &item.entry {
+            Prepared::Log { lane, .. } => check(lane)?,
+            Prepared::Dead { .. } if !buries => {
+                return Err(StoreError::Invalid("the topic has no dead-letter topic".to_owned()));
+            }
+            Prepared::Dead { .. } | Prepared::Dropped { .. } => {}
+        }
+        item.emitted.iter().try_for_each(|emitted| check(&emitted.lane))?;
+    }
+    Ok(())
+}
+
+/// Refuses a batch that ran on a pipeline revision which is behind that of one of its partitions; `current` says theirs.
+///
+/// # Errors
+/// `StaleRevision`.
+pub fn check_revisions(batch: &Batch, current: impl Fn(&LaneId) -> u64) -> Result<(), StoreError> {
+    let check = |lane: &LaneId, revision: u64| match current(lane) {
+        current if revision < current => Err(StoreError::StaleRevision { current }),
+        _ => Ok(()),
+    };
+    for item in &batch.items {
+        if let Prepared::Log { lane, .. } = &item.entry {
+            check(lane, batch.revision)?;
+        }
+        item.emitted.iter().try_for_each(|emitted| check(&emitted.lane, emitted.revision))?;
+    }
+    Ok(())
+}
+
 impl State {
     pub(super) fn check_places(&self, batch: &Batch) -> Result<(), StoreError> {
-        let topic = self.topic(batch.topic)?;
-        let check = |id: &LaneId| match self.topics.get(&id.topic) {
-            None => Err(StoreError::NoTopic),
-            Some(topic) if id.partition >= topic.spec.partitions => {
-                Err(StoreError::Invalid(format!("the topic has no partition {}", id.partition)))
-            }
-            Some(_) => Ok(()),
-        };
-        for item in &batch.items {
-            match &item.entry {
-                Prepared::Log { lane, .. } => check(lane)?,
-                Prepared::Dead { .. } if self.dead_letter_of(topic.spec.id).is_none() => {
-                    return Err(StoreError::Invalid("the topic has no dead-letter topic".to_owned()));
-                }
-                Prepared::Dead { .. } | Prepared::Dropped { .. } => {}
-            }
-            item.emitted.iter().try_for_each(|emitted| check(&emitted.lane))?;
-        }
-        Ok(())
+        let partitions = |topic| self.topics.get(&topic).map(|topic| topic.spec.partitions);
+        check_places(batch, partitions, self.dead_letter_of(batch.topic).is_some())
     }
 
     pub(super) fn check_revisions(&self, batch: &Batch, plan: &Plan) -> Result<(), StoreError> {
-        let check = |lane: &LaneId, revision: u64| {
+        check_revisions(batch, |lane| {
             let place = (lane.topic, lane.partition);
-            let current = plan.revisions.get(&place).copied().unwrap_or_else(|| self.revision(place));
-            if revision < current { Err(StoreError::StaleRevision { current }) } else { Ok(()) }
-        };
-        for item in &batch.items {
-            if let Prepared::Log { lane, .. } = &item.entry {
-                check(lane, batch.revision)?;
-            }
-            item.emitted.iter().try_for_each(|emitted| check(&emitted.lane, emitted.revision))?;
-        }
-        Ok(())
+            plan.revisions.get(&place).copied().unwrap_or_else(|| self.revision(place))
+        })
     }
 
     /// The pipeline revision of the last batch that a partition stored.

@@ -5,7 +5,7 @@
 pub mod append;
 pub mod apply;
 pub mod cache;
-mod check;
+pub mod check;
 pub mod control;
 pub mod cursor;
 pub mod dedup;
