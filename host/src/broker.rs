@@ -29,12 +29,14 @@ use crate::directory::{Directory, DirectoryError, DirectoryParts};
 use crate::dry_run::DryRuns;
 use crate::entropy::Entropy;
 use crate::events::{self, Events, Thresholds};
+use crate::fleet::{Fleet, JoinError};
 use crate::pipeline::kv_sweep::ValueSweep;
 use crate::pipeline::{PipelineError, PipelineOptions, Pipelines};
 use crate::publish::Publisher;
 use crate::schemas::Schemas;
 use crate::settle::Settler;
 use crate::store::embedded::{EmbeddedOptions, EmbeddedStore, OpenError};
+use crate::store::postgres::{PostgresOptions, PostgresStore};
 use crate::store::{MessageStore, StoreError};
 use crate::topic_history::TopicHistory;
 use crate::topic_metrics::TopicMetrics;
@@ -53,6 +55,8 @@ const RETAIN_EVERY: Duration = Duration::from_secs(5);
 const TELLING_MAX: Duration = Duration::from_secs(3);
 /// How long a stop waits for what arrived to be written: 16 MiB take a fraction of it, unless the disk fails.
 const CAPTURE_MAX: Duration = Duration::from_secs(3);
+/// How long a stop waits until the broker has signed off from its fleet.
+const LEAVING_MAX: Duration = Duration::from_secs(2);
 /// How often all topics are looked at.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
@@ -102,12 +106,16 @@ pub struct Broker {
     pub topic_history: TopicHistory,
     /// Which consumers are there.
     pub liveness: Arc<Liveness>,
+    /// The brokers on the same database; none where everything is in the data directory.
+    pub fleet: Option<Arc<Fleet>>,
     /// When it started.
     pub started_at: Timestamp,
     /// What is carried to its end whoever hangs up.
     pub changes: Changes,
     /// Cancelled when the broker is to stop.
     pub stopping: CancellationToken,
+    /// Cancelled when it has.
+    ended: CancellationToken,
 }
 
 /// The task that publishes events.
@@ -166,6 +174,9 @@ pub enum ServeError {
     /// The catalog.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// The other brokers.
+    #[error(transparent)]
+    Join(#[from] JoinError),
     /// The plugins.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -215,11 +226,28 @@ impl Broker {
         if let Some(file) = config.test_clock_file.clone() {
             crate::config::follow_test_clock(file, clock.clone());
         }
-        let options = EmbeddedOptions::new(&data_dir.join("store"), clock.clone());
-        let store = in_background(move || EmbeddedStore::open(options)).await?;
-        store.register(&registry)?;
-        let store: Arc<dyn MessageStore> = Arc::new(store);
-        let catalog = Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?;
+        let started_at = clock.now();
+        let (store, catalog, fleet): (Arc<dyn MessageStore>, _, _) = match &config.storage {
+            None => {
+                let options = EmbeddedOptions::new(&data_dir.join("store"), clock.clone());
+                let store = in_background(move || EmbeddedStore::open(options)).await?;
+                store.register(&registry)?;
+                (Arc::new(store), Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?, None)
+            }
+            Some(postgres) => {
+                let catalog = Catalog::connect(&postgres.url, clock.clone()).await?;
+                let instance = format!("{:016x}{:016x}", entropy.next_u64(), entropy.next_u64());
+                let named = (config.node_id.clone(), instance);
+                let fleet = Fleet::join(catalog.clone(), named, started_at, stopping.clone()).await?;
+                let options = PostgresOptions {
+                    connect: postgres.url.options(),
+                    connections_max: postgres.connections_max,
+                    node: config.node_id.as_str().into(),
+                    clock: clock.clone(),
+                };
+                (Arc::new(PostgresStore::open(options).await?), catalog, Some(fleet))
+            }
+        };
         let plugin_options = PipelineOptions::new(&config.plugins, &data_dir);
         let pipelines = Pipelines::open(plugin_options, catalog.clone(), clock.clone(), &registry).await?;
         pipelines.keep_values_in(&store);
@@ -233,9 +261,16 @@ impl Broker {
             entropy: entropy.clone(),
             dead_letter_retention: config.messaging.dead_letter_retention,
             at_most: (config.limits.topics_max, config.limits.subscriptions_max),
+            is_shared: fleet.is_some(),
         })
         .await?;
         crate::system_topics::ensure(&directory).await?;
+        let ended = CancellationToken::new();
+        if let Some(fleet) = &fleet {
+            let following = (Arc::clone(&directory), Arc::clone(&pipelines));
+            tokio::spawn(Arc::clone(fleet).keep_up(following.0, following.1, ended.clone()));
+            pipelines.run_among(fleet);
+        }
         let outbound =
             Arc::new(Outbound::new(Arc::clone(&store), Arc::clone(&pipelines), clock.clone(), entropy.clone()));
         let (events, waiting) = events::channel(clock.clone(), &registry)?;
@@ -297,7 +332,6 @@ impl Broker {
         let topic_history = TopicHistory::new(clock.clone());
         registry.register(Box::new(crate::telemetry::left_out()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        let started_at = clock.now();
         Ok(Arc::new(Broker {
             config,
             clock,
@@ -321,9 +355,11 @@ impl Broker {
             topic_metrics,
             topic_history,
             liveness,
+            changes: Changes::among(fleet.clone()),
+            fleet,
             started_at,
-            changes: Changes::default(),
             stopping,
+            ended,
         }))
     }
 
@@ -337,6 +373,10 @@ impl Broker {
         self.telling.finish(self.config.limits.shutdown_timeout.min(TELLING_MAX)).await;
         self.pipelines.shutdown().await;
         self.capture.stop(self.config.limits.shutdown_timeout.min(CAPTURE_MAX)).await;
+        if let Some(fleet) = &self.fleet {
+            self.ended.cancel();
+            fleet.left(LEAVING_MAX).await;
+        }
         self.store.close().await?;
         self.catalog.close().await;
         Ok(())

@@ -1,20 +1,41 @@
 //! Changes that are carried to their end. Invariant: once begun, a change ends by itself, also when whoever asked for it
-//! has gone, and a stop waits for it before store and catalog close. Never begins, retries or undoes one.
+//! has gone, and a stop waits for it before store and catalog close; in a fleet it is answered once the other brokers know it.
+//! Never begins, retries or undoes one.
 
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
+use crate::fleet::Fleet;
+
 /// The changes under way. Cheap to clone; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Changes(TaskTracker);
+pub struct Changes {
+    under_way: TaskTracker,
+    fleet: Option<Arc<Fleet>>,
+}
 
 impl Changes {
+    /// Of a broker; of one among others with the fleet.
+    #[must_use]
+    pub fn among(fleet: Option<Arc<Fleet>>) -> Changes {
+        Changes { under_way: TaskTracker::default(), fleet }
+    }
+
     /// Runs `change` and answers with what it came to. A change touches catalog, store and pipelines one after the
     /// other; one that is dropped in between, as a handler is when its client hangs up, would leave them out of step.
     pub async fn carry<T: Send + 'static>(&self, change: impl Future<Output = T> + Send + 'static) -> T {
-        match self.0.spawn(change).await {
+        let fleet = self.fleet.clone();
+        let known_by_all = async move {
+            let done = change.await;
+            if let Some(fleet) = fleet {
+                fleet.settle().await;
+            }
+            done
+        };
+        match self.under_way.spawn(known_by_all).await {
             Ok(done) => done,
             Err(error) => match error.try_into_panic() {
                 Ok(panic) => resume_unwind(panic),
@@ -26,9 +47,9 @@ impl Changes {
 
     /// Waits until none is under way, for at most `patience`.
     pub async fn finish(&self, patience: Duration) {
-        self.0.close();
-        if tokio::time::timeout(patience, self.0.wait()).await.is_err() {
-            tracing::warn!(under_way = self.0.len(), "changes are cut off: they did not end in time");
+        self.under_way.close();
+        if tokio::time::timeout(patience, self.under_way.wait()).await.is_err() {
+            tracing::warn!(under_way = self.under_way.len(), "changes are cut off: they did not end in time");
         }
     }
 }

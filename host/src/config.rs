@@ -132,6 +132,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// This broker's name in `/brokers`; by default the host's.
     pub node_id: String,
+    /// The database that messages and everything else are kept in; none: files in the data directory.
+    pub storage: Option<Postgres>,
     /// Topics and messages.
     pub messaging: Messaging,
     /// Tokens.
@@ -150,6 +152,18 @@ pub struct Config {
     pub telemetry: Telemetry,
     /// A file that holds how many milliseconds the broker's clock runs ahead; only with the development profile, for tests.
     pub test_clock_file: Option<PathBuf>,
+}
+
+/// Connections of a broker for messages.
+const POSTGRES_CONNECTIONS: u32 = 16;
+
+/// The database of a fleet.
+#[derive(Debug, Clone)]
+pub struct Postgres {
+    /// Where it is.
+    pub url: PostgresUrl,
+    /// Connections for messages at most (16); the catalog has some of its own.
+    pub connections_max: u32,
 }
 
 /// Defaults for topics.

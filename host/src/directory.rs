@@ -9,6 +9,7 @@ mod specs;
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -44,6 +45,10 @@ pub struct Directory {
     /// Topics, and subscriptions.
     at_most: (usize, usize),
     entropy: Entropy,
+    /// Whether other brokers change the same catalog.
+    is_shared: bool,
+    /// The version of the catalog that this is the state of.
+    followed: AtomicU64,
     current: ArcSwap<Snapshot>,
     changes: watch::Sender<u64>,
     /// Changes are rare and touch three places: one at a time. Holds what failed ones have left.
@@ -68,6 +73,8 @@ pub struct DirectoryParts {
     pub dead_letter_retention: Duration,
     /// Topics, and subscriptions, at most.
     pub at_most: (usize, usize),
+    /// Whether other brokers change the same catalog.
+    pub is_shared: bool,
 }
 
 /// Why a change was not made.
@@ -126,11 +133,13 @@ impl Directory {
             entropy: parts.entropy,
             dead_letter_retention: parts.dead_letter_retention,
             at_most: parts.at_most,
+            is_shared: parts.is_shared,
+            followed: AtomicU64::new(0),
             current: ArcSwap::default(),
             changes: watch::channel(0).0,
             editing: Mutex::default(),
         };
-        directory.load().await?;
+        directory.follow().await?;
         directory.reconcile().await?;
         Ok(Arc::new(directory))
     }
@@ -560,12 +569,34 @@ impl Directory {
         }
     }
 
-    async fn load(&self) -> Result<(), DirectoryError> {
+    /// Takes over what other brokers have changed; the version of the catalog that this is the state of then.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn catch_up(&self) -> Result<u64, DirectoryError> {
+        let version = self.catalog.version().await?;
+        if version != self.followed.load(Ordering::Acquire) {
+            let _one_at_a_time = self.editing.lock().await;
+            self.follow().await?;
+        }
+        Ok(self.followed.load(Ordering::Acquire))
+    }
+
+    /// Under `editing`, or before anybody sees the directory.
+    async fn follow(&self) -> Result<(), DirectoryError> {
+        // Asked before the rest is read: what changes meanwhile is another version.
+        let version = self.catalog.version().await?;
+        if version == self.followed.load(Ordering::Acquire) && version != 0 {
+            return Ok(());
+        }
+        if self.is_shared {
+            self.pipelines.take_over().await?;
+        }
         let (topics, subscriptions) = (self.catalog.topics().await?, self.catalog.subscriptions().await?);
-        self.change(|snapshot| {
-            topics.into_iter().for_each(|topic| snapshot.put_topic(topic));
-            subscriptions.into_iter().for_each(|subscription| snapshot.put_subscription(subscription));
-        });
+        for scope in self.current.load_full().changed_to(topics, subscriptions, |change| self.change(change)) {
+            self.pipelines.forget(scope).await;
+        }
+        self.followed.store(version, Ordering::Release);
         Ok(())
     }
 
@@ -580,7 +611,11 @@ impl Directory {
     /// The catalog decides: what it does not know goes, what the store lacks is made.
     async fn reconcile(&self) -> Result<(), DirectoryError> {
         let snapshot = self.current.load_full();
-        let stored: HashSet<TopicId> = self.store.topics().await?.into_iter().collect();
+        let mut stored: HashSet<TopicId> = self.store.topics().await?.into_iter().collect();
+        if self.is_shared {
+            // Another broker may be about to make it, and writes the catalog last.
+            stored.clear();
+        }
         for stray in stored.iter().filter(|id| snapshot.by_id.get(id).is_none()) {
             tracing::warn!(topic = stray.0, "removing a topic that the catalog does not know");
             self.store.delete_topic(*stray).await?;
@@ -600,7 +635,7 @@ impl Directory {
     async fn reconcile_groups(&self, topic: &Topic) -> Result<(), DirectoryError> {
         let subscriptions = self.subscriptions_of(topic.id);
         for stray in self.store.groups(topic.id).await? {
-            if stray != GroupId::SHARED && !subscriptions.iter().any(|known| known.group == stray) {
+            if stray != GroupId::SHARED && !self.is_shared && !subscriptions.iter().any(|known| known.group == stray) {
                 self.store.delete_group(topic.id, stray).await?;
             }
         }

@@ -15,6 +15,7 @@ pub mod settle;
 // What every step shares.
 pub mod clock;
 pub mod config;
+pub mod database;
 pub mod entropy;
 pub mod message;
 pub mod telemetry;
@@ -25,6 +26,7 @@ pub mod catalog;
 pub mod directory;
 pub mod dry_run;
 pub mod events;
+pub mod fleet;
 pub mod schemas;
 pub mod system_topics;
 pub mod topic_history;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::servers::Postgres;
 use crate::token::Claims;
 use crate::{Client, TestClock, binary, failure, wait, warm};
 
@@ -34,11 +35,26 @@ impl Settings {
         Settings::default()
     }
 
+    /// One of the brokers of this name on the database at `url`.
+    #[must_use]
+    pub fn on(self, url: &str, node: &str) -> Settings {
+        self.env("SLUICE__POSTGRES__URL", url).env("SLUICE__NODE_ID", node)
+    }
+
     /// A setting by its environment variable.
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Settings {
         self.env.push((name.to_owned(), value.to_owned()));
         self
+    }
+
+    /// As it is, or on a database of its own: all suites run so with `SLUICE_TEST_STORAGE=postgres`.
+    fn on_any_storage(self) -> Settings {
+        let says = self.env.iter().any(|(name, _)| name == "SLUICE__POSTGRES__URL");
+        if says || self.own_secret || std::env::var("SLUICE_TEST_STORAGE").as_deref() != Ok("postgres") {
+            return self;
+        }
+        self.on(&Postgres::shared_with_tables("suite"), "broker")
     }
 
     /// The broker makes its signing secret itself, as at a first start on a laptop.
@@ -80,6 +96,7 @@ impl Broker {
         fs::create_dir(folder.path().join("plugins")).expect("an empty folder takes another");
         let clock = TestClock::in_file(&folder.path().join("clock"));
         let admin = Client::new("http://127.0.0.1:0", "");
+        let settings = settings.on_any_storage();
         let mut broker =
             Broker { admin, settings, folder, clock, file_size_max: None, open_files_max: None, process: None };
         warm::seed(&broker.data_dir());

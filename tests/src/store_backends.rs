@@ -9,7 +9,6 @@ use std::sync::{Arc, OnceLock, Weak};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use sluice::catalog::postgres::MIGRATIONS;
 use sluice::clock::Clock;
 use sluice::message::TopicId;
 use sluice::store::embedded::{Drive, EmbeddedLimits, EmbeddedOptions, EmbeddedStore, OpenError, OpenReport, Torn};
@@ -17,7 +16,7 @@ use sluice::store::postgres::{PostgresOptions, PostgresStore};
 use sluice::store::{MessageStore, Page, ReadFrom, ReadRequest, StoreError};
 use sqlx::postgres::PgConnectOptions;
 
-use crate::servers::Postgres;
+use crate::servers::{Pooler, Postgres};
 use crate::store_bed::Backend;
 use crate::store_disk::{Disk, Fault};
 use crate::store_fleet::Fleet;
@@ -261,23 +260,16 @@ impl OnPostgres {
         OnPostgres { name: test.to_owned(), brokers: 1, database: OnceLock::new() }
     }
 
-    /// The same, with three brokers that take calls in turn.
+    /// The same, with three brokers that take calls in turn, through a pooler that hands connections on between transactions.
     #[must_use]
     pub fn fleet(test: &str) -> OnPostgres {
         OnPostgres { brokers: 3, ..OnPostgres::named(test) }
     }
 
-    fn new_database(&self, server: &Postgres) -> PgConnectOptions {
-        static WITH_TABLES: OnceLock<String> = OnceLock::new();
-        let with_tables = WITH_TABLES.get_or_init(|| {
-            let url = server.database("with_tables");
-            for migration in MIGRATIONS {
-                let told = server.psql(&url, &["--quiet", "--command", migration.sql]);
-                assert!(told.status.success(), "{}: {}", migration.file, crate::outside::said(&told));
-            }
-            url
-        });
-        server.copy(with_tables, &self.name).parse().expect("the server gives addresses")
+    fn new_database(&self) -> PgConnectOptions {
+        let url = Postgres::shared_with_tables(&self.name);
+        let url = if self.brokers > 1 { Pooler::shared().url(&url) } else { url };
+        url.parse().expect("the server gives addresses")
     }
 }
 
@@ -286,7 +278,7 @@ impl Backend for OnPostgres {
 
     fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
         async move {
-            let connect = self.database.get_or_init(|| self.new_database(Postgres::shared()));
+            let connect = self.database.get_or_init(|| self.new_database());
             let mut brokers = Vec::new();
             for number in 0..self.brokers {
                 let (connect, node) = (connect.clone(), format!("broker-{number}").into());

@@ -21,6 +21,7 @@ mod events;
 mod failures;
 mod fairness;
 mod figures;
+mod fleet;
 mod full_disk;
 mod guide;
 mod hostile;

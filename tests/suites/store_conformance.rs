@@ -96,5 +96,5 @@ conformance!(embedded, sluice_tests::store_backends::OnDisk::named);
 conformance!(embedded_without_power, sluice_tests::store_backends::PowerCuts::named);
 conformance!(embedded_cramped, sluice_tests::store_backends::PowerCuts::cramped);
 conformance!(postgres, sluice_tests::store_backends::OnPostgres::named);
-// Each call of a rule goes to another broker than the one before.
+// Each call of a rule goes to another broker than the one before, through a pooler.
 conformance!(postgres_fleet, sluice_tests::store_backends::OnPostgres::fleet);

@@ -1,8 +1,9 @@
-//! The brokers that serve together. Invariant: with the embedded store there is exactly one, this one. Never decides
-//! membership.
+//! The brokers that serve together. Invariant: with the embedded store there is exactly one, this one; on one database those
+//! that were seen there lately. Never decides membership.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::response::Response;
@@ -15,10 +16,11 @@ use utoipa_axum::routes;
 use super::auth::Caller;
 use super::extract::{Param, Query};
 use super::page::{Paging, Window};
-use super::problem::Problem;
+use super::problem::{Code, Problem};
 use super::wire::{Iso, Time};
 use super::{Api, answer};
 use crate::broker::Broker;
+use crate::catalog::members::Member;
 use crate::message::TopicName;
 
 /// The routes.
@@ -33,7 +35,7 @@ struct BrokerView {
     node_id: String,
     /// `Active`, or `Stopping` while it finishes what is in flight.
     status: &'static str,
-    version: &'static str,
+    version: String,
     /// What "durable" means on it: `fsync`, ….
     durability: &'static str,
     started_at: Time,
@@ -42,15 +44,34 @@ struct BrokerView {
 
 impl BrokerView {
     fn of(broker: &Broker) -> BrokerView {
-        let uptime = std::time::Duration::from_secs(broker.clock.now().since(broker.started_at).as_secs());
+        let uptime = Duration::from_secs(broker.clock.now().since(broker.started_at).as_secs());
         BrokerView {
             node_id: broker.config.node_id.clone(),
             status: if broker.stopping.is_cancelled() { "Stopping" } else { "Active" },
-            version: env!("CARGO_PKG_VERSION"),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
             durability: broker.store.capabilities().durability,
             started_at: Time(broker.started_at),
             uptime: Iso(uptime),
         }
+    }
+
+    fn of_member(broker: &Broker, member: Member) -> BrokerView {
+        let uptime = Duration::from_secs(broker.clock.now().since(member.started_at).as_secs());
+        BrokerView {
+            node_id: member.node,
+            status: if member.stopping { "Stopping" } else { "Active" },
+            version: member.release,
+            durability: broker.store.capabilities().durability,
+            started_at: Time(member.started_at),
+            uptime: Iso(uptime),
+        }
+    }
+
+    /// All of them, by name.
+    async fn all(broker: &Broker) -> Result<Vec<BrokerView>, Problem> {
+        let Some(fleet) = &broker.fleet else { return Ok(vec![BrokerView::of(broker)]) };
+        let members = fleet.members().await?;
+        Ok(members.into_iter().map(|member| BrokerView::of_member(broker, member)).collect())
     }
 }
 
@@ -81,7 +102,7 @@ struct BrokerList {
 )]
 async fn list(State(broker): State<Arc<Broker>>, query: Query<ListQuery>) -> Result<Response, Problem> {
     let window = query.check(|query, faults| Window::read(query.limit, query.offset, faults))?;
-    let (brokers, paging) = window.of(vec![BrokerView::of(&broker)]);
+    let (brokers, paging) = window.of(BrokerView::all(&broker).await?);
     Ok(answer::ok(&BrokerList { brokers, paging }))
 }
 
@@ -92,8 +113,8 @@ async fn list(State(broker): State<Arc<Broker>>, query: Query<ListQuery>) -> Res
     responses((status = 200, description = "Its state", body = BrokerView)),
 )]
 async fn get(State(broker): State<Arc<Broker>>, Param(node_id): Param<String>) -> Result<Response, Problem> {
-    known(&broker, &node_id)?;
-    Ok(answer::ok(&BrokerView::of(&broker)))
+    let known = BrokerView::all(&broker).await?.into_iter().find(|known| known.node_id == node_id);
+    Ok(answer::ok(&known.ok_or_else(|| Problem::not_found("broker", node_id))?))
 }
 
 /// Figures of a broker.
@@ -125,15 +146,17 @@ async fn metrics(
     caller: Caller,
     Param(node_id): Param<String>,
 ) -> Result<Response, Problem> {
-    known(&broker, &node_id)?;
+    if node_id != broker.config.node_id {
+        // Each tells its own.
+        let known = BrokerView::all(&broker).await?.into_iter().any(|known| known.node_id == node_id);
+        let elsewhere =
+            || Problem::new(Code::Conflict, "The figures of a broker are told by itself: ask its own address.");
+        return Err(if known { elsewhere() } else { Problem::not_found("broker", node_id) });
+    }
     broker.topic_metrics.refresh(&broker.directory, &*broker.store).await;
     let mut metrics: Vec<MetricView> = broker.registry.gather().iter().flat_map(family).collect();
     metrics.retain(|metric| reaches(&caller, &metric.labels));
     Ok(answer::ok(&BrokerMetricsView { node_id, metrics }))
-}
-
-fn known(broker: &Broker, node_id: &str) -> Result<(), Problem> {
-    if node_id == broker.config.node_id { Ok(()) } else { Err(Problem::not_found("broker", node_id)) }
 }
 
 fn reaches(caller: &Caller, labels: &BTreeMap<String, String>) -> bool {

@@ -32,16 +32,23 @@ struct HealthAnswer {
 struct Parts {
     store: &'static str,
     catalog: &'static str,
+    /// Whether the others on its database count it; only there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fleet: Option<&'static str>,
 }
 
 impl Parts {
     async fn of(broker: &Broker) -> Parts {
         let word = |healthy: bool| if healthy { "Healthy" } else { "Unhealthy" };
-        Parts { store: word(broker.store.health().is_ok()), catalog: word(broker.catalog.ping().await.is_ok()) }
+        Parts {
+            store: word(broker.store.health().is_ok()),
+            catalog: word(broker.catalog.ping().await.is_ok()),
+            fleet: broker.fleet.as_ref().map(|fleet| word(fleet.is_member())),
+        }
     }
 
     fn are_healthy(&self) -> bool {
-        self.store == "Healthy" && self.catalog == "Healthy"
+        self.store == "Healthy" && self.catalog == "Healthy" && self.fleet.is_none_or(|fleet| fleet == "Healthy")
     }
 }
 

@@ -1,21 +1,13 @@
 //! What tells SQLite and PostgreSQL apart, and the transactions that all statements run in. Invariant: a transaction that may
-//! write holds the one write lock of the catalog from its start, so that what it has read stays true; whatever becomes of it,
-//! its connection serves again or is closed, and over a network nothing waits without end.
-//!
-//! A statement on PostgreSQL is sent as one without a name, and always inside a transaction: a pooler that hands a connection
-//! on after each transaction then never meets what a session remembers.
+//! write holds the one write lock of the catalog from its start, so that what it has read stays true.
 
-use std::fmt;
-use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
-use futures_util::StreamExt as _;
-use futures_util::future::{BoxFuture, FutureExt as _};
-use futures_util::stream::BoxStream;
-use sqlx::any::{AnyArguments, AnyQueryResult, AnyRow, AnyStatement, AnyTypeInfo};
-use sqlx::error::{BoxDynError, DatabaseError};
+use sqlx::error::DatabaseError;
 use sqlx::sqlite::SqliteError;
-use sqlx::{Any, AnyConnection, AnyPool, Either, Execute, Executor, SqlStr};
+use sqlx::{Any, AnyPool};
+
+use crate::database;
 
 /// Longer than the server takes for a statement before it gives up (15 s): then it does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -121,132 +113,13 @@ impl Engine {
 
     /// Begins a transaction.
     pub(super) async fn transaction(self, pool: &AnyPool, purpose: Purpose) -> Result<Transaction, sqlx::Error> {
-        let begun = pool.begin_with(self.begin(purpose));
-        let transaction = match self {
-            Engine::Sqlite => begun.await?,
-            Engine::Postgres => {
-                tokio::time::timeout(ANSWER_TIMEOUT, begun).await.unwrap_or_else(|_| Err(no_answer()))?
-            }
-        };
-        Ok(Transaction(Session { transaction, engine: self }))
+        let patience = (self == Engine::Postgres).then_some(ANSWER_TIMEOUT);
+        database::Transaction::begin(pool, self.begin(purpose), patience).await
     }
-}
-
-pub(super) fn no_answer() -> sqlx::Error {
-    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "the database does not answer"))
-}
-
-/// Whether a connection that was idle, or used, can still be used. In time: one whose other end is cut off would keep its
-/// place for hours.
-pub(super) async fn answers(connection: &mut AnyConnection) -> Result<(), sqlx::Error> {
-    const PING_TIMEOUT: Duration = Duration::from_secs(2);
-    let ping = sqlx::Connection::ping(connection);
-    tokio::time::timeout(PING_TIMEOUT, ping).await.unwrap_or_else(|_| Err(no_answer()))
 }
 
 /// A transaction; without a commit it never was.
-#[derive(Debug)]
-pub(super) struct Transaction(Session);
-
-impl Transaction {
-    pub(super) async fn commit(self) -> Result<(), sqlx::Error> {
-        let commit = self.0.transaction.commit();
-        match self.0.engine {
-            Engine::Sqlite => commit.await,
-            Engine::Postgres => tokio::time::timeout(ANSWER_TIMEOUT, commit).await.unwrap_or_else(|_| Err(no_answer())),
-        }
-    }
-}
-
-impl Deref for Transaction {
-    type Target = Session;
-    fn deref(&self) -> &Session {
-        &self.0
-    }
-}
-
-impl DerefMut for Transaction {
-    fn deref_mut(&mut self) -> &mut Session {
-        &mut self.0
-    }
-}
-
-/// What statements run on.
-#[derive(Debug)]
-pub(super) struct Session {
-    transaction: sqlx::Transaction<'static, Any>,
-    engine: Engine,
-}
-
-impl<'c> Executor<'c> for &'c mut Session {
-    type Database = Any;
-
-    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<AnyQueryResult, AnyRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Any>,
-    {
-        let connection = &mut *self.transaction;
-        match self.engine {
-            Engine::Sqlite => connection.fetch_many(query),
-            Engine::Postgres => {
-                let rows = tokio_stream::StreamExt::timeout(connection.fetch_many(Nameless(query)), ANSWER_TIMEOUT);
-                rows.map(|row| row.unwrap_or_else(|_| Err(no_answer()))).boxed()
-            }
-        }
-    }
-
-    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<AnyRow>, sqlx::Error>>
-    where
-        'c: 'e,
-        E: 'q + Execute<'q, Any>,
-    {
-        let connection = &mut *self.transaction;
-        match self.engine {
-            Engine::Sqlite => connection.fetch_optional(query),
-            Engine::Postgres => {
-                let row = tokio::time::timeout(ANSWER_TIMEOUT, connection.fetch_optional(Nameless(query)));
-                row.map(|row| row.unwrap_or_else(|_| Err(no_answer()))).boxed()
-            }
-        }
-    }
-
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [AnyTypeInfo],
-    ) -> BoxFuture<'e, Result<AnyStatement, sqlx::Error>>
-    where
-        'c: 'e,
-    {
-        self.transaction.prepare_with(sql, parameters)
-    }
-}
-
-/// A statement that leaves no name at the server. By itself sqlx gives each one a name, and with its cache switched off it
-/// would never take it back.
-struct Nameless<E>(E);
-
-impl<'q, E: Execute<'q, Any>> Execute<'q, Any> for Nameless<E> {
-    fn sql(self) -> SqlStr {
-        self.0.sql()
-    }
-    fn statement(&self) -> Option<&AnyStatement> {
-        self.0.statement()
-    }
-    fn take_arguments(&mut self) -> Result<Option<AnyArguments>, BoxDynError> {
-        self.0.take_arguments()
-    }
-    fn persistent(&self) -> bool {
-        false
-    }
-}
-
-impl<E> fmt::Debug for Nameless<E> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Nameless")
-    }
-}
+pub(super) type Transaction = database::Transaction<Any>;
 
 /// Whether a database says that what it holds is damaged.
 pub(super) fn says_damage(error: &dyn DatabaseError) -> bool {

@@ -9,6 +9,7 @@
 mod audit;
 mod columns;
 mod engine;
+pub mod members;
 pub mod model;
 mod pipelines;
 mod plugins;

@@ -503,6 +503,11 @@ impl ResolvedStage {
         self.rollout.clone().filter(|rollout| rollout.digest != digest)
     }
 
+    /// The components that it runs.
+    pub fn digests(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.digest).chain(self.rollout.as_ref().map(|rollout| &rollout.digest))
+    }
+
     /// The stage as it would run on the version that is tried; `None` if none is.
     #[must_use]
     pub fn candidate(&self) -> Option<ResolvedStage> {

@@ -18,10 +18,11 @@ use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _, Row as _};
 
-use super::engine::{self, Engine};
+use super::engine::Engine;
 use super::{Catalog, CatalogError};
 use crate::clock::{Clock, Timestamp};
 use crate::config::PostgresUrl;
+use crate::database;
 
 /// One writes at a time, and a broker holds in memory what it reads often.
 const CONNECTIONS_MAX: u32 = 4;
@@ -55,6 +56,11 @@ pub const MIGRATIONS: &[Migration] = &[
         file: "002_message_store.sql",
         sql: include_str!("../../../migrations/postgres/002_message_store.sql"),
     },
+    Migration {
+        version: 3,
+        file: "003_brokers.sql",
+        sql: include_str!("../../../migrations/postgres/003_brokers.sql"),
+    },
 ];
 
 /// A migration that a database has had.
@@ -85,8 +91,8 @@ impl Catalog {
             .max_connections(CONNECTIONS_MAX)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
-            .before_acquire(|connection, _| Box::pin(async move { engine::answers(connection).await.map(|()| true) }))
-            .after_release(|connection, _| Box::pin(async move { engine::answers(connection).await.map(|()| true) }))
+            .before_acquire(|connection, _| Box::pin(async move { database::answers(connection).await.map(|()| true) }))
+            .after_release(|connection, _| Box::pin(async move { database::answers(connection).await.map(|()| true) }))
             .connect_lazy_with(AnyConnectOptions::from_str(url.expose())?);
         Ok(Catalog { pool, engine: Engine::Postgres, clock })
     }
@@ -196,5 +202,5 @@ fn known() -> i64 {
 }
 
 async fn within<T>(time: Duration, asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, CatalogError> {
-    Ok(tokio::time::timeout(time, asked).await.unwrap_or_else(|_| Err(engine::no_answer()))?)
+    Ok(tokio::time::timeout(time, asked).await.unwrap_or_else(|_| Err(database::no_answer()))?)
 }

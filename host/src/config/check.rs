@@ -38,6 +38,13 @@ pub(super) fn check(config: &Config, faults: &mut Vec<String>) {
     if let Err(error) = crate::telemetry::level(&config.telemetry.log_level) {
         faults.push(error.to_string());
     }
+    if config.storage.is_some() && config.profile == Profile::Development && config.jwt.secret.is_none() {
+        faults.push(
+            "jwt.secret is not set: the brokers of one database have to have the same (SLUICE__JWT__SECRET; for example the \
+             output of `openssl rand -hex 32`)"
+                .to_owned(),
+        );
+    }
     if config.profile == Profile::Production {
         check_production(config, faults);
     }

@@ -10,7 +10,7 @@ use sqlx::postgres::PgConnectOptions;
 use url::Url;
 
 /// What .NET's words mean, in lower case and without spaces, by the name that the address has for it.
-const WORDS: [(&str, &str); 21] = [
+const WORDS: [(&str, &str); 16] = [
     ("host", "host"),
     ("server", "host"),
     ("port", "port"),
@@ -23,16 +23,18 @@ const WORDS: [(&str, &str); 21] = [
     ("password", "password"),
     ("pwd", "password"),
     ("sslmode", "sslmode"),
-    ("trustservercertificate", ""),
     ("rootcertificate", "sslrootcert"),
     ("sslcertificate", "sslcert"),
     ("sslkey", "sslkey"),
     ("applicationname", "application_name"),
-    // Brokers have bounds of their own for these.
-    ("pooling", ""),
-    ("maximumpoolsize", ""),
-    ("minimumpoolsize", ""),
-    ("timeout", ""),
+];
+
+/// Words of .NET that mean nothing here, and what to do instead.
+const ELSEWHERE: [(&str, &str); 4] = [
+    ("maximumpoolsize", "postgres.connections_max says how many connections there are"),
+    ("minimumpoolsize", "connections are made when they are needed"),
+    ("pooling", "connections are always kept"),
+    ("timeout", "a broker waits for 5 s"),
 ];
 
 /// What an address may have behind its `?`.
@@ -126,10 +128,22 @@ fn from_words(text: &str) -> Result<Url, String> {
         let (value, after) = value(after)?;
         rest = after;
         let folded = word.to_lowercase().replace(' ', "");
+        if let Some((_, instead)) = ELSEWHERE.iter().find(|(known, _)| *known == folded) {
+            return Err(format!("has '{word}', which means nothing here: {instead}; leave it out"));
+        }
+        if folded == "trustservercertificate" {
+            // As Require does by itself, in .NET too since Npgsql 8.
+            if value.eq_ignore_ascii_case("true") {
+                continue;
+            }
+            return Err(
+                "has a Trust Server Certificate other than true: SSL Mode=VerifyFull or VerifyCA checks it".to_owned()
+            );
+        }
         let Some((_, meaning)) = WORDS.iter().find(|(known, _)| *known == folded) else {
             return Err(format!("has '{word}', which is not known here"));
         };
-        if found.iter().any(|(known, _)| !known.is_empty() && known == meaning) {
+        if found.iter().any(|(known, _)| known == meaning) {
             return Err(format!("names the {meaning} twice"));
         }
         found.push((meaning, value));
@@ -212,7 +226,7 @@ mod tests {
         for words in [
             "Host=postgres;Database=messaging;Username=messaging_user;Password=dev/pass@word",
             "host = postgres ; DATABASE=messaging;User Id=messaging_user; pwd='dev/pass@word';Port=5432;",
-            "Server=postgres;DB=messaging;UID=messaging_user;Password=\"dev/pass@word\";Pooling=true;Maximum Pool Size=9",
+            "Server=postgres;DB=messaging;UID=messaging_user;Password=\"dev/pass@word\";Trust Server Certificate=true",
         ] {
             assert_eq!(parsed(words).expose(), address.expose(), "{words}");
         }
@@ -253,6 +267,8 @@ mod tests {
             ("Host=a,b;Database=d;Username=u", "several hosts"),
             ("Host=h;Host=i;Database=d;Username=u", "twice"),
             ("Host=h;Database=d;Username=u;SSL Mode=Maybe", "SSL Mode"),
+            ("Host=h;Database=d;Username=u;Maximum Pool Size=9", "postgres.connections_max"),
+            ("Host=h;Database=d;Username=u;Trust Server Certificate=false", "VerifyFull"),
             ("Host=h;Database=d;Username=u;Password='x", "does not end"),
             ("postgres://u@h/d?warp=1", "'warp'"),
             ("postgres://u@h", "names no database"),

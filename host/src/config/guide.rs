@@ -26,7 +26,7 @@ enum Meaning {
 
 /// The guide's names, `:` between section and key as .NET has it.
 const NAMES: &[(&str, Meaning)] = &[
-    ("ConnectionStrings:PostgreSQL", Meaning::NoServer("PostgreSQL")),
+    ("ConnectionStrings:PostgreSQL", Meaning::Setting("postgres.url")),
     ("ConnectionStrings:Redis", Meaning::NoServer("Redis")),
     ("Messaging:BrokerPort", Meaning::BrokerPort),
     ("Messaging:DefaultDeliveryGuarantee", Meaning::Setting("messaging.default_delivery_guarantee")),
@@ -171,8 +171,8 @@ fn read(name: &str, meaning: Meaning, text: &str) -> Result<Mapped, String> {
             Ok(Mapped { setting: Some(("telemetry.otlp_endpoint", Value::from(endpoint))), warning })
         }
         Meaning::NoServer(server) => Err(format!(
-            "asks for {server}, but this build keeps everything in its embedded store. Remove the setting to start \
-             without {server}; nothing else is needed"
+            "asks for {server}, which this build does not use. Remove the setting to start without {server}; nothing \
+             else is needed"
         )),
         Meaning::BrokerPort => match text.parse::<u16>() {
             Ok(port) => Ok(Mapped {
@@ -322,7 +322,6 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_with_a_way_out() {
         for (name, text, says) in [
-            ("ConnectionStrings__PostgreSQL", "Host=postgres", "Remove the setting to start without PostgreSQL"),
             ("ConnectionStrings__Redis", "redis:6379", "Remove the setting to start without Redis"),
             ("ASPNETCORE_URLS", "http://+:5000;https://+:5001", "TLS is ended in front"),
             ("ASPNETCORE_URLS", "http://+:5000;http://+:5050", "one address"),

@@ -3,7 +3,7 @@
 
 use super::duration::format_duration;
 use super::value::Kind;
-use super::{Config, Profile};
+use super::{Config, POSTGRES_CONNECTIONS, Profile};
 
 /// One setting.
 #[derive(Debug)]
@@ -54,6 +54,24 @@ pub static KEYS: &[Key] = &[
         kind: Kind::Text,
         doc: "This broker's name in /brokers (the host's name)",
         show: |c| c.node_id.clone(),
+    },
+    Key {
+        path: "storage",
+        kind: Kind::Choice(&["embedded", "postgres"]),
+        doc: "Where everything is kept: embedded in data_dir, or postgres, for one broker or a fleet of them (postgres where postgres.url is set, else embedded)",
+        show: |c| if c.storage.is_some() { "postgres".to_owned() } else { "embedded".to_owned() },
+    },
+    Key {
+        path: "postgres.url",
+        kind: Kind::Secret,
+        doc: "The fleet's database: postgres://user:password@host:5432/database, or Host=...;Database=...;Username=...;Password=... (unset)",
+        show: |c| unset(c.storage.as_ref().map(|storage| &storage.url)),
+    },
+    Key {
+        path: "postgres.connections_max",
+        kind: Kind::Integer(2, 1000),
+        doc: "Connections of this broker for messages at most; the catalog has 4 more (16)",
+        show: |c| c.storage.as_ref().map_or(POSTGRES_CONNECTIONS, |storage| storage.connections_max).to_string(),
     },
     Key {
         path: "messaging.default_delivery_guarantee",

@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use super::duration::parse_duration;
 use super::keys::find;
 use super::{
-    Config, DEVELOPMENT_DATA_DIR, Jwt, Limits, Messaging, PluginTrust, Plugins, Profile, Push, RateLimiting, Schemas,
-    Telemetry, check, guide,
+    Config, DEVELOPMENT_DATA_DIR, Jwt, Limits, Messaging, POSTGRES_CONNECTIONS, PluginTrust, Plugins, Postgres,
+    PostgresUrl, Profile, Push, RateLimiting, Schemas, Telemetry, check, guide,
 };
 use crate::capture::Room;
 use crate::catalog::model::{Guarantee, Secret};
@@ -71,6 +71,7 @@ pub(super) fn resolve(merged: &Figment, host: &Host) -> Result<Config, Vec<Strin
         },
         limits: limits(&values, messaging.max_message_size),
         messaging,
+        storage: storage(&values, &mut faults),
         telemetry: telemetry(&values, development),
         test_clock_file: values.path("test_clock_file"),
     };
@@ -100,6 +101,23 @@ impl Values<'_> {
     fn duration(&self, path: &str, default: Duration) -> Duration {
         self.text(path).and_then(|text| parse_duration(&text).ok()).unwrap_or(default)
     }
+}
+
+fn storage(values: &Values<'_>, faults: &mut Vec<String>) -> Option<Postgres> {
+    let (word, url) = (values.text("storage"), values.text("postgres.url"));
+    let wants = |storage: &str| word.as_ref().is_some_and(|word| word.eq_ignore_ascii_case(storage));
+    let Some(url) = url else {
+        if wants("postgres") {
+            faults.push("storage is postgres, but postgres.url does not say where that is".to_owned());
+        }
+        return None;
+    };
+    if wants("embedded") {
+        faults.push("storage is embedded, but postgres.url names a database: remove one of them".to_owned());
+    }
+    let url = url.parse::<PostgresUrl>().map_err(|wrong| faults.push(format!("postgres.url {wrong}"))).ok()?;
+    let connections_max = values.get("postgres.connections_max").unwrap_or(POSTGRES_CONNECTIONS);
+    Some(Postgres { url, connections_max })
 }
 
 fn messaging(values: &Values<'_>) -> Messaging {

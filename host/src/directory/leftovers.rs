@@ -43,6 +43,12 @@ impl Directory {
     pub(super) async fn edit(&self) -> Edit<'_> {
         let mut edit = Edit { directory: self, left: self.editing.lock().await, in_the_way: None };
         edit.in_the_way = edit.mend(Leftover::is_in_the_way).await.err();
+        // What is decided on is what there is now, whoever has made it.
+        if self.is_shared
+            && let Err(error) = self.follow().await
+        {
+            edit.in_the_way.get_or_insert(error);
+        }
         edit
     }
 

@@ -2,12 +2,12 @@
 //! next one shares with it all that is the same, so that a change costs what it touches and not what there is. Never reads
 //! the catalog.
 
-use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hash};
 use std::sync::Arc;
 
-use crate::catalog::model::{Subscription, SubscriptionId, Topic};
+use crate::catalog::model::{Scope, Subscription, SubscriptionId, Topic};
 use crate::message::{TopicId, TopicName};
 
 /// Of ten thousand entries, a change copies some forty.
@@ -60,6 +60,38 @@ impl Snapshot {
     pub(super) fn remove_subscription(&mut self, subscription: &Subscription) {
         self.of_topic_mut(subscription.topic, |all| all.retain(|known| known.id != subscription.id));
         self.subscriptions.remove(&subscription.id);
+    }
+
+    /// Has `change` make this snapshot one of these topics and subscriptions, if it is not yet; what is gone, by its scope.
+    pub(super) fn changed_to(
+        &self,
+        topics: Vec<Topic>,
+        subscriptions: Vec<Subscription>,
+        change: impl FnOnce(&dyn Fn(&mut Snapshot)),
+    ) -> Vec<Scope> {
+        let there: HashSet<TopicId> = topics.iter().map(|topic| topic.id).collect();
+        let subscribed: HashSet<SubscriptionId> = subscriptions.iter().map(|subscription| subscription.id).collect();
+        let gone: Vec<Arc<Topic>> = self.by_id.values().filter(|topic| !there.contains(&topic.id)).cloned().collect();
+        let left: Vec<Arc<Subscription>> =
+            self.subscriptions.values().filter(|known| !subscribed.contains(&known.id)).cloned().collect();
+        let other_topics: Vec<Topic> = topics
+            .into_iter()
+            .filter(|topic| self.by_id.get(&topic.id).is_none_or(|known| **known != *topic))
+            .collect();
+        let others: Vec<Subscription> = subscriptions
+            .into_iter()
+            .filter(|one| self.subscriptions.get(&one.id).is_none_or(|known| **known != *one))
+            .collect();
+        if !(gone.is_empty() && left.is_empty() && other_topics.is_empty() && others.is_empty()) {
+            change(&|snapshot| {
+                left.iter().for_each(|subscription| snapshot.remove_subscription(subscription));
+                gone.iter().for_each(|topic| snapshot.remove_topic(topic.id));
+                other_topics.iter().for_each(|topic| snapshot.put_topic(topic.clone()));
+                others.iter().for_each(|subscription| snapshot.put_subscription(subscription.clone()));
+            });
+        }
+        let topics = gone.iter().map(|topic| Scope::Topic(topic.id));
+        topics.chain(left.iter().map(|one| Scope::Subscription(one.topic, one.id))).collect()
     }
 
     fn of_topic_mut(&mut self, topic: TopicId, change: impl FnOnce(&mut Vec<Arc<Subscription>>)) {

@@ -47,6 +47,12 @@ impl AskedSchemas {
         }
     }
 
+    /// Whether nothing was asked for.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.known.lock().is_empty()
+    }
+
     /// Takes `definition` for what is registered as `id`: where no broker is.
     pub fn take(&self, id: &str, definition: &str) {
         self.known.lock().insert(id.to_owned(), Some(Some(definition.into())));

@@ -339,6 +339,15 @@ impl Pipelines {
         actor: &Actor,
         (end, why): (End, String),
     ) -> Result<PipelineRevision, PipelineError> {
+        if let Some(fleet) = self.fleet.get() {
+            let before = self.current(new.scope).map(|record| record.resolved).unwrap_or_default();
+            let runs = |digest: &String| before.iter().flat_map(ResolvedStage::digests).any(|known| known == digest);
+            let digests = new.resolved.iter().flat_map(ResolvedStage::digests).filter(|digest| !runs(digest));
+            let digests: Vec<String> = digests.cloned().collect();
+            if !digests.is_empty() {
+                fleet.prepare(&digests).await?;
+            }
+        }
         let record = self.catalog.add_revision(new, actor).await?;
         let before = self.lane(record.scope).map(|lane| lane.current());
         self.install(record.clone(), steps);
@@ -383,18 +392,68 @@ impl Pipelines {
                     Some(error) => self.lags(record.scope, error.to_string()),
                 }
             }
-            let mut steps = Vec::with_capacity(record.resolved.len());
-            for resolved in &record.resolved {
-                let stage = self.restored(record.scope, resolved.stable()).await;
-                let tried = match resolved.candidate() {
-                    Some(tried) => Some(self.restored(record.scope, tried).await),
-                    None => None,
-                };
-                steps.push(self.step(resolved, stage, tried, None));
-            }
+            let steps = self.restored_steps(&record).await;
             self.install(record, steps);
         }
         Ok(())
+    }
+
+    /// Takes over what other brokers have changed: which versions there are, and the revisions that run. A stage that can't be
+    /// made here fails on its own messages: that it can be made was tried where it was set.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn take_over(&self) -> Result<(), PipelineError> {
+        let _one_at_a_time = self.changing.lock().await;
+        self.registry.take_over(self.catalog.plugin_versions().await?);
+        for record in self.catalog.pipelines().await? {
+            let before = self.lane(record.scope).map(|lane| lane.current());
+            if before.as_ref().is_some_and(|before| before.number >= record.revision) {
+                continue;
+            }
+            // A schema that a stage has asked for may be another one now, though nothing of the stage is.
+            let stays = |stage: &Stage| !stage.asks_for_schemas();
+            let (built, faults) = self.build_anew(&record.resolved, before.as_deref(), stays).await;
+            let steps = match refusal(faults, |at| record.resolved[at].spec.name.clone()) {
+                None => built,
+                Some(error) => {
+                    tracing::error!(scope = shown(record.scope), %error, "another broker's revision does not run here");
+                    self.restored_steps(&record).await
+                }
+            };
+            self.install(record.clone(), steps);
+            if let Some(before) = before {
+                self.end_all_but(&record, &before, (End::Replaced, &record.reason));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes components ready, for a revision that another broker is about to set, and keeps those alone.
+    pub async fn make_ready(&self, digests: impl Iterator<Item = &str>) {
+        let mut ready = Vec::new();
+        for digest in digests {
+            match self.loaded(digest).await {
+                Ok(loaded) => ready.push(loaded),
+                Err(error) => {
+                    tracing::error!(digest, %error, "a component that other brokers are about to run is not ready here")
+                }
+            }
+        }
+        *self.wanted.lock() = ready;
+    }
+
+    async fn restored_steps(&self, record: &PipelineRevision) -> Vec<Step> {
+        let mut steps = Vec::with_capacity(record.resolved.len());
+        for resolved in &record.resolved {
+            let stage = self.restored(record.scope, resolved.stable()).await;
+            let tried = match resolved.candidate() {
+                Some(tried) => Some(self.restored(record.scope, tried).await),
+                None => None,
+            };
+            steps.push(self.step(resolved, stage, tried, None));
+        }
+        steps
     }
 
     async fn restored(&self, scope: Scope, resolved: ResolvedStage) -> Arc<Stage> {

@@ -54,8 +54,8 @@ mod world;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -66,9 +66,10 @@ use crate::catalog::model::{PluginSource, Scope, Topic};
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Clock;
 use crate::config::Plugins;
+use crate::fleet::Fleet;
 use crate::store::MessageStore;
 
-use self::component::Components;
+use self::component::{Components, Loaded};
 use self::draft::{Draft, Processed, Verdict};
 use self::engine::Ticker;
 use self::figures::FigureFamilies;
@@ -272,6 +273,10 @@ pub struct Pipelines {
     rollouts: Rollouts,
     quota_metrics: QuotaMetrics,
     tasks: Mutex<Vec<tokio::task::AbortHandle>>,
+    /// The brokers that run the same pipelines.
+    fleet: OnceLock<Arc<Fleet>>,
+    /// Components that are ready for a revision to come.
+    wanted: Mutex<Vec<Arc<Loaded>>>,
 }
 
 impl std::fmt::Debug for Pipelines {
@@ -327,6 +332,8 @@ impl Pipelines {
             rollouts,
             quota_metrics,
             tasks: Mutex::default(),
+            fleet: OnceLock::new(),
+            wanted: Mutex::default(),
         });
         pipelines.register_builtins().await?;
         pipelines.count_quotas();
@@ -401,6 +408,12 @@ impl Pipelines {
     pub fn keep_values_in(&self, store: &Arc<dyn MessageStore>) {
         // Told once, at start; who comes second changes nothing.
         let _first = self.machine.store.set(Arc::clone(store));
+    }
+
+    /// The brokers that run the same pipelines: a new revision takes effect once all have its plugins.
+    pub fn run_among(&self, fleet: &Arc<Fleet>) {
+        // Told once, at start; who comes second changes nothing.
+        let _first = self.fleet.set(Arc::clone(fleet));
     }
 
     /// The turns of requests on a scope whose stages keep values: held together by those that try, alone by one that has

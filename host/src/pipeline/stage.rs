@@ -297,6 +297,12 @@ impl Stage {
         self.recipe.as_ref().is_ok_and(|recipe| recipe.schemas.is_outdated(id, now))
     }
 
+    /// Whether its plugin has asked for schemas.
+    #[must_use]
+    pub fn asks_for_schemas(&self) -> bool {
+        self.recipe.as_ref().is_ok_and(|recipe| !recipe.schemas.is_empty())
+    }
+
     /// Takes these, by their ids, for what is registered.
     pub fn take_schemas<'s>(&self, schemas: impl Iterator<Item = (&'s String, &'s String)>) {
         if let Ok(recipe) = &self.recipe {

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
@@ -24,6 +25,15 @@ pub struct Pooler {
 }
 
 impl Pooler {
+    /// The usual pooler before the usual server, one for all tests of the process.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn shared() -> &'static Pooler {
+        static SHARED: OnceLock<Pooler> = OnceLock::new();
+        SHARED.get_or_init(|| process::on_a_thread(async || Pooler::before(Postgres::shared()).await))
+    }
+
     /// A pooler before `server`, ready.
     ///
     /// # Panics
@@ -37,7 +47,8 @@ impl Pooler {
         let settings = format!(
             "[databases]\n* = host=127.0.0.1 port={}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
              unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {}\npool_mode = transaction\n\
-             default_pool_size = {SERVER_CONNECTIONS}\nmax_client_conn = 500\nignore_startup_parameters = extra_float_digits\n",
+             default_pool_size = {SERVER_CONNECTIONS}\nmax_client_conn = 500\n\
+             server_idle_timeout = 2\nignore_startup_parameters = extra_float_digits\n",
             server.port(),
             folder.join("users").display()
         );

@@ -8,6 +8,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use sluice::catalog::postgres::MIGRATIONS;
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
 
@@ -53,13 +54,27 @@ impl Postgres {
     /// When it does not start.
     pub fn shared() -> &'static Postgres {
         static SHARED: OnceLock<Postgres> = OnceLock::new();
-        // On a thread of its own: the first test's runtime is not there for the next one.
-        let started = || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            // Nobody stops it and looks what is left.
-            runtime.expect("a runtime starts").block_on(Postgres::start(Options::new().set("fsync", "off")))
-        };
-        SHARED.get_or_init(|| std::thread::spawn(started).join().expect("the server starts"))
+        // Nobody stops it and looks what is left.
+        SHARED.get_or_init(|| process::on_a_thread(async || Postgres::start(Options::new().set("fsync", "off")).await))
+    }
+
+    /// Makes a database with the tables of a fleet on the shared server; its address.
+    ///
+    /// # Panics
+    /// When the server does not answer.
+    #[must_use]
+    pub fn shared_with_tables(name: &str) -> String {
+        static WITH_TABLES: OnceLock<String> = OnceLock::new();
+        let server = Postgres::shared();
+        let with_tables = WITH_TABLES.get_or_init(|| {
+            let url = server.database("with_tables");
+            for migration in MIGRATIONS {
+                let told = server.psql(&url, &["--quiet", "--command", migration.sql]);
+                assert!(told.status.success(), "{}: {}", migration.file, crate::outside::said(&told));
+            }
+            url
+        });
+        server.copy(with_tables, name)
     }
 
     /// The address of the database `messaging`.

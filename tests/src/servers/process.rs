@@ -71,6 +71,15 @@ fn remove_left(all: &Path) {
     }
 }
 
+/// Does what a test may not do on its own runtime, which is not there for the next one.
+pub(super) fn on_a_thread<T: Send + 'static>(work: impl AsyncFnOnce() -> T + Send + 'static) -> T {
+    let work = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.expect("a runtime starts").block_on(work())
+    };
+    thread::spawn(work).join().expect("it is done")
+}
+
 /// A port of 127.0.0.1 that nobody listens at.
 pub(super) fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);

@@ -10,7 +10,6 @@ use sluice::config::PostgresUrl;
 use sluice::message::GroupId;
 use sluice_tests::servers::{Pooler, Postgres};
 use sqlx::{AnyConnection, Connection as _};
-use tokio::sync::OnceCell;
 
 /// Where a catalog is.
 #[derive(Debug, Clone, Copy)]
@@ -37,11 +36,9 @@ pub struct Bed {
 
 /// An empty database of PostgreSQL, without tables.
 pub async fn database(engine: Engine, rule: &str) -> PostgresUrl {
-    static POOLER: OnceCell<Pooler> = OnceCell::const_new();
-    let server = Postgres::shared();
-    let direct = server.database(rule);
+    let direct = Postgres::shared().database(rule);
     let url = match engine {
-        Engine::Pooled => POOLER.get_or_init(|| Pooler::before(server)).await.url(&direct),
+        Engine::Pooled => Pooler::shared().url(&direct),
         Engine::Sqlite | Engine::Postgres => direct,
     };
     url.parse().unwrap()

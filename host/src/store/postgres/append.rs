@@ -139,7 +139,7 @@ impl Shared {
         .bind(&key_hash(key)[..])
         .bind(given)
         .bind(ahead)
-        .fetch_optional(&self.pool)
+        .fetch_optional(&mut *self.look().await?)
         .await
         .map_err(failed)?;
         let Some((outcome, now, spec)) = found else { return Ok(None) };

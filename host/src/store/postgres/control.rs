@@ -56,7 +56,7 @@ impl Shared {
     /// See [`crate::store::MessageStore::topics`].
     pub(super) async fn known_topics(&self) -> Result<Vec<TopicId>, StoreError> {
         let topics: Vec<i32> = sqlx::query_scalar("SELECT topic FROM store_topics ORDER BY topic")
-            .fetch_all(&self.pool)
+            .fetch_all(&mut *self.look().await?)
             .await
             .map_err(failed)?;
         Ok(topics.into_iter().map(topic_id).collect())
@@ -103,7 +103,7 @@ impl Shared {
 
     /// See [`crate::store::MessageStore::delete_topic`].
     pub(super) async fn delete_topic(&self, topic: TopicId) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_slow().await?;
         sqlx::query("SELECT 1 FROM cursors WHERE topic = $1 ORDER BY grp, part FOR UPDATE")
             .bind(t(topic))
             .execute(&mut *tx)
@@ -145,7 +145,7 @@ impl Shared {
             "SELECT g.grp FROM store_topics t LEFT JOIN store_groups g USING (topic) WHERE t.topic = $1 ORDER BY 1",
         )
         .bind(t(topic))
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.look().await?)
         .await
         .map_err(failed)?;
         if groups.is_empty() {

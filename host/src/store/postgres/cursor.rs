@@ -96,7 +96,7 @@ impl Standing {
 impl Shared {
     /// See [`crate::store::MessageStore::seek`].
     pub(super) async fn seek(&self, topic: TopicId, group: GroupId, to: SeekTo) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_slow().await?;
         let standing = Standing::lock(&mut tx, topic, group).await?;
         let moves = places(&mut tx, t(topic), &standing.parts, to).await?;
         self.place(&mut tx, (topic, group), standing, &moves, &[]).await?;
@@ -154,7 +154,7 @@ impl Shared {
 
     /// See [`crate::store::MessageStore::purge`].
     pub(super) async fn purge(&self, topic: TopicId, group: GroupId) -> Result<u64, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_slow().await?;
         let standing = Standing::lock(&mut tx, topic, group).await?;
         let fresh = fresh(&mut tx, topic, group, &standing).await?;
         let again = standing.retries.iter().filter(|(.., held)| !held).count() as u64;
@@ -252,7 +252,7 @@ impl Shared {
 
     /// See [`crate::store::MessageStore::restore`].
     pub(super) async fn restore(&self, topic: TopicId, group: GroupId, name: &str) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_slow().await?;
         let standing = Standing::lock(&mut tx, topic, group).await?;
         let found: Option<Vec<u8>> =
             sqlx::query_scalar("SELECT lanes FROM snapshots WHERE topic = $1 AND grp = $2 AND name = $3")

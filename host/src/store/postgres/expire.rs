@@ -44,8 +44,8 @@ impl Shared {
         if let Some(error) = failed_first {
             return Err(error);
         }
-        let mut connection = self.pool.acquire().await.map_err(failed)?;
-        let now = now(&mut connection, &self.clock).await?;
+        let mut tx = self.look().await?;
+        let now = now(&mut tx, &self.clock).await?;
         if full {
             return Ok(Some(Timestamp(now)));
         }
@@ -53,7 +53,7 @@ impl Shared {
             "SELECT least((SELECT min(due) FROM scheduled), (SELECT min(ends) FROM grants), \
              (SELECT min(at) FROM retries WHERE at > 0 AND at < 9223372036854775807))",
         )
-        .fetch_one(&mut *connection)
+        .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
         Ok(next.map(Timestamp))
@@ -208,8 +208,8 @@ impl Shared {
 
     /// Retries whose time has come may be granted.
     async fn ready_retries(&self) -> Result<bool, StoreError> {
-        let mut connection = self.pool.acquire().await.map_err(failed)?;
-        let now = now(&mut connection, &self.clock).await?;
+        let mut tx = self.begin().await?;
+        let now = now(&mut tx, &self.clock).await?;
         let topics: Vec<i32> = sqlx::query_scalar(
             "UPDATE retries r SET at = 0 FROM ( \
                  SELECT topic, grp, part, place FROM retries WHERE at > 0 AND at <= $1 AND at < 9223372036854775807 \
@@ -218,9 +218,10 @@ impl Shared {
         )
         .bind(now)
         .bind(BATCH)
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
+        commit(tx).await?;
         let full = topics.len() as i64 >= BATCH;
         topics.into_iter().collect::<BTreeSet<_>>().into_iter().for_each(|topic| self.wake(topic_id(topic)));
         Ok(full)
@@ -228,8 +229,8 @@ impl Shared {
 
     /// Keys whose window has passed go.
     async fn age_keys(&self) -> Result<(), StoreError> {
-        let mut connection = self.pool.acquire().await.map_err(failed)?;
-        let now = now(&mut connection, &self.clock).await?;
+        let mut tx = self.look().await?;
+        let now = now(&mut tx, &self.clock).await?;
         let topics: Vec<(i32, i64)> = sqlx::query_as(
             "SELECT t.topic, w.ms FROM store_topics t \
              CROSS JOIN LATERAL (SELECT (t.spec->'dedup_window'->>'secs')::bigint * 1000 \
@@ -237,10 +238,10 @@ impl Shared {
              WHERE EXISTS (SELECT 1 FROM dedup_outcomes d WHERE d.topic = t.topic AND d.at <= $1 - w.ms)",
         )
         .bind(now)
-        .fetch_all(&mut *connection)
+        .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
-        drop(connection);
+        drop(tx);
         for (topic, window) in topics {
             let mut tx = self.begin().await?;
             sqlx::query("SELECT 1 FROM store_partitions WHERE topic = $1 ORDER BY part FOR UPDATE")
@@ -289,7 +290,7 @@ impl Shared {
              FROM store_partitions q WHERE q.topic = ANY($1) GROUP BY q.topic",
         )
         .bind(&waited)
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.begin().await?)
         .await
         .map_err(failed)?;
         let before = std::mem::replace(&mut *self.heard.lock(), sums.iter().copied().collect());

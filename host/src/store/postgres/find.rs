@@ -17,11 +17,7 @@ use crate::store::{DeliveryState, Found, GroupStatus, StoreError};
 impl Shared {
     /// See [`crate::store::MessageStore::get`].
     pub(super) async fn get(&self, id: MessageId) -> Result<Option<Found>, StoreError> {
-        let mut tx = self.begin().await?;
-        sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
+        let mut tx = self.look().await?;
         let now = now(&mut tx, &self.clock).await?;
         let Some(stored) = find(&mut tx, id).await? else { return self.get_scheduled(&mut tx, id).await };
         let position = stored.position();

@@ -93,15 +93,30 @@ struct Chosen {
     granted: Vec<(i16, usize, Candidate)>,
     passed: Vec<(i16, usize, Candidate)>,
     parked: Vec<(i16, usize, Candidate)>,
+    /// Messages, and their bytes, with those of the call's looks before this one.
+    count: usize,
     bytes: i64,
     more: bool,
+    /// Whether what was read was not enough to go on: what comes next is behind it.
+    is_short: bool,
 }
 
 impl Chosen {
     /// Whether a message of so many bytes is more than was asked for; the first is granted whatever its size.
     fn is_full(&self, request: &LeaseRequest, len: i64) -> bool {
         let bytes_max = i64::try_from(request.bytes_max).unwrap_or(i64::MAX);
-        self.granted.len() >= request.max || (!self.granted.is_empty() && self.bytes + len > bytes_max)
+        self.count >= request.max || (self.count > 0 && self.bytes + len > bytes_max)
+    }
+
+    fn grant(&mut self, part: i16, lane: usize, candidate: Candidate) {
+        self.count += 1;
+        self.bytes += candidate.len;
+        self.granted.push((part, lane, candidate));
+    }
+
+    fn is_short(mut self) -> Chosen {
+        (self.more, self.is_short) = (true, true);
+        self
     }
 }
 
@@ -109,20 +124,41 @@ impl Shared {
     /// See [`crate::store::MessageStore::lease`].
     pub(super) async fn lease(&self, request: &LeaseRequest) -> Result<Leased, StoreError> {
         // What another broker has locked is passed over first, so that brokers take different partitions.
-        let mut waits = false;
+        let (mut waits, mut all) = (false, Leased { leases: Vec::new(), more: true });
         for _ in 0..LOOKS_MAX {
-            match self.try_lease(request, waits).await? {
-                // All that was looked at had expired, or has to wait for its key.
-                Some(leased) if leased.leases.is_empty() && leased.more => {}
-                Some(leased) => return Ok(leased),
-                None if waits => return Ok(Leased::default()),
-                None => waits = true,
+            match self.try_lease(request, waits, &all.leases).await {
+                Ok(Some((leased, is_short))) => {
+                    all.leases.extend(leased.leases);
+                    all.more = leased.more;
+                    // Else what was looked at had expired, or has to wait for its key.
+                    if !is_short || all.leases.len() >= request.max {
+                        break;
+                    }
+                }
+                Ok(None) if !all.leases.is_empty() => break,
+                Ok(None) if waits => {
+                    all.more = false;
+                    break;
+                }
+                Ok(None) => waits = true,
+                Err(error) if all.leases.is_empty() => return Err(error),
+                // What was granted is not to wait for its deadline.
+                Err(error) => {
+                    tracing::debug!(%error, "a lease is smaller than it could be");
+                    break;
+                }
             }
         }
-        Ok(Leased { leases: Vec::new(), more: true })
+        Ok(all)
     }
 
-    async fn try_lease(&self, request: &LeaseRequest, waits: bool) -> Result<Option<Leased>, StoreError> {
+    /// Grants what is left of a request, once `before` was granted; and whether there is more to look at for it.
+    async fn try_lease(
+        &self,
+        request: &LeaseRequest,
+        waits: bool,
+        before: &[Lease],
+    ) -> Result<Option<(Leased, bool)>, StoreError> {
         let mut tx = self.begin().await?;
         let (mut parts, now) = self.lock_cursors(&mut tx, request, waits).await?;
         if parts.is_empty() {
@@ -139,9 +175,11 @@ impl Shared {
         let first = self.next_grant.load(Ordering::Relaxed) as usize % parts.len();
         parts.rotate_left(first);
         let cutoff = now - retention;
+        let bytes = before.iter().map(|lease| lease.message.payload.len() as i64).sum();
+        let chosen = Chosen { count: before.len(), bytes, ..Chosen::default() };
         let chosen = match request.ordered {
-            true => in_order(&mut parts, request, now, cutoff),
-            false => by_lane(&mut parts, request, now, cutoff),
+            true => in_order(chosen, &mut parts, request, now, cutoff),
+            false => by_lane(chosen, &mut parts, request, now, cutoff),
         };
         let messages = bodies(&mut tx, request.topic, &chosen).await?;
         let buries = topic.1.dead_letter.is_some() && topic.1.dead_letter_expired;
@@ -163,7 +201,7 @@ impl Shared {
         if leases.is_empty() && !waits && !more {
             return Ok(None);
         }
-        Ok(Some(Leased { leases, more }))
+        Ok(Some((Leased { leases, more }, chosen.is_short)))
     }
 
     /// Locks the cursors of partitions that have something for the group.
@@ -549,6 +587,11 @@ impl Part {
         Some(candidate)
     }
 
+    /// Whether there is, or may be, something of a lane.
+    fn has(&self, lane: usize) -> bool {
+        self.cut[lane] || !self.queues[lane].is_empty()
+    }
+
     /// Before when no message has come that is still to be taken.
     fn seen_now(&self) -> i64 {
         let (mut first, mut last) = (None, self.seen);
@@ -575,18 +618,15 @@ impl Part {
 }
 
 /// Chooses by lane: the highest first, every 8th from the lowest.
-fn by_lane(parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) -> Chosen {
-    let mut chosen = Chosen::default();
+fn by_lane(mut chosen: Chosen, parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) -> Chosen {
     let mut turn: i64 = parts.iter().map(|part| part.granted).sum();
     parts.iter_mut().for_each(Part::close_empty_lanes);
     loop {
         let lowest = (turn + 1) % LOWEST_TURN == 0;
-        let mut lanes = (0..LANES).filter(|lane| parts.iter().any(|part| !part.queues[*lane].is_empty()));
-        let Some(lane) = (if lowest { lanes.next() } else { lanes.next_back() }) else {
-            chosen.more = parts.iter().any(|part| part.cut.contains(&true));
-            return chosen;
-        };
-        let Some(part) = parts.iter_mut().find(|part| !part.queues[lane].is_empty()) else { return chosen };
+        // With those of which there may be more than was read.
+        let mut lanes = (0..LANES).filter(|lane| parts.iter().any(|part| part.has(*lane)));
+        let Some(lane) = (if lowest { lanes.next() } else { lanes.next_back() }) else { return chosen };
+        let Some(part) = parts.iter_mut().find(|part| !part.queues[lane].is_empty()) else { return chosen.is_short() };
         let Some(first) = part.queues[lane].front() else { return chosen };
         let past = first.is_past(now, cutoff);
         if !past && chosen.is_full(request, first.len) {
@@ -599,29 +639,25 @@ fn by_lane(parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) ->
             chosen.passed.push((number, lane, candidate));
         } else {
             turn += 1;
-            chosen.bytes += candidate.len;
-            chosen.granted.push((number, lane, candidate));
+            chosen.grant(number, lane, candidate);
         }
     }
 }
 
 /// Chooses in the order of appending, one message of a key at a time.
-fn in_order(parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) -> Chosen {
-    let mut chosen = Chosen::default();
+fn in_order(mut chosen: Chosen, parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) -> Chosen {
     for part in parts.iter_mut() {
         part.close_empty_lanes();
         let mut parked = part.parked;
         loop {
             let firsts = (0..LANES).filter_map(|lane| Some((part.queues[lane].front()?.stamp, lane)));
-            let Some((_, lane)) = firsts.min() else {
-                chosen.more |= part.cut.contains(&true);
-                break;
-            };
+            let first = firsts.min();
             // Behind the end of what was read of a lane there may be an earlier one than this.
             if (0..LANES).any(|other| part.cut[other] && part.queues[other].is_empty()) {
-                chosen.more = true;
+                (chosen.more, chosen.is_short) = (true, true);
                 break;
             }
+            let Some((_, lane)) = first else { break };
             let Some(first) = part.queues[lane].front().cloned() else { break };
             let number = part.part;
             if first.is_past(now, cutoff) {
@@ -645,9 +681,10 @@ fn in_order(parts: &mut [Part], request: &LeaseRequest, now: i64, cutoff: i64) -
                 chosen.more = true;
                 return chosen;
             }
-            chosen.bytes += first.len;
             part.held.extend(first.key);
-            chosen.granted.extend(part.take(lane).map(|candidate| (number, lane, candidate)));
+            if let Some(candidate) = part.take(lane) {
+                chosen.grant(number, lane, candidate);
+            }
         }
     }
     chosen

@@ -41,6 +41,7 @@ use super::{
     TopicSpec, TopicStats,
 };
 use crate::clock::{Clock, Timestamp};
+use crate::database;
 use crate::message::{GroupId, MessageId, Position, TopicId};
 
 /// How a broker opens the store.
@@ -58,6 +59,21 @@ pub struct PostgresOptions {
 
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A connection that has served so lately is not asked whether it still does.
+const FRESH: Duration = Duration::from_secs(1);
+/// Longer than the server takes for a statement before it gives up (10 s): then it does not answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// The same for what goes through a whole topic.
+const SLOW_ANSWER_TIMEOUT: Duration = Duration::from_secs(630);
+
+/// What a broker has locked when it falls silent is free after some seconds, for the others.
+const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s';
+    SET LOCAL idle_in_transaction_session_timeout = '5s'";
+const BEGIN_SLOW: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '600s';
+    SET LOCAL idle_in_transaction_session_timeout = '5s'";
+/// One state of the tables, for as long as it lasts.
+const BEGIN_LOOK: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '10s';
+    SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
 /// Attempts of one call.
 const ATTEMPTS_MAX: u32 = 5;
@@ -106,19 +122,22 @@ impl PostgresStore {
         let pool = PgPoolOptions::new()
             .max_connections(options.connections_max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, was| {
+                let rested = was.idle_for >= FRESH;
+                Box::pin(
+                    async move { if rested { database::answers(connection).await.map(|()| true) } else { Ok(true) } },
+                )
+            })
+            .after_release(|connection, _| Box::pin(async move { database::answers(connection).await.map(|()| true) }))
             .connect_with(options.connect)
             .await
             .map_err(failed)?;
         let node = options.node.to_string();
-        let epoch: i64 = sqlx::query_scalar("INSERT INTO store_openings (node) VALUES ($1) RETURNING epoch")
-            .bind(node.clone())
-            .fetch_one(&pool)
-            .await
-            .map_err(failed)?;
-        let shared = Shared {
+        let mut shared = Shared {
             pool,
             clock: options.clock,
-            epoch,
+            epoch: 0,
             next_grant: AtomicU64::new(0),
             topics: Mutex::default(),
             ranges: Mutex::default(),
@@ -126,6 +145,13 @@ impl PostgresStore {
             fault: Mutex::new(None),
             closed: AtomicBool::new(false),
         };
+        let mut tx = shared.begin().await?;
+        shared.epoch = sqlx::query_scalar("INSERT INTO store_openings (node) VALUES ($1) RETURNING epoch")
+            .bind(node.clone())
+            .fetch_one(&mut *tx)
+            .await
+            .map_err(failed)?;
+        sql::commit(tx).await?;
         for topic in shared.known_topics().await? {
             shared.know(topic);
         }
@@ -137,7 +163,17 @@ impl PostgresStore {
 impl Shared {
     /// Begins a transaction; without a commit it never was.
     async fn begin(&self) -> Result<Tx, StoreError> {
-        self.pool.begin().await.map_err(failed)
+        Tx::begin(&self.pool, BEGIN, Some(ANSWER_TIMEOUT)).await.map_err(failed)
+    }
+
+    /// The same for what goes through a whole topic.
+    async fn begin_slow(&self) -> Result<Tx, StoreError> {
+        Tx::begin(&self.pool, BEGIN_SLOW, Some(SLOW_ANSWER_TIMEOUT)).await.map_err(failed)
+    }
+
+    /// Begins one that only reads, one state of the tables.
+    async fn look(&self) -> Result<Tx, StoreError> {
+        Tx::begin(&self.pool, BEGIN_LOOK, Some(ANSWER_TIMEOUT)).await.map_err(failed)
     }
 
     fn check_open(&self) -> Result<(), StoreError> {

@@ -15,7 +15,7 @@ use crate::store::{Page, ReadCursor, ReadFrom, ReadRequest, StoreError};
 impl Shared {
     /// See [`crate::store::MessageStore::read`].
     pub(super) async fn read(&self, request: ReadRequest) -> Result<Page, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.look().await?;
         let (parts, cutoff) = self.view(&mut tx, request.topic).await?;
         if request.partition.is_some_and(|partition| usize::from(partition) >= parts.len()) {
             return Err(StoreError::Invalid("the topic has no such partition".to_owned()));
@@ -79,7 +79,7 @@ impl Shared {
         after: Option<Position>,
         limit: usize,
     ) -> Result<Page, StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.look().await?;
         let (_, cutoff) = self.view(&mut tx, topic).await?;
         let mut stamp = 0;
         if let Some(after) = after {
@@ -135,10 +135,6 @@ impl Shared {
 
     /// The partitions of a topic as this transaction sees them, and how old is too old.
     async fn view(&self, tx: &mut Tx, topic: TopicId) -> Result<(Vec<Lanes>, i64), StoreError> {
-        sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .execute(&mut **tx)
-            .await
-            .map_err(failed)?;
         let now = now(tx, &self.clock).await?;
         let rows = sqlx::query(
             "SELECT q.part, q.heads, q.starts, s.spec::text FROM store_partitions q JOIN store_topics s USING (topic) \

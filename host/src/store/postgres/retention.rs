@@ -3,6 +3,7 @@
 //! with it: a table that is dropped leaves nothing to be vacuumed. Nobody reads below a lane's start.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use sqlx::Row as _;
 use sqlx::error::DatabaseError;
@@ -13,6 +14,7 @@ use super::ends::Totals;
 use super::grant::{Grant, grants};
 use super::log::array;
 use super::sql::{LANES, Tx, commit, failed, lane_number, ms, now, place_of, t};
+use crate::database;
 use crate::message::TopicId;
 use crate::store::{RetainReport, StoreError};
 
@@ -21,6 +23,9 @@ const TRIM_MAX: i64 = 10_000;
 
 /// So long after all of a table of messages is too old, it goes.
 const MARGIN_MS: i64 = 600_000;
+
+/// How long a table may take to be detached: it waits for all who read messages.
+const DETACH_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Where lanes are to begin: partition, lane, first sequence kept.
 type Cuts = Vec<(i16, usize, i64)>;
@@ -40,11 +45,12 @@ impl Shared {
             let Some(spec) = spec else { continue };
             let spec = super::control::topic_spec(&spec)?;
             let cutoff = now(&mut tx, &self.clock).await? - ms(spec.retention);
+            // A lane of which all has been erased has none to be old.
             let old: bool = sqlx::query_scalar(
                 "SELECT EXISTS (SELECT 1 FROM store_partitions q CROSS JOIN generate_series(1, 10) AS l(lane) \
-                 CROSS JOIN LATERAL (SELECT m.at FROM messages m WHERE m.topic = q.topic AND m.part = q.part AND m.lane = l.lane - 1 \
-                     AND m.seq >= q.starts[l.lane] ORDER BY m.seq LIMIT 1) m \
-                 WHERE q.topic = $1 AND q.starts[l.lane] < q.heads[l.lane] AND m.at <= $2)",
+                 LEFT JOIN LATERAL (SELECT m.at FROM messages m WHERE m.topic = q.topic AND m.part = q.part AND m.lane = l.lane - 1 \
+                     AND m.seq >= q.starts[l.lane] ORDER BY m.seq LIMIT 1) m ON true \
+                 WHERE q.topic = $1 AND q.starts[l.lane] < q.heads[l.lane] AND (m.at IS NULL OR m.at <= $2))",
             )
             .bind(t(topic))
             .bind(cutoff)
@@ -80,7 +86,7 @@ impl Shared {
 
     /// Removes at least `need` bytes of what every group has settled, or as much as there is.
     pub(super) async fn trim_settled(&self, topic: TopicId, need: u64) -> Result<(), StoreError> {
-        let mut tx = self.begin().await?;
+        let mut tx = self.begin_slow().await?;
         let (mut grants, parts) = lock_all(&mut tx, topic).await?;
         let floors = floors(&mut tx, topic, &parts, &grants).await?;
         let (mut cuts, mut freed) = (Vec::new(), 0);
@@ -208,8 +214,10 @@ impl Shared {
 
     /// Partitions of `messages` go whose messages are all older than any topic that may have written to them keeps its own.
     async fn drop_ranges_of_messages(&self) -> Result<(), StoreError> {
-        let specs: Vec<(i16, String)> =
-            sqlx::query_as("SELECT class, spec::text FROM store_topics").fetch_all(&self.pool).await.map_err(failed)?;
+        let specs: Vec<(i16, String)> = sqlx::query_as("SELECT class, spec::text FROM store_topics")
+            .fetch_all(&mut *self.look().await?)
+            .await
+            .map_err(failed)?;
         let mut kept: BTreeMap<i16, i64> = BTreeMap::new();
         for (class, spec) in &specs {
             let retention = ms(super::control::topic_spec(spec)?.retention);
@@ -223,11 +231,10 @@ impl Shared {
              LEFT JOIN pg_inherits i ON i.inhrelid = c.oid AND i.inhparent = p.oid \
              WHERE c.relkind = 'r' AND c.relname ~ '^messages_c[0-9]+_[0-9]+$'",
         )
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.look().await?)
         .await
         .map_err(failed)?;
-        let mut connection = self.pool.acquire().await.map_err(failed)?;
-        let now = now(&mut connection, &self.clock).await?;
+        let now = now(&mut self.look().await?, &self.clock).await?;
         for (name, detaching) in ranges {
             let Some((class, from)) = range_named(&name) else { continue };
             let (_, width) = range_of(class, from);
@@ -243,9 +250,10 @@ impl Shared {
                 Some(true) => format!("ALTER TABLE messages DETACH PARTITION {name} FINALIZE"),
             };
             for sql in [detach, format!("DROP TABLE IF EXISTS {name}")] {
-                let Err(error) = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut *connection).await else {
-                    continue;
-                };
+                // Not in a transaction, where a table can't be detached beside others.
+                let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.pool);
+                let done = tokio::time::timeout(DETACH_TIMEOUT, done).await;
+                let Err(error) = done.unwrap_or_else(|_| Err(database::no_answer())) else { continue };
                 // Another broker may be at it, and the table gone, or half detached: then it is gone before long.
                 let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
                 if ["42P01", "55000", "55006"].contains(&&*code) {

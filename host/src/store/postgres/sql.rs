@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row as _};
+use sqlx::{Postgres, Row as _};
 use uuid::Uuid;
 
 use crate::clock::{Clock, Timestamp};
@@ -12,7 +12,7 @@ use crate::store::StoreError;
 use crate::store::embedded::ops::{Body, ENTRY_OVERHEAD_BYTES, Head};
 
 /// A transaction.
-pub(super) type Tx = sqlx::Transaction<'static, sqlx::Postgres>;
+pub(super) type Tx = crate::database::Transaction<Postgres>;
 
 /// A partition: topic and number.
 pub(super) type Place = (i32, i16);
@@ -179,7 +179,7 @@ pub(super) fn body_at(row: &PgRow, at: usize) -> Result<Body, StoreError> {
 }
 
 /// The database's time.
-pub(super) async fn now(connection: &mut PgConnection, clock: &Clock) -> Result<i64, StoreError> {
+pub(super) async fn now(tx: &mut Tx, clock: &Clock) -> Result<i64, StoreError> {
     let (given, ahead) = time(clock);
-    sqlx::query_scalar("SELECT store_now($1, $2)").bind(given).bind(ahead).fetch_one(connection).await.map_err(failed)
+    sqlx::query_scalar("SELECT store_now($1, $2)").bind(given).bind(ahead).fetch_one(&mut **tx).await.map_err(failed)
 }

@@ -23,11 +23,7 @@ pub(super) const ABSENT: &str = "SELECT (SELECT count(*) FROM cursors c \
 impl Shared {
     /// See [`crate::store::MessageStore::stats`].
     pub(super) async fn stats(&self, topic: TopicId) -> Result<TopicStats, StoreError> {
-        let mut tx = self.begin().await?;
-        sqlx::query("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-            .execute(&mut *tx)
-            .await
-            .map_err(failed)?;
+        let mut tx = self.look().await?;
         let now = now(&mut tx, &self.clock).await?;
         let rows = sqlx::query(
             "SELECT part, heads, starts, appended, removed, bytes, keys FROM store_partitions WHERE topic = $1 ORDER BY part",

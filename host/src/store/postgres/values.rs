@@ -191,7 +191,7 @@ impl Shared {
             sqlx::query_as("SELECT version, value FROM plugin_values WHERE namespace = $1 AND key = $2")
                 .bind(namespace)
                 .bind(key)
-                .fetch_optional(&self.pool)
+                .fetch_optional(&mut *self.look().await?)
                 .await
                 .map_err(failed)?;
         Ok(found.map(|(version, value)| KvValue { version: version.cast_unsigned(), value }))
@@ -206,7 +206,7 @@ impl Shared {
         )
         .bind(namespace)
         .bind(key)
-        .fetch_one(&self.pool)
+        .fetch_one(&mut *self.look().await?)
         .await
         .map_err(failed)?;
         let (bytes, keys): (i64, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
@@ -234,7 +234,7 @@ impl Shared {
         .bind(key)
         .bind(n(limit as u64))
         .bind(i32::try_from(head).unwrap_or(i32::MAX))
-        .fetch_all(&self.pool)
+        .fetch_all(&mut *self.look().await?)
         .await
         .map_err(failed)?;
         let head = |(namespace, key, version, head): (String, String, i64, Vec<u8>)| KvHead {

@@ -1,0 +1,137 @@
+//! Which brokers serve together. Invariant: a name has one broker at a time, and one that was not seen for [`ALIVE`] is none,
+//! by the database's clock. Only for a catalog that brokers share. Never decides what follows from that.
+
+use std::time::Duration;
+
+use sqlx::Row as _;
+use sqlx::any::AnyRow;
+
+use super::columns::integer;
+use super::{Catalog, CatalogError};
+use crate::clock::Timestamp;
+
+/// How long a broker counts without being seen: several times what lies between two signs of it.
+pub const ALIVE: Duration = Duration::from_secs(4);
+
+/// How long a component is wanted for a revision to come: longer than that waits for brokers.
+const WANTED_MS: i64 = 600_000;
+
+/// The database's time in milliseconds.
+const NOW: &str = "(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+
+/// A broker of a fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its name.
+    pub node: String,
+    /// Another one each time that it starts.
+    pub instance: String,
+    /// The version of Sluice.
+    pub release: String,
+    /// When it started, by its own clock.
+    pub started_at: Timestamp,
+    /// The version of the catalog that it works on.
+    pub followed: u64,
+    /// The last of the wanted components that it has made ready.
+    pub prepared: u64,
+    /// Whether it finishes what is in flight.
+    pub stopping: bool,
+}
+
+impl Catalog {
+    /// Shows that a broker is there. False: another one has its name.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn beat(&self, member: &Member) -> Result<bool, CatalogError> {
+        let mut writing = self.write_aside().await?;
+        let sql = format!(
+            "INSERT INTO brokers AS b (node, instance, release, started_at, seen, followed, prepared, stopping)
+             VALUES ($1, $2, $3, $4, {NOW}, $5, $6, $7)
+             ON CONFLICT (node) DO UPDATE SET instance = $2, release = $3, started_at = $4, seen = {NOW}, followed = $5,
+                 prepared = $6, stopping = $7
+             WHERE b.instance = $2 OR b.seen <= {NOW} - $8"
+        );
+        let done = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(&member.node)
+            .bind(&member.instance)
+            .bind(&member.release)
+            .bind(member.started_at.0)
+            .bind(integer(member.followed))
+            .bind(integer(member.prepared))
+            .bind(member.stopping)
+            .bind(alive())
+            .execute(&mut *writing)
+            .await?;
+        writing.commit().await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// The brokers that are there, by name.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn members(&self) -> Result<Vec<Member>, CatalogError> {
+        let sql = format!(
+            "SELECT node, instance, release, started_at, followed, prepared, stopping FROM brokers WHERE seen > {NOW} - $1 ORDER BY node"
+        );
+        let mut reading = self.read().await?;
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(alive()).fetch_all(&mut *reading).await?;
+        rows.iter().map(member).collect::<Result<_, _>>().map_err(CatalogError::from)
+    }
+
+    /// Has all brokers make these components ready; the number of the last.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn want_plugins(&self, digests: &[String]) -> Result<u64, CatalogError> {
+        let mut writing = self.write().await?;
+        let old = format!("DELETE FROM wanted_plugins WHERE at < {NOW} - $1");
+        sqlx::query(sqlx::AssertSqlSafe(old)).bind(WANTED_MS).execute(&mut *writing).await?;
+        let mut last: i64 = 0;
+        for digest in digests {
+            let new = format!("INSERT INTO wanted_plugins (digest, at) VALUES ($1, {NOW}) RETURNING id");
+            last = sqlx::query_scalar(sqlx::AssertSqlSafe(new)).bind(digest).fetch_one(&mut *writing).await?;
+        }
+        writing.commit().await?;
+        Ok(last.cast_unsigned())
+    }
+
+    /// The components that are to be ready, with their numbers.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn wanted_plugins(&self) -> Result<Vec<(u64, String)>, CatalogError> {
+        let mut reading = self.read().await?;
+        let rows = sqlx::query("SELECT id, digest FROM wanted_plugins ORDER BY id").fetch_all(&mut *reading).await?;
+        let wanted = |row: &AnyRow| Ok((row.try_get::<i64, _>(0)?.cast_unsigned(), row.try_get(1)?));
+        rows.iter().map(wanted).collect::<Result<_, sqlx::Error>>().map_err(CatalogError::from)
+    }
+
+    /// A broker is there no more. Those that have not been for an hour go as well.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn leave(&self, node: &str, instance: &str) -> Result<(), CatalogError> {
+        let mut writing = self.write_aside().await?;
+        let sql = format!("DELETE FROM brokers WHERE (node = $1 AND instance = $2) OR seen < {NOW} - 3600000");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(node).bind(instance).execute(&mut *writing).await?;
+        Ok(writing.commit().await?)
+    }
+}
+
+fn alive() -> i64 {
+    i64::try_from(ALIVE.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn member(row: &AnyRow) -> Result<Member, sqlx::Error> {
+    Ok(Member {
+        node: row.try_get("node")?,
+        instance: row.try_get("instance")?,
+        release: row.try_get("release")?,
+        started_at: Timestamp(row.try_get("started_at")?),
+        followed: row.try_get::<i64, _>("followed")?.cast_unsigned(),
+        prepared: row.try_get::<i64, _>("prepared")?.cast_unsigned(),
+        stopping: row.try_get("stopping")?,
+    })
+}

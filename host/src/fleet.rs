@@ -1,0 +1,238 @@
+//! A broker among others on one database. Invariant: what others have changed in the catalog is known here before long, and a
+//! change that was made here is answered once all who are there know it, or have had the time to. Decides nothing about what
+//! was changed.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::catalog::members::{ALIVE, Member};
+use crate::catalog::{Catalog, CatalogError};
+use crate::clock::Timestamp;
+use crate::directory::{Directory, DirectoryError};
+use crate::pipeline::Pipelines;
+
+/// How often the catalog is asked whether it has changed: the longest that a broker works on what is old.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// How often a broker shows that it is there; [`ALIVE`] is four of these.
+const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// How long a change waits for brokers that don't follow: one that hangs is not counted any more after [`ALIVE`].
+const SETTLE_MAX: Duration = Duration::from_secs(5);
+/// How long it waits for brokers that make plugins ready: the slowest compile for some ten seconds.
+const PREPARE_MAX: Duration = Duration::from_secs(60);
+/// How often it looks.
+const SETTLE_LOOK: Duration = Duration::from_millis(10);
+
+/// Why a broker is none of the fleet.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// Two brokers have one name.
+    #[error("a broker named '{0}' is there already: give this one another node_id, or stop that one")]
+    Taken(String),
+    /// The catalog's word.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Fleet {
+    catalog: Catalog,
+    node: String,
+    instance: String,
+    started_at: Timestamp,
+    followed: AtomicU64,
+    prepared: AtomicU64,
+    /// What all were known to follow.
+    settled: AtomicU64,
+    /// Whether the last look failed.
+    lags: AtomicBool,
+    /// Whether others may count on it, as far as it knows.
+    is_member: AtomicBool,
+    news: Notify,
+    has_left: Notify,
+    stopping: CancellationToken,
+}
+
+impl Fleet {
+    /// Joins. A broker that crashed a moment ago counts for some seconds still: its successor waits for that.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub async fn join(
+        catalog: Catalog,
+        (node, instance): (String, String),
+        started_at: Timestamp,
+        stopping: CancellationToken,
+    ) -> Result<Arc<Fleet>, JoinError> {
+        let fleet = Fleet {
+            catalog,
+            node,
+            instance,
+            started_at,
+            followed: AtomicU64::new(0),
+            prepared: AtomicU64::new(0),
+            settled: AtomicU64::new(0),
+            lags: AtomicBool::new(false),
+            is_member: AtomicBool::new(false),
+            news: Notify::new(),
+            has_left: Notify::new(),
+            stopping,
+        };
+        let until = Instant::now() + ALIVE + BEAT_EVERY;
+        while !fleet.beat().await? {
+            if Instant::now() >= until {
+                return Err(JoinError::Taken(fleet.node));
+            }
+            tokio::time::sleep(BEAT_EVERY / 4).await;
+        }
+        Ok(Arc::new(fleet))
+    }
+
+    async fn beat(&self) -> Result<bool, CatalogError> {
+        let there = self.catalog.beat(&self.member()).await?;
+        self.is_member.store(there, Ordering::Release);
+        Ok(there)
+    }
+
+    /// This broker, as the others see it.
+    #[must_use]
+    pub fn member(&self) -> Member {
+        Member {
+            node: self.node.clone(),
+            instance: self.instance.clone(),
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            started_at: self.started_at,
+            followed: self.followed.load(Ordering::Acquire),
+            prepared: self.prepared.load(Ordering::Acquire),
+            stopping: self.stopping.is_cancelled(),
+        }
+    }
+
+    /// Whether it was one of the fleet at the last look.
+    #[must_use]
+    pub fn is_member(&self) -> bool {
+        self.is_member.load(Ordering::Acquire)
+    }
+
+    /// The brokers that are there.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn members(&self) -> Result<Vec<Member>, CatalogError> {
+        self.catalog.members().await
+    }
+
+    /// Follows the catalog and shows itself, until the broker has stopped.
+    pub async fn keep_up(
+        self: Arc<Fleet>,
+        directory: Arc<Directory>,
+        pipelines: Arc<Pipelines>,
+        ended: CancellationToken,
+    ) {
+        let following = async {
+            loop {
+                self.look(&directory, &pipelines).await;
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+        };
+        // Apart: what is to be followed may take seconds to be made ready.
+        let showing = async {
+            let mut trouble = false;
+            loop {
+                match self.beat().await {
+                    Ok(true) => trouble = false,
+                    Ok(false) if !trouble => tracing::error!(node = self.node, "another broker has this one's node_id"),
+                    Err(error) if !trouble => {
+                        tracing::error!(%error, "this broker cannot show the fleet that it is there")
+                    }
+                    _ => {}
+                }
+                trouble |= !self.is_member();
+                let soon = tokio::time::timeout(BEAT_EVERY, self.news.notified());
+                // Either is a reason to show itself.
+                let _ = soon.await;
+            }
+        };
+        tokio::select! {
+            () = following => {}
+            () = showing => {}
+            () = ended.cancelled() => {}
+        }
+        if let Err(error) = self.catalog.leave(&self.node, &self.instance).await {
+            tracing::debug!(%error, "this broker could not sign off; it is not counted any more after some seconds");
+        }
+        self.has_left.notify_one();
+    }
+
+    async fn look(&self, directory: &Directory, pipelines: &Pipelines) {
+        let looked = async {
+            if self.catalog.version().await? == self.followed.load(Ordering::Acquire) {
+                return Ok(());
+            }
+            // First what is to run, without waiting for anybody's change: others wait for this with theirs under way.
+            let wanted = self.catalog.wanted_plugins().await?;
+            if let Some((last, _)) = wanted.last()
+                && self.prepared.load(Ordering::Acquire) < *last
+            {
+                pipelines.make_ready(wanted.iter().map(|(_, digest)| digest.as_str())).await;
+                self.prepared.store(*last, Ordering::Release);
+                self.news.notify_one();
+            }
+            self.followed.store(directory.catch_up().await?, Ordering::Release);
+            self.news.notify_one();
+            Ok::<(), DirectoryError>(())
+        };
+        let failed = looked.await.err();
+        let lagged = self.lags.swap(failed.is_some(), Ordering::AcqRel);
+        match failed {
+            Some(error) if !lagged => tracing::error!(%error, "the fleet's catalog cannot be followed; trying again"),
+            None if lagged => tracing::info!("the fleet's catalog is followed again"),
+            _ => {}
+        }
+    }
+
+    /// Waits until this broker has signed off, for at most `patience`.
+    pub async fn left(&self, patience: Duration) {
+        // Who waits in vain is not counted before long, either.
+        let _ = tokio::time::timeout(patience, self.has_left.notified()).await;
+    }
+
+    /// Waits until all brokers that are there know what the catalog holds now.
+    pub async fn settle(&self) {
+        match self.catalog.version().await {
+            Ok(version) if version != self.settled.load(Ordering::Acquire) => {
+                self.until_all("follow", SETTLE_MAX, |member| member.followed >= version).await;
+                self.settled.fetch_max(version, Ordering::AcqRel);
+            }
+            _ => {}
+        }
+    }
+
+    /// Has all brokers that are there make these components ready, and waits for it.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn prepare(&self, digests: &[String]) -> Result<(), CatalogError> {
+        let last = self.catalog.want_plugins(digests).await?;
+        self.until_all("have the plugin ready", PREPARE_MAX, |member| member.prepared >= last).await;
+        Ok(())
+    }
+
+    async fn until_all(&self, what: &str, patience: Duration, has: impl Fn(&Member) -> bool) {
+        let until = Instant::now() + patience;
+        loop {
+            // Whether it can be known or not: the change stands.
+            let Ok(members) = self.catalog.members().await else { return };
+            let Some(behind) = members.iter().find(|member| !has(member)) else { return };
+            if Instant::now() >= until {
+                return tracing::warn!(broker = behind.node, "a broker does not {what}; it is not waited for");
+            }
+            tokio::time::sleep(SETTLE_LOOK).await;
+        }
+    }
+}
