@@ -357,6 +357,6 @@ fn arrived(message: Message) -> Draft {
         priority: meta.priority,
         attempt: 0,
         position: None,
-        inherited: None,
+        drawn: None,
     }
 }

@@ -94,7 +94,7 @@ impl<'a> Line<'a> {
             priority: self.priority,
             attempt: 0,
             position: None,
-            inherited: None,
+            drawn: None,
         })
     }
 }

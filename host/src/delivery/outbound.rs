@@ -263,7 +263,7 @@ fn draft(lease: &Lease) -> Draft {
         priority: meta.priority,
         attempt: lease.attempt,
         position: Some((lease.position.partition, lease.position.offset)),
-        inherited: None,
+        drawn: None,
     }
 }
 

@@ -99,7 +99,7 @@ mod tests {
             priority: 0,
             attempt: 1,
             position: None,
-            inherited: None,
+            drawn: None,
         }
     }
 

@@ -6,6 +6,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use smallvec::{SmallVec, smallvec};
+
 use crate::catalog::model::{OnFault, Scope};
 use crate::clock::Clock;
 use crate::message::{TopicId, TopicName};
@@ -13,8 +15,8 @@ use crate::store::kv_namespace;
 use crate::telemetry::Stopwatch;
 
 use super::breaker::Admission;
-use super::call::{Call, Edit, Item, Powers};
-use super::draft::{Draft, FaultCause, Processed, Rejection, Said, StageFault, StageWord, Verdict};
+use super::call::{Call, Edit, Powers};
+use super::draft::{Draft, FaultCause, Processed, Rejection, Said, StageFault, StageWord, Trail, Verdict};
 use super::instance::{Failure, Instance};
 use super::kv::{CallValues, KvRun};
 use super::limits::{CALL_BYTES_MAX, KV_RERUNS_MAX, PAYLOAD_BYTES_MAX, PRODUCED_BYTES_MAX, RUN_GROWTH_BYTES_MAX};
@@ -36,11 +38,14 @@ pub struct Batch<'a> {
     /// None on the way out.
     kv: Option<KvRun>,
     payload_bytes_max: usize,
-    /// Those that still go on.
-    items: Vec<Item>,
-    /// Those that don't, at their place.
-    done: Vec<Option<Processed>>,
-    trails: Vec<Vec<StageWord>>,
+    /// Those that still go on, in order.
+    items: Vec<Processed>,
+    /// Where they stood in the run.
+    places: Vec<usize>,
+    /// Those that don't, with their places, stage after stage.
+    gone: Vec<(usize, Processed)>,
+    /// How many of them the last stage has not seen.
+    gone_before: usize,
     producible: u64,
     /// Bytes that the messages may still grow by, and that they have grown by.
     growable: u64,
@@ -62,9 +67,12 @@ pub struct Of<'a> {
     pub kv: Option<&'a KvRun>,
 }
 
-/// What a stage said of one message.
+/// Parts of a batch, usually one.
+type Windows = SmallVec<[Range<usize>; 1]>;
+
+/// What a stage said of one message; nothing, if it left it alone.
 enum Word {
-    Edit(Edit),
+    Edit(Option<Box<Edit>>),
     Fault(Failure),
 }
 
@@ -83,7 +91,7 @@ pub fn run_with(
     (clock, shadow): (&Clock, Option<&Shadow>),
 ) -> (Vec<Processed>, u64) {
     let len = drafts.len();
-    let item = |(at, draft): (usize, Draft)| Item { at, lot: draft.lot(), draft, emitted: Vec::new() };
+    let item = |draft| Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Trail::new() };
     let outbound = matches!(of.scope, Scope::Subscription(..));
     let values = || of.kv.cloned().unwrap_or_else(|| KvRun::detached(len));
     let mut batch = Batch {
@@ -95,9 +103,10 @@ pub fn run_with(
         clock,
         outbound,
         payload_bytes_max: usize::try_from(of.payload_bytes_max).unwrap_or(usize::MAX).min(PAYLOAD_BYTES_MAX),
-        items: drafts.into_iter().enumerate().map(item).collect(),
-        done: (0..len).map(|_| None).collect(),
-        trails: (0..len).map(|_| Vec::with_capacity(revision.steps.len())).collect(),
+        items: drafts.into_iter().map(item).collect(),
+        places: (0..len).collect(),
+        gone: Vec::new(),
+        gone_before: 0,
         producible: PRODUCED_BYTES_MAX,
         growable: of.growable,
         grown: 0,
@@ -117,14 +126,15 @@ impl Batch<'_> {
         match candidate {
             None => self.stage(stage, None),
             Some(candidate) if candidate.is_canary() => {
-                let all = std::mem::take(&mut self.items);
-                let (tried, others) = all.into_iter().partition(|item| candidate.takes(item.lot));
-                self.items = others;
+                let (tried, others) = self.placed().partition(|(_, item)| candidate.takes(item.draft.lot()));
+                self.place(others);
                 self.stage(stage, Some((&candidate.trial, Arm::Stable)));
-                let mut others = std::mem::replace(&mut self.items, tried);
+                let mut others: Vec<_> = self.placed().collect();
+                self.place(tried);
                 self.stage(&candidate.stage, Some((&candidate.trial, Arm::Candidate)));
-                self.items.append(&mut others);
-                self.items.sort_unstable_by_key(|item| item.at);
+                others.extend(self.placed());
+                others.sort_unstable_by_key(|(at, _)| *at);
+                self.place(others);
             }
             Some(candidate) => {
                 let copies = self.copies(candidate);
@@ -134,17 +144,31 @@ impl Batch<'_> {
         }
     }
 
+    /// Those that go on, taken out with their places.
+    fn placed(&mut self) -> impl Iterator<Item = (usize, Processed)> + use<> {
+        std::mem::take(&mut self.places).into_iter().zip(std::mem::take(&mut self.items))
+    }
+
+    fn place(&mut self, items: Vec<(usize, Processed)>) {
+        (self.places, self.items) = items.into_iter().unzip();
+    }
+
+    /// The messages that go on, with their places.
+    fn going_on(&self) -> impl Iterator<Item = (usize, &Processed)> {
+        self.places.iter().copied().zip(&self.items)
+    }
+
     /// Of the messages that a version is tried on beside the stage's own, as they come: with their place, and how much was
     /// emitted with them before.
     fn copies(&self, candidate: &Candidate) -> Vec<(usize, usize, Draft)> {
         let Some(shadow) = self.shadow else { return Vec::new() };
-        let taken = || self.items.iter().filter(|item| candidate.takes(item.lot));
+        let taken = || self.going_on().filter(|(_, item)| candidate.takes(item.draft.lot()));
         let count = taken().count();
         if !shadow.has_room(count) {
             candidate.trial.shed(count);
             return Vec::new();
         }
-        taken().map(|item| (item.at, item.emitted.len(), item.draft.clone())).collect()
+        taken().map(|(at, item)| (at, item.emitted.len(), item.draft.clone())).collect()
     }
 
     fn hand_over(&self, candidate: &Arc<Candidate>, copies: Vec<(usize, usize, Draft)>) {
@@ -155,18 +179,18 @@ impl Batch<'_> {
         shadow.push(job, self.clock);
     }
 
-    /// What the stage before this moment made of the message at `at`, which had `emitted` messages with it before; and its
-    /// verdict, if it goes no further.
-    fn made(&self, at: usize, emitted: usize) -> (Made, Option<&Verdict>) {
-        let (said, took) = self.trails[at].last().map_or((Said::Pass, Duration::ZERO), |word| (word.word, word.took));
-        if let Ok(place) = self.items.binary_search_by_key(&at, |item| item.at) {
-            let item = &self.items[place];
-            let emitted = item.emitted.get(emitted..).unwrap_or_default().to_vec();
-            return (Made { said, why: None, draft: item.draft.clone(), emitted, took }, None);
-        }
-        let done = self.done[at].as_ref().expect("a message that is not among the others has its verdict");
-        let why = compare::why(&done.verdict);
-        (Made { said, why, draft: done.draft.clone(), emitted: Vec::new(), took }, Some(&done.verdict))
+    /// What the stage before this moment made of the message at `at`, which had `emitted` messages with it before.
+    fn made(&self, at: usize, emitted: usize) -> (Made, &Verdict) {
+        let gone = &self.gone[self.gone_before..];
+        let item = match self.places.binary_search(&at) {
+            Ok(place) => Some(&self.items[place]),
+            Err(_) => gone.binary_search_by_key(&at, |(at, _)| *at).ok().map(|place| &gone[place].1),
+        };
+        let item = item.expect("a message that the stage has seen goes on or does not");
+        let (said, took) = item.trail.last().map_or((Said::Pass, Duration::ZERO), |word| (word.word, word.took));
+        let emitted = if item.verdict == Verdict::Pass { item.emitted.get(emitted..) } else { None };
+        let emitted = emitted.unwrap_or_default().to_vec();
+        (Made { said, why: compare::why(&item.verdict), draft: item.draft.clone(), emitted, took }, &item.verdict)
     }
 
     /// Of the messages that a stage is about to see, as many as those who follow it are told of.
@@ -176,7 +200,7 @@ impl Batch<'_> {
             return Vec::new();
         }
         let room = stage.log.room_for(self.of.topic, self.items.len());
-        self.items.iter().take(room).map(|item| (item.at, item.emitted.len(), item.draft.clone())).collect()
+        self.going_on().take(room).map(|(at, item)| (at, item.emitted.len(), item.draft.clone())).collect()
     }
 
     fn tell(&self, stage: &Stage, followed: Vec<(usize, usize, Draft)>) {
@@ -211,6 +235,7 @@ impl Batch<'_> {
         stage.metrics.run_seconds.observe(took.as_secs_f64());
         let share = took / u32::try_from(self.items.len()).unwrap_or(u32::MAX).max(1);
         let figures = self.judge(stage, words, share);
+        stage.metrics.count(&figures);
         self.tell(stage, followed);
         if let Some((trial, arm)) = trial {
             trial.ran(arm, self.clock.now(), figures, share);
@@ -234,8 +259,8 @@ impl Batch<'_> {
     }
 
     /// Cuts the batch into calls: earlier stages may have made payloads larger, and this one may want fewer at once.
-    fn windows(&self, messages_max: usize) -> Vec<Range<usize>> {
-        let (mut windows, mut start, mut bytes) = (Vec::new(), 0, 0);
+    fn windows(&self, messages_max: usize) -> Windows {
+        let (mut windows, mut start, mut bytes) = (Windows::new(), 0, 0);
         for (at, item) in self.items.iter().enumerate() {
             let more = item.draft.payload.len();
             if at > start && (at - start >= messages_max || bytes + more > CALL_BYTES_MAX) {
@@ -259,7 +284,7 @@ impl Batch<'_> {
         let whole = window.len();
         let mut timed_out_whole = false;
         // Bounded: a window is followed by at most its own messages one by one, or by halves of itself.
-        let mut waiting = vec![window];
+        let mut waiting: Windows = smallvec![window];
         while let Some(window) = waiting.pop() {
             let Some(window) = self.admitted(stage, window, &mut waiting, words) else { continue };
             match self.call(stage, instance, window.clone(), words) {
@@ -295,7 +320,7 @@ impl Batch<'_> {
         &self,
         stage: &Stage,
         window: Range<usize>,
-        waiting: &mut Vec<Range<usize>>,
+        waiting: &mut Windows,
         words: &mut [Option<Word>],
     ) -> Option<Range<usize>> {
         match stage.breaker.admit(self.clock.now()) {
@@ -392,69 +417,66 @@ impl Batch<'_> {
             return None;
         }
         let machine = &self.revision.machine;
-        let places = call.items[call.window.clone()].iter().map(|item| item.at);
+        let places = self.places[call.window.clone()].iter().copied();
         let namespace = kv_namespace(self.topic_id, &stage.plugin);
         Some(CallValues::new(namespace, (machine.values(), self.clock.clone()), self.kv.clone(), places))
     }
 
     /// Turns the stage's words into verdicts; who is done leaves the batch.
     fn judge(&mut self, stage: &Arc<Stage>, words: Vec<Option<Word>>, share: Duration) -> Figures {
-        let before = std::mem::take(&mut self.items);
+        let mut items = std::mem::take(&mut self.items);
         let mut figures = Figures::default();
-        for (mut item, word) in before.into_iter().zip(words) {
+        let mut some_gone = false;
+        for ((at, item), word) in self.places.iter().zip(&mut items).zip(words) {
             let word = word.expect("every window ends in a word for each of its messages");
             let emitted = item.emitted.len();
             let was_edit = matches!(word, Word::Edit(_));
-            let word = self.grow(&item, word);
+            let word = grow((&mut self.growable, &mut self.grown), item, word);
             if let (true, Word::Fault(_), Some(kv)) = (was_edit, &word, &self.kv) {
-                kv.undo(item.at, &kv_namespace(self.topic_id, &stage.plugin));
+                kv.undo(*at, &kv_namespace(self.topic_id, &stage.plugin));
             }
-            let (said, verdict) = match word {
-                Word::Edit(edit) => edited(stage, &mut item, edit),
-                Word::Fault(failure) => faulted(stage, failure),
+            let word = match word {
+                Word::Edit(None) => Said::Pass,
+                Word::Edit(Some(edit)) => edited(stage, item, *edit),
+                Word::Fault(failure) => faulted(stage, item, failure),
             };
-            figures.count(said, item.emitted.len() - emitted);
-            self.trails[item.at].push(StageWord { stage: Arc::clone(&stage.name), word: said, took: share });
-            match verdict {
-                None => self.items.push(item),
-                Some(verdict) => {
-                    let at = item.at;
-                    self.done[at] = Some(processed(item, verdict));
-                }
-            }
+            figures.count(word, item.emitted.len() - emitted);
+            item.trail.push(StageWord { stage: Arc::clone(&stage.name), word, took: share });
+            some_gone |= item.verdict != Verdict::Pass;
+        }
+        self.items = items;
+        self.gone_before = self.gone.len();
+        if some_gone {
+            let (go_on, gone): (Vec<_>, Vec<_>) = self.placed().partition(|(_, item)| item.verdict == Verdict::Pass);
+            self.place(go_on);
+            self.gone.extend(gone);
         }
         figures
     }
 
-    /// An edit that makes the message larger than the request has room for is a fault.
-    fn grow(&mut self, item: &Item, word: Word) -> Word {
-        let Word::Edit(edit) = word else { return word };
-        let growth = edit.growth(item);
-        let Some(growable) = self.growable.checked_sub(growth) else {
-            let detail =
-                format!("the stages made the messages of one request more than {RUN_GROWTH_BYTES_MAX} bytes larger");
-            return Word::Fault(Failure { cause: FaultCause::Trapped, detail: detail.into() });
-        };
-        (self.growable, self.grown) = (growable, self.grown + growth);
-        Word::Edit(edit)
-    }
-
     fn finish(mut self) -> Vec<Processed> {
-        for item in std::mem::take(&mut self.items) {
-            let at = item.at;
-            self.done[at] = Some(processed(item, Verdict::Pass));
+        if self.gone.is_empty() {
+            return self.items;
         }
-        let with_trail = |(processed, trail): (Option<Processed>, _)| {
-            let processed = processed.expect("every message leaves the batch once, with a verdict or at its end");
-            Processed { trail, ..processed }
-        };
-        self.done.into_iter().zip(self.trails).map(with_trail).collect()
+        let mut all = std::mem::take(&mut self.gone);
+        all.iter_mut().for_each(|(_, item)| item.emitted.clear());
+        all.extend(self.placed());
+        all.sort_unstable_by_key(|(at, _)| *at);
+        all.into_iter().map(|(_, item)| item).collect()
     }
 }
 
-fn processed(item: Item, verdict: Verdict) -> Processed {
-    let emitted = if verdict == Verdict::Pass { item.emitted } else { Vec::new() };
-    Processed { draft: item.draft, verdict, emitted, trail: Vec::new() }
+/// An edit that makes the message larger than the request has room for is a fault.
+fn grow((growable, grown): (&mut u64, &mut u64), item: &Processed, word: Word) -> Word {
+    let Word::Edit(Some(edit)) = word else { return word };
+    let growth = edit.growth(item);
+    let Some(left) = growable.checked_sub(growth) else {
+        let detail =
+            format!("the stages made the messages of one request more than {RUN_GROWTH_BYTES_MAX} bytes larger");
+        return Word::Fault(Failure { cause: FaultCause::Trapped, detail: detail.into() });
+    };
+    (*growable, *grown) = (left, *grown + growth);
+    Word::Edit(Some(edit))
 }
 
 /// Whose fault a failure can be.
@@ -488,45 +510,39 @@ fn fault(words: &mut [Option<Word>], window: Range<usize>, failure: &Failure) {
 }
 
 /// A rejection outweighs a drop, and either outweighs edits, which are not carried out then.
-fn edited(stage: &Stage, item: &mut Item, mut edit: Edit) -> (Said, Option<Verdict>) {
-    let (metrics, name) = (&stage.metrics, Arc::clone(&stage.name));
+fn edited(stage: &Stage, item: &mut Processed, mut edit: Edit) -> Said {
+    let name = || Arc::clone(&stage.name);
     if !edit.rejected.is_empty() {
-        metrics.rejected.inc();
-        let rejection = Rejection {
-            stage: name,
+        item.verdict = Verdict::Reject(Rejection {
+            stage: name(),
             plugin: Arc::clone(&stage.plugin),
             version: Arc::clone(&stage.version),
             faults: edit.rejected,
             on: stage.resolved.spec.on_reject,
-        };
-        return (Said::Rejected, Some(Verdict::Reject(rejection)));
+        });
+        return Said::Rejected;
     }
     if let Some(reason) = edit.dropped.take() {
-        metrics.dropped.inc();
-        return (Said::Dropped, Some(Verdict::Drop { stage: name, reason: reason.into() }));
+        item.verdict = Verdict::Drop { stage: name(), reason: reason.into() };
+        return Said::Dropped;
     }
-    let (counter, word) =
-        if edit.is_change() { (&metrics.changed, Said::Changed) } else { (&metrics.passed, Said::Pass) };
-    counter.inc();
-    metrics.emitted.inc_by(edit.emitted() as u64);
+    let word = if edit.is_change() { Said::Changed } else { Said::Pass };
     edit.apply(item);
-    (word, None)
+    word
 }
 
-fn faulted(stage: &Stage, failure: Failure) -> (Said, Option<Verdict>) {
-    stage.metrics.faulted.inc();
+fn faulted(stage: &Stage, item: &mut Processed, failure: Failure) -> Said {
     stage.metrics.faults(failure.cause).inc();
     let on = stage.resolved.spec.on_fault;
-    if on == OnFault::Pass {
-        return (Said::Fault, None);
+    if on != OnFault::Pass {
+        item.verdict = Verdict::Fault(StageFault {
+            stage: Arc::clone(&stage.name),
+            plugin: Arc::clone(&stage.plugin),
+            version: Arc::clone(&stage.version),
+            cause: failure.cause,
+            detail: failure.detail,
+            on,
+        });
     }
-    let fault = StageFault {
-        stage: Arc::clone(&stage.name),
-        plugin: Arc::clone(&stage.plugin),
-        version: Arc::clone(&stage.version),
-        cause: failure.cause,
-        detail: failure.detail,
-        on,
-    };
-    (Said::Fault, Some(Verdict::Fault(fault)))
+    Said::Fault
 }

@@ -11,7 +11,7 @@ use wasmtime::{Error, Result};
 use crate::message::{HEADERS_BYTES_MAX, HEADERS_MAX, TopicName, has_control};
 
 use super::bindings::types::Column;
-use super::draft::{Draft, Emitted, Lot, PayloadFault};
+use super::draft::{Draft, Emitted, PayloadFault, Processed};
 use super::kv::CallValues;
 use super::limits::{self, cut};
 
@@ -19,19 +19,6 @@ type Headers = Vec<(Arc<str>, Arc<str>)>;
 
 /// What `lens[i]` of a column says for a message that has no value.
 const NO_VALUE: u32 = u32::MAX;
-
-/// A message of a batch: where it stood in the run, and how the stages before left it.
-#[derive(Debug)]
-pub struct Item {
-    /// Its place in the run.
-    pub at: usize,
-    /// As the stages before left it.
-    pub draft: Draft,
-    /// What they emitted with it.
-    pub emitted: Vec<Emitted>,
-    /// As it came in: what stages change does not move a message to another version.
-    pub lot: Lot,
-}
 
 /// What a stage wants done to one message.
 #[derive(Debug, Default)]
@@ -62,7 +49,7 @@ impl Edit {
 
     /// Bytes that the message, and what is emitted with it, will have more than before.
     #[must_use]
-    pub fn growth(&self, item: &Item) -> u64 {
+    pub fn growth(&self, item: &Processed) -> u64 {
         if !self.rejected.is_empty() || self.dropped.is_some() {
             return 0; // Not carried out.
         }
@@ -75,7 +62,7 @@ impl Edit {
     }
 
     /// Carries it out.
-    pub fn apply(self, item: &mut Item) {
+    pub fn apply(self, item: &mut Processed) {
         if let Some(payload) = self.payload {
             item.draft.payload = payload;
         }
@@ -86,7 +73,7 @@ impl Edit {
             item.draft.headers = headers;
         }
         if let Some(key) = self.key {
-            item.draft.key = key;
+            item.draft.set_key(key);
         }
         item.emitted.extend(self.emitted);
     }
@@ -111,11 +98,11 @@ pub struct Call {
     /// The topic of all of them.
     pub topic: TopicName,
     /// All messages of the batch; the guest sees those in `window`.
-    pub items: Vec<Item>,
+    pub items: Vec<Processed>,
     /// Which ones the guest sees, from index 0.
     pub window: Range<usize>,
-    /// One per message of the window.
-    pub edits: Vec<Edit>,
+    /// One per message of the window; none for those that it leaves alone, which are most.
+    pub edits: Vec<Option<Box<Edit>>>,
     /// What the stage may do.
     pub powers: Powers,
     /// Bytes that all stages of the batch may still make.
@@ -129,8 +116,8 @@ pub struct Call {
 impl Call {
     /// The messages of `window`, untouched.
     #[must_use]
-    pub fn new(topic: TopicName, items: Vec<Item>, window: Range<usize>, powers: Powers, producible: u64) -> Call {
-        let edits = window.clone().map(|_| Edit::default()).collect();
+    pub fn new(topic: TopicName, items: Vec<Processed>, window: Range<usize>, powers: Powers, producible: u64) -> Call {
+        let edits = window.clone().map(|_| None).collect();
         let (copyable, emits_left) = (limits::COPIED_BYTES_MAX, limits::EMITS_MAX);
         Call { topic, items, window, edits, powers, producible, values: None, copyable, emits_left }
     }
@@ -156,13 +143,24 @@ impl Call {
     }
 
     pub(super) fn edit(&mut self, i: u32) -> Result<&mut Edit> {
+        let place = self.place_in_window(i)?;
+        Ok(self.edits[place].get_or_insert_default())
+    }
+
+    /// A message with what has been done to it so far.
+    fn edited(&self, i: u32) -> Result<(&Draft, Option<&Edit>)> {
         let place = self.place(i)?;
-        Ok(&mut self.edits[place - self.window.start])
+        Ok((&self.items[place].draft, self.edits[place - self.window.start].as_deref()))
+    }
+
+    pub(super) fn content_type(&self, i: u32) -> Result<&Arc<str>> {
+        let (draft, edit) = self.edited(i)?;
+        Ok(edit.and_then(|edit| edit.content_type.as_ref()).unwrap_or(&draft.content_type))
     }
 
     pub(super) fn headers(&self, i: u32) -> Result<&Headers> {
-        let place = self.place(i)?;
-        Ok(self.edits[place - self.window.start].headers.as_ref().unwrap_or(&self.items[place].draft.headers))
+        let (draft, edit) = self.edited(i)?;
+        Ok(edit.and_then(|edit| edit.headers.as_ref()).unwrap_or(&draft.headers))
     }
 
     pub(super) fn header(&self, i: u32, name: &str) -> Result<Option<&Arc<str>>> {
@@ -172,17 +170,18 @@ impl Call {
     pub(super) fn headers_mut(&mut self, i: u32) -> Result<&mut Headers> {
         let place = self.place(i)?;
         let before = &self.items[place].draft.headers;
-        Ok(self.edits[place - self.window.start].headers.get_or_insert_with(|| before.clone()))
+        let edit = self.edits[place - self.window.start].get_or_insert_default();
+        Ok(edit.headers.get_or_insert_with(|| before.clone()))
     }
 
     pub(super) fn payload(&self, i: u32) -> Result<&Bytes> {
-        let place = self.place(i)?;
-        Ok(self.edits[place - self.window.start].payload.as_ref().unwrap_or(&self.items[place].draft.payload))
+        let (draft, edit) = self.edited(i)?;
+        Ok(edit.and_then(|edit| edit.payload.as_ref()).unwrap_or(&draft.payload))
     }
 
     pub(super) fn key(&self, i: u32) -> Result<&Option<Arc<str>>> {
-        let place = self.place(i)?;
-        Ok(self.edits[place - self.window.start].key.as_ref().unwrap_or(&self.items[place].draft.key))
+        let (draft, edit) = self.edited(i)?;
+        Ok(edit.and_then(|edit| edit.key.as_ref()).unwrap_or(&draft.key))
     }
 
     /// Counts bytes on their way between host and guest.
@@ -256,7 +255,7 @@ impl Call {
         self.produce(payload.len() + headers_bytes(&headers) + key.as_ref().map_or(0, String::len))?;
         let headers = headers.into_iter().map(|(name, value)| (name.into(), value.into())).collect();
         let stage = Arc::clone(&self.powers.stage);
-        let lot = self.items[self.place(i)?].lot;
+        let lot = self.items[self.place(i)?].draft.lot();
         let key = key.map(Arc::from);
         self.edit(i)?.emitted.push(Emitted { topic, key, payload: payload.into(), headers, stage, lot });
         Ok(())

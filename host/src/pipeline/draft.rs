@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use crate::catalog::model::{OnFault, OnReject};
 use crate::clock::Timestamp;
@@ -35,16 +36,21 @@ pub struct Draft {
     pub attempt: u32,
     /// Where it is stored; none on the way in.
     pub position: Option<(Partition, Offset)>,
-    /// The lot of the message that it was emitted with.
-    pub inherited: Option<Lot>,
+    /// Its lot, where that is not the one of its key: of the message that it was emitted with, or of the key that it came with.
+    pub drawn: Option<Lot>,
 }
 
 impl Draft {
     /// What decides which versions see it: always the same for one key, or for one message without a key.
     #[must_use]
     pub fn lot(&self) -> Lot {
-        let drawn = || Lot::of(self.key.as_deref().map_or(self.id.0.as_bytes(), str::as_bytes));
-        self.inherited.unwrap_or_else(drawn)
+        self.drawn.unwrap_or_else(|| Lot::of(self.key.as_deref().map_or(self.id.0.as_bytes(), str::as_bytes)))
+    }
+
+    /// Changes its key, which does not move it to other versions.
+    pub fn set_key(&mut self, key: Option<Arc<str>>) {
+        self.drawn = Some(self.lot());
+        self.key = key;
     }
 }
 
@@ -83,13 +89,17 @@ pub struct Processed {
     /// What they emitted; empty unless the verdict is `Pass`.
     pub emitted: Vec<Emitted>,
     /// Each stage's word, for `?explain=true`.
-    pub trail: Vec<StageWord>,
+    pub trail: Trail,
 }
 
+/// The words of the stages that saw a message, in order; most pipelines have one.
+pub type Trail = SmallVec<[StageWord; 1]>;
+
 /// What a pipeline says of one message.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Verdict {
     /// It goes on, as it is in the draft.
+    #[default]
     Pass,
     /// It goes no further, and that is well.
     Drop {
@@ -207,7 +217,7 @@ pub struct Emitted {
     pub headers: Vec<(Arc<str>, Arc<str>)>,
     /// The stage, for the id (parent, stage, n).
     pub stage: Arc<str>,
-    /// The lot of the message that it was emitted with.
+    /// Its lot, where that is not the one of its key: of the message that it was emitted with, or of the key that it came with.
     pub lot: Lot,
 }
 

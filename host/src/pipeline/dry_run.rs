@@ -15,7 +15,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::message::TopicName;
 
 use super::change::{NotBuilt, refusal};
-use super::draft::{Draft, FaultCause, Processed, Said, Verdict};
+use super::draft::{Draft, FaultCause, Processed, Said, Trail, Verdict};
 use super::figures::FigureFamilies;
 use super::kv::{Fate, KvRun, Scratch, Transaction};
 use super::limits::RUN_GROWTH_BYTES_MAX;
@@ -416,5 +416,5 @@ impl Arm {
 
 /// What no stage has looked at.
 fn as_it_came(draft: Draft) -> Processed {
-    Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() }
+    Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Trail::new() }
 }

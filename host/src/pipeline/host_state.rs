@@ -124,9 +124,7 @@ impl types::HostBatch for HostState {
 
     fn content_type(&mut self, _: B, i: u32) -> Result<String> {
         let call = self.call()?;
-        let edited = call.edit(i)?.content_type.clone();
-        let value =
-            edited.map_or_else(|| call.draft(i).map(|draft| draft.content_type.to_string()), |v| Ok(v.to_string()))?;
+        let value = call.content_type(i)?.to_string();
         call.copy(value.len())?;
         Ok(value)
     }

@@ -13,6 +13,7 @@ use prometheus::{
 };
 
 use super::draft::FaultCause;
+use super::rollout::Figures;
 
 /// From a header-only stage over one message to the longest call that `timeoutMs` allows.
 const RUN_BUCKETS: [f64; 12] =
@@ -88,17 +89,17 @@ pub struct PluginMetrics {
     /// Batches.
     pub runs: IntCounter,
     /// Messages that went on as they were.
-    pub passed: IntCounter,
+    passed: IntCounter,
     /// Messages that went on, changed.
-    pub changed: IntCounter,
+    changed: IntCounter,
     /// Messages that were dropped.
-    pub dropped: IntCounter,
+    dropped: IntCounter,
     /// Messages that were rejected.
-    pub rejected: IntCounter,
+    rejected: IntCounter,
     /// Messages that the stage failed on.
-    pub faulted: IntCounter,
+    faulted: IntCounter,
     /// Messages that were emitted.
-    pub emitted: IntCounter,
+    emitted: IntCounter,
     /// Wall time of a batch in the stage.
     pub run_seconds: Histogram,
     /// Instances that exist.
@@ -116,6 +117,15 @@ const CAUSES: [FaultCause; 5] =
     [FaultCause::Failed, FaultCause::TimedOut, FaultCause::OutOfMemory, FaultCause::Trapped, FaultCause::BreakerOpen];
 
 impl PluginMetrics {
+    /// What a run made of its messages.
+    pub fn count(&self, run: &Figures) {
+        let of = [&self.passed, &self.changed, &self.dropped, &self.rejected, &self.faulted, &self.emitted];
+        let counts = [run.passed, run.changed, run.dropped, run.rejected, run.faulted, run.emitted];
+        for (counter, count) in of.into_iter().zip(counts).filter(|(_, count)| *count > 0) {
+            counter.inc_by(count);
+        }
+    }
+
     /// Messages that failed for `cause`.
     #[must_use]
     pub fn faults(&self, cause: FaultCause) -> &IntCounter {

@@ -70,7 +70,7 @@ use crate::fleet::Fleet;
 use crate::store::MessageStore;
 
 use self::component::{Components, Loaded};
-use self::draft::{Draft, Processed, Verdict};
+use self::draft::{Draft, Processed, Trail, Verdict};
 use self::engine::Ticker;
 use self::figures::FigureFamilies;
 use self::follow::Lagging;
@@ -543,5 +543,5 @@ pub fn served_version() -> String {
 }
 
 fn pass(draft: Draft) -> Processed {
-    Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() }
+    Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Trail::new() }
 }

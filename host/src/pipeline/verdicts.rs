@@ -49,10 +49,10 @@ impl Told {
         (at, topic, from): (Timestamp, TopicName, Arc<Speaker>),
         mut before: Made,
         mut after: Made,
-        verdict: Option<&Verdict>,
+        verdict: &Verdict,
     ) -> Told {
         let faults = match verdict {
-            Some(Verdict::Reject(rejection)) => rejection.faults.clone(),
+            Verdict::Reject(rejection) => rejection.faults.clone(),
             _ => Vec::new(),
         };
         let emitted: usize = after.emitted.iter().map(|emitted| emitted.payload.len()).sum();

@@ -6,6 +6,7 @@ use super::{Answer, Emissions, PublishError, Published, Status, Work};
 use crate::catalog::model::Topic;
 use crate::clock::Timestamp;
 use crate::message::MessageId;
+use crate::pipeline::draft::Trail;
 use crate::store::{AppendOutcome, DedupOutcome, Entry, Fate};
 
 /// The answer before the stages and the store have had their word.
@@ -19,7 +20,7 @@ pub(super) fn published(topic: &Arc<Topic>, work: &Work, at: Timestamp, revision
         revision,
         stage: None,
         reason: None,
-        trail: Vec::new(),
+        trail: Trail::new(),
     }
 }
 
@@ -50,7 +51,7 @@ pub(super) fn duplicate(topic: &Arc<Topic>, outcome: DedupOutcome) -> Published 
         revision: outcome.revision,
         stage,
         reason,
-        trail: Vec::new(),
+        trail: Trail::new(),
     }
 }
 

@@ -13,7 +13,7 @@ use super::{PublishError, Publisher};
 use crate::catalog::model::{OnReject, Scope, Topic};
 use crate::message::{DeadLetterFacts, Failure, Message, MessageId, MessageMeta, Partition, TopicId, TopicName};
 use crate::pipeline::RUN_GROWTH_BYTES_MAX;
-use crate::pipeline::draft::{Draft, Emitted, Processed, Verdict};
+use crate::pipeline::draft::{Draft, Emitted, Processed, Trail, Verdict};
 use crate::pipeline::kv::{KvRun, Transaction};
 
 /// From DESIGN §5: a message, and what came of it, is emitted on four times at most.
@@ -130,14 +130,14 @@ impl Publisher {
             priority: 0,
             attempt: 0,
             position: None,
-            inherited: Some(emitted.lot),
+            drawn: Some(emitted.lot),
         }
     }
 
     async fn run_emitted(&self, target: &Topic, draft: Draft, values: KvRun) -> Result<(u64, Processed), PublishError> {
         let scope = Scope::Topic(target.id);
         if let Some(revision) = self.pipelines.revision_without_stages(scope) {
-            let processed = Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Vec::new() };
+            let processed = Processed { draft, verdict: Verdict::Pass, emitted: Vec::new(), trail: Trail::new() };
             return Ok((revision, processed));
         }
         let ran = self.pipelines.run_with(scope, target, vec![draft], Some(values)).await;

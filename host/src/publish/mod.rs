@@ -343,7 +343,7 @@ fn draft(work: &Work, now: Timestamp) -> Draft {
         priority: request.priority,
         attempt: 0,
         position: None,
-        inherited: None,
+        drawn: None,
     }
 }
 

@@ -10,7 +10,7 @@ use crate::catalog::model::Topic;
 use crate::clock::Timestamp;
 use crate::message::{MessageId, Offset, Partition, TraceContext};
 use crate::pipeline::PipelineError;
-use crate::pipeline::draft::{Rejection, StageFault, StageWord};
+use crate::pipeline::draft::{Rejection, StageFault, Trail};
 use crate::store::StoreError;
 
 /// One message to publish.
@@ -151,7 +151,7 @@ pub struct Published {
     /// In that stage's words.
     pub reason: Option<Arc<str>>,
     /// Each stage's word.
-    pub trail: Vec<StageWord>,
+    pub trail: Trail,
 }
 
 /// Why nothing was stored.

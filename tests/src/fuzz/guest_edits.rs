@@ -137,7 +137,7 @@ fn draft(number: u64, script: &[u8], outbound: bool) -> Draft {
         priority: 3,
         attempt: u32::from(outbound),
         position: outbound.then(|| (0, Offset::new(3, number))),
-        inherited: None,
+        drawn: None,
     }
 }
 

@@ -96,7 +96,7 @@ impl Pump {
             priority: request.priority,
             attempt: u32::from(is_out),
             position: is_out.then(|| (0, Offset::new(0, number))),
-            inherited: None,
+            drawn: None,
         }
     }
 }

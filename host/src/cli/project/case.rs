@@ -171,7 +171,7 @@ fn draft(at: usize, message: Value, outbound: bool) -> Result<Draft, String> {
         priority: fields.small("priority", 9)?.unwrap_or(0),
         attempt: u32::from(fields.small("attempt", 255)?.unwrap_or(u8::from(outbound))),
         position,
-        inherited: None,
+        drawn: None,
     };
     match message.keys().next() {
         Some(unknown) => Err(format!("there is no field '{unknown}'")),

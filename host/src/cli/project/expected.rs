@@ -245,14 +245,14 @@ mod tests {
             priority: 0,
             attempt: 0,
             position: None,
-            inherited: None,
+            drawn: None,
         }
     }
 
     fn after(word: Said, verdict: Verdict, change: impl FnOnce(&mut Draft)) -> Processed {
         let mut draft = before();
         change(&mut draft);
-        let trail = vec![StageWord { stage: "trial".into(), word, took: Duration::ZERO }];
+        let trail = smallvec::smallvec![StageWord { stage: "trial".into(), word, took: Duration::ZERO }];
         Processed { draft, verdict, emitted: Vec::new(), trail }
     }
 

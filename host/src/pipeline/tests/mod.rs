@@ -226,7 +226,7 @@ pub(crate) fn draft(payload: &str, headers: &[(&str, &str)]) -> Draft {
         priority: 0,
         attempt: 0,
         position: None,
-        inherited: None,
+        drawn: None,
     }
 }
 

@@ -72,7 +72,7 @@ fn drafts(count: usize) -> Vec<Draft> {
         priority: 0,
         attempt: 0,
         position: None,
-        inherited: None,
+        drawn: None,
     };
     (0..count).map(draft).collect()
 }
