@@ -4,6 +4,8 @@
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 WASM := wasm32-wasip2
 BIN := $(CARGO_TARGET_DIR)/debug
+# What `make test` also runs over PostgreSQL: the core of what a broker does.
+OVER_POSTGRES := batches:: delivery:: idempotency:: pipelines:: pipeline_revisions:: request_reply:: seek:: webhooks::
 
 .DEFAULT_GOAL := help
 .PHONY: help demo run build plugins test check bench soak fuzz audit fmt clean wasm-target
@@ -27,6 +29,7 @@ plugins: wasm-target ## build the plugins of this repository to WebAssembly
 
 test: build ## every test: broker, suites against the real binary, SDK, plugins
 	cargo test --workspace
+	SLUICE_TEST_STORAGE=postgres cargo test --workspace --test suites -- $(OVER_POSTGRES)
 	cd plugin-sdk && cargo test
 	cd plugins && cargo test --workspace
 

@@ -227,7 +227,7 @@ impl Broker {
             crate::config::follow_test_clock(file, clock.clone());
         }
         let started_at = clock.now();
-        let (store, catalog, fleet): (Arc<dyn MessageStore>, _, _) = match &config.storage {
+        let (store, catalog, shared): (Arc<dyn MessageStore>, _, _) = match &config.storage {
             None => {
                 let options = EmbeddedOptions::new(&data_dir.join("store"), clock.clone());
                 let store = in_background(move || EmbeddedStore::open(options)).await?;
@@ -245,7 +245,8 @@ impl Broker {
                     node: config.node_id.as_str().into(),
                     clock: clock.clone(),
                 };
-                (Arc::new(PostgresStore::open(options).await?), catalog, Some(fleet))
+                let store = Arc::new(PostgresStore::open(options).await?);
+                (Arc::clone(&store) as _, catalog, Some((fleet, store)))
             }
         };
         let plugin_options = PipelineOptions::new(&config.plugins, &data_dir);
@@ -261,16 +262,17 @@ impl Broker {
             entropy: entropy.clone(),
             dead_letter_retention: config.messaging.dead_letter_retention,
             at_most: (config.limits.topics_max, config.limits.subscriptions_max),
-            is_shared: fleet.is_some(),
+            is_shared: shared.is_some(),
         })
         .await?;
         crate::system_topics::ensure(&directory).await?;
         let ended = CancellationToken::new();
-        if let Some(fleet) = &fleet {
-            let following = (Arc::clone(&directory), Arc::clone(&pipelines));
-            tokio::spawn(Arc::clone(fleet).keep_up(following.0, following.1, ended.clone()));
-            pipelines.run_among(fleet);
-        }
+        let fleet = shared.map(|(fleet, store)| {
+            let followed = (Arc::clone(&directory), Arc::clone(&pipelines));
+            tokio::spawn(Arc::clone(&fleet).keep_up(followed, store, ended.clone()));
+            pipelines.run_among(&fleet);
+            fleet
+        });
         let outbound =
             Arc::new(Outbound::new(Arc::clone(&store), Arc::clone(&pipelines), clock.clone(), entropy.clone()));
         let (events, waiting) = events::channel(clock.clone(), &registry)?;

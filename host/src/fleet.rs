@@ -6,15 +6,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::time::Instant;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::catalog::members::{ALIVE, Member};
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Timestamp;
-use crate::directory::{Directory, DirectoryError};
+use crate::directory::Directory;
 use crate::pipeline::Pipelines;
+use crate::store::StoreError;
+use crate::store::postgres::PostgresStore;
+use crate::telemetry::Stopwatch;
 
 /// How often the catalog is asked whether it has changed: the longest that a broker works on what is old.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -49,8 +51,6 @@ pub struct Fleet {
     prepared: AtomicU64,
     /// What all were known to follow.
     settled: AtomicU64,
-    /// Whether the last look failed.
-    lags: AtomicBool,
     /// Whether others may count on it, as far as it knows.
     is_member: AtomicBool,
     news: Notify,
@@ -77,15 +77,14 @@ impl Fleet {
             followed: AtomicU64::new(0),
             prepared: AtomicU64::new(0),
             settled: AtomicU64::new(0),
-            lags: AtomicBool::new(false),
             is_member: AtomicBool::new(false),
             news: Notify::new(),
             has_left: Notify::new(),
             stopping,
         };
-        let until = Instant::now() + ALIVE + BEAT_EVERY;
+        let waited = Stopwatch::start();
         while !fleet.beat().await? {
-            if Instant::now() >= until {
+            if waited.elapsed() >= ALIVE + BEAT_EVERY {
                 return Err(JoinError::Taken(fleet.node));
             }
             tokio::time::sleep(BEAT_EVERY / 4).await;
@@ -130,38 +129,23 @@ impl Fleet {
     /// Follows the catalog and shows itself, until the broker has stopped.
     pub async fn keep_up(
         self: Arc<Fleet>,
-        directory: Arc<Directory>,
-        pipelines: Arc<Pipelines>,
+        (directory, pipelines): (Arc<Directory>, Arc<Pipelines>),
+        store: Arc<PostgresStore>,
         ended: CancellationToken,
     ) {
-        let following = async {
-            loop {
-                self.look(&directory, &pipelines).await;
-                tokio::time::sleep(LOOK_EVERY).await;
-            }
-        };
-        // Apart: what is to be followed may take seconds to be made ready.
-        let showing = async {
-            let mut trouble = false;
-            loop {
-                match self.beat().await {
-                    Ok(true) => trouble = false,
-                    Ok(false) if !trouble => tracing::error!(node = self.node, "another broker has this one's node_id"),
-                    Err(error) if !trouble => {
-                        tracing::error!(%error, "this broker cannot show the fleet that it is there")
-                    }
-                    _ => {}
-                }
-                trouble |= !self.is_member();
-                let soon = tokio::time::timeout(BEAT_EVERY, self.news.notified());
-                // Either is a reason to show itself.
-                let _ = soon.await;
-            }
-        };
+        let (told, heard) = watch::channel(0);
+        // Each apart: what is to be made ready may take seconds, and what is to be followed may wait for a change that waits for
+        // that, here or on another broker.
         tokio::select! {
-            () = following => {}
-            () = showing => {}
+            () = self.keep_looking(told) => {}
+            () = self.keep_ready(&pipelines, heard.clone()) => {}
+            () = self.keep_following(&directory, heard) => {}
+            () = self.keep_showing(&store) => {}
             () = ended.cancelled() => {}
+        }
+        // What it has leased and not sent is for the others now.
+        if let Err(error) = store.end_sending(&self.node).await {
+            tracing::debug!(%error, "what was not sent waits until its leases end");
         }
         if let Err(error) = self.catalog.leave(&self.node, &self.instance).await {
             tracing::debug!(%error, "this broker could not sign off; it is not counted any more after some seconds");
@@ -169,31 +153,92 @@ impl Fleet {
         self.has_left.notify_one();
     }
 
-    async fn look(&self, directory: &Directory, pipelines: &Pipelines) {
-        let looked = async {
-            if self.catalog.version().await? == self.followed.load(Ordering::Acquire) {
-                return Ok(());
+    /// Tells of each new version of the catalog.
+    async fn keep_looking(&self, told: watch::Sender<u64>) {
+        let mut trouble = false;
+        loop {
+            match self.catalog.version().await {
+                Ok(version) => {
+                    told.send_if_modified(|known| std::mem::replace(known, version) != version);
+                    trouble = false;
+                }
+                Err(error) if !trouble => {
+                    tracing::error!(%error, "the fleet's catalog cannot be followed; trying again");
+                    trouble = true;
+                }
+                Err(_) => {}
             }
-            // First what is to run, without waiting for anybody's change: others wait for this with theirs under way.
-            let wanted = self.catalog.wanted_plugins().await?;
-            if let Some((last, _)) = wanted.last()
-                && self.prepared.load(Ordering::Acquire) < *last
-            {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Makes ready what revisions to come run, without waiting for anybody's change.
+    async fn keep_ready(&self, pipelines: &Pipelines, mut heard: watch::Receiver<u64>) {
+        while heard.changed().await.is_ok() {
+            let wanted = match self.catalog.wanted_plugins().await {
+                Ok(wanted) => wanted,
+                Err(_) => {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    heard.mark_changed();
+                    continue;
+                }
+            };
+            let last = wanted.last().map_or(0, |(last, _)| *last);
+            if self.prepared.load(Ordering::Acquire) < last {
                 pipelines.make_ready(wanted.iter().map(|(_, digest)| digest.as_str())).await;
-                self.prepared.store(*last, Ordering::Release);
+                self.prepared.store(last, Ordering::Release);
                 self.news.notify_one();
             }
-            self.followed.store(directory.catch_up().await?, Ordering::Release);
-            self.news.notify_one();
-            Ok::<(), DirectoryError>(())
-        };
-        let failed = looked.await.err();
-        let lagged = self.lags.swap(failed.is_some(), Ordering::AcqRel);
-        match failed {
-            Some(error) if !lagged => tracing::error!(%error, "the fleet's catalog cannot be followed; trying again"),
-            None if lagged => tracing::info!("the fleet's catalog is followed again"),
-            _ => {}
         }
+    }
+
+    async fn keep_following(&self, directory: &Directory, mut heard: watch::Receiver<u64>) {
+        let mut trouble = false;
+        while heard.changed().await.is_ok() {
+            match directory.catch_up().await {
+                Ok(version) => {
+                    self.followed.store(version, Ordering::Release);
+                    self.news.notify_one();
+                    trouble = false;
+                }
+                Err(error) => {
+                    if !trouble {
+                        tracing::error!(%error, "what other brokers have changed cannot be taken over; trying again");
+                    }
+                    trouble = true;
+                    tokio::time::sleep(LOOK_EVERY).await;
+                    heard.mark_changed();
+                }
+            }
+        }
+    }
+
+    async fn keep_showing(&self, store: &PostgresStore) {
+        let mut trouble = false;
+        loop {
+            match self.beat().await {
+                Ok(true) => trouble = false,
+                Ok(false) if !trouble => tracing::error!(node = self.node, "another broker has this one's node_id"),
+                Err(error) if !trouble => tracing::error!(%error, "this broker cannot show the fleet that it is there"),
+                _ => {}
+            }
+            trouble |= !self.is_member();
+            if let Err(error) = self.stand_in(store).await {
+                tracing::warn!(%error, "what a lost broker was about to send waits until its leases end");
+            }
+            // Either is a reason to show itself.
+            let _ = tokio::time::timeout(BEAT_EVERY, self.news.notified()).await;
+        }
+    }
+
+    /// What brokers that are lost were about to send is free for the others.
+    async fn stand_in(&self, store: &PostgresStore) -> Result<(), StoreError> {
+        // A catalog that fails is told of by who shows this broker.
+        for node in self.catalog.take_lost().await.unwrap_or_default() {
+            tracing::warn!(node, "a broker is lost; the others send what it was about to");
+            store.end_sending(&node).await?;
+        }
+        Ok(())
     }
 
     /// Waits until this broker has signed off, for at most `patience`.
@@ -224,12 +269,12 @@ impl Fleet {
     }
 
     async fn until_all(&self, what: &str, patience: Duration, has: impl Fn(&Member) -> bool) {
-        let until = Instant::now() + patience;
+        let waited = Stopwatch::start();
         loop {
             // Whether it can be known or not: the change stands.
             let Ok(members) = self.catalog.members().await else { return };
             let Some(behind) = members.iter().find(|member| !has(member)) else { return };
-            if Instant::now() >= until {
+            if waited.elapsed() >= patience {
                 return tracing::warn!(broker = behind.node, "a broker does not {what}; it is not waited for");
             }
             tokio::time::sleep(SETTLE_LOOK).await;

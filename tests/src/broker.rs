@@ -57,6 +57,16 @@ impl Settings {
         self.on(&Postgres::shared_with_tables("suite"), "broker")
     }
 
+    /// What is kept stays where it is.
+    fn stay_on_storage_of(&mut self, before: Settings) {
+        for (name, value) in before.env {
+            let is_storage = ["SLUICE__POSTGRES__URL", "SLUICE__NODE_ID"].contains(&&*name);
+            if is_storage && !self.env.iter().any(|(known, _)| *known == name) {
+                self.env.push((name, value));
+            }
+        }
+    }
+
     /// The broker makes its signing secret itself, as at a first start on a laptop.
     #[must_use]
     pub fn own_secret(mut self) -> Settings {
@@ -282,7 +292,8 @@ impl Broker {
     /// # Panics
     /// When it still runs.
     pub async fn restart_with(&mut self, settings: Settings) {
-        self.settings = settings;
+        let before = std::mem::replace(&mut self.settings, settings);
+        self.settings.stay_on_storage_of(before);
         self.restart().await;
     }
 

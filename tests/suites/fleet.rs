@@ -2,12 +2,17 @@
 //! the others when it is answered.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
+use sluice_tests::receiver::Scripted;
 use sluice_tests::servers::Postgres;
 use sluice_tests::{Broker, Receiver, Settings, guest};
+use sqlx::postgres::PgConnection;
+use sqlx::{Connection as _, Executor as _};
+use tokio::sync::Notify;
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 
@@ -86,6 +91,30 @@ async fn an_endpoint_gets_each_message_once_whichever_broker_takes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_broker_that_crashed_was_about_to_send_is_sent_by_the_others() {
+    let url = Postgres::shared_with_tables("crashing_brokers");
+    let mut a = Broker::with(Settings::new().on(&url, "a")).await;
+    let receiver = Receiver::start().await;
+    // No answer ever: what is sent stays leased, for an hour.
+    receiver.answers([Scripted::from(200).held_until(Arc::new(Notify::new()))]);
+    a.create_topic("news", "PubSub").await;
+    a.subscribe_push("news", "g", &receiver.url(), json!({"ackTimeout": "PT1H"})).await;
+    a.create_topic("work", "Queue").await;
+    a.publish("news", "1").await;
+    a.publish("work", "2").await;
+    receiver.received(1).await;
+    let fetched = a.consume("work", "g").limit(1).ack_timeout(3600).await.remove(0);
+    let b = Broker::with(Settings::new().on(&url, "b")).await;
+    a.kill();
+    let twice = receiver.received(2).await;
+    assert_eq!(twice[0].json()["messageId"], twice[1].json()["messageId"]);
+    // What was fetched from it is settled with another one, and was not given to anybody else meanwhile.
+    b.consume("work", "g").expect_nothing().await;
+    let receipt = json!({"consumerGroup": "g", "receipt": fetched.receipt()});
+    b.post(&format!("/messages/{}/ack", fetched.id()), &receipt).await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_name_has_one_broker_and_one_that_is_gone_is_not_listed() {
     let url = Postgres::shared_with_tables("names");
     let mut a = Broker::with(Settings::new().on(&url, "a")).await;
@@ -96,4 +125,30 @@ async fn a_name_has_one_broker_and_one_that_is_gone_is_not_listed() {
     // One that crashed is waited for, and takes its own name again.
     a.crash().await;
     assert_eq!(nodes(&a).await, ["a"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_lock_or_a_connection_is_told_so_and_served_again() {
+    let url = Postgres::shared_with_tables("locked");
+    let settings = Settings::new().on(&url, "a").env("SLUICE__POSTGRES__CONNECTIONS_MAX", "2");
+    let a = Broker::with(settings).await;
+    a.create_topic("orders", "Queue").await;
+    a.publish("orders", "1").await;
+    let lock = PgConnection::connect(&url).await.expect("the server answers");
+    let mut lock = held_lock(lock).await;
+    // The first two hold the connections until the server ends their statements, the others get none.
+    let four = ["2", "3", "4", "5"].map(|payload| a.publish("orders", payload).answer());
+    for answer in futures_util::future::join_all(four).await {
+        answer.expect_problem(503, "STORE_UNAVAILABLE");
+    }
+    lock.execute("ROLLBACK").await.expect("the lock is given back");
+    a.publish("orders", "6").await;
+    let payloads: Vec<String> =
+        a.consume("orders", "g").drain(2).await.iter().map(|one| one.payload().to_owned()).collect();
+    assert_eq!(payloads, ["1", "6"]);
+}
+
+async fn held_lock(mut connection: PgConnection) -> PgConnection {
+    connection.execute("BEGIN; LOCK TABLE store_partitions IN ACCESS EXCLUSIVE MODE").await.expect("it is free");
+    connection
 }

@@ -108,15 +108,27 @@ impl Catalog {
         rows.iter().map(wanted).collect::<Result<_, sqlx::Error>>().map_err(CatalogError::from)
     }
 
-    /// A broker is there no more. Those that have not been for an hour go as well.
+    /// A broker is there no more.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn leave(&self, node: &str, instance: &str) -> Result<(), CatalogError> {
         let mut writing = self.write_aside().await?;
-        let sql = format!("DELETE FROM brokers WHERE (node = $1 AND instance = $2) OR seen < {NOW} - 3600000");
-        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(node).bind(instance).execute(&mut *writing).await?;
+        let sql = sqlx::query("DELETE FROM brokers WHERE node = $1 AND instance = $2");
+        sql.bind(node).bind(instance).execute(&mut *writing).await?;
         Ok(writing.commit().await?)
+    }
+
+    /// The names of brokers that were not seen for too long; each is told once, to one of those that are there.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn take_lost(&self) -> Result<Vec<String>, CatalogError> {
+        let mut writing = self.write_aside().await?;
+        let sql = format!("DELETE FROM brokers WHERE seen <= {NOW} - $1 RETURNING node");
+        let lost = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(alive()).fetch_all(&mut *writing).await?;
+        writing.commit().await?;
+        Ok(lost)
     }
 }
 

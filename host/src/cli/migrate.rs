@@ -16,7 +16,7 @@ use crate::config::PostgresUrl;
 const SETTING: &str = "ConnectionStrings__PostgreSQL";
 
 const AFTER_HELP: &str = "\
-No broker of this version keeps anything there yet. Of later ones: run the migrations first, then replace the brokers one by \
+Brokers with `storage = \"postgres\"` keep everything there. Run the migrations first, then replace the brokers one by \
 one, since those of the version before go on working. Each migration is one transaction; several may run this at \
 once, or the files of migrations/postgres/ by `psql -f`.
 

@@ -87,6 +87,9 @@ const TURNED: &[(&str, &str)] = &[
     ("data_dir", "/data"),
     ("listen", "127.0.0.1:81"),
     ("node_id", "turned"),
+    ("storage", "postgres"),
+    ("postgres.url", "postgres://u@h/d"),
+    ("postgres.connections_max", "7"),
     ("messaging.default_delivery_guarantee", "ExactlyOnce"),
     ("messaging.default_retention_period", "P3D"),
     ("messaging.max_message_size", "4242"),
@@ -145,6 +148,9 @@ fn no_setting_is_read_and_forgotten() {
         let more = [("SLUICE__JWT__SECRET", "a secret of more than thirty-two bytes"), ("SLUICE__DATA_DIR", "/data")];
         let mut env = vec![(name.as_str(), *value)];
         env.extend(more.iter().filter(|_| *path == "profile"));
+        let database = [("SLUICE__POSTGRES__URL", "postgres://u@h/d"), more[0]];
+        let needs_it = path.starts_with("postgres.") || *path == "storage";
+        env.extend(database.iter().filter(|(other, _)| needs_it && *other != name));
         let loaded = load(&env, &[]).unwrap_or_else(|error| panic!("{path}: {error}"));
         assert_ne!(show(&loaded, path), show(&defaults, path), "{path} changes nothing");
         assert_eq!(loaded.origins[path], name);
@@ -199,7 +205,14 @@ fn faults_name_the_setting_and_the_way_out() {
         (&[("SLUICE__TELEMETRY__OTLP_ENDPOINT", "localhost:4317")], "telemetry.otlp_endpoint takes a URL"),
         (&[("SLUICE__LIMITS__BODY_BYTES_MAX", "1048576")], "raise the one or lower the other"),
         (&[("Messaging__MaxMessageSize", "a lot")], "Messaging__MaxMessageSize takes a whole number"),
-        (&[("ConnectionStrings__Redis", "redis:6379")], "embedded store"),
+        (&[("ConnectionStrings__Redis", "redis:6379")], "which this build does not use"),
+        (&[("SLUICE__STORAGE", "postgres")], "postgres.url does not say where"),
+        (
+            &[("SLUICE__STORAGE", "embedded"), ("ConnectionStrings__PostgreSQL", "postgres://u@h/d")],
+            "remove one of them",
+        ),
+        (&[("ConnectionStrings__PostgreSQL", "postgres://u@h/d")], "jwt.secret is not set"),
+        (&[("ConnectionStrings__PostgreSQL", "postgres://u@h")], "postgres.url names no database"),
         (&[("JWT_SECRET", "one"), ("JWT__Secret", "two")], "different secrets"),
         (&production, "jwt.secret is not set"),
         (&production, "data_dir is not set"),
@@ -237,7 +250,8 @@ fn the_guides_own_file_works_but_for_the_servers() {
     }"#;
     let faults = load_file("appsettings.Development.json", step_3, &[]).expect_err("servers are refused").faults;
     assert_eq!(faults.len(), 2, "{faults:?}");
-    assert!(faults.iter().all(|fault| fault.contains("embedded store")), "{faults:?}");
+    assert!(faults[0].contains("asks for Redis, which this build does not use"), "{faults:?}");
+    assert!(faults[1].contains("postgres.url names no user"), "{faults:?}");
 
     let mut without: serde_json::Value = serde_json::from_str(step_3).expect("JSON");
     without.as_object_mut().expect("an object").remove("ConnectionStrings");

@@ -97,6 +97,8 @@ impl Shared {
         .await
         .map_err(failed)?;
         if rows.is_empty() {
+            // Before this returns: a transaction that is dropped keeps the lock for a moment.
+            commit(tx).await?;
             return Ok(false);
         }
         let mut due = Vec::with_capacity(rows.len());
@@ -174,6 +176,30 @@ impl Shared {
         let woken = self.carry_out(tx, &endings, &mut totals, now).await?;
         totals.write(self, tx).await?;
         Ok(woken)
+    }
+
+    /// What `node` had leased to send it itself ends: it is there no more. What others have fetched from it they settle with
+    /// whom they like.
+    pub(super) async fn end_sending(&self, node: &str) -> Result<(), StoreError> {
+        loop {
+            let mut tx = self.begin().await?;
+            let now = now(&mut tx, &self.clock).await?;
+            let rows = sqlx::query(grants!(
+                "JOIN store_openings o USING (epoch) WHERE o.node = $1 AND g.holder = $1 \
+                 ORDER BY g.epoch, g.number LIMIT $2 FOR UPDATE OF g"
+            ))
+            .bind(node)
+            .bind(GRANTS_MAX)
+            .fetch_all(&mut *tx)
+            .await
+            .map_err(failed)?;
+            if rows.is_empty() {
+                return commit(tx).await;
+            }
+            let grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
+            self.end_leases(&mut tx, grants, now, true).await?;
+            commit(tx).await?;
+        }
     }
 
     /// What this node had leased before it opened the store now has ended.

@@ -8,6 +8,7 @@
 //! a consumer of dead letters) are ended by the database and done again.
 
 mod append;
+mod choose;
 mod control;
 mod cursor;
 mod ends;
@@ -157,6 +158,14 @@ impl PostgresStore {
         }
         shared.end_orphans(node).await?;
         Ok(PostgresStore { shared })
+    }
+
+    /// Ends what the broker of this name has leased to send it itself: it is there no more.
+    ///
+    /// # Errors
+    /// `Unavailable`; its leases end at their deadlines then.
+    pub async fn end_sending(&self, node: &str) -> Result<(), StoreError> {
+        repeated!(self.shared, self.shared.end_sending(node))
     }
 }
 

@@ -1,0 +1,91 @@
+//! The directory in step with what it is about: with the catalog that other brokers change, and at start the store with it.
+//! Invariant: the catalog decides. Never changes it, but for stages that are brought up to date.
+
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
+
+use super::specs::group_spec;
+use super::{Directory, DirectoryError};
+use crate::catalog::Actor;
+use crate::catalog::model::Topic;
+use crate::message::{GroupId, TopicId};
+use crate::store::SeekTo;
+
+impl Directory {
+    /// Takes over what other brokers have changed; the version of the catalog that this is the state of then.
+    ///
+    /// # Errors
+    /// When the catalog cannot be read.
+    pub async fn catch_up(&self) -> Result<u64, DirectoryError> {
+        let version = self.catalog.version().await?;
+        if version != self.followed.load(Ordering::Acquire) {
+            let _one_at_a_time = self.editing.lock().await;
+            self.follow().await?;
+        }
+        Ok(self.followed.load(Ordering::Acquire))
+    }
+
+    /// Under `editing`, or before anybody sees the directory.
+    pub(super) async fn follow(&self) -> Result<(), DirectoryError> {
+        // Asked before the rest is read: what changes meanwhile is another version.
+        let version = self.catalog.version().await?;
+        if version == self.followed.load(Ordering::Acquire) && version != 0 {
+            return Ok(());
+        }
+        if self.is_shared {
+            self.pipelines.take_over().await?;
+        }
+        let (topics, subscriptions) = (self.catalog.topics().await?, self.catalog.subscriptions().await?);
+        for scope in self.current.load_full().changed_to(topics, subscriptions, |change| self.change(change)) {
+            self.pipelines.forget(scope).await;
+        }
+        self.followed.store(version, Ordering::Release);
+        Ok(())
+    }
+
+    /// The catalog decides: what it does not know goes, what the store lacks is made.
+    pub(super) async fn reconcile(&self) -> Result<(), DirectoryError> {
+        let snapshot = self.current.load_full();
+        let mut stored: HashSet<TopicId> = self.store.topics().await?.into_iter().collect();
+        if self.is_shared {
+            // Another broker may be about to make it, and writes the catalog last.
+            stored.clear();
+        }
+        for stray in stored.iter().filter(|id| snapshot.by_id.get(id).is_none()) {
+            tracing::warn!(topic = stray.0, "removing a topic that the catalog does not know");
+            self.store.delete_topic(*stray).await?;
+        }
+        // Dead-letter topics first: the others name them.
+        let mut topics: Vec<_> = snapshot.by_id.values().cloned().collect();
+        topics.sort_by_key(|topic| topic.dead_letter.is_some());
+        for topic in topics {
+            self.put_into_store(&topic).await?;
+            self.reconcile_groups(&topic).await?;
+            let refreshed = self.refresh_topic_stages(&topic, "broker started", &Actor::system()).await;
+            stages_stay(topic.name.as_str(), refreshed);
+        }
+        Ok(())
+    }
+
+    async fn reconcile_groups(&self, topic: &Topic) -> Result<(), DirectoryError> {
+        let subscriptions = self.subscriptions_of(topic.id);
+        for stray in self.store.groups(topic.id).await? {
+            if stray != GroupId::SHARED && !self.is_shared && !subscriptions.iter().any(|known| known.group == stray) {
+                self.store.delete_group(topic.id, stray).await?;
+            }
+        }
+        for subscription in subscriptions {
+            self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
+            let refreshed = self.refresh_subscription_stages(&subscription, "broker started", &Actor::system()).await;
+            stages_stay(&subscription.consumer_group, refreshed);
+        }
+        Ok(())
+    }
+}
+
+/// A stage that cannot be made must not keep a broker from starting: what ran before the stop runs on.
+fn stages_stay(whose: &str, refreshed: Result<(), DirectoryError>) {
+    if let Err(error) = refreshed {
+        tracing::error!(whose, %error, "its stages could not be brought up to date; those of before stay");
+    }
+}
