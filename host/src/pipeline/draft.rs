@@ -217,7 +217,7 @@ pub struct Emitted {
     pub headers: Vec<(Arc<str>, Arc<str>)>,
     /// The stage, for the id (parent, stage, n).
     pub stage: Arc<str>,
-    /// Its lot, where that is not the one of its key: of the message that it was emitted with, or of the key that it came with.
+    /// The lot of the message that it was emitted with.
     pub lot: Lot,
 }
 
@@ -264,6 +264,18 @@ pub struct StageWord {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_key_moves_no_message_to_another_version() {
+        let mut draft = crate::pipeline::tests::draft("{}", &[]);
+        let of_key = |key: &str| Lot::of(key.as_bytes());
+        draft.key = Some("a".into());
+        draft.set_key(Some("b".into()));
+        assert_eq!((draft.key.as_deref(), draft.lot()), (Some("b"), of_key("a")));
+        draft.set_key(None);
+        assert_eq!((draft.key.as_deref(), draft.lot()), (None, of_key("a")));
+        assert_ne!(of_key("a"), of_key("b"));
+    }
 
     #[test]
     fn lots_are_spread_evenly_and_stay_with_their_key() {

@@ -92,9 +92,11 @@ fn passed(before: &Draft, after: &Processed, outbound: bool) {
         content_type: Arc::clone(&draft.content_type),
         headers: draft.headers.clone(),
         key: draft.key.clone(),
+        drawn: draft.drawn,
         ..before.clone()
     };
     assert_eq!(*draft, untouched, "more than the four fields that a stage may edit");
+    assert_eq!(draft.lot(), before.lot(), "another key moves it to no other version");
     assert!(draft.payload.len() <= PAYLOAD_BYTES_MAX);
     let visible = draft.content_type.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     assert!(visible && (1..=255).contains(&draft.content_type.len()), "{:?}", draft.content_type);
