@@ -1,5 +1,5 @@
 //! Changes that are carried to their end. Invariant: once begun, a change ends by itself, also when whoever asked for it
-//! has gone, and a stop waits for it before store and catalog close; in a fleet it is answered once the other brokers know it.
+//! has gone, and a stop waits for it before store and catalog close; in a fleet it is answered once the other brokers know it, or have had the time to.
 //! Never begins, retries or undoes one.
 
 use std::panic::resume_unwind;

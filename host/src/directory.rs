@@ -304,7 +304,7 @@ impl Directory {
         expected_version: Option<u64>,
         actor: &Actor,
     ) -> Result<Arc<Topic>, DirectoryError> {
-        let mut edit = self.edit().await;
+        let mut edit = self.edit().await.current()?;
         let before = self.topic(name).ok_or_else(|| no_topic(name))?;
         let fixed = |settings: &TopicSettings| (settings.kind, settings.partition_count);
         if fixed(&before.settings) != fixed(&settings) {
@@ -343,7 +343,7 @@ impl Directory {
         (force, expected_version): (bool, Option<u64>),
         actor: &Actor,
     ) -> Result<(), DirectoryError> {
-        let mut edit = self.edit().await;
+        let mut edit = self.edit().await.current()?;
         let topic = self.topic(name).ok_or_else(|| no_topic(name))?;
         if name.is_system() {
             return Err(DirectoryError::Conflict(format!("the topic '{name}' is the broker's own, and stays")));
@@ -441,7 +441,7 @@ impl Directory {
         expected_version: Option<u64>,
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let mut edit = self.edit().await;
+        let mut edit = self.edit().await.current()?;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         if before.settings.kind != settings.kind {
             return Err(DirectoryError::Conflict("type cannot change; make a new subscription".to_owned()));
@@ -477,7 +477,7 @@ impl Directory {
         (pause, expected_version): (Option<Pause>, Option<u64>),
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let _one_at_a_time = self.edit().await;
+        let _one_at_a_time = self.edit().await.current()?;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(before.version, expected_version)?;
         let subscription = self.catalog.set_pause(id, pause, actor).await?;
@@ -497,7 +497,7 @@ impl Directory {
         (scheme, overlap): (Option<Scheme>, Duration),
         actor: &Actor,
     ) -> Result<Arc<Subscription>, DirectoryError> {
-        let _one_at_a_time = self.edit().await;
+        let _one_at_a_time = self.edit().await.current()?;
         let before = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(before.version, expected_version)?;
         if before.settings.kind != SubscriptionKind::Push {
@@ -521,7 +521,7 @@ impl Directory {
         expected_version: Option<u64>,
         actor: &Actor,
     ) -> Result<(), DirectoryError> {
-        let mut edit = self.edit().await;
+        let mut edit = self.edit().await.current()?;
         let subscription = self.subscription(id).ok_or_else(|| no_subscription(id))?;
         check_version(subscription.version, expected_version)?;
         self.catalog.delete_subscription(id, actor).await?;
@@ -536,7 +536,7 @@ impl Directory {
     /// # Errors
     /// When a pipeline could not be built with it.
     pub async fn schema_changed(&self, schema_id: &str, actor: &Actor) -> Result<(), DirectoryError> {
-        let mut edit = self.edit().await;
+        let mut edit = self.edit().await.current()?;
         let (reason, mut changed) = (format!("schema {schema_id} changed"), Ok(()));
         for topic in self.topics() {
             if topic.settings.schema_id.as_deref() != Some(schema_id) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -14,7 +15,6 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Timestamp;
 use crate::directory::Directory;
 use crate::pipeline::Pipelines;
-use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
 use crate::telemetry::Stopwatch;
 
@@ -51,8 +51,10 @@ pub struct Fleet {
     prepared: AtomicU64,
     /// What all were known to follow.
     settled: AtomicU64,
-    /// Whether others may count on it, as far as it knows.
-    is_member: AtomicBool,
+    /// Since it last showed itself; none while another one has its name.
+    shown: Mutex<Option<Stopwatch>>,
+    /// Whether it could not, since somebody asked.
+    lapsed: AtomicBool,
     news: Notify,
     has_left: Notify,
     stopping: CancellationToken,
@@ -77,7 +79,8 @@ impl Fleet {
             followed: AtomicU64::new(0),
             prepared: AtomicU64::new(0),
             settled: AtomicU64::new(0),
-            is_member: AtomicBool::new(false),
+            shown: Mutex::new(None),
+            lapsed: AtomicBool::new(false),
             news: Notify::new(),
             has_left: Notify::new(),
             stopping,
@@ -93,9 +96,17 @@ impl Fleet {
     }
 
     async fn beat(&self) -> Result<bool, CatalogError> {
-        let there = self.catalog.beat(&self.member()).await?;
-        self.is_member.store(there, Ordering::Release);
-        Ok(there)
+        let watch = Stopwatch::start();
+        let there = self.catalog.beat(&self.member()).await;
+        match &there {
+            Ok(true) => *self.shown.lock() = Some(watch),
+            Ok(false) => *self.shown.lock() = None,
+            Err(_) => {}
+        }
+        if !matches!(there, Ok(true)) {
+            self.lapsed.store(true, Ordering::Release);
+        }
+        there
     }
 
     /// This broker, as the others see it.
@@ -112,10 +123,10 @@ impl Fleet {
         }
     }
 
-    /// Whether it was one of the fleet at the last look.
+    /// Whether the others count it, as far as it knows.
     #[must_use]
     pub fn is_member(&self) -> bool {
-        self.is_member.load(Ordering::Acquire)
+        self.shown.lock().as_ref().is_some_and(|shown| shown.elapsed() < ALIVE)
     }
 
     /// The brokers that are there.
@@ -140,7 +151,8 @@ impl Fleet {
             () = self.keep_looking(told) => {}
             () = self.keep_ready(&pipelines, heard.clone()) => {}
             () = self.keep_following(&directory, heard) => {}
-            () = self.keep_showing(&store) => {}
+            () = self.keep_showing() => {}
+            () = self.keep_standing_in(&store) => {}
             () = ended.cancelled() => {}
         }
         // What it has leased and not sent is for the others now.
@@ -185,9 +197,13 @@ impl Fleet {
             };
             let last = wanted.last().map_or(0, |(last, _)| *last);
             if self.prepared.load(Ordering::Acquire) < last {
-                pipelines.make_ready(wanted.iter().map(|(_, digest)| digest.as_str())).await;
-                self.prepared.store(last, Ordering::Release);
-                self.news.notify_one();
+                if pipelines.make_ready(wanted.iter().map(|(_, digest)| digest.as_str())).await {
+                    self.prepared.store(last, Ordering::Release);
+                    self.news.notify_one();
+                } else {
+                    tokio::time::sleep(BEAT_EVERY).await;
+                    heard.mark_changed();
+                }
             }
         }
     }
@@ -213,7 +229,7 @@ impl Fleet {
         }
     }
 
-    async fn keep_showing(&self, store: &PostgresStore) {
+    async fn keep_showing(&self) {
         let mut trouble = false;
         loop {
             match self.beat().await {
@@ -223,22 +239,31 @@ impl Fleet {
                 _ => {}
             }
             trouble |= !self.is_member();
-            if let Err(error) = self.stand_in(store).await {
-                tracing::warn!(%error, "what a lost broker was about to send waits until its leases end");
-            }
             // Either is a reason to show itself.
             let _ = tokio::time::timeout(BEAT_EVERY, self.news.notified()).await;
         }
     }
 
-    /// What brokers that are lost were about to send is free for the others.
-    async fn stand_in(&self, store: &PostgresStore) -> Result<(), StoreError> {
-        // A catalog that fails is told of by who shows this broker.
-        for node in self.catalog.take_lost().await.unwrap_or_default() {
-            tracing::warn!(node, "a broker is lost; the others send what it was about to");
-            store.end_sending(&node).await?;
+    /// What brokers that are lost were about to send is free for the others. After a database that answered nobody, all look
+    /// lost until they have shown themselves: who has not been there for as long itself calls nobody lost.
+    async fn keep_standing_in(&self, store: &PostgresStore) {
+        let mut steady = Stopwatch::start();
+        loop {
+            tokio::time::sleep(BEAT_EVERY).await;
+            if !self.is_member() || self.lapsed.swap(false, Ordering::AcqRel) {
+                steady = Stopwatch::start();
+            }
+            if steady.elapsed() < ALIVE + BEAT_EVERY {
+                continue;
+            }
+            // A catalog that fails is told of by who shows this broker.
+            for node in self.catalog.take_lost(&self.node).await.unwrap_or_default() {
+                tracing::warn!(node, "a broker is lost; the others send what it was about to");
+                if let Err(error) = store.end_sending(&node).await {
+                    tracing::warn!(%error, node, "what it was about to send waits until its leases end");
+                }
+            }
         }
-        Ok(())
     }
 
     /// Waits until this broker has signed off, for at most `patience`.

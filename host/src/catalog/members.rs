@@ -119,14 +119,15 @@ impl Catalog {
         Ok(writing.commit().await?)
     }
 
-    /// The names of brokers that were not seen for too long; each is told once, to one of those that are there.
+    /// The names of other brokers that were not seen for too long; each is told once, to one of those that are there.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn take_lost(&self) -> Result<Vec<String>, CatalogError> {
+    pub async fn take_lost(&self, own: &str) -> Result<Vec<String>, CatalogError> {
         let mut writing = self.write_aside().await?;
-        let sql = format!("DELETE FROM brokers WHERE seen <= {NOW} - $1 RETURNING node");
-        let lost = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(alive()).fetch_all(&mut *writing).await?;
+        let sql = format!("DELETE FROM brokers WHERE seen <= {NOW} - $1 AND node <> $2 RETURNING node");
+        let lost =
+            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(alive()).bind(own).fetch_all(&mut *writing).await?;
         writing.commit().await?;
         Ok(lost)
     }

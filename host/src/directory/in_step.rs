@@ -32,13 +32,12 @@ impl Directory {
         if version == self.followed.load(Ordering::Acquire) && version != 0 {
             return Ok(());
         }
-        if self.is_shared {
-            self.pipelines.take_over().await?;
-        }
+        let taken_over = if self.is_shared { self.pipelines.take_over().await } else { Ok(()) };
         let (topics, subscriptions) = (self.catalog.topics().await?, self.catalog.subscriptions().await?);
         for scope in self.current.load_full().changed_to(topics, subscriptions, |change| self.change(change)) {
             self.pipelines.forget(scope).await;
         }
+        taken_over?;
         self.followed.store(version, Ordering::Release);
         Ok(())
     }

@@ -36,18 +36,17 @@ pub(super) struct Edit<'a> {
     directory: &'a Directory,
     left: MutexGuard<'a, Vec<Leftover>>,
     in_the_way: Option<DirectoryError>,
+    /// Why what other brokers have changed is not known here.
+    stale: Option<DirectoryError>,
 }
 
 impl Directory {
     /// The right to change.
     pub(super) async fn edit(&self) -> Edit<'_> {
-        let mut edit = Edit { directory: self, left: self.editing.lock().await, in_the_way: None };
+        let mut edit = Edit { directory: self, left: self.editing.lock().await, in_the_way: None, stale: None };
         edit.in_the_way = edit.mend(Leftover::is_in_the_way).await.err();
-        // What is decided on is what there is now, whoever has made it.
-        if self.is_shared
-            && let Err(error) = self.follow().await
-        {
-            edit.in_the_way.get_or_insert(error);
+        if self.is_shared {
+            edit.stale = self.follow().await.err();
         }
         edit
     }
@@ -57,7 +56,7 @@ impl Directory {
     /// # Errors
     /// Why something is left still.
     pub async fn mend_leftovers(&self) -> Result<(), DirectoryError> {
-        Edit { directory: self, left: self.editing.lock().await, in_the_way: None }.mend(|_| true).await
+        Edit { directory: self, left: self.editing.lock().await, in_the_way: None, stale: None }.mend(|_| true).await
     }
 
     async fn mend(&self, leftover: Leftover) -> Result<(), DirectoryError> {
@@ -106,8 +105,17 @@ impl Edit<'_> {
     ///
     /// # Errors
     /// Why something is still there that is not to be.
-    pub(super) fn making(mut self) -> Result<Self, DirectoryError> {
-        match self.in_the_way.take() {
+    pub(super) fn making(self) -> Result<Self, DirectoryError> {
+        let mut edit = self.current()?;
+        match edit.in_the_way.take() {
+            Some(error) => Err(error),
+            None => Ok(edit),
+        }
+    }
+
+    /// To decide on what there is now, whoever has made it.
+    pub(super) fn current(mut self) -> Result<Self, DirectoryError> {
+        match self.stale.take() {
             Some(error) => Err(error),
             None => Ok(self),
         }

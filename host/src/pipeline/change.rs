@@ -405,6 +405,7 @@ impl Pipelines {
     /// When the catalog fails.
     pub async fn take_over(&self) -> Result<(), PipelineError> {
         let _one_at_a_time = self.changing.lock().await;
+        let mut not_now = None;
         self.registry.take_over(self.catalog.plugin_versions().await?);
         for record in self.catalog.pipelines().await? {
             let before = self.lane(record.scope).map(|lane| lane.current());
@@ -416,6 +417,11 @@ impl Pipelines {
             let (built, faults) = self.build_anew(&record.resolved, before.as_deref(), stays).await;
             let steps = match refusal(faults, |at| record.resolved[at].spec.name.clone()) {
                 None => built,
+                // The one of before stays until it goes.
+                Some(error @ PipelineError::NotNow(_)) => {
+                    not_now = Some(error);
+                    continue;
+                }
                 Some(error) => {
                     tracing::error!(scope = shown(record.scope), %error, "another broker's revision does not run here");
                     self.restored_steps(&record).await
@@ -426,13 +432,14 @@ impl Pipelines {
                 self.end_all_but(&record, &before, (End::Replaced, &record.reason));
             }
         }
-        Ok(())
+        not_now.map_or(Ok(()), Err)
     }
 
-    /// Makes components ready, for a revision that another broker is about to set, and keeps those alone.
-    pub async fn make_ready(&self, digests: impl Iterator<Item = &str>) {
-        let mut ready = Vec::new();
+    /// Makes components ready, for a revision that another broker is about to set, and keeps those alone; whether all are.
+    pub async fn make_ready(&self, digests: impl Iterator<Item = &str>) -> bool {
+        let (mut ready, mut wanted) = (Vec::new(), 0);
         for digest in digests {
+            wanted += 1;
             match self.loaded(digest).await {
                 Ok(loaded) => ready.push(loaded),
                 Err(error) => {
@@ -440,7 +447,9 @@ impl Pipelines {
                 }
             }
         }
+        let all = ready.len() == wanted;
         *self.wanted.lock() = ready;
+        all
     }
 
     async fn restored_steps(&self, record: &PipelineRevision) -> Vec<Step> {

@@ -181,25 +181,40 @@ impl Shared {
     /// What `node` had leased to send it itself ends: it is there no more. What others have fetched from it they settle with
     /// whom they like.
     pub(super) async fn end_sending(&self, node: &str) -> Result<(), StoreError> {
-        loop {
-            let mut tx = self.begin().await?;
-            let now = now(&mut tx, &self.clock).await?;
-            let rows = sqlx::query(grants!(
-                "JOIN store_openings o USING (epoch) WHERE o.node = $1 AND g.holder = $1 \
-                 ORDER BY g.epoch, g.number LIMIT $2 FOR UPDATE OF g"
-            ))
-            .bind(node)
-            .bind(GRANTS_MAX)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
-            if rows.is_empty() {
-                return commit(tx).await;
-            }
+        // What it leases from now on is not meant: it may be there after all.
+        let until: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT g.epoch, max(g.number) FROM grants g JOIN store_openings o USING (epoch) \
+             WHERE o.node = $1 AND g.holder = $1 GROUP BY g.epoch",
+        )
+        .bind(node)
+        .fetch_all(&mut *self.look().await?)
+        .await
+        .map_err(failed)?;
+        for (epoch, last) in until {
+            while self.end_some_sending(node, (epoch, last)).await? {}
+        }
+        Ok(())
+    }
+
+    async fn end_some_sending(&self, node: &str, (epoch, last): (i64, i64)) -> Result<bool, StoreError> {
+        let mut tx = self.begin().await?;
+        let now = now(&mut tx, &self.clock).await?;
+        let rows = sqlx::query(grants!(
+            "WHERE g.epoch = $1 AND g.number <= $2 AND g.holder = $3 ORDER BY g.epoch, g.number LIMIT $4 FOR UPDATE OF g"
+        ))
+        .bind(epoch)
+        .bind(last)
+        .bind(node)
+        .bind(GRANTS_MAX)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if !rows.is_empty() {
             let grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
             self.end_leases(&mut tx, grants, now, true).await?;
-            commit(tx).await?;
         }
+        commit(tx).await?;
+        Ok(!rows.is_empty())
     }
 
     /// What this node had leased before it opened the store now has ended.

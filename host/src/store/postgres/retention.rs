@@ -34,43 +34,56 @@ impl Shared {
     /// See [`crate::store::MessageStore::retain`].
     pub(super) async fn retain(&self) -> Result<RetainReport, StoreError> {
         self.make_ranges_ahead().await?;
-        let mut report = RetainReport::default();
+        let (mut report, mut failed_first) = (RetainReport::default(), None);
         for topic in self.known_topics().await? {
-            let mut tx = self.begin().await?;
-            let spec: Option<String> = sqlx::query_scalar("SELECT spec::text FROM store_topics WHERE topic = $1")
-                .bind(t(topic))
-                .fetch_optional(&mut *tx)
-                .await
-                .map_err(failed)?;
-            let Some(spec) = spec else { continue };
-            let spec = super::control::topic_spec(&spec)?;
-            let cutoff = now(&mut tx, &self.clock).await? - ms(spec.retention);
-            // A lane of which all has been erased has none to be old.
-            let old: bool = sqlx::query_scalar(
-                "SELECT EXISTS (SELECT 1 FROM store_partitions q CROSS JOIN generate_series(1, 10) AS l(lane) \
-                 LEFT JOIN LATERAL (SELECT m.at FROM messages m WHERE m.topic = q.topic AND m.part = q.part AND m.lane = l.lane - 1 \
-                     AND m.seq >= q.starts[l.lane] ORDER BY m.seq LIMIT 1) m ON true \
-                 WHERE q.topic = $1 AND q.starts[l.lane] < q.heads[l.lane] AND (m.at IS NULL OR m.at <= $2))",
-            )
-            .bind(t(topic))
-            .bind(cutoff)
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(failed)?;
-            if !old {
-                continue;
+            match self.retain_topic(topic).await {
+                Ok(removed) => {
+                    report.removed += removed.removed;
+                    report.expired += removed.expired;
+                    report.bytes += removed.bytes;
+                }
+                // What one topic has is no reason to keep what others have.
+                Err(error) => {
+                    tracing::debug!(%error, topic = topic.0, "what is too old could not be removed");
+                    failed_first.get_or_insert(error);
+                }
             }
-            let (mut grants, parts) = lock_all(&mut tx, topic).await?;
-            let cuts = first_at(&mut tx, t(topic), &parts, cutoff + 1).await?;
-            let removed = self.trim(&mut tx, topic, &parts, &mut grants, (cuts, false)).await?;
-            commit(tx).await?;
-            report.removed += removed.removed;
-            report.expired += removed.expired;
-            report.bytes += removed.bytes;
-            self.wake(topic);
         }
         self.drop_ranges_of_messages().await?;
-        Ok(report)
+        failed_first.map_or(Ok(report), Err)
+    }
+
+    async fn retain_topic(&self, topic: TopicId) -> Result<RetainReport, StoreError> {
+        let mut tx = self.begin_slow().await?;
+        let spec: Option<String> = sqlx::query_scalar("SELECT spec::text FROM store_topics WHERE topic = $1")
+            .bind(t(topic))
+            .fetch_optional(&mut *tx)
+            .await
+            .map_err(failed)?;
+        let Some(spec) = spec else { return Ok(RetainReport::default()) };
+        let spec = super::control::topic_spec(&spec)?;
+        let cutoff = now(&mut tx, &self.clock).await? - ms(spec.retention);
+        // A lane of which all has been erased has none to be old.
+        let old: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM store_partitions q CROSS JOIN generate_series(1, 10) AS l(lane) \
+             LEFT JOIN LATERAL (SELECT m.at FROM messages m WHERE m.topic = q.topic AND m.part = q.part AND m.lane = l.lane - 1 \
+                 AND m.seq >= q.starts[l.lane] ORDER BY m.seq LIMIT 1) m ON true \
+             WHERE q.topic = $1 AND q.starts[l.lane] < q.heads[l.lane] AND (m.at IS NULL OR m.at <= $2))",
+        )
+        .bind(t(topic))
+        .bind(cutoff)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        if !old {
+            return Ok(RetainReport::default());
+        }
+        let (mut grants, parts) = lock_all(&mut tx, topic).await?;
+        let cuts = first_at(&mut tx, t(topic), &parts, cutoff + 1).await?;
+        let removed = self.trim(&mut tx, topic, &parts, &mut grants, (cuts, false)).await?;
+        commit(tx).await?;
+        self.wake(topic);
+        Ok(removed)
     }
 
     /// The tables of the messages to come are there before them, made by a transaction that does nothing else.
