@@ -49,7 +49,7 @@ pub struct Fleet {
     started_at: Timestamp,
     followed: AtomicU64,
     prepared: AtomicU64,
-    /// What all were known to follow.
+    /// The last that was waited for.
     settled: AtomicU64,
     /// Since it last showed itself; none while another one has its name.
     shown: Mutex<Option<Stopwatch>>,

@@ -2,6 +2,7 @@
 //! the others when it is answered.
 
 use std::collections::HashSet;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use reqwest::Method;
 use serde_json::json;
 use sluice_tests::receiver::Scripted;
 use sluice_tests::servers::Postgres;
-use sluice_tests::{Broker, Receiver, Settings, guest};
+use sluice_tests::{Broker, Receiver, Settings, binary, guest};
 use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
 use tokio::sync::Notify;
@@ -120,6 +121,15 @@ async fn a_name_has_one_broker_and_one_that_is_gone_is_not_listed() {
     let mut a = Broker::with(Settings::new().on(&url, "a")).await;
     let mut b = Broker::with(Settings::new().on(&url, "b")).await;
     assert_eq!(nodes(&a).await, ["a", "b"]);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut twin = Command::new(binary::sluice());
+    twin.args(["serve", "--profile", "development", "--listen", "127.0.0.1:0", "--data-dir"]).arg(folder.path());
+    twin.env("SLUICE__POSTGRES__URL", &url)
+        .env("SLUICE__NODE_ID", "a")
+        .env("JWT__Secret", "of thirty-two bytes, or some more");
+    let twin = twin.output().expect("it starts");
+    let said = String::from_utf8_lossy(&twin.stderr);
+    assert!(!twin.status.success() && said.contains("a broker named 'a' is there already"), "{said}");
     assert!(b.stop().await.success());
     assert_eq!(nodes(&a).await, ["a"]);
     // One that crashed is waited for, and takes its own name again.
