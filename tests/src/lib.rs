@@ -17,6 +17,7 @@ pub mod fuzz;
 pub mod guest;
 pub mod h2_receiver;
 pub mod history;
+pub mod link;
 pub mod outside;
 pub mod publish;
 pub mod raw_receiver;

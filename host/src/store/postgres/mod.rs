@@ -243,7 +243,10 @@ impl MessageStore for PostgresStore {
 
     async fn topics(&self) -> Result<Vec<TopicId>, StoreError> {
         self.shared.check_open()?;
-        self.shared.noted(self.shared.known_topics().await)
+        let topics = self.shared.noted(self.shared.known_topics().await)?;
+        // Whoever asks may want to be told of them: other brokers make topics, too.
+        topics.iter().for_each(|topic| self.shared.know(*topic));
+        Ok(topics)
     }
 
     async fn put_group(&self, spec: GroupSpec) -> Result<(), StoreError> {
