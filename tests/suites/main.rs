@@ -13,6 +13,7 @@ mod crash;
 mod dead_letters;
 mod deleted_versions;
 mod delivery;
+mod deploy;
 mod directory;
 mod dry_runs;
 mod encodings;
