@@ -221,8 +221,12 @@ impl Broker {
     /// # Errors
     /// Nothing is served then.
     pub async fn open(config: Config) -> Result<Arc<Broker>, ServeError> {
+        Broker::open_until(config, CancellationToken::new()).await
+    }
+
+    async fn open_until(config: Config, stopping: CancellationToken) -> Result<Arc<Broker>, ServeError> {
         let (clock, entropy, registry) = (Clock::system(), Entropy::system(), Registry::new());
-        let (stopping, ended) = (CancellationToken::new(), CancellationToken::new());
+        let ended = CancellationToken::new();
         let duty = Duty::new(stopping.clone());
         let data_dir = config.data_dir.clone();
         // Payloads, secrets and machine code are in it: for the broker's user alone.
@@ -518,12 +522,21 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Result<(), ServeError> {
     let address = config.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
-    let broker = Broker::open(config).await?;
+    // From here on: as the first process of a container it would not be ended by a signal that it does not take.
+    let stopping = CancellationToken::new();
+    stop_on_signals(stopping.clone())?;
+    let broker = tokio::select! {
+        opened = Broker::open_until(config, stopping.clone()) => opened?,
+        // What it was about to do is done again at the next start.
+        () = stopping.cancelled() => {
+            tracing::info!("stopped before it served");
+            return Ok(());
+        }
+    };
     let housekeeping: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_house());
     let mut tidying: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_tidy());
     let watching: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_watch());
     broker.pipelines.watch()?;
-    stop_on_signals(broker.stopping.clone())?;
     ready(listener.local_addr()?);
     tracing::info!(address = %listener.local_addr()?, data_dir = %broker.config.data_dir.display(), "serving");
     crate::api::server::serve(Arc::clone(&broker), listener).await;

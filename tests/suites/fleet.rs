@@ -225,6 +225,29 @@ async fn a_drained_broker_leaves_its_work_to_the_others_until_it_is_asked_back()
     assert_eq!((ids.len(), receiver.requests().len()), (20, 20));
 }
 
+/// What a broker says that does not start.
+fn refused(url: &str, node: &str) -> String {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut broker = Command::new(binary::sluice());
+    broker.args(["serve", "--profile", "development", "--listen", "127.0.0.1:0", "--data-dir"]).arg(folder.path());
+    broker.env("SLUICE__POSTGRES__URL", url).env("SLUICE__NODE_ID", node);
+    broker.env("JWT__Secret", "of thirty-two bytes, or some more");
+    let broker = broker.output().expect("it starts");
+    assert!(!broker.status.success());
+    String::from_utf8_lossy(&broker.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_acknowledges_what_it_may_lose_is_refused() {
+    let url = Postgres::shared_with_tables("asynchronous");
+    let name = url.rsplit('/').next().expect("it names a database");
+    let mut sql = PgConnection::connect(&Postgres::shared().superuser_url()).await.expect("the server answers");
+    let off = format!("ALTER DATABASE \"{name}\" SET synchronous_commit = off");
+    sql.execute(sqlx::AssertSqlSafe(off)).await.expect("the superuser may");
+    let said = refused(&url, "a");
+    assert!(said.contains("synchronous_commit is off") && said.contains("ALTER ROLE"), "{said}");
+}
+
 async fn of(broker: &Broker, node: &str) -> serde_json::Value {
     broker.get(&format!("/brokers/{node}")).await.expect(200)
 }
@@ -335,15 +358,8 @@ async fn a_name_has_one_broker_and_one_that_is_gone_is_not_listed() {
     let mut a = Broker::with(Settings::new().on(&url, "a")).await;
     let mut b = Broker::with(Settings::new().on(&url, "b")).await;
     assert_eq!(nodes(&a).await, ["a", "b"]);
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut twin = Command::new(binary::sluice());
-    twin.args(["serve", "--profile", "development", "--listen", "127.0.0.1:0", "--data-dir"]).arg(folder.path());
-    twin.env("SLUICE__POSTGRES__URL", &url)
-        .env("SLUICE__NODE_ID", "a")
-        .env("JWT__Secret", "of thirty-two bytes, or some more");
-    let twin = twin.output().expect("it starts");
-    let said = String::from_utf8_lossy(&twin.stderr);
-    assert!(!twin.status.success() && said.contains("a broker named 'a' is there already"), "{said}");
+    let said = refused(&url, "a");
+    assert!(said.contains("a broker named 'a' is there already"), "{said}");
     assert!(b.stop().await.success());
     assert_eq!(nodes(&a).await, ["a"]);
     // One that crashed is waited for, and takes its own name again.

@@ -14,7 +14,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Caller;
-use super::extract::{Param, Query};
+use super::extract::{NoBody, Param, Query};
 use super::page::{Paging, Window};
 use super::problem::{Code, Problem};
 use super::wire::{Iso, Seconds, Time};
@@ -208,6 +208,7 @@ async fn drain(
     State(broker): State<Arc<Broker>>,
     Param(node_id): Param<String>,
     query: Query<DrainQuery>,
+    _: NoBody,
 ) -> Result<Response, Problem> {
     let wait = query.check(|query, faults| {
         let wait = query.wait.map_or(Duration::ZERO, |Seconds(wait)| wait);
