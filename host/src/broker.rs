@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::{IntGauge, Registry};
+use prometheus::{Gauge, IntGauge, Registry};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -252,7 +252,14 @@ impl Broker {
             Some(postgres) => {
                 let catalog = Catalog::connect(&postgres.url, clock.clone()).await?;
                 let instance = format!("{:016x}{:016x}", entropy.next_u64(), entropy.next_u64());
+                let skew = Gauge::new(
+                    "sluice_clock_skew_seconds",
+                    "How far this machine's clock is ahead of the database's, by which the broker goes.",
+                )?;
+                registry.register(Box::new(skew.clone()))?;
                 let joining = Fleet::join(FleetParts {
+                    clock: clock.clone(),
+                    skew,
                     catalog: catalog.clone(),
                     showing: Catalog::aside(&postgres.url, clock.clone())?,
                     node: config.node_id.clone(),

@@ -1,10 +1,10 @@
 //! Time, as a value that is passed around. Invariant: nothing else in the broker asks the operating system what time
 //! it is (`clippy.toml` bans it), so a test can move time for a whole running broker. Never goes backwards within one
-//! process, even when the system's clock is set back.
+//! process, even when the system's clock is set back; but once, when it begins to go by another one's time ([`Clock::keep_to`]).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use jiff::fmt::temporal::DateTimePrinter;
 use serde::{Deserialize, Serialize};
@@ -68,6 +68,8 @@ pub struct Clock(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     source: Source,
+    /// What another clock says, less what has passed since [`STARTED`]; [`NOBODYS`] while nobody's is followed.
+    others: AtomicI64,
     /// Milliseconds that tests have added.
     offset: AtomicI64,
     /// The latest time given out, so that time never runs backwards.
@@ -97,6 +99,7 @@ impl Clock {
     fn from(source: Source) -> Clock {
         Clock(Arc::new(Inner {
             source,
+            others: AtomicI64::new(NOBODYS),
             offset: AtomicI64::new(0),
             latest: AtomicI64::new(i64::MIN),
             moved: watch::channel(0).0,
@@ -107,11 +110,32 @@ impl Clock {
     #[must_use]
     pub fn now(&self) -> Timestamp {
         let base = match self.0.source {
-            Source::System => system_millis(),
+            Source::System => match self.0.others.load(Ordering::Acquire) {
+                NOBODYS => system_millis(),
+                others => others + passed_millis(),
+            },
             Source::Fixed(start) => start,
         };
         let now = base.saturating_add(self.0.offset.load(Ordering::Acquire));
         Timestamp(self.0.latest.fetch_max(now, Ordering::AcqRel).max(now))
+    }
+
+    /// Goes by another clock from now on, which says `there` at this moment: its own may be wrong by minutes, and be set while
+    /// it runs. Told again and again, it is corrected where it is off by more than `tolerance`: forward at once, backward by
+    /// standing still. Returns how far the system's clock is ahead of the other one.
+    pub fn keep_to(&self, there: Timestamp, tolerance: Duration) -> i64 {
+        let Source::System = self.0.source else { return 0 };
+        let (others, tolerance) = (there.0 - passed_millis(), i64::try_from(tolerance.as_millis()).unwrap_or(i64::MAX));
+        let before = self.0.others.load(Ordering::Acquire);
+        if before == NOBODYS || (before - others).abs() > tolerance {
+            self.0.others.store(others, Ordering::Release);
+            if before == NOBODYS {
+                // Ahead by minutes, it would stand still for as long.
+                self.0.latest.store(i64::MIN, Ordering::Release);
+            }
+            self.0.moved.send_modify(|_| {});
+        }
+        system_millis() - there.0
     }
 
     /// Moves time forward for every holder of this clock and wakes all sleepers.
@@ -175,6 +199,19 @@ impl Clock {
     }
 }
 
+/// Nobody's clock is followed.
+const NOBODYS: i64 = i64::MIN;
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "what passes between two moments, whatever becomes of the system's clock"
+)]
+static STARTED: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+fn passed_millis() -> i64 {
+    i64::try_from(STARTED.elapsed().as_millis()).unwrap_or(i64::MAX)
+}
+
 #[expect(clippy::disallowed_methods, reason = "the one place where the broker asks the system for the time")]
 fn system_millis() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
@@ -192,6 +229,27 @@ mod tests {
         assert_eq!(Timestamp::parse_rfc3339(&at.rfc3339()), Ok(at));
         assert_eq!(Timestamp::parse_rfc3339("2023-11-14T23:13:20.25+01:00"), Ok(at));
         assert!(Timestamp::parse_rfc3339("yesterday").is_err());
+    }
+
+    #[test]
+    fn a_clock_that_goes_by_another_one_is_corrected_once_backwards_and_then_only_forwards() {
+        const MINUTES: Duration = Duration::from_secs(300);
+        let (clock, tolerance) = (Clock::system(), Duration::from_millis(500));
+        let (system, near) = (clock.now(), Duration::from_secs(60));
+        // The system's is ahead of the other one.
+        let ahead = clock.keep_to(system.minus(MINUTES), tolerance);
+        assert!((290_000..=310_000).contains(&ahead), "{ahead}");
+        let there = clock.now();
+        assert!(there < system.minus(MINUTES).plus(near) && there >= system.minus(MINUTES));
+        // Within the tolerance nothing moves, beyond it forwards at once.
+        clock.keep_to(there.plus(Duration::from_millis(100)), tolerance);
+        assert!(clock.now() < there.plus(near));
+        clock.keep_to(there.plus(MINUTES), tolerance);
+        assert!(clock.now() >= there.plus(MINUTES));
+        // Backwards it stands still.
+        let before = clock.now();
+        clock.keep_to(there, tolerance);
+        assert_eq!(clock.now(), before);
     }
 
     #[tokio::test]

@@ -10,6 +10,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use prometheus::Gauge;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use self::standing::Standing;
 use crate::catalog::members::{ALIVE, Heard, Load, Member};
 use crate::catalog::{Catalog, CatalogError};
-use crate::clock::Timestamp;
+use crate::clock::{Clock, Timestamp};
 use crate::directory::Directory;
 use crate::duty::Duty;
 use crate::pipeline::Pipelines;
@@ -38,6 +39,11 @@ const SETTLE_LOOK: Duration = Duration::from_millis(10);
 const ASKED_FOR: Duration = Duration::from_secs(300);
 /// How long a broker that starts waits to be counted, before it listens all the same and refuses until it is.
 const ENTER_MAX: Duration = Duration::from_secs(10);
+
+/// A time that took no longer to come is good: off by half of this at most.
+const TIME_WITHIN: Duration = Duration::from_millis(250);
+/// How wrong a machine's clock is when it is told.
+const SKEW_TOLD: Duration = Duration::from_secs(2);
 
 /// Why a broker is none of the fleet.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +68,10 @@ pub struct FleetParts {
     pub instance: String,
     /// When it started.
     pub started_at: Timestamp,
+    /// Its clock, which is to go by the database's.
+    pub clock: Clock,
+    /// Seconds that the machine's clock is ahead of the database's.
+    pub skew: Gauge,
     /// Whether it takes work.
     pub duty: Duty,
     /// Cancelled when it is to stop.
@@ -81,6 +91,8 @@ pub struct Fleet {
     /// What others were asked to make ready, under which number, and since when.
     asked: Mutex<HashMap<String, (u64, Stopwatch)>>,
     load: OnceLock<Box<dyn Fn() -> Load + Send + Sync>>,
+    /// Whether the machine's clock is wrong.
+    is_wrong: AtomicBool,
     /// Whether it could not show itself, since somebody asked.
     lapsed: AtomicBool,
     news: Notify,
@@ -104,6 +116,7 @@ impl Fleet {
             settled: AtomicU64::new(0),
             asked: Mutex::default(),
             load: OnceLock::new(),
+            is_wrong: AtomicBool::new(false),
             lapsed: AtomicBool::new(false),
             news: Notify::new(),
             has_left: Notify::new(),
@@ -123,9 +136,13 @@ impl Fleet {
     async fn beat(&self) -> Result<Heard, CatalogError> {
         let (watch, member) = (Stopwatch::start(), self.member());
         let heard = self.parts.showing.beat(&member).await;
+        let asked = watch.elapsed();
         self.standing.heard(heard.as_ref().ok(), watch);
         match &heard {
-            Ok(Heard::Counted { drain }) => self.parts.duty.drain(*drain),
+            Ok(Heard::Counted { drain, at }) => {
+                self.parts.duty.drain(*drain);
+                self.tell_time(*at, asked);
+            }
             _ => self.lapsed.store(true, Ordering::Release),
         }
         // Who has just come back does not know what was changed meanwhile.
@@ -134,6 +151,26 @@ impl Fleet {
         }
         self.standing.has_followed(self.followed.load(Ordering::Acquire));
         heard
+    }
+
+    /// All go by the database's time, whatever their machines say.
+    fn tell_time(&self, there: Timestamp, asked: Duration) {
+        if asked > TIME_WITHIN {
+            return; // It may have been any moment since.
+        }
+        let ahead_ms = self.parts.clock.keep_to(there.plus(asked / 2), TIME_WITHIN * 2);
+        self.parts.skew.set(ahead_ms as f64 / 1000.0);
+        let is_wrong = ahead_ms.unsigned_abs() > SKEW_TOLD.as_millis() as u64;
+        if self.is_wrong.swap(is_wrong, Ordering::AcqRel) != is_wrong {
+            if is_wrong {
+                tracing::warn!(
+                    ahead_ms,
+                    "this machine's clock is not the database's: the broker goes by that one; mend the clock"
+                );
+            } else {
+                tracing::info!(ahead_ms, "this machine's clock is the database's again");
+            }
+        }
     }
 
     /// This broker, as the others see it.

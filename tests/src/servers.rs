@@ -23,16 +23,24 @@ pub use postgres::Postgres;
 pub use redis::Redis;
 
 /// The programs; the libraries that they need are found through apt.
-const PACKAGES: [&str; 7] =
-    ["postgresql-15", "postgresql-client-15", "pgbouncer", "redis-server", "redis-tools", "haproxy", "prometheus"];
+const PACKAGES: [&str; 8] = [
+    "postgresql-15",
+    "postgresql-client-15",
+    "pgbouncer",
+    "redis-server",
+    "redis-tools",
+    "haproxy",
+    "prometheus",
+    "libfaketime",
+];
 
 /// Libraries that are not taken along: the C library goes with the system's loader, one is for a just-in-time compiler of SQL
 /// (100 MB) that tests leave off, and others are for pages that nobody looks at.
 const NOT_TAKEN: [&str; 3] = ["libc6", "libllvm", "libjs"];
 
 /// What the system lacks, to who runs the tests.
-const NEEDED: &str = "the tests over real servers unpack the packages of PostgreSQL 15, PgBouncer, Redis, HAProxy and \
-                      Prometheus: they need apt-get, apt-cache and dpkg-deb with the sources of Debian 12 (or others that \
+const NEEDED: &str = "the tests over real servers unpack the packages of PostgreSQL 15, PgBouncer, Redis, HAProxy, \
+                      Prometheus and libfaketime: they need apt-get, apt-cache and dpkg-deb with the sources of Debian 12 (or others that \
                       have these packages), and setpriv (util-linux)";
 
 /// Where the packages are unpacked.
@@ -80,6 +88,12 @@ fn program(path: &str) -> Command {
 pub fn promtool(folder: &Path, arguments: &[&str]) -> Output {
     let mut promtool = Command::new(PROGRAMS.join("usr/bin/promtool"));
     promtool.args(arguments).current_dir(folder).output().unwrap_or_else(|error| panic!("{NEEDED}: {error}"))
+}
+
+/// The library that gives a program another time (`LD_PRELOAD`).
+#[must_use]
+pub fn libfaketime() -> PathBuf {
+    PROGRAMS.join("usr/lib").join(multiarch()).join("faketime/libfaketime.so.1")
 }
 
 fn multiarch() -> String {

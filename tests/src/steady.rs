@@ -151,6 +151,7 @@ impl Shared {
 pub fn difference(got: &Counts, expected: &Counts) -> String {
     let lost: Vec<&String> = expected.keys().filter(|payload| !got.contains_key(*payload)).take(10).collect();
     let foreign: Vec<&String> = got.keys().filter(|payload| !expected.contains_key(*payload)).take(10).collect();
-    let twice: Vec<&String> = got.iter().filter(|(_, times)| **times > 1).map(|(payload, _)| payload).take(10).collect();
+    let twice: Vec<&String> =
+        got.iter().filter(|(_, times)| **times > 1).map(|(payload, _)| payload).take(10).collect();
     format!("{} expected, {} got; lost: {lost:?}, twice: {twice:?}, unknown: {foreign:?}", expected.len(), got.len())
 }

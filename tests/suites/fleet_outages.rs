@@ -8,7 +8,7 @@ use serde_json::json;
 use sluice_tests::broker::signal;
 use sluice_tests::client::Client;
 use sluice_tests::link::{Link, State};
-use sluice_tests::servers::{Options, Postgres};
+use sluice_tests::servers::{Options, Postgres, libfaketime};
 use sluice_tests::steady::{Again, Counts, Steady, difference};
 use sluice_tests::{Broker, Settings, wait};
 use sqlx::Connection as _;
@@ -50,10 +50,8 @@ impl Bed {
         let Bed { postgres: _postgres, brokers, load } = self;
         load.goes_on(20).await;
         for broker in &brokers {
-            wait::until("it is ready again", async || {
-                (broker.get("//health/ready").await.status == 200).then_some(())
-            })
-            .await;
+            wait::until("it is ready again", async || (broker.get("//health/ready").await.status == 200).then_some(()))
+                .await;
         }
         let expected = load.end().await;
         let mut got = Counts::new();
@@ -146,4 +144,43 @@ async fn a_broker_that_is_paused_beyond_its_leases_comes_back_in_step() {
     .await;
     assert_eq!(answer.json()["status"], "Dropped");
     bed.healed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_whose_clock_is_wrong_by_minutes_goes_by_the_databases() {
+    let postgres = Postgres::start(Options::new()).await;
+    let url = postgres.url();
+    postgres.make_tables(&url);
+    let wrong = |node: &str, by: &str| {
+        let settings = Settings::new().on(&url, node).env("FAKETIME", by).env("DONT_FAKE_MONOTONIC", "1");
+        let preload = libfaketime();
+        assert!(preload.exists(), "{}", preload.display());
+        Broker::with(settings.env("LD_PRELOAD", &preload.display().to_string()))
+    };
+    let (ahead, behind) = (wrong("ahead", "+600s").await, wrong("behind", "-600s").await);
+    let skew = async |broker: &Broker| broker.metric("sluice_clock_skew_seconds").await.expect("it is told");
+    assert!((590.0..610.0).contains(&skew(&ahead).await) && (-610.0..-590.0).contains(&skew(&behind).await));
+    assert!(ahead.log().contains("this machine's clock is not the database's"));
+    ahead.create_topic(TOPIC, "Queue").await;
+    // What is to come in a second comes in a second, and what lives for a minute is there, whoever took it and whoever is asked.
+    for (broker, payload) in [(&ahead, "by ahead"), (&behind, "by behind")] {
+        broker.publish(TOPIC, payload).field("delay", "PT1S").field("ttl", "PT1M").await;
+    }
+    let mut got: Vec<String> = Vec::new();
+    for delivery in behind.consume(TOPIC, "g").wait(10).collect(2).await {
+        let at =
+            delivery.message.ack_deadline.as_ref().expect("it is leased").parse::<jiff::Timestamp>().expect("a time");
+        let left = at.as_second() - behind.clock().now_ms() / 1000;
+        assert!((0..=60).contains(&left), "a lease ends in {left} s");
+        got.push(delivery.payload().to_owned());
+        ahead
+            .post(
+                &format!("/messages/{}/ack", delivery.id()),
+                &json!({"consumerGroup": "g", "receipt": delivery.receipt()}),
+            )
+            .await
+            .expect(200);
+    }
+    got.sort();
+    assert_eq!(got, ["by ahead", "by behind"]);
 }

@@ -72,6 +72,8 @@ pub enum Heard {
     Counted {
         /// Whether it is asked to take no work.
         drain: bool,
+        /// What time it is for the database.
+        at: Timestamp,
     },
 }
 
@@ -88,9 +90,9 @@ impl Catalog {
              ON CONFLICT (node) DO UPDATE SET instance = $2, release = $3, started_at = $4, seen = {NOW}, followed = $5,
                  prepared = $6, stopping = $7, serving = $9, load = $10, drain = b.drain AND b.instance = $2
              WHERE b.instance = $2 OR b.seen <= {NOW} - $8
-             RETURNING drain"
+             RETURNING drain, seen"
         );
-        let told = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
+        let told: Option<(bool, i64)> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
             .bind(&member.node)
             .bind(&member.instance)
             .bind(&member.release)
@@ -104,7 +106,7 @@ impl Catalog {
             .fetch_optional(&mut *writing)
             .await?;
         writing.commit().await?;
-        Ok(told.map_or(Heard::Taken, |drain| Heard::Counted { drain }))
+        Ok(told.map_or(Heard::Taken, |(drain, at)| Heard::Counted { drain, at: Timestamp(at) }))
     }
 
     /// Asks a broker to take no work, or to take it again; false if it is not there. It is told as it is told of any change.

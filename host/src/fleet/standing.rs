@@ -119,8 +119,9 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
+    use crate::clock::Timestamp;
 
-    const COUNTED: Heard = Heard::Counted { drain: false };
+    const COUNTED: Heard = Heard::Counted { drain: false, at: Timestamp(0) };
 
     #[tokio::test]
     async fn who_is_counted_is_inside_once_it_has_followed() {

@@ -250,7 +250,7 @@ fn counts(told: &Told) -> (usize, usize) {
 /// Waits until a critical message outside production meets the version that treats it so.
 async fn until_critical_is(broker: &Shown, status: &str, told: &Told) {
     let mut probe = 0;
-    wait::within(Duration::from_secs(10), "the new version is in force", async || {
+    wait::within(Duration::from_secs(60), "the new version is in force", async || {
         let tag = format!("probe-{status}-{probe}");
         probe += 1;
         let word = publish(broker, &tag, "staging", "critical").await;
