@@ -40,6 +40,15 @@ pub enum JoinError {
     Catalog(#[from] CatalogError),
 }
 
+/// What brokers may be told sooner than they look; without it nothing is missed.
+#[derive(Debug, Default)]
+struct Hints {
+    /// Others have changed the catalog.
+    look: Notify,
+    /// This broker has.
+    changed: Notify,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Fleet {
@@ -56,6 +65,7 @@ pub struct Fleet {
     /// Whether it could not, since somebody asked.
     lapsed: AtomicBool,
     news: Notify,
+    hints: Hints,
     has_left: Notify,
     stopping: CancellationToken,
 }
@@ -82,6 +92,7 @@ impl Fleet {
             shown: Mutex::new(None),
             lapsed: AtomicBool::new(false),
             news: Notify::new(),
+            hints: Hints::default(),
             has_left: Notify::new(),
             stopping,
         };
@@ -165,6 +176,16 @@ impl Fleet {
         self.has_left.notify_one();
     }
 
+    /// Looks at the catalog now, rather than in a moment.
+    pub fn look_now(&self) {
+        self.hints.look.notify_one();
+    }
+
+    /// Returns when this broker has changed the catalog, for one who tells the others.
+    pub async fn has_changed(&self) {
+        self.hints.changed.notified().await;
+    }
+
     /// Tells of each new version of the catalog.
     async fn keep_looking(&self, told: watch::Sender<u64>) {
         let mut trouble = false;
@@ -180,7 +201,7 @@ impl Fleet {
                 }
                 Err(_) => {}
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            let _ = tokio::time::timeout(LOOK_EVERY, self.hints.look.notified()).await;
         }
     }
 
@@ -294,6 +315,7 @@ impl Fleet {
     }
 
     async fn until_all(&self, what: &str, patience: Duration, has: impl Fn(&Member) -> bool) {
+        self.hints.changed.notify_one();
         let waited = Stopwatch::start();
         loop {
             // Whether it can be known or not: the change stands.

@@ -27,6 +27,7 @@ pub mod directory;
 pub mod dry_run;
 pub mod events;
 pub mod fleet;
+pub mod redis;
 pub mod schemas;
 pub mod system_topics;
 pub mod topic_history;

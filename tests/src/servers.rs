@@ -18,7 +18,7 @@ use crate::binary::target_dir;
 
 pub use pooler::Pooler;
 pub use postgres::Postgres;
-pub use redis::Redis;
+pub use redis::{Redis, Sentinel};
 
 /// The programs; the libraries that they need are found through apt.
 const PACKAGES: [&str; 5] = ["postgresql-15", "postgresql-client-15", "pgbouncer", "redis-server", "redis-tools"];
