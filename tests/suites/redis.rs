@@ -264,9 +264,32 @@ async fn a_cluster_helps_as_one_server_does_and_goes_on_without_one_of_its_own()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_master_that_a_sentinel_names_helps() {
     let redis = Redis::start(Options::new()).await;
-    let sentinel = Sentinel::start(&redis).await;
+    let sentinel = Sentinel::start(&redis, false).await;
     let [a, b] = two("watched", &sentinel.url(), |settings| settings).await;
     a.create_topic("orders", "Queue").await;
+    for broker in [&a, &b] {
+        is(broker, "Healthy").await;
+        says_no_password(broker);
+    }
+    wakes_from_one_reach_the_other(&a, &b, "orders").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_next_master_helps_when_the_one_before_is_gone() {
+    let follower = || Redis::start(Options::new().set("masterauth", "a/redis@word"));
+    let (mut master, replica) = (follower().await, follower().await);
+    assert_eq!(replica.ask(&["REPLICAOF", "127.0.0.1", &master.port().to_string()]), "OK");
+    let sentinel = Sentinel::start(&master, true).await;
+    sentinel.knows(&replica).await;
+    let [a, b] = two("succeeded", &sentinel.url(), |settings| settings).await;
+    a.create_topic("orders", "Queue").await;
+    for broker in [&a, &b] {
+        is(broker, "Healthy").await;
+    }
+    master.kill();
+    a.publish("orders", "x").answer().await.expect(202);
+    b.consume("orders", "g").drain(1).await;
+    sentinel.names(&replica).await;
     for broker in [&a, &b] {
         is(broker, "Healthy").await;
         says_no_password(broker);

@@ -211,21 +211,28 @@ impl Drop for Redis {
 pub struct Sentinel {
     folder: PathBuf,
     port: u16,
+    password: &'static str,
     process: Option<Process>,
 }
 
 impl Sentinel {
-    /// One that calls `master` by the name `main`, ready.
+    /// One that calls `master` by the name `main`, and its first replica so when it is gone for half a second, ready. It asks for a
+    /// password itself if it is `guarded`.
     ///
     /// # Panics
     /// When it does not come up.
-    pub async fn start(master: &Redis) -> Sentinel {
+    pub async fn start(master: &Redis, guarded: bool) -> Sentinel {
+        let password = if guarded { PASSWORD } else { "" };
         let (folder, port) = (process::folder("sentinel"), process::free_port());
-        let settings = format!(
-            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor main 127.0.0.1 {} 1\nsentinel auth-pass main {PASSWORD}\n",
+        let mut settings = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor main 127.0.0.1 {} 1\nsentinel auth-pass main {PASSWORD}\n\
+             sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n",
             folder.display(),
             master.port
         );
+        if guarded {
+            settings.push_str(&format!("requirepass {PASSWORD}\n"));
+        }
         let file = folder.join("sentinel.conf");
         fs::write(&file, settings).expect("a folder of ours can be written");
         // It writes there what it finds out.
@@ -233,14 +240,32 @@ impl Sentinel {
         let mut command = program("usr/bin/redis-server");
         command.arg(&file).arg("--sentinel");
         let process = Some(Process::start(command, &folder.join("log")));
-        wait::until("a Sentinel answers", async || {
-            let mut ask = program("usr/bin/redis-cli");
-            ask.args(["-h", "127.0.0.1", "-p", &port.to_string(), "SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main"]);
-            let said = ask.output().expect("setpriv starts").stdout;
-            String::from_utf8_lossy(&said).contains(&master.port.to_string()).then_some(())
+        let sentinel = Sentinel { folder, port, password, process };
+        sentinel.names(master).await;
+        sentinel
+    }
+
+    /// Waits until it says that this one is the master.
+    pub async fn names(&self, master: &Redis) {
+        wait::until("a Sentinel names a master", async || {
+            self.ask(&["GET-MASTER-ADDR-BY-NAME", "main"]).contains(&master.port.to_string()).then_some(())
         })
         .await;
-        Sentinel { folder, port, process }
+    }
+
+    /// Waits until it knows that this one follows the master.
+    pub async fn knows(&self, replica: &Redis) {
+        wait::until("a Sentinel knows a replica", async || {
+            self.ask(&["REPLICAS", "main"]).contains(&replica.port.to_string()).then_some(())
+        })
+        .await;
+    }
+
+    fn ask(&self, command: &[&str]) -> String {
+        let mut cli = program("usr/bin/redis-cli");
+        cli.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "SENTINEL"]).args(command);
+        cli.env("REDISCLI_AUTH", self.password);
+        String::from_utf8_lossy(&cli.output().expect("setpriv starts").stdout).into_owned()
     }
 
     /// The address of the master that it watches.
