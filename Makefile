@@ -8,13 +8,16 @@ BIN := $(CARGO_TARGET_DIR)/debug
 OVER_POSTGRES := batches:: delivery:: idempotency:: pipelines:: pipeline_revisions:: request_reply:: seek:: webhooks::
 
 .DEFAULT_GOAL := help
-.PHONY: help demo run build plugins test check bench soak fuzz audit fmt clean wasm-target
+.PHONY: help demo fleet run build plugins test check bench soak fuzz audit fmt clean wasm-target
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 demo: build ## see it work: events, a plugin swapped under load, the sums; stays up (DEMO_ONCE=1 ends it)
 	@$(BIN)/sluice-demo
+
+fleet: build ## the same through a proxy before three brokers on PostgreSQL, one of which leaves; stays up (DEMO_ONCE=1 ends it)
+	@$(BIN)/sluice-demo --fleet
 
 run: build ## a broker on http://localhost:5000 with its data and plugins in .sluice/
 	@mkdir -p .sluice/plugins

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use prometheus::Registry;
+use prometheus::{IntGauge, Registry};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::capture::Capture;
+use crate::catalog::members::Load;
 use crate::catalog::{Catalog, CatalogError};
 use crate::changes::Changes;
 use crate::clock::{Clock, Timestamp};
@@ -27,9 +28,10 @@ use crate::delivery::push::{PushError, PushParts, PushSupervisor};
 use crate::delivery::replies::Replies;
 use crate::directory::{Directory, DirectoryError, DirectoryParts};
 use crate::dry_run::DryRuns;
+use crate::duty::Duty;
 use crate::entropy::Entropy;
 use crate::events::{self, Events, Thresholds};
-use crate::fleet::{Fleet, JoinError};
+use crate::fleet::{Fleet, FleetParts, JoinError};
 use crate::pipeline::kv_sweep::ValueSweep;
 use crate::pipeline::{PipelineError, PipelineOptions, Pipelines};
 use crate::publish::Publisher;
@@ -48,6 +50,10 @@ const TICK_MAX: Duration = Duration::from_millis(100);
 const AUDIT_KEPT: Duration = Duration::from_secs(400 * 86_400);
 /// How many are kept at most: a change every half minute for as long.
 const AUDIT_ENTRIES_MAX: u64 = 1_000_000;
+/// How often it is looked for what crashed brokers have left: longer than any change takes.
+const SWEEP_STRAYS_EVERY: Duration = Duration::from_secs(900);
+/// How long a stop waits for what removes old messages; what it has not done is done later.
+const TIDYING_MAX: Duration = Duration::from_secs(5);
 /// How often older ones are looked for.
 const TRIM_AUDIT_EVERY: Duration = Duration::from_secs(3600);
 /// How often retention is enforced.
@@ -111,6 +117,10 @@ pub struct Broker {
     pub fleet: Option<Arc<Fleet>>,
     /// What helps them, if there is one.
     pub redis: Option<Redis>,
+    /// Whether it takes work.
+    pub duty: Duty,
+    /// Requests that wait for their answer.
+    pub requests: IntGauge,
     /// When it started.
     pub started_at: Timestamp,
     /// What is carried to its end whoever hangs up.
@@ -217,8 +227,13 @@ impl Broker {
     /// # Errors
     /// Nothing is served then.
     pub async fn open(config: Config) -> Result<Arc<Broker>, ServeError> {
+        Broker::open_until(config, CancellationToken::new()).await
+    }
+
+    async fn open_until(config: Config, stopping: CancellationToken) -> Result<Arc<Broker>, ServeError> {
         let (clock, entropy, registry) = (Clock::system(), Entropy::system(), Registry::new());
-        let stopping = CancellationToken::new();
+        let ended = CancellationToken::new();
+        let duty = Duty::new(stopping.clone());
         let data_dir = config.data_dir.clone();
         // Payloads, secrets and machine code are in it: for the broker's user alone.
         std::fs::DirBuilder::new()
@@ -247,8 +262,17 @@ impl Broker {
                     redis = Some(Redis::open(settings, &catalog.identity().await?, &entropy, &registry).await?);
                 }
                 let instance = format!("{:016x}{:016x}", entropy.next_u64(), entropy.next_u64());
-                let named = (config.node_id.clone(), instance);
-                let fleet = Fleet::join(catalog.clone(), named, started_at, stopping.clone()).await?;
+                let joining = Fleet::join(FleetParts {
+                    catalog: catalog.clone(),
+                    showing: Catalog::aside(&postgres.url, clock.clone())?,
+                    node: config.node_id.clone(),
+                    instance,
+                    started_at,
+                    duty: duty.clone(),
+                    stopping: stopping.clone(),
+                    ended: ended.clone(),
+                });
+                let fleet = joining.await?;
                 let options = PostgresOptions {
                     connect: postgres.url.options(),
                     connections_max: postgres.connections_max,
@@ -259,7 +283,8 @@ impl Broker {
                 (Arc::clone(&store) as _, catalog, Some((fleet, store)))
             }
         };
-        let plugin_options = PipelineOptions::new(&config.plugins, &data_dir);
+        let fleet = shared.as_ref().map(|(fleet, _)| Arc::clone(fleet));
+        let plugin_options = PipelineOptions { fleet, ..PipelineOptions::new(&config.plugins, &data_dir) };
         let pipelines = Pipelines::open(plugin_options, catalog.clone(), clock.clone(), &registry).await?;
         pipelines.keep_values_in(&store);
         let schemas = Schemas::new(catalog.clone(), config.schemas.versions_max);
@@ -276,14 +301,12 @@ impl Broker {
         })
         .await?;
         crate::system_topics::ensure(&directory).await?;
-        let ended = CancellationToken::new();
         let fleet = shared.map(|(fleet, store)| {
             let followed = (Arc::clone(&directory), Arc::clone(&pipelines));
             if let Some(redis) = &redis {
                 redis.help(&fleet, &store, ended.clone());
             }
-            tokio::spawn(Arc::clone(&fleet).keep_up(followed, store, ended.clone()));
-            pipelines.run_among(&fleet);
+            tokio::spawn(Arc::clone(&fleet).keep_up(followed, store));
             fleet
         });
         let outbound =
@@ -317,7 +340,7 @@ impl Broker {
             Arc::clone(&outbound),
             Arc::clone(&directory),
             Arc::clone(&store),
-            (clock.clone(), stopping.clone()),
+            (clock.clone(), duty.clone()),
             &registry,
         )?;
         let replies = Replies::new(Arc::clone(&store), clock.clone(), stopping.clone());
@@ -340,6 +363,7 @@ impl Broker {
                 events: events.clone(),
                 settings: config.push.clone(),
                 node_id: config.node_id.as_str().into(),
+                duty: duty.clone(),
             },
             &registry,
         )?;
@@ -347,7 +371,9 @@ impl Broker {
         let topic_history = TopicHistory::new(clock.clone());
         registry.register(Box::new(crate::telemetry::left_out()))?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
-        Ok(Arc::new(Broker {
+        let requests = IntGauge::new("sluice_http_requests_in_flight", "Requests that wait for their answer.")?;
+        registry.register(Box::new(requests.clone()))?;
+        let broker = Arc::new(Broker {
             config,
             clock,
             entropy,
@@ -373,10 +399,25 @@ impl Broker {
             changes: Changes::among(fleet.clone()),
             fleet,
             redis,
+            duty,
+            requests,
             started_at,
             stopping,
             ended,
-        }))
+        });
+        if let Some(fleet) = &broker.fleet {
+            let told = Arc::downgrade(&broker);
+            fleet.enter(move || told.upgrade().map(|broker| broker.load()).unwrap_or_default()).await;
+        }
+        Ok(broker)
+    }
+
+    /// What it has to do, and how its plugins are.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        let (webhooks, senders) = self.push.load();
+        let (pipelines, lagging, refused) = self.pipelines.state();
+        Load { requests: self.requests.get().unsigned_abs(), webhooks, senders, pipelines, lagging, refused }
     }
 
     /// Stops: changes, endpoints, events of them, stages, the capture, store, catalog, in this order.
@@ -408,45 +449,56 @@ impl Broker {
             totals.heard(self.topic_history.look(&self.directory, &*self.store).await.as_ref().err());
             self.liveness.forget();
             left.heard(self.directory.mend_leftovers().await.as_ref().err());
-            tokio::select! {
-                () = self.clock.sleep_until(self.clock.now().plus(WATCH_EVERY)) => {}
-                () = self.stopping.cancelled() => {}
-            }
+            self.sleep_until(self.clock.now().plus(WATCH_EVERY)).await;
         }
     }
 
+    /// Does what is due, when it is due.
     async fn keep_house(self: Arc<Broker>) {
-        let (mut next_retain, mut next_trim) = (self.clock.now(), self.clock.now());
-        let (mut due, mut retention, mut audit) =
-            (Trouble::with("what is due"), Trouble::with("retention"), Trouble::with("trimming the audit log"));
-        let (mut sweep, mut values) =
-            (ValueSweep::default(), Trouble::with("removing plugins' values that have ended"));
-        let left_out = crate::telemetry::left_out();
-        let mut told = left_out.get();
+        let mut due = Trouble::with("what is due");
         while !self.stopping.is_cancelled() {
             let ticked = self.store.tick().await;
             due.heard(ticked.as_ref().err());
+            let at_latest = self.clock.now().plus(TICK_MAX);
             let next = ticked.ok().flatten();
-            if self.clock.now() >= next_retain {
-                retention.heard(self.store.retain().await.as_ref().err());
-                values.heard(sweep.step(&*self.store, self.clock.now()).await.as_ref().err());
-                next_retain = self.clock.now().plus(RETAIN_EVERY);
-                if left_out.get() > told {
-                    tracing::warn!(lines = left_out.get() - told, "the log left lines out: it had said the same often");
-                    told = left_out.get();
-                }
+            let wake = next.map_or(at_latest, |next| next.min(at_latest).max(self.clock.now().plus(MILLISECOND)));
+            self.sleep_until(wake).await;
+        }
+    }
+
+    /// Removes what is too old: apart from what is due, as either may take its time.
+    async fn keep_tidy(self: Arc<Broker>) {
+        let (mut next_trim, mut next_sweep) = (self.clock.now(), self.clock.now());
+        let (mut retention, mut audit) = (Trouble::with("retention"), Trouble::with("trimming the audit log"));
+        let (mut sweep, mut values) =
+            (ValueSweep::default(), Trouble::with("removing plugins' values that have ended"));
+        let mut strays = Trouble::with("removing what the catalog does not know");
+        let left_out = crate::telemetry::left_out();
+        let mut told = left_out.get();
+        while !self.stopping.is_cancelled() {
+            retention.heard(self.store.retain().await.as_ref().err());
+            values.heard(sweep.step(&*self.store, self.clock.now()).await.as_ref().err());
+            if left_out.get() > told {
+                tracing::warn!(lines = left_out.get() - told, "the log left lines out: it had said the same often");
+                told = left_out.get();
             }
             if self.clock.now() >= next_trim {
                 let trimmed = self.catalog.trim_audit(self.clock.now().minus(AUDIT_KEPT), AUDIT_ENTRIES_MAX).await;
                 audit.heard(trimmed.as_ref().err());
                 next_trim = self.clock.now().plus(TRIM_AUDIT_EVERY);
             }
-            let at_latest = self.clock.now().plus(TICK_MAX);
-            let wake = next.map_or(at_latest, |next| next.min(at_latest).max(self.clock.now().plus(MILLISECOND)));
-            tokio::select! {
-                () = self.clock.sleep_until(wake) => {}
-                () = self.stopping.cancelled() => {}
+            if self.clock.now() >= next_sweep {
+                strays.heard(self.directory.sweep_strays().await.as_ref().err());
+                next_sweep = self.clock.now().plus(SWEEP_STRAYS_EVERY);
             }
+            self.sleep_until(self.clock.now().plus(RETAIN_EVERY)).await;
+        }
+    }
+
+    async fn sleep_until(&self, wake: Timestamp) {
+        tokio::select! {
+            () = self.clock.sleep_until(wake) => {}
+            () = self.stopping.cancelled() => {}
         }
     }
 }
@@ -484,16 +536,29 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Result<(), ServeError> {
     let address = config.listen;
     let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
-    let broker = Broker::open(config).await?;
+    // From here on: as the first process of a container it would not be ended by a signal that it does not take.
+    let stopping = CancellationToken::new();
+    stop_on_signals(stopping.clone())?;
+    let broker = tokio::select! {
+        opened = Broker::open_until(config, stopping.clone()) => opened?,
+        // What it was about to do is done again at the next start.
+        () = stopping.cancelled() => {
+            tracing::info!("stopped before it served");
+            return Ok(());
+        }
+    };
     let housekeeping: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_house());
+    let mut tidying: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_tidy());
     let watching: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_watch());
     broker.pipelines.watch()?;
-    stop_on_signals(broker.stopping.clone())?;
     ready(listener.local_addr()?);
     tracing::info!(address = %listener.local_addr()?, data_dir = %broker.config.data_dir.display(), "serving");
     crate::api::server::serve(Arc::clone(&broker), listener).await;
     // A housekeeper that panicked has been logged by the panic hook; the stop goes on.
     drop(housekeeping.await);
+    if tokio::time::timeout(TIDYING_MAX, &mut tidying).await.is_err() {
+        tidying.abort();
+    }
     drop(watching.await);
     broker.close().await?;
     tracing::info!("stopped");

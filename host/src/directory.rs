@@ -8,6 +8,7 @@ mod leftovers;
 mod snapshot;
 mod specs;
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -53,6 +54,8 @@ pub struct Directory {
     changes: watch::Sender<u64>,
     /// Changes are rare and touch three places: one at a time. Holds what failed ones have left.
     editing: Mutex<Vec<Leftover>>,
+    /// What the store had at the last look and the catalog did not.
+    strays: parking_lot::Mutex<HashSet<(TopicId, Option<GroupId>)>>,
 }
 
 /// What a directory is made of.
@@ -138,6 +141,7 @@ impl Directory {
             current: ArcSwap::default(),
             changes: watch::channel(0).0,
             editing: Mutex::default(),
+            strays: parking_lot::Mutex::default(),
         };
         directory.follow().await?;
         directory.reconcile().await?;

@@ -2,18 +2,24 @@
 //! change that was made here is answered once all who are there know it, or have had the time to. Decides nothing about what
 //! was changed.
 
-use std::sync::Arc;
+mod standing;
+
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::catalog::members::{ALIVE, Member};
+use self::standing::Standing;
+use crate::catalog::members::{ALIVE, Heard, Load, Member};
 use crate::catalog::{Catalog, CatalogError};
 use crate::clock::Timestamp;
 use crate::directory::Directory;
+use crate::duty::Duty;
 use crate::pipeline::Pipelines;
 use crate::store::postgres::PostgresStore;
 use crate::telemetry::Stopwatch;
@@ -28,6 +34,10 @@ const SETTLE_MAX: Duration = Duration::from_secs(5);
 const PREPARE_MAX: Duration = Duration::from_secs(60);
 /// How often it looks.
 const SETTLE_LOOK: Duration = Duration::from_millis(10);
+/// For how long what others were asked to make ready is known to be asked for: the catalog forgets it after twice this.
+const ASKED_FOR: Duration = Duration::from_secs(300);
+/// How long a broker that starts waits to be counted, before it listens all the same and refuses until it is.
+const ENTER_MAX: Duration = Duration::from_secs(10);
 
 /// Why a broker is none of the fleet.
 #[derive(Debug, thiserror::Error)]
@@ -49,95 +59,115 @@ struct Hints {
     changed: Notify,
 }
 
+/// What a fleet is joined with.
+pub struct FleetParts {
+    /// What all share.
+    pub catalog: Catalog,
+    /// The same by a connection of its own: who waits for others' is taken for lost.
+    pub showing: Catalog,
+    /// This broker's name.
+    pub node: String,
+    /// Another one each time that it starts.
+    pub instance: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// Whether it takes work.
+    pub duty: Duty,
+    /// Cancelled when it is to stop.
+    pub stopping: CancellationToken,
+    /// Cancelled when it has.
+    pub ended: CancellationToken,
+}
+
 /// See the module.
-#[derive(Debug)]
 pub struct Fleet {
-    catalog: Catalog,
-    node: String,
-    instance: String,
-    started_at: Timestamp,
+    parts: FleetParts,
+    standing: Standing,
     followed: AtomicU64,
     prepared: AtomicU64,
     /// The last that was waited for.
     settled: AtomicU64,
-    /// Since it last showed itself; none while another one has its name.
-    shown: Mutex<Option<Stopwatch>>,
-    /// Whether it could not, since somebody asked.
+    /// What others were asked to make ready, under which number, and since when.
+    asked: Mutex<HashMap<String, (u64, Stopwatch)>>,
+    load: OnceLock<Box<dyn Fn() -> Load + Send + Sync>>,
+    /// Whether it could not show itself, since somebody asked.
     lapsed: AtomicBool,
     news: Notify,
     hints: Hints,
     has_left: Notify,
-    stopping: CancellationToken,
+    showing: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl Fleet {
-    /// Joins. A broker that crashed a moment ago counts for some seconds still: its successor waits for that.
+    /// Joins: from now on the name is this broker's, though others don't wait for it before it has entered. A broker that
+    /// crashed a moment ago counts for some seconds still: its successor waits for that.
     ///
     /// # Errors
     /// See [`JoinError`].
-    pub async fn join(
-        catalog: Catalog,
-        (node, instance): (String, String),
-        started_at: Timestamp,
-        stopping: CancellationToken,
-    ) -> Result<Arc<Fleet>, JoinError> {
-        let fleet = Fleet {
-            catalog,
-            node,
-            instance,
-            started_at,
+    pub async fn join(parts: FleetParts) -> Result<Arc<Fleet>, JoinError> {
+        parts.duty.stay_outside(true);
+        let fleet = Arc::new(Fleet {
+            parts,
+            standing: Standing::default(),
             followed: AtomicU64::new(0),
             prepared: AtomicU64::new(0),
             settled: AtomicU64::new(0),
-            shown: Mutex::new(None),
+            asked: Mutex::default(),
+            load: OnceLock::new(),
             lapsed: AtomicBool::new(false),
             news: Notify::new(),
             hints: Hints::default(),
             has_left: Notify::new(),
-            stopping,
-        };
+            showing: Mutex::new(None),
+        });
         let waited = Stopwatch::start();
-        while !fleet.beat().await? {
+        while fleet.beat().await? == Heard::Taken {
             if waited.elapsed() >= ALIVE + BEAT_EVERY {
-                return Err(JoinError::Taken(fleet.node));
+                return Err(JoinError::Taken(fleet.parts.node.clone()));
             }
             tokio::time::sleep(BEAT_EVERY / 4).await;
         }
-        Ok(Arc::new(fleet))
+        *fleet.showing.lock() = Some(tokio::spawn(Arc::clone(&fleet).keep_showing()));
+        Ok(fleet)
     }
 
-    async fn beat(&self) -> Result<bool, CatalogError> {
-        let watch = Stopwatch::start();
-        let there = self.catalog.beat(&self.member()).await;
-        match &there {
-            Ok(true) => *self.shown.lock() = Some(watch),
-            Ok(false) => *self.shown.lock() = None,
-            Err(_) => {}
+    async fn beat(&self) -> Result<Heard, CatalogError> {
+        let (watch, member) = (Stopwatch::start(), self.member());
+        let heard = self.parts.showing.beat(&member).await;
+        self.standing.heard(heard.as_ref().ok(), watch);
+        match &heard {
+            Ok(Heard::Counted { drain }) => self.parts.duty.drain(*drain),
+            _ => self.lapsed.store(true, Ordering::Release),
         }
-        if !matches!(there, Ok(true)) {
-            self.lapsed.store(true, Ordering::Release);
+        // Who has just come back does not know what was changed meanwhile.
+        if member.serving && self.standing.is_to_follow() {
+            self.standing.follows(self.parts.showing.version().await?);
         }
-        there
+        self.standing.has_followed(self.followed.load(Ordering::Acquire));
+        heard
     }
 
     /// This broker, as the others see it.
     #[must_use]
     pub fn member(&self) -> Member {
         Member {
-            node: self.node.clone(),
-            instance: self.instance.clone(),
+            node: self.parts.node.clone(),
+            instance: self.parts.instance.clone(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: self.started_at,
+            started_at: self.parts.started_at,
+            serving: self.standing.is_serving(),
+            drain: self.parts.duty.is_drained(),
+            load: self.load.get().map(|load| load()).unwrap_or_default(),
             followed: self.followed.load(Ordering::Acquire),
             prepared: self.prepared.load(Ordering::Acquire),
-            stopping: self.stopping.is_cancelled(),
+            stopping: self.parts.stopping.is_cancelled(),
         }
     }
 
-    /// Whether the others count it, as far as it knows.
+    /// Whether the others count it, as far as it knows, and it knows what they have changed.
     #[must_use]
     pub fn is_member(&self) -> bool {
-        self.shown.lock().as_ref().is_some_and(|shown| shown.elapsed() < ALIVE)
+        self.standing.is_inside()
     }
 
     /// The brokers that are there.
@@ -145,15 +175,33 @@ impl Fleet {
     /// # Errors
     /// When the catalog fails.
     pub async fn members(&self) -> Result<Vec<Member>, CatalogError> {
-        self.catalog.members().await
+        self.parts.catalog.members().await
     }
 
-    /// Follows the catalog and shows itself, until the broker has stopped.
+    /// Asks a broker to take no work, or to take it again; false if there is none of that name.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn ask_to_drain(&self, node: &str, drain: bool) -> Result<bool, CatalogError> {
+        self.parts.catalog.ask_to_drain(node, drain).await
+    }
+
+    /// Takes requests, as soon as it knows what the others know; `load` tells them what it has to do. Only while it keeps up.
+    pub async fn enter(&self, load: impl Fn() -> Load + Send + Sync + 'static) {
+        // Told once, at start.
+        let _first = self.load.set(Box::new(load));
+        self.standing.serves();
+        self.news.notify_one();
+        if tokio::time::timeout(ENTER_MAX, self.standing.inside()).await.is_err() {
+            tracing::error!("this broker is not counted by the fleet yet; requests are refused until it is");
+        }
+    }
+
+    /// Follows the catalog, until the broker has stopped.
     pub async fn keep_up(
         self: Arc<Fleet>,
         (directory, pipelines): (Arc<Directory>, Arc<Pipelines>),
         store: Arc<PostgresStore>,
-        ended: CancellationToken,
     ) {
         let (told, heard) = watch::channel(0);
         // Each apart: what is to be made ready may take seconds, and what is to be followed may wait for a change that waits for
@@ -162,17 +210,22 @@ impl Fleet {
             () = self.keep_looking(told) => {}
             () = self.keep_ready(&pipelines, heard.clone()) => {}
             () = self.keep_following(&directory, heard) => {}
-            () = self.keep_showing() => {}
             () = self.keep_standing_in(&store) => {}
-            () = ended.cancelled() => {}
+            () = self.parts.ended.cancelled() => {}
         }
         // What it has leased and not sent is for the others now.
-        if let Err(error) = store.end_sending(&self.node).await {
+        if let Err(error) = store.end_sending(&self.parts.node).await {
             tracing::debug!(%error, "what was not sent waits until its leases end");
         }
-        if let Err(error) = self.catalog.leave(&self.node, &self.instance).await {
+        let showing = self.showing.lock().take();
+        if let Some(showing) = showing {
+            // It ends by itself; a panic of it was logged.
+            let _ = showing.await;
+        }
+        if let Err(error) = self.parts.showing.leave(&self.parts.node, &self.parts.instance).await {
             tracing::debug!(%error, "this broker could not sign off; it is not counted any more after some seconds");
         }
+        self.parts.showing.close().await;
         self.has_left.notify_one();
     }
 
@@ -190,7 +243,7 @@ impl Fleet {
     async fn keep_looking(&self, told: watch::Sender<u64>) {
         let mut trouble = false;
         loop {
-            match self.catalog.version().await {
+            match self.parts.catalog.version().await {
                 Ok(version) => {
                     told.send_if_modified(|known| std::mem::replace(known, version) != version);
                     trouble = false;
@@ -208,7 +261,7 @@ impl Fleet {
     /// Makes ready what revisions to come run, without waiting for anybody's change.
     async fn keep_ready(&self, pipelines: &Pipelines, mut heard: watch::Receiver<u64>) {
         while heard.changed().await.is_ok() {
-            let wanted = match self.catalog.wanted_plugins().await {
+            let wanted = match self.parts.catalog.wanted_plugins().await {
                 Ok(wanted) => wanted,
                 Err(_) => {
                     tokio::time::sleep(LOOK_EVERY).await;
@@ -250,18 +303,46 @@ impl Fleet {
         }
     }
 
-    async fn keep_showing(&self) {
-        let mut trouble = false;
-        loop {
-            match self.beat().await {
-                Ok(true) => trouble = false,
-                Ok(false) if !trouble => tracing::error!(node = self.node, "another broker has this one's node_id"),
-                Err(error) if !trouble => tracing::error!(%error, "this broker cannot show the fleet that it is there"),
+    /// Shows that this broker is there, until it has stopped.
+    async fn keep_showing(self: Arc<Fleet>) {
+        let (duty, mut trouble) = (&self.parts.duty, false);
+        while !self.parts.ended.is_cancelled() {
+            let mut beat = std::pin::pin!(self.beat());
+            let heard = tokio::select! {
+                heard = &mut beat => heard,
+                // No answer for too long: the others don't count it from now on.
+                () = self.standing.lapse() => {
+                    duty.stay_outside(true);
+                    beat.await
+                }
+            };
+            duty.stay_outside(!self.is_member());
+            match heard {
+                Ok(Heard::Counted { .. }) => {
+                    if trouble {
+                        tracing::info!("this broker shows the fleet that it is there again");
+                    }
+                    trouble = false;
+                    // Either is a reason to show itself.
+                    tokio::select! {
+                        _ = tokio::time::timeout(BEAT_EVERY, self.news.notified()) => {}
+                        () = self.parts.ended.cancelled() => {}
+                    }
+                    continue;
+                }
+                Ok(Heard::Taken) if !trouble => {
+                    tracing::error!(
+                        node = self.parts.node,
+                        "another broker has this one's node_id: it takes no requests"
+                    );
+                }
+                Err(error) if !trouble => {
+                    tracing::error!(%error, "this broker cannot show the fleet that it is there; it takes no requests before it can");
+                }
                 _ => {}
             }
-            trouble |= !self.is_member();
-            // Either is a reason to show itself.
-            let _ = tokio::time::timeout(BEAT_EVERY, self.news.notified()).await;
+            trouble = true;
+            tokio::time::sleep(BEAT_EVERY / 4).await;
         }
     }
 
@@ -278,7 +359,7 @@ impl Fleet {
                 continue;
             }
             // A catalog that fails is told of by who shows this broker.
-            for node in self.catalog.take_lost(&self.node).await.unwrap_or_default() {
+            for node in self.parts.catalog.take_lost(&self.parts.node).await.unwrap_or_default() {
                 tracing::warn!(node, "a broker is lost; the others send what it was about to");
                 if let Err(error) = store.end_sending(&node).await {
                     tracing::warn!(%error, node, "what it was about to send waits until its leases end");
@@ -293,38 +374,76 @@ impl Fleet {
         let _ = tokio::time::timeout(patience, self.has_left.notified()).await;
     }
 
-    /// Waits until all brokers that are there know what the catalog holds now.
+    /// Waits until all brokers that serve know what the catalog holds now.
     pub async fn settle(&self) {
-        match self.catalog.version().await {
-            Ok(version) if version != self.settled.load(Ordering::Acquire) => {
-                self.until_all("follow", SETTLE_MAX, |member| member.followed >= version).await;
+        let settled = async {
+            let version = self.parts.catalog.version().await?;
+            if version != self.settled.load(Ordering::Acquire) {
+                self.until_all("follow", SETTLE_MAX, |member| member.followed >= version).await?;
                 self.settled.fetch_max(version, Ordering::AcqRel);
             }
-            _ => {}
+            Ok::<_, CatalogError>(())
+        };
+        // The change stands.
+        if let Err(error) = settled.await {
+            tracing::warn!(%error, "a change is answered without knowing whether the other brokers know it");
         }
     }
 
-    /// Has all brokers that are there make these components ready, and waits for it.
+    /// Has all brokers that serve make these components ready, and waits for it. This one has them, or is about to try.
     ///
     /// # Errors
     /// When the catalog fails.
     pub async fn prepare(&self, digests: &[String]) -> Result<(), CatalogError> {
-        let last = self.catalog.want_plugins(digests).await?;
-        self.until_all("have the plugin ready", PREPARE_MAX, |member| member.prepared >= last).await;
-        Ok(())
+        let last = match self.asked_before(digests) {
+            Some(last) => last,
+            None => {
+                let last = self.parts.catalog.want_plugins(digests).await?;
+                self.has_asked(digests, last);
+                last
+            }
+        };
+        self.until_all("have the plugin ready", PREPARE_MAX, |member| member.prepared >= last).await
     }
 
-    async fn until_all(&self, what: &str, patience: Duration, has: impl Fn(&Member) -> bool) {
+    fn has_asked(&self, digests: &[String], last: u64) {
+        let mut asked = self.asked.lock();
+        asked.retain(|_, (_, since)| since.elapsed() < ASKED_FOR);
+        asked.extend(digests.iter().map(|digest| (digest.clone(), (last, Stopwatch::start()))));
+    }
+
+    /// The number under which they were asked for, if all were.
+    fn asked_before(&self, digests: &[String]) -> Option<u64> {
+        let asked = self.asked.lock();
+        let known = digests.iter().map(|digest| {
+            asked.get(digest).filter(|(_, since)| since.elapsed() < ASKED_FOR).map(|(number, _)| *number)
+        });
+        known.collect::<Option<Vec<_>>>().map(|all| all.into_iter().max().unwrap_or(0))
+    }
+
+    async fn until_all(
+        &self,
+        what: &str,
+        patience: Duration,
+        has: impl Fn(&Member) -> bool,
+    ) -> Result<(), CatalogError> {
         self.hints.changed.notify_one();
         let waited = Stopwatch::start();
         loop {
-            // Whether it can be known or not: the change stands.
-            let Ok(members) = self.catalog.members().await else { return };
-            let Some(behind) = members.iter().find(|member| !has(member)) else { return };
+            let members = self.parts.catalog.members().await?;
+            let others = members.iter().filter(|member| member.serving && member.node != self.parts.node);
+            let Some(behind) = others.into_iter().find(|member| !has(member)) else { return Ok(()) };
             if waited.elapsed() >= patience {
-                return tracing::warn!(broker = behind.node, "a broker does not {what}; it is not waited for");
+                tracing::warn!(broker = behind.node, "a broker does not {what}; it is not waited for");
+                return Ok(());
             }
             tokio::time::sleep(SETTLE_LOOK).await;
         }
+    }
+}
+
+impl std::fmt::Debug for Fleet {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Fleet").field("node", &self.parts.node).finish_non_exhaustive()
     }
 }

@@ -25,6 +25,7 @@ pub mod window;
 pub mod catalog;
 pub mod directory;
 pub mod dry_run;
+pub mod duty;
 pub mod events;
 pub mod fleet;
 pub mod redis;

@@ -1,4 +1,5 @@
-//! Programs that are not ours, as their makers publish them: official client libraries, and a tester of HTTP APIs.
+//! Programs that are not ours, as their makers publish them: official client libraries, a tester of HTTP APIs, and what
+//! reads the files of `deploy/`.
 //! Invariant: their versions (not those of what they depend on) are pinned in `tests/outside/` and
 //! in the templates of plugins, they are installed once, below
 //! the target folder, and never changed. Needs Python 3 with venv, and Node with npm.
@@ -16,6 +17,8 @@ use crate::binary::{repository, target_dir};
 
 static PYTHON: LazyLock<PathBuf> = LazyLock::new(|| pip(&[folder().join("requirements.txt")]));
 
+static DEPLOY: LazyLock<PathBuf> = LazyLock::new(|| pip(&[folder().join("deploy.txt")]));
+
 static NODE: LazyLock<PathBuf> = LazyLock::new(|| npm(&folder().join("package.json")));
 
 /// What `sluice plugin new` names in the projects that it makes: compilers of JavaScript, Python and C to WebAssembly.
@@ -29,6 +32,20 @@ static COMPILERS: LazyLock<[PathBuf; 2]> = LazyLock::new(|| {
 #[must_use]
 pub fn python(script: &str, input: &Value) -> Value {
     talk(Command::new(PYTHON.join("bin/python")).arg(folder().join(script)), input)
+}
+
+/// A tool that reads the files of `deploy/`, by its name in `tests/outside/deploy.txt`.
+#[must_use]
+pub fn deploy_tool(name: &str) -> Command {
+    Command::new(DEPLOY.join("bin").join(name))
+}
+
+/// The documents in YAML texts, for each of them.
+#[must_use]
+pub fn yaml_documents(texts: &[String]) -> Vec<Vec<Value>> {
+    let mut python = deploy_tool("python");
+    let read = talk(python.arg(folder().join("yaml_documents.py")), &Value::from(texts));
+    serde_json::from_value(read).expect("a list of documents for each text")
 }
 
 /// Runs a script of `tests/outside/` on Node; it reads JSON and prints JSON.

@@ -1,8 +1,9 @@
-//! Real servers for tests: PostgreSQL, a transaction pooler before it, and Redis, from Debian's packages. Invariant: the
-//! packages are unpacked once, below the target folder; nothing is installed into the system, and nothing that happens to be
-//! installed there is used but its C library. Each server has a folder and a port of its own and ends, with all its processes,
-//! when its value is dropped or the test process ends, however it does.
+//! Real servers for tests: PostgreSQL, a transaction pooler before it, Redis, and a proxy for brokers, from Debian's packages.
+//! Invariant: the packages are unpacked once, below the target folder; nothing is installed into the system, and nothing that
+//! happens to be installed there is used but its C library. Each server has a folder and a port of its own and ends, with all
+//! its processes, when its value is dropped or the test process ends, however it does.
 
+mod haproxy;
 mod pooler;
 mod postgres;
 mod process;
@@ -16,21 +17,23 @@ use std::sync::LazyLock;
 
 use crate::binary::target_dir;
 
+pub use haproxy::Haproxy;
 pub use pooler::Pooler;
 pub use postgres::Postgres;
 pub use redis::{Redis, Sentinel};
 
 /// The programs; the libraries that they need are found through apt.
-const PACKAGES: [&str; 5] = ["postgresql-15", "postgresql-client-15", "pgbouncer", "redis-server", "redis-tools"];
+const PACKAGES: [&str; 7] =
+    ["postgresql-15", "postgresql-client-15", "pgbouncer", "redis-server", "redis-tools", "haproxy", "prometheus"];
 
-/// Libraries that are not taken along: the C library goes with the system's loader, and the other one is for a just-in-time
-/// compiler of SQL (100 MB) that tests leave off.
-const NOT_TAKEN: [&str; 2] = ["libc6", "libllvm"];
+/// Libraries that are not taken along: the C library goes with the system's loader, one is for a just-in-time compiler of SQL
+/// (100 MB) that tests leave off, and others are for pages that nobody looks at.
+const NOT_TAKEN: [&str; 3] = ["libc6", "libllvm", "libjs"];
 
 /// What the system lacks, to who runs the tests.
-const NEEDED: &str = "the tests over real servers unpack the packages of PostgreSQL 15, PgBouncer and Redis: they need \
-                      apt-get, apt-cache and dpkg-deb with the sources of Debian 12 (or others that have these packages), and \
-                      setpriv (util-linux)";
+const NEEDED: &str = "the tests over real servers unpack the packages of PostgreSQL 15, PgBouncer, Redis, HAProxy and \
+                      Prometheus: they need apt-get, apt-cache and dpkg-deb with the sources of Debian 12 (or others that \
+                      have these packages), and setpriv (util-linux)";
 
 /// Where the packages are unpacked.
 static PROGRAMS: LazyLock<PathBuf> = LazyLock::new(unpacked);
@@ -67,6 +70,16 @@ fn program(path: &str) -> Command {
     }
     command.env("LC_ALL", "C.UTF-8").env("TZ", "GMT").env_remove("NOTIFY_SOCKET");
     command
+}
+
+/// What Prometheus' own tool says, run in `folder`.
+///
+/// # Panics
+/// When it does not start.
+#[must_use]
+pub fn promtool(folder: &Path, arguments: &[&str]) -> Output {
+    let mut promtool = Command::new(PROGRAMS.join("usr/bin/promtool"));
+    promtool.args(arguments).current_dir(folder).output().unwrap_or_else(|error| panic!("{NEEDED}: {error}"))
 }
 
 fn multiarch() -> String {

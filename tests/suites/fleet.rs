@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
+use sluice_tests::link::{Link, State};
 use sluice_tests::receiver::Scripted;
 use sluice_tests::servers::Postgres;
 use sluice_tests::{Broker, Receiver, Settings, binary, guest};
@@ -15,6 +16,7 @@ use sqlx::postgres::PgConnection;
 use sqlx::{Connection as _, Executor as _};
 use tokio::sync::Notify;
 
+const JSON: (&str, &str) = ("content-type", "application/json");
 const NODES: [&str; 3] = ["a", "b", "c"];
 
 async fn fleet(name: &str) -> [Broker; 3] {
@@ -76,6 +78,241 @@ async fn what_one_broker_is_told_holds_for_all_when_it_is_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn changes_of_one_pipeline_at_several_brokers_follow_each_other() {
+    const ROUNDS: u64 = 5;
+    let brokers = fleet("racing_brokers").await;
+    let [a, b, c] = &brokers;
+    a.create_topic("orders", "Queue").await;
+    let stages = |value: &str| json!({"stages": [{"name": "f", "plugin": "filter", "config": {"headerMatches": {"keep": value}}}]});
+    let set = async |broker: &Broker, who: usize| {
+        let mut made = Vec::new();
+        for round in 0..ROUNDS {
+            let answer = broker.put("/topics/orders/pipeline", &stages(&format!("{who} {round}"))).await;
+            made.push(answer.expect(200)["revision"].as_u64().expect("a number"));
+        }
+        made
+    };
+    let (by_a, by_b, by_c) = tokio::join!(set(a, 0), set(b, 1), set(c, 2));
+    let mut all = [by_a, by_b, by_c].concat();
+    all.sort_unstable();
+    // None was lost or overwritten unseen: each is a revision of its own, with its own stages.
+    assert_eq!(all, (1..=3 * ROUNDS).collect::<Vec<_>>());
+    let history = b.get("/topics/orders/pipeline/history?limit=100").await.expect(200);
+    let values = history["revisions"].as_array().expect("a list").iter();
+    let values: HashSet<String> =
+        values.map(|one| one["stages"][0]["config"]["headerMatches"]["keep"].to_string()).collect();
+    assert_eq!(values.len() as u64, 3 * ROUNDS);
+    let now =
+        [a.get("/topics/orders/pipeline").await, c.get("/topics/orders/pipeline").await].map(|one| one.expect(200));
+    assert_eq!((&now[0], now[0]["revision"].as_u64()), (&now[1], Some(3 * ROUNDS)));
+    // Of those who insist on what they have seen, one is first.
+    let insisting = async |broker: &Broker| {
+        let seen = format!("\"{}\"", 3 * ROUNDS);
+        let body = stages("insists").to_string();
+        broker.send(Method::PUT, "/topics/orders/pipeline", &[("if-match", &seen), JSON], body).await.status
+    };
+    let (one, two, three) = tokio::join!(insisting(a), insisting(b), insisting(c));
+    let mut statuses = [one, two, three];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 412, 412]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_is_not_undone_by_one_that_another_broker_makes_at_the_same_moment() {
+    let [a, b, c] = fleet("colliding_brokers").await;
+    let schema = json!({"type": "object", "required": ["id"]}).to_string();
+    let schema = json!({"schemaId": "order.v1", "schemaDefinition": schema, "version": "1.0"});
+    a.post("/schemas", &schema).await.expect(201);
+    for round in 0..10 {
+        let topic = format!("orders{round}");
+        a.create_topic(&topic, "Queue").await;
+        let described = json!({"name": topic, "type": "Queue", "schemaId": "order.v1"});
+        let path = format!("/topics/{topic}");
+        let (described, ..) = tokio::join!(
+            a.put(&path, &described),
+            b.put_pipeline(&topic, keeping("b")),
+            c.put_pipeline(&topic, keeping("c"))
+        );
+        described.expect(200);
+        let now = b.get(&format!("/topics/{topic}/pipeline")).await.expect(200);
+        let stages: Vec<&str> =
+            now["resolved"].as_array().expect("a list").iter().filter_map(|stage| stage["name"].as_str()).collect();
+        assert_eq!(stages, ["schema", "f"], "in round {round}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_version_and_a_new_pipeline_at_once_both_hold() {
+    let brokers = fleet("uploading_brokers").await;
+    let [a, b, c] = &brokers;
+    let wasm = [("content-type", "application/wasm")];
+    let upload = async |version: &str, bytes: &'static [u8]| {
+        let path = format!("/plugins/own-filter/versions?version={version}");
+        a.send(Method::POST, &path, &wasm, bytes).await.expect(201)
+    };
+    upload("1.0.0", guest::first_party("filter").leak()).await;
+    a.create_topic("orders", "Queue").await;
+    let stage =
+        |value: &str| json!([{"name": "f", "plugin": "own-filter", "config": {"headerMatches": {"keep": value}}}]);
+    b.put_pipeline("orders", stage("first")).await;
+    let (uploaded, ..) = tokio::join!(
+        upload("2.0.0", guest::filter_v2()),
+        b.put_pipeline("orders", stage("second")),
+        c.put_pipeline("orders", stage("second"))
+    );
+    // Who is late runs it a moment later.
+    sluice_tests::wait::until("the pipeline is on the new version everywhere", async || {
+        for broker in &brokers {
+            let now = broker.get("/topics/orders/pipeline").await.expect(200);
+            let stage = &now["resolved"][0];
+            let is_it = stage["digest"] == uploaded["digest"]
+                && now["stages"][0]["config"]["headerMatches"]["keep"] == "second";
+            is_it.then_some(())?;
+        }
+        Some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drained_broker_leaves_its_work_to_the_others_until_it_is_asked_back() {
+    let url = Postgres::shared_with_tables("drained");
+    let a = Broker::with(Settings::new().on(&url, "a")).await;
+    let b = Broker::with(Settings::new().on(&url, "b")).await;
+    let (receiver, release) = (Receiver::start().await, Arc::new(Notify::new()));
+    receiver.answers([Scripted::from(200).held_until(Arc::clone(&release))]);
+    a.create_topic("news", "PubSub").await;
+    a.subscribe_push("news", "g", &receiver.url(), json!({})).await;
+    a.create_topic("work", "Queue").await;
+    a.publish("news", "0").await;
+    receiver.received(1).await;
+    let sender = sluice_tests::wait::until("one of them says that it sends", async || {
+        let sends = async |node| of(&a, node).await["load"]["webhooksInFlight"] == 1;
+        if sends("a").await { Some("a") } else { sends("b").await.then_some("b") }
+    })
+    .await;
+    let (drained, other) = if sender == "a" { (&a, &b) } else { (&b, &a) };
+    let waiting = async { drained.consume("work", "g").wait(30).answer().await };
+    let asking = async {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        // Any broker can be asked. What is under way is waited for.
+        let answer = other.post(&format!("/brokers/{sender}/drain?wait=PT1S"), &json!({})).await.expect(200);
+        assert_eq!(answer["status"], "Draining");
+    };
+    let (waited, ()) = tokio::join!(waiting, asking);
+    assert_eq!(waited.expect(200)["messages"], json!([]), "nobody is kept waiting");
+    drained.get("//health/ready").await.expect_problem(503, "SHUTTING_DOWN");
+    release.notify_one();
+    let answer = other.post(&format!("/brokers/{sender}/drain?wait=PT30S"), &json!({})).await.expect(200);
+    assert_eq!(answer["status"], "Drained");
+    // It still answers, and the other one sends.
+    for n in 1..20 {
+        drained.publish("news", n.to_string()).await;
+    }
+    receiver.received(20).await;
+    let told = of(other, sender).await;
+    assert_eq!((&told["load"]["pushSubscriptions"], &told["load"]["webhooksInFlight"]), (&json!(0), &json!(0)));
+    drained.delete(&format!("/brokers/{sender}/drain")).await;
+    sluice_tests::wait::until("it takes work again", async || {
+        (of(other, sender).await["status"] == "Active").then_some(())?;
+        (drained.get("//health/ready").await.status == 200).then_some(())
+    })
+    .await;
+    other.post(&format!("/brokers/{sender}/drain"), &json!({})).await.expect(200);
+    other.post("/brokers/nobody/drain", &json!({})).await.expect_problem(404, "NOT_FOUND");
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let ids: HashSet<String> = receiver.requests().iter().map(|one| one.json()["messageId"].to_string()).collect();
+    assert_eq!((ids.len(), receiver.requests().len()), (20, 20));
+}
+
+/// What a broker says that does not start.
+fn refused(url: &str, node: &str) -> String {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut broker = Command::new(binary::sluice());
+    broker.args(["serve", "--profile", "development", "--listen", "127.0.0.1:0", "--data-dir"]).arg(folder.path());
+    broker.env("SLUICE__POSTGRES__URL", url).env("SLUICE__NODE_ID", node);
+    broker.env("JWT__Secret", "of thirty-two bytes, or some more");
+    let broker = broker.output().expect("it starts");
+    assert!(!broker.status.success());
+    String::from_utf8_lossy(&broker.stderr).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_acknowledges_what_it_may_lose_is_refused() {
+    let url = Postgres::shared_with_tables("asynchronous");
+    let name = url.rsplit('/').next().expect("it names a database");
+    let mut sql = PgConnection::connect(&Postgres::shared().superuser_url()).await.expect("the server answers");
+    let off = format!("ALTER DATABASE \"{name}\" SET synchronous_commit = off");
+    sql.execute(sqlx::AssertSqlSafe(off)).await.expect("the superuser may");
+    let said = refused(&url, "a");
+    assert!(said.contains("synchronous_commit is off") && said.contains("ALTER ROLE"), "{said}");
+}
+
+async fn of(broker: &Broker, node: &str) -> serde_json::Value {
+    broker.get(&format!("/brokers/{node}")).await.expect(200)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_its_database_does_not_hear_serves_nothing_until_it_knows_what_was_changed() {
+    let url = Postgres::shared_with_tables("unheard");
+    let link = Link::to(([127, 0, 0, 1], Postgres::shared().port()).into()).await;
+    let a = Broker::with(Settings::new().on(&link.url(&url), "a")).await;
+    let b = Broker::with(Settings::new().on(&url, "b")).await;
+    a.create_topic("orders", "Queue").await;
+    b.put_pipeline("orders", keeping("before")).await;
+    a.publish("orders", "1").header("keep", "before").await;
+    link.be(State::Silent);
+    sluice_tests::wait::until("the others count it no more", async || (nodes(&b).await == ["b"]).then_some(())).await;
+    sluice_tests::wait::until("it serves nothing", async || {
+        (a.get("//health").await.expect(200)["parts"]["fleet"] == "Unhealthy").then_some(())
+    })
+    .await;
+    a.publish("orders", "2").answer().await.expect_problem(503, "STORE_UNAVAILABLE");
+    a.get("/topics").await.expect_problem(503, "STORE_UNAVAILABLE");
+    a.get("//health/live").await.expect(200);
+    // Nobody waits for it, and what is changed now it does not know.
+    b.put_pipeline("orders", keeping("after")).await;
+    link.be(State::Good);
+    let answer = sluice_tests::wait::until("it serves again", async || {
+        let answer = a.publish("orders", "3").header("keep", "before").answer().await;
+        (answer.status == 202).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.json()["status"], "Dropped", "it serves only once it runs what the others run");
+    assert_eq!(nodes(&b).await, ["a", "b"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_the_catalog_does_not_know_goes_after_a_while() {
+    let url = Postgres::shared_with_tables("strays");
+    let a = Broker::with(Settings::new().on(&url, "a")).await;
+    a.create_topic("orders", "Queue").await;
+    let mut sql = PgConnection::connect(&url).await.expect("the server answers");
+    let made = "INSERT INTO store_topics SELECT (jsonb_populate_record(t, '{\"topic\": 999999}')).* FROM store_topics t LIMIT 1";
+    sql.execute(made).await.expect("it is as the others");
+    let count = "SELECT count(*) FROM store_topics WHERE topic = 999999";
+    for left in [1, 0] {
+        // Whether it is about to be listed shows at the second look.
+        assert_eq!(sqlx::query_scalar::<_, i64>(count).fetch_one(&mut sql).await.expect("a number"), 1);
+        a.clock().advance(Duration::from_secs(1000)).await;
+        if left == 0 {
+            sluice_tests::wait::until("it is gone", async || {
+                let left = sqlx::query_scalar::<_, i64>(count).fetch_one(&mut sql).await.expect("a number");
+                (left == 0).then_some(())
+            })
+            .await;
+        } else {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+    a.publish("orders", "1").await;
+}
+
+fn keeping(value: &str) -> serde_json::Value {
+    json!([{"name": "f", "plugin": "filter", "config": {"headerMatches": {"keep": value}}}])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_endpoint_gets_each_message_once_whichever_broker_takes_it() {
     let [a, b, c] = fleet("pushing_brokers").await;
     let receiver = Receiver::start().await;
@@ -121,15 +358,8 @@ async fn a_name_has_one_broker_and_one_that_is_gone_is_not_listed() {
     let mut a = Broker::with(Settings::new().on(&url, "a")).await;
     let mut b = Broker::with(Settings::new().on(&url, "b")).await;
     assert_eq!(nodes(&a).await, ["a", "b"]);
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let mut twin = Command::new(binary::sluice());
-    twin.args(["serve", "--profile", "development", "--listen", "127.0.0.1:0", "--data-dir"]).arg(folder.path());
-    twin.env("SLUICE__POSTGRES__URL", &url)
-        .env("SLUICE__NODE_ID", "a")
-        .env("JWT__Secret", "of thirty-two bytes, or some more");
-    let twin = twin.output().expect("it starts");
-    let said = String::from_utf8_lossy(&twin.stderr);
-    assert!(!twin.status.success() && said.contains("a broker named 'a' is there already"), "{said}");
+    let said = refused(&url, "a");
+    assert!(said.contains("a broker named 'a' is there already"), "{said}");
     assert!(b.stop().await.success());
     assert_eq!(nodes(&a).await, ["a"]);
     // One that crashed is waited for, and takes its own name again.

@@ -1,5 +1,5 @@
 //! The brokers that serve together. Invariant: with the embedded store there is exactly one, this one; on one database those
-//! that were seen there lately. Never decides membership.
+//! that were seen there lately.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,18 +14,28 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::auth::Caller;
-use super::extract::{Param, Query};
+use super::extract::{NoBody, Param, Query};
 use super::page::{Paging, Window};
 use super::problem::{Code, Problem};
-use super::wire::{Iso, Time};
+use super::wire::{Iso, Seconds, Time};
 use super::{Api, answer};
 use crate::broker::Broker;
 use crate::catalog::members::Member;
 use crate::message::TopicName;
+use crate::telemetry::Stopwatch;
+
+/// How long a call may wait for that: below the idle time-outs of common proxies.
+const DRAIN_WAIT_MAX: Duration = Duration::from_secs(30);
+/// How often it is looked whether a broker has drained.
+const DRAIN_LOOK: Duration = Duration::from_millis(50);
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get)).routes(routes!(metrics))
+    OpenApiRouter::new()
+        .routes(routes!(list))
+        .routes(routes!(get))
+        .routes(routes!(metrics))
+        .routes(routes!(drain, undrain))
 }
 
 /// A broker.
@@ -33,45 +43,103 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 #[serde(rename_all = "camelCase")]
 struct BrokerView {
     node_id: String,
-    /// `Active`, or `Stopping` while it finishes what is in flight.
+    /// `Starting`, `Active`; `Draining` while it ends what it was asked to leave to others, then `Drained`; `Stopping`.
     status: &'static str,
     version: String,
     /// What "durable" means on it: `fsync`, ….
     durability: &'static str,
     started_at: Time,
     uptime: Iso,
+    load: LoadView,
+    plugins: PluginsView,
+}
+
+/// What a broker has to do, as of the last second.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct LoadView {
+    /// Requests that wait for their answer.
+    requests_in_flight: u64,
+    /// Webhooks that wait for their answer.
+    webhooks_in_flight: u64,
+    /// Push subscriptions that it sends for.
+    push_subscriptions: u64,
+}
+
+/// How a broker's plugins are.
+#[derive(Debug, Serialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+struct PluginsView {
+    /// Whether it runs what the catalog says.
+    in_step: bool,
+    /// Pipelines that it runs.
+    pipelines: u64,
+    /// Those that stay on an older version of a plugin, until they can run the latest.
+    lagging: u64,
+    /// Plugins whose last file or upload it did not accept.
+    refused: u64,
 }
 
 impl BrokerView {
-    fn of(broker: &Broker) -> BrokerView {
-        let uptime = Duration::from_secs(broker.clock.now().since(broker.started_at).as_secs());
-        BrokerView {
-            node_id: broker.config.node_id.clone(),
-            status: if broker.stopping.is_cancelled() { "Stopping" } else { "Active" },
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            durability: broker.store.capabilities().durability,
-            started_at: Time(broker.started_at),
-            uptime: Iso(uptime),
-        }
-    }
-
-    fn of_member(broker: &Broker, member: Member) -> BrokerView {
+    /// `version`: the catalog's.
+    fn of(broker: &Broker, member: Member, version: u64) -> BrokerView {
         let uptime = Duration::from_secs(broker.clock.now().since(member.started_at).as_secs());
+        let load = member.load;
         BrokerView {
+            status: match () {
+                () if member.stopping => "Stopping",
+                () if !member.serving => "Starting",
+                () if member.drain && load.senders > 0 => "Draining",
+                () if member.drain => "Drained",
+                () => "Active",
+            },
             node_id: member.node,
-            status: if member.stopping { "Stopping" } else { "Active" },
             version: member.release,
             durability: broker.store.capabilities().durability,
             started_at: Time(member.started_at),
             uptime: Iso(uptime),
+            load: LoadView {
+                requests_in_flight: load.requests,
+                webhooks_in_flight: load.webhooks,
+                push_subscriptions: load.senders,
+            },
+            plugins: PluginsView {
+                in_step: member.followed >= version,
+                pipelines: load.pipelines,
+                lagging: load.lagging,
+                refused: load.refused,
+            },
         }
     }
 
     /// All of them, by name.
     async fn all(broker: &Broker) -> Result<Vec<BrokerView>, Problem> {
-        let Some(fleet) = &broker.fleet else { return Ok(vec![BrokerView::of(broker)]) };
-        let members = fleet.members().await?;
-        Ok(members.into_iter().map(|member| BrokerView::of_member(broker, member)).collect())
+        let (members, version) = match &broker.fleet {
+            None => (vec![alone(broker)], 0),
+            Some(fleet) => (fleet.members().await?, broker.catalog.version().await?),
+        };
+        Ok(members.into_iter().map(|member| BrokerView::of(broker, member, version)).collect())
+    }
+
+    async fn one(broker: &Broker, node_id: String) -> Result<BrokerView, Problem> {
+        let known = BrokerView::all(broker).await?.into_iter().find(|known| known.node_id == node_id);
+        known.ok_or_else(|| Problem::not_found("broker", node_id))
+    }
+}
+
+/// The one broker of an embedded store.
+fn alone(broker: &Broker) -> Member {
+    Member {
+        node: broker.config.node_id.clone(),
+        instance: String::new(),
+        release: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: broker.started_at,
+        serving: true,
+        drain: broker.duty.is_drained(),
+        load: broker.load(),
+        followed: 0,
+        prepared: 0,
+        stopping: broker.stopping.is_cancelled(),
     }
 }
 
@@ -113,8 +181,76 @@ async fn list(State(broker): State<Arc<Broker>>, query: Query<ListQuery>) -> Res
     responses((status = 200, description = "Its state", body = BrokerView)),
 )]
 async fn get(State(broker): State<Arc<Broker>>, Param(node_id): Param<String>) -> Result<Response, Problem> {
-    let known = BrokerView::all(&broker).await?.into_iter().find(|known| known.node_id == node_id);
-    Ok(answer::ok(&known.ok_or_else(|| Problem::not_found("broker", node_id))?))
+    Ok(answer::ok(&BrokerView::one(&broker, node_id).await?))
+}
+
+/// How to drain.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(default, deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct DrainQuery {
+    /// How long to wait until it has ended what it had begun, at most 30 s (0).
+    #[param(value_type = Option<Seconds>)]
+    wait: Option<Seconds>,
+}
+
+/// Drain a broker.
+#[utoipa::path(
+    post, path = "/api/v1/brokers/{nodeId}/drain", tag = "operations",
+    params(("nodeId" = String, Path, description = "Its name"), DrainQuery),
+    responses((
+        status = 200,
+        description = "It is not ready any more, sends no webhooks and keeps no consumer waiting; requests are still answered",
+        body = BrokerView
+    )),
+)]
+async fn drain(
+    State(broker): State<Arc<Broker>>,
+    Param(node_id): Param<String>,
+    query: Query<DrainQuery>,
+    _: NoBody,
+) -> Result<Response, Problem> {
+    let wait = query.check(|query, faults| {
+        let wait = query.wait.map_or(Duration::ZERO, |Seconds(wait)| wait);
+        if wait > DRAIN_WAIT_MAX {
+            faults.push("/wait", "is at most 30 seconds");
+        }
+        Some(wait)
+    })?;
+    ask_to_drain(&broker, &node_id, true).await?;
+    let until = Stopwatch::start();
+    loop {
+        let view = BrokerView::one(&broker, node_id.clone()).await?;
+        if view.status == "Drained" || view.status == "Stopping" || until.elapsed() >= wait {
+            return Ok(answer::ok(&view));
+        }
+        tokio::time::sleep(DRAIN_LOOK).await;
+    }
+}
+
+/// Let a drained broker work again.
+#[utoipa::path(
+    delete, path = "/api/v1/brokers/{nodeId}/drain", tag = "operations",
+    params(("nodeId" = String, Path, description = "Its name")),
+    responses((status = 200, description = "It takes work again within a second", body = BrokerView)),
+)]
+async fn undrain(State(broker): State<Arc<Broker>>, Param(node_id): Param<String>) -> Result<Response, Problem> {
+    ask_to_drain(&broker, &node_id, false).await?;
+    Ok(answer::ok(&BrokerView::one(&broker, node_id).await?))
+}
+
+async fn ask_to_drain(broker: &Broker, node_id: &str, drain: bool) -> Result<(), Problem> {
+    let is_there = match &broker.fleet {
+        Some(fleet) => fleet.ask_to_drain(node_id, drain).await?,
+        None => {
+            let is_there = node_id == broker.config.node_id;
+            if is_there {
+                broker.duty.drain(drain);
+            }
+            is_there
+        }
+    };
+    if is_there { Ok(()) } else { Err(Problem::not_found("broker", node_id)) }
 }
 
 /// Figures of a broker.

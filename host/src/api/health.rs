@@ -22,7 +22,7 @@ pub(super) fn routes() -> OpenApiRouter<Api> {
 /// How the broker is.
 #[derive(Debug, Serialize, ToSchema)]
 struct HealthAnswer {
-    /// `Healthy`, `Degraded` or `Stopping`.
+    /// `Healthy`, `Degraded`, `Draining` or `Stopping`.
     status: &'static str,
     parts: Parts,
 }
@@ -65,10 +65,11 @@ impl Parts {
 async fn health(State(broker): State<Arc<Broker>>) -> Response {
     let parts = Parts::of(&broker).await;
     let is_helped = parts.redis.is_none_or(|redis| redis == "Healthy");
-    let status = match (broker.stopping.is_cancelled(), parts.are_healthy() && is_helped) {
-        (true, _) => "Stopping",
-        (false, true) => "Healthy",
-        (false, false) => "Degraded",
+    let status = match () {
+        () if broker.stopping.is_cancelled() => "Stopping",
+        () if !(parts.are_healthy() && is_helped) => "Degraded",
+        () if broker.duty.is_drained() => "Draining",
+        () => "Healthy",
     };
     answer::ok(&HealthAnswer { status, parts })
 }
@@ -97,6 +98,9 @@ async fn live() -> Response {
 async fn ready(State(broker): State<Arc<Broker>>) -> Result<Response, Problem> {
     if broker.stopping.is_cancelled() {
         return Err(Problem::new(Code::ShuttingDown, "The broker is stopping; send requests elsewhere."));
+    }
+    if broker.duty.is_drained() {
+        return Err(Problem::new(Code::ShuttingDown, "The broker is drained; send requests elsewhere."));
     }
     if !Parts::of(&broker).await.are_healthy() {
         return Err(Problem::new(Code::StoreUnavailable, "The broker cannot store now; send requests elsewhere."));

@@ -26,11 +26,11 @@ struct RouteMetrics {
 }
 
 impl HttpMetrics {
-    /// Registers them.
+    /// Registers them; `in_flight` is counted in, and is registered.
     ///
     /// # Errors
     /// When they are registered already.
-    pub fn new(registry: &Registry) -> prometheus::Result<HttpMetrics> {
+    pub fn new(in_flight: IntGauge, registry: &Registry) -> prometheus::Result<HttpMetrics> {
         let requests = IntCounterVec::new(
             Opts::new("sluice_http_requests_total", "Requests answered, by route template and status."),
             &["method", "route", "status"],
@@ -43,10 +43,8 @@ impl HttpMetrics {
             ),
             &["method", "route"],
         )?;
-        let in_flight = IntGauge::new("sluice_http_requests_in_flight", "Requests that wait for their answer.")?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(duration.clone()))?;
-        registry.register(Box::new(in_flight.clone()))?;
         let of = |method: &'static str, route: &'static str| RouteMetrics {
             method,
             route,

@@ -13,6 +13,7 @@ use axum::body::Body;
 use axum::extract::{MatchedPath, Request};
 use axum::response::{IntoResponse as _, Response};
 use futures_util::FutureExt as _;
+use http::Version;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span};
@@ -25,6 +26,8 @@ use super::http_metrics::HttpMetrics;
 use super::problem::{Code, Problem};
 use super::rate::{RateLimits, Standing};
 use crate::changes::Changes;
+use crate::duty::Duty;
+use crate::fleet::Fleet;
 use crate::message::TraceContext;
 use crate::telemetry::{self, Stopwatch};
 
@@ -46,6 +49,10 @@ pub struct Edge {
     pub metrics: HttpMetrics,
     /// What is carried to its end.
     pub changes: Changes,
+    /// Whether this broker takes work.
+    pub duty: Duty,
+    /// The brokers that it serves with, if there are more.
+    pub fleet: Option<Arc<Fleet>>,
     /// Bytes of a request's headers at most.
     pub head_bytes_max: usize,
     /// Requests under way at most: what each may hold is bounded, and this makes their sum so, however many streams of
@@ -90,6 +97,8 @@ struct Passage {
     allow: Option<&'static str>,
     /// Under what limit its caller is, and who that is.
     to_count: Option<(Budget, Arc<str>)>,
+    /// Whether the connection is its own: a header may end it.
+    is_http1: bool,
     standing: Option<Standing>,
 }
 
@@ -113,7 +122,7 @@ where
         let upstream = upstream_trace(request.headers());
         let request_id = request_id(request.headers());
         let instance = request.uri().path().to_owned();
-        let mut passage = Passage::default();
+        let mut passage = Passage { is_http1: request.version() <= Version::HTTP_11, ..Passage::default() };
         let admitted = edge.admit(&mut request, &mut passage);
         let outlives_client = admitted.is_ok() && passage.route.is_some_and(|(_, route)| route.outlives_client);
         let carried_by = outlives_client.then(|| edge.changes.clone());
@@ -192,6 +201,12 @@ impl Edge {
             let detail = format!("More than {} requests are under way; send it later.", self.requests_max);
             return Err(Problem::new(Code::Backpressure, detail));
         }
+        if self.fleet.as_ref().is_some_and(|fleet| !fleet.is_member()) {
+            // It may not know what the others have been told, and they may send what it was about to.
+            let detail = "The other brokers don't count this one: its database did not answer, or it has only just come. \
+                          Send the request to another one, or here again in a moment.";
+            return Err(Problem::new(Code::StoreUnavailable, detail));
+        }
         let caller = self.gate.admit(request.headers())?;
         caller.need(role)?;
         if let Some(budget) = route.budget {
@@ -254,6 +269,10 @@ impl Edge {
         let id = request_id
             .unwrap_or_else(|| HeaderValue::try_from(trace_id).expect("hexadecimal digits are a header's value"));
         headers.insert(REQUEST_ID, id);
+        if passage.is_http1 && !self.duty.is_on() {
+            // The next request finds its way to a broker that takes work.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         response
     }
 }

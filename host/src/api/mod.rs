@@ -134,8 +134,10 @@ fn edge(broker: &Broker, takes_query: Vec<bool>) -> prometheus::Result<Edge> {
     Ok(Edge {
         gate: Gate::new(verifier, clock.clone()),
         rates: RateLimits::new(config.rate_limiting, clock, broker.redis.clone()),
-        metrics: HttpMetrics::new(&broker.registry)?,
+        metrics: HttpMetrics::new(broker.requests.clone(), &broker.registry)?,
         changes: broker.changes.clone(),
+        duty: broker.duty.clone(),
+        fleet: broker.fleet.clone(),
         head_bytes_max: config.limits.head_bytes_max,
         requests_max: config.limits.requests_max,
         public_metrics: config.telemetry.public_metrics,

@@ -3,10 +3,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 use sqlx::any::AnyRow;
 
-use super::columns::integer;
+use super::columns::{self, Columns, integer};
 use super::{Catalog, CatalogError};
 use crate::clock::Timestamp;
 
@@ -30,6 +31,12 @@ pub struct Member {
     pub release: String,
     /// When it started, by its own clock.
     pub started_at: Timestamp,
+    /// Whether it takes requests: one that starts does not yet.
+    pub serving: bool,
+    /// Whether it is asked to take no work.
+    pub drain: bool,
+    /// What it has to do.
+    pub load: Load,
     /// The version of the catalog that it works on.
     pub followed: u64,
     /// The last of the wanted components that it has made ready.
@@ -38,21 +45,52 @@ pub struct Member {
     pub stopping: bool,
 }
 
+/// What a broker has to do, and how its plugins are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase")]
+pub struct Load {
+    /// Requests under way.
+    pub requests: u64,
+    /// Webhooks under way.
+    pub webhooks: u64,
+    /// Subscriptions that it sends for: while there is one, it may have leased something.
+    pub senders: u64,
+    /// Pipelines that run.
+    pub pipelines: u64,
+    /// Those that stay on an older version of a plugin.
+    pub lagging: u64,
+    /// Plugins whose last file or upload was refused.
+    pub refused: u64,
+}
+
+/// What a broker is told when it shows that it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// Another one has its name.
+    Taken,
+    /// It is counted.
+    Counted {
+        /// Whether it is asked to take no work.
+        drain: bool,
+    },
+}
+
 impl Catalog {
-    /// Shows that a broker is there. False: another one has its name.
+    /// Shows that a broker is there. Another instance's wish that this one take no work is none of its own.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn beat(&self, member: &Member) -> Result<bool, CatalogError> {
+    pub async fn beat(&self, member: &Member) -> Result<Heard, CatalogError> {
         let mut writing = self.write_aside().await?;
         let sql = format!(
-            "INSERT INTO brokers AS b (node, instance, release, started_at, seen, followed, prepared, stopping)
-             VALUES ($1, $2, $3, $4, {NOW}, $5, $6, $7)
+            "INSERT INTO brokers AS b (node, instance, release, started_at, seen, followed, prepared, stopping, serving, load)
+             VALUES ($1, $2, $3, $4, {NOW}, $5, $6, $7, $9, $10)
              ON CONFLICT (node) DO UPDATE SET instance = $2, release = $3, started_at = $4, seen = {NOW}, followed = $5,
-                 prepared = $6, stopping = $7
-             WHERE b.instance = $2 OR b.seen <= {NOW} - $8"
+                 prepared = $6, stopping = $7, serving = $9, load = $10, drain = b.drain AND b.instance = $2
+             WHERE b.instance = $2 OR b.seen <= {NOW} - $8
+             RETURNING drain"
         );
-        let done = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let told = sqlx::query_scalar(sqlx::AssertSqlSafe(sql))
             .bind(&member.node)
             .bind(&member.instance)
             .bind(&member.release)
@@ -61,10 +99,25 @@ impl Catalog {
             .bind(integer(member.prepared))
             .bind(member.stopping)
             .bind(alive())
-            .execute(&mut *writing)
+            .bind(member.serving)
+            .bind(columns::json(&member.load))
+            .fetch_optional(&mut *writing)
             .await?;
         writing.commit().await?;
-        Ok(done.rows_affected() == 1)
+        Ok(told.map_or(Heard::Taken, |drain| Heard::Counted { drain }))
+    }
+
+    /// Asks a broker to take no work, or to take it again; false if it is not there. It is told as it is told of any change.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn ask_to_drain(&self, node: &str, drain: bool) -> Result<bool, CatalogError> {
+        let mut writing = self.write().await?;
+        let sql = format!("UPDATE brokers SET drain = $2 WHERE node = $1 AND seen > {NOW} - $3");
+        let asked = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(node).bind(drain).bind(alive());
+        let asked = asked.execute(&mut *writing).await?.rows_affected() == 1;
+        writing.commit().await?;
+        Ok(asked)
     }
 
     /// The brokers that are there, by name.
@@ -73,11 +126,12 @@ impl Catalog {
     /// When the database fails.
     pub async fn members(&self) -> Result<Vec<Member>, CatalogError> {
         let sql = format!(
-            "SELECT node, instance, release, started_at, followed, prepared, stopping FROM brokers WHERE seen > {NOW} - $1 ORDER BY node"
+            "SELECT node, instance, release, started_at, followed, prepared, stopping, serving, drain, load FROM brokers
+             WHERE seen > {NOW} - $1 ORDER BY node"
         );
         let mut reading = self.read().await?;
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(alive()).fetch_all(&mut *reading).await?;
-        rows.iter().map(member).collect::<Result<_, _>>().map_err(CatalogError::from)
+        rows.iter().map(member).collect()
     }
 
     /// Has all brokers make these components ready; the number of the last.
@@ -137,12 +191,15 @@ fn alive() -> i64 {
     i64::try_from(ALIVE.as_millis()).unwrap_or(i64::MAX)
 }
 
-fn member(row: &AnyRow) -> Result<Member, sqlx::Error> {
+fn member(row: &AnyRow) -> Result<Member, CatalogError> {
     Ok(Member {
         node: row.try_get("node")?,
         instance: row.try_get("instance")?,
         release: row.try_get("release")?,
         started_at: Timestamp(row.try_get("started_at")?),
+        serving: row.try_get("serving")?,
+        drain: row.try_get("drain")?,
+        load: Columns(row).json("load")?,
         followed: row.try_get::<i64, _>("followed")?.cast_unsigned(),
         prepared: row.try_get::<i64, _>("prepared")?.cast_unsigned(),
         stopping: row.try_get("stopping")?,

@@ -3,7 +3,7 @@
 //! a broker works only on tables that it understands.
 //!
 //! What it needs of the server: a role with SELECT, INSERT, UPDATE, DELETE on the tables and USAGE on the sequences (migrations:
-//! one that may create tables in the first schema of its search path), and 4 connections for each broker. A pooler may stand
+//! one that may create tables in the first schema of its search path), and 5 connections for each broker. A pooler may stand
 //! between, also one that hands connections on after each transaction: nothing is left in a session, no statement has a name,
 //! and the lock of the writer goes with its transaction. PgBouncer has to be told `ignore_startup_parameters =
 //! extra_float_digits`, as for any client that sets that.
@@ -61,6 +61,11 @@ pub const MIGRATIONS: &[Migration] = &[
         file: "003_brokers.sql",
         sql: include_str!("../../../migrations/postgres/003_brokers.sql"),
     },
+    Migration {
+        version: 4,
+        file: "004_broker_duty.sql",
+        sql: include_str!("../../../migrations/postgres/004_broker_duty.sql"),
+    },
 ];
 
 /// A migration that a database has had.
@@ -84,11 +89,23 @@ impl Catalog {
     /// what this one needs; [`CatalogError::Unavailable`] when the database does not answer.
     pub async fn connect(url: &PostgresUrl, clock: Clock) -> Result<Catalog, CatalogError> {
         check(&history(url).await?)?;
+        Catalog::pooled(url, clock, CONNECTIONS_MAX)
+    }
+
+    /// The same catalog by one connection more, which waits for none of the others.
+    ///
+    /// # Errors
+    /// When the address is none; whether the database answers is seen at the first call.
+    pub fn aside(url: &PostgresUrl, clock: Clock) -> Result<Catalog, CatalogError> {
+        Catalog::pooled(url, clock, 1)
+    }
+
+    fn pooled(url: &PostgresUrl, clock: Clock, connections_max: u32) -> Result<Catalog, CatalogError> {
         sqlx::any::install_default_drivers();
         // Whether a connection still answers is asked with less patience than the pool has by itself, also of one that comes
         // back: it may have been given up in the middle of something.
         let pool = AnyPoolOptions::new()
-            .max_connections(CONNECTIONS_MAX)
+            .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
             .before_acquire(|connection, _| Box::pin(async move { database::answers(connection).await.map(|()| true) }))

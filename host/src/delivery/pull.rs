@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::{IntCounter, Registry};
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use crate::catalog::model::{Subscription, SubscriptionKind, Topic, TopicKind};
@@ -15,6 +14,7 @@ use crate::delivery::liveness::Liveness;
 use crate::delivery::outbound::{Ask, Outbound, OutboundError, Prepared};
 use crate::delivery::turns::{Place, Turn, Turns};
 use crate::directory::Directory;
+use crate::duty::Duty;
 use crate::message::GroupId;
 use crate::store::MessageStore;
 
@@ -31,7 +31,7 @@ pub struct Consumers {
     directory: Arc<Directory>,
     store: Arc<dyn MessageStore>,
     clock: Clock,
-    stopping: CancellationToken,
+    duty: Duty,
     turns: Turns,
     delivered: IntCounter,
 }
@@ -86,7 +86,7 @@ fn span(request: &ConsumeRequest) -> tracing::Span {
 }
 
 impl Consumers {
-    /// Serves from `outbound`. Once `stopping`, nobody is kept waiting.
+    /// Serves from `outbound`. Off duty, nobody is kept waiting.
     ///
     /// # Errors
     /// When its metric is registered already.
@@ -95,13 +95,13 @@ impl Consumers {
         outbound: Arc<Outbound>,
         directory: Arc<Directory>,
         store: Arc<dyn MessageStore>,
-        (clock, stopping): (Clock, CancellationToken),
+        (clock, duty): (Clock, Duty),
         registry: &Registry,
     ) -> prometheus::Result<Consumers> {
         let delivered =
             IntCounter::new("sluice_pull_delivered_messages_total", "Messages handed to consumers that fetch.")?;
         registry.register(Box::new(delivered.clone()))?;
-        Ok(Consumers { liveness, outbound, directory, store, clock, stopping, turns: Turns::default(), delivered })
+        Ok(Consumers { liveness, outbound, directory, store, clock, duty, turns: Turns::default(), delivered })
     }
 
     /// Leases messages for a consumer, waiting up to `request.wait` for the first.
@@ -122,7 +122,7 @@ impl Consumers {
         Ok(prepared)
     }
 
-    /// Looks until there is something, the wait is over, or the broker stops.
+    /// Looks until there is something, the wait is over, or the broker goes off duty.
     async fn first(&self, request: &ConsumeRequest, until: Timestamp) -> Result<Prepared, ConsumeError> {
         let cursor = (request.topic.id, self.cursor(request)?.0);
         let _open = self.liveness.asks(cursor, &request.holder);
@@ -138,7 +138,7 @@ impl Consumers {
             let turn = tokio::select! {
                 turn = place.turn() => turn,
                 () = self.clock.sleep_until(until) => return Ok(Prepared::default()),
-                () = self.stopping.cancelled() => return Ok(Prepared::default()),
+                () = self.duty.off() => return Ok(Prepared::default()),
             };
             if !place.has_plenty() {
                 return self.watch(request, &place, until, turn).await;
@@ -153,7 +153,7 @@ impl Consumers {
     }
 
     fn is_over(&self, prepared: &Prepared, until: Timestamp) -> bool {
-        !prepared.leases.is_empty() || self.clock.now() >= until || self.stopping.is_cancelled()
+        !prepared.leases.is_empty() || self.clock.now() >= until || !self.duty.is_on()
     }
 
     /// What the first in line does until its turn is over.
@@ -187,7 +187,7 @@ impl Consumers {
                 () = arrival => {}
                 _ = changes.changed() => {}
                 () = self.clock.sleep_until(until) => {}
-                () = self.stopping.cancelled() => {}
+                () = self.duty.off() => {}
             }
         }
     }

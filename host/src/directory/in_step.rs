@@ -34,6 +34,10 @@ impl Directory {
         }
         let taken_over = if self.is_shared { self.pipelines.take_over().await } else { Ok(()) };
         let (topics, subscriptions) = (self.catalog.topics().await?, self.catalog.subscriptions().await?);
+        if self.is_shared && topics.iter().any(|topic| self.topic_by_id(topic.id).is_none()) {
+            // Whoever sees it here may wait for its messages here.
+            self.store.topics().await?;
+        }
         for scope in self.current.load_full().changed_to(topics, subscriptions, |change| self.change(change)) {
             self.pipelines.forget(scope).await;
         }
@@ -62,6 +66,43 @@ impl Directory {
             self.reconcile_groups(&topic).await?;
             let refreshed = self.refresh_topic_stages(&topic, "broker started", &Actor::system()).await;
             stages_stay(topic.name.as_str(), refreshed);
+        }
+        Ok(())
+    }
+
+    /// Removes what crashed brokers have left in a shared store without the catalog knowing it. What is seen for the first time may
+    /// be about to be listed by another broker: it is removed if it is there at the next call, which has to come later than a
+    /// change takes.
+    ///
+    /// # Errors
+    /// When catalog or store fail.
+    pub async fn sweep_strays(&self) -> Result<(), DirectoryError> {
+        if !self.is_shared {
+            return Ok(());
+        }
+        // Read before the catalog: what is listed by then is none.
+        let mut stored = Vec::new();
+        for topic in self.store.topics().await? {
+            stored.push((topic, self.store.groups(topic).await?));
+        }
+        self.catch_up().await?;
+        let mut strays = HashSet::new();
+        for (topic, groups) in stored {
+            if self.topic_by_id(topic).is_none() {
+                strays.insert((topic, None));
+                continue;
+            }
+            let known = self.subscriptions_of(topic);
+            let is_stray = |group: &GroupId| *group != GroupId::SHARED && known.iter().all(|one| one.group != *group);
+            strays.extend(groups.into_iter().filter(is_stray).map(|group| (topic, Some(group))));
+        }
+        let before = std::mem::replace(&mut *self.strays.lock(), strays.clone());
+        for stray in strays.intersection(&before) {
+            tracing::warn!(topic = stray.0.0, group = ?stray.1, "removing what the catalog does not know");
+            match stray {
+                (topic, None) => self.store.delete_topic(*topic).await?,
+                (topic, Some(group)) => self.store.delete_group(*topic, *group).await?,
+            }
         }
         Ok(())
     }

@@ -55,6 +55,7 @@ impl Pipelines {
     /// [`PipelineError::Bound`]; a conflict if it is what came with this binary; the catalog's, such as not found.
     pub async fn delete_version(&self, name: &str, label: &str, actor: &Actor) -> Result<(), PipelineError> {
         let _one_at_a_time = self.changing.lock().await;
+        self.know_others().await?;
         let bound = self.bound_to(name, label);
         if !bound.is_empty() {
             return Err(PipelineError::Bound(bound));
@@ -130,7 +131,8 @@ impl Pipelines {
         self.check_powers(&name, &digest, &imports).await?;
         self.check_quota(&name, &digest, bytes.len())?;
         let loaded = self.components.load(&digest, bytes.clone()).await.map_err(unusable)?;
-        let _one_at_a_time = self.changing.lock().await;
+        let one_at_a_time = self.changing.lock().await;
+        self.know_others().await?;
         let label_now = match &label {
             Some(label) => label.clone(),
             None => self
@@ -166,6 +168,16 @@ impl Pipelines {
         );
         self.registry.accepted(version.clone());
         self.count_quotas();
+        if self.options.fleet.is_some() {
+            // The others can make it ready only now, as it takes them seconds; nobody's change waits for that.
+            let scopes: Vec<Scope> = changes.iter().map(|(lane, ..)| lane.scope).collect();
+            drop((changes, one_at_a_time));
+            if !scopes.is_empty() {
+                self.prepare_others(std::slice::from_ref(&version.digest)).await;
+                self.bring_onto_latest(&scopes, (&format!("plugin {name} changed"), actor)).await;
+            }
+            return Ok((version, accepted));
+        }
         for (lane, resolved, built) in changes {
             let stages = lane.current().record.as_ref().map(|record| record.stages.clone()).unwrap_or_default();
             let reason = format!("plugin {name} changed");
@@ -176,6 +188,21 @@ impl Pipelines {
             }
         }
         Ok((version, accepted))
+    }
+
+    /// Those that can't be brought there now are tried again.
+    async fn bring_onto_latest(&self, scopes: &[Scope], because: (&str, &Actor)) {
+        let _one_at_a_time = self.changing.lock().await;
+        let known = self.know_others().await;
+        for scope in scopes {
+            let followed = match &known {
+                Ok(()) => self.follow(*scope, because).await.map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            if let Err(why) = followed {
+                self.lags(*scope, why);
+            }
+        }
     }
 
     /// The trusted key that signed the component, if one has to or did.

@@ -8,6 +8,7 @@ use crate::catalog::{Actor, CatalogError, NewRevision};
 
 use super::builtin;
 use super::component::{ComponentError, Loaded};
+use super::follow::REASON;
 use super::instance::StartError;
 use super::limits::STAGES_MAX;
 use super::plugin_log::PluginLog;
@@ -66,12 +67,15 @@ impl Pipelines {
         expected: Option<u64>,
         (reason, actor): (&str, &Actor),
     ) -> Result<PipelineRevision, PipelineError> {
-        let _in_use = self.preload(&stages, false).await;
-        let _one_at_a_time = self.changing.lock().await;
-        let before = self.lane(scope).map(|lane| lane.current());
-        let (resolved, built) = self.tried(scope, &stages, before.as_deref()).await?;
-        let new = NewRevision { scope, stages, resolved, reason: reason.to_owned(), expected };
-        self.publish(new, built, actor).await
+        let _in_use = self.preload(scope, &stages, false).await;
+        let stages = &stages;
+        self.in_turn(expected.is_some(), || async move {
+            let before = self.lane(scope).map(|lane| lane.current());
+            let (resolved, built) = self.tried(scope, stages, before.as_deref()).await?;
+            let new = NewRevision { scope, stages: stages.clone(), resolved, reason: reason.to_owned(), expected };
+            self.publish(new, built, actor).await
+        })
+        .await
     }
 
     /// All that is wrong with `stages`, by JSON Pointer into `{"stages": […]}`. Changes nothing.
@@ -136,39 +140,47 @@ impl Pipelines {
         if stages.is_empty() && self.lane(scope).is_none() {
             return Ok(()); // Most topics: they need not wait for anyone's change.
         }
-        let _in_use = self.preload(&stages, true).await;
-        let _one_at_a_time = self.changing.lock().await;
-        let before = self.lane(scope).map(|lane| lane.current());
-        let record = before.as_ref().and_then(|before| before.record.clone());
-        let mut resolved = Vec::with_capacity(stages.len());
-        for spec in &stages {
-            let stage = self.resolve(spec, true);
-            resolved.push(stage.map_err(|(_, why)| PipelineError::Invalid(vec![(String::new(), why)]))?);
-        }
-        let own = record.as_ref().map(|record| record.stages.clone()).unwrap_or_default();
-        resolved
-            .extend(record.iter().flat_map(|record| record.resolved.iter().filter(|stage| !stage.implicit).cloned()));
-        if record.as_ref().map_or(resolved.is_empty(), |record| record.resolved == resolved) {
-            return Ok(());
-        }
-        let (built, faults) = self.build(&resolved, before.as_deref()).await;
-        if let Some(error) = refusal(faults, |_| String::new()) {
-            return Err(error);
-        }
-        let new = NewRevision { scope, stages: own, resolved, reason: reason.to_owned(), expected: None };
-        self.publish(new, built, actor).await?;
-        Ok(())
+        let _in_use = self.preload(scope, &stages, true).await;
+        let stages = &stages;
+        self.in_turn(false, || async move {
+            let before = self.lane(scope).map(|lane| lane.current());
+            let record = before.as_ref().and_then(|before| before.record.clone());
+            let mut resolved = Vec::with_capacity(stages.len());
+            for spec in stages {
+                let stage = self.resolve(spec, true);
+                resolved.push(stage.map_err(|(_, why)| PipelineError::Invalid(vec![(String::new(), why)]))?);
+            }
+            let own = record.as_ref().map(|record| record.stages.clone()).unwrap_or_default();
+            let kept = record.iter().flat_map(|record| record.resolved.iter().filter(|stage| !stage.implicit));
+            resolved.extend(kept.cloned());
+            if record.as_ref().map_or(resolved.is_empty(), |record| record.resolved == resolved) {
+                return Ok(());
+            }
+            let (built, faults) = self.build(&resolved, before.as_deref()).await;
+            if let Some(error) = refusal(faults, |_| String::new()) {
+                return Err(error);
+            }
+            let new = NewRevision { scope, stages: own, resolved, reason: reason.to_owned(), expected: None };
+            self.publish(new, built, actor).await.map(drop)
+        })
+        .await
     }
 
-    /// Makes the plugins of `stages` ready before the change takes its turn: compiling may take seconds, which nobody
-    /// else's change should wait for. What can't be made ready is told by the change itself.
-    pub(super) async fn preload(&self, stages: &[StageSpec], implicit: bool) -> Vec<Arc<Loaded>> {
-        let mut loaded = Vec::with_capacity(stages.len());
+    /// Makes the plugins of `stages` ready before the change takes its turn, here and on the other brokers: compiling may take
+    /// seconds, which nobody else's change should wait for. What can't be made ready is told by the change itself.
+    pub(super) async fn preload(&self, scope: Scope, stages: &[StageSpec], implicit: bool) -> Vec<Arc<Loaded>> {
+        let before = self.current(scope).map(|record| record.resolved).unwrap_or_default();
+        let runs = |digest: &String| before.iter().flat_map(ResolvedStage::digests).any(|known| known == digest);
+        let (mut loaded, mut anew) = (Vec::with_capacity(stages.len()), Vec::new());
         for stage in stages.iter().take(STAGES_MAX) {
-            if let Ok(resolved) = self.resolve(stage, implicit) {
-                loaded.extend(self.loaded(&resolved.digest).await);
+            let Ok(resolved) = self.resolve(stage, implicit) else { continue };
+            let ready = self.loaded(&resolved.digest).await;
+            if ready.is_ok() && !runs(&resolved.digest) {
+                anew.push(resolved.digest);
             }
+            loaded.extend(ready);
         }
+        self.prepare_others(&anew).await;
         loaded
     }
 
@@ -306,14 +318,23 @@ impl Pipelines {
         if let Some(loaded) = self.components.in_use(digest) {
             return Ok(loaded);
         }
+        let loaded = self.loaded_of_others(digest).await;
+        // Deleted while it was made ready: what the deletion has removed was made again.
+        self.discard_unless_known(digest).await;
+        loaded
+    }
+
+    /// The same of a component that is about to be known: by another broker, so far.
+    pub(super) async fn loaded_of_others(&self, digest: &str) -> Result<Arc<Loaded>, NotBuilt> {
+        if let Some(loaded) = self.components.in_use(digest) {
+            return Ok(loaded);
+        }
         let bytes = self.catalog.plugin_bytes(digest).await.map_err(|error| match error {
             CatalogError::Unavailable(_) => NotBuilt::NotNow(error.to_string()),
             error => NotBuilt::Refused(error.to_string()),
         })?;
         let missing = || NotBuilt::Refused(format!("the catalog has no component with the digest {digest}"));
         let loaded = self.components.load(digest, bytes.ok_or_else(missing)?.into()).await;
-        // Deleted while it was made ready: what the deletion has removed was made again.
-        self.discard_unless_known(digest).await;
         loaded.map_err(|error| match error {
             ComponentError::Unusable(why) => NotBuilt::Refused(why),
             ComponentError::Unavailable(_) => NotBuilt::NotNow(error.to_string()),
@@ -334,20 +355,12 @@ impl Pipelines {
     /// The same, and says how the trial ended of what is not tried any more.
     pub(super) async fn publish_ending(
         &self,
-        new: NewRevision,
+        mut new: NewRevision,
         steps: Vec<Step>,
         actor: &Actor,
         (end, why): (End, String),
     ) -> Result<PipelineRevision, PipelineError> {
-        if let Some(fleet) = self.fleet.get() {
-            let before = self.current(new.scope).map(|record| record.resolved).unwrap_or_default();
-            let runs = |digest: &String| before.iter().flat_map(ResolvedStage::digests).any(|known| known == digest);
-            let digests = new.resolved.iter().flat_map(ResolvedStage::digests).filter(|digest| !runs(digest));
-            let digests: Vec<String> = digests.cloned().collect();
-            if !digests.is_empty() {
-                fleet.prepare(&digests).await?;
-            }
-        }
+        self.among_others(&mut new).await?;
         let record = self.catalog.add_revision(new, actor).await?;
         let before = self.lane(record.scope).map(|lane| lane.current());
         self.install(record.clone(), steps);
@@ -357,7 +370,7 @@ impl Pipelines {
         Ok(record)
     }
 
-    fn install(&self, record: PipelineRevision, steps: Vec<Step>) {
+    pub(super) fn install(&self, record: PipelineRevision, steps: Vec<Step>) {
         let scope = record.scope;
         let tries = steps.iter().any(|step| step.candidate.is_some());
         let machine = Arc::clone(&self.machine);
@@ -385,10 +398,15 @@ impl Pipelines {
             if let Some(resolved) = self.rebound(&record) {
                 let (built, faults) = self.build(&resolved, None).await;
                 match refusal(faults, |at| resolved[at].spec.name.clone()) {
-                    None => {
-                        self.publish(Pipelines::following(&record, resolved), built, &Actor::system()).await?;
-                        continue;
-                    }
+                    None => match self
+                        .publish(Pipelines::following((&record, REASON), resolved), built, &Actor::system())
+                        .await
+                    {
+                        Ok(_) => continue,
+                        // Another broker that starts was first; what it has written is taken over before anything is served.
+                        Err(PipelineError::Catalog(CatalogError::PreconditionFailed { .. })) => {}
+                        Err(error) => return Err(error),
+                    },
                     Some(error) => self.lags(record.scope, error.to_string()),
                 }
             }
@@ -398,61 +416,7 @@ impl Pipelines {
         Ok(())
     }
 
-    /// Takes over what other brokers have changed: which versions there are, and the revisions that run. A stage that can't be
-    /// made here fails on its own messages: that it can be made was tried where it was set.
-    ///
-    /// # Errors
-    /// When the catalog fails.
-    pub async fn take_over(&self) -> Result<(), PipelineError> {
-        let _one_at_a_time = self.changing.lock().await;
-        let mut not_now = None;
-        self.registry.take_over(self.catalog.plugin_versions().await?);
-        for record in self.catalog.pipelines().await? {
-            let before = self.lane(record.scope).map(|lane| lane.current());
-            if before.as_ref().is_some_and(|before| before.number >= record.revision) {
-                continue;
-            }
-            // A schema that a stage has asked for may be another one now, though nothing of the stage is.
-            let stays = |stage: &Stage| !stage.asks_for_schemas();
-            let (built, faults) = self.build_anew(&record.resolved, before.as_deref(), stays).await;
-            let steps = match refusal(faults, |at| record.resolved[at].spec.name.clone()) {
-                None => built,
-                // The one of before stays until it goes.
-                Some(error @ PipelineError::NotNow(_)) => {
-                    not_now = Some(error);
-                    continue;
-                }
-                Some(error) => {
-                    tracing::error!(scope = shown(record.scope), %error, "another broker's revision does not run here");
-                    self.restored_steps(&record).await
-                }
-            };
-            self.install(record.clone(), steps);
-            if let Some(before) = before {
-                self.end_all_but(&record, &before, (End::Replaced, &record.reason));
-            }
-        }
-        not_now.map_or(Ok(()), Err)
-    }
-
-    /// Makes components ready, for a revision that another broker is about to set, and keeps those alone; whether all are.
-    pub async fn make_ready(&self, digests: impl Iterator<Item = &str>) -> bool {
-        let (mut ready, mut wanted) = (Vec::new(), 0);
-        for digest in digests {
-            wanted += 1;
-            match self.loaded(digest).await {
-                Ok(loaded) => ready.push(loaded),
-                Err(error) => {
-                    tracing::error!(digest, %error, "a component that other brokers are about to run is not ready here")
-                }
-            }
-        }
-        let all = ready.len() == wanted;
-        *self.wanted.lock() = ready;
-        all
-    }
-
-    async fn restored_steps(&self, record: &PipelineRevision) -> Vec<Step> {
+    pub(super) async fn restored_steps(&self, record: &PipelineRevision) -> Vec<Step> {
         let mut steps = Vec::with_capacity(record.resolved.len());
         for resolved in &record.resolved {
             let stage = self.restored(record.scope, resolved.stable()).await;

@@ -21,7 +21,7 @@ const PAUSE_MIN: Duration = Duration::from_millis(500);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
 /// Why the revision of a pipeline that follows `latest` is a new one.
-const REASON: &str = "the latest version of a plugin changed";
+pub(super) const REASON: &str = "the latest version of a plugin changed";
 
 /// How long to wait after so many tries in vain.
 pub(super) fn pause_after(tries: u32) -> Duration {
@@ -33,6 +33,12 @@ pub(super) fn pause_after(tries: u32) -> Duration {
 pub(super) struct Lagging {
     scopes: Mutex<BTreeMap<Scope, String>>,
     noted: Arc<Notify>,
+}
+
+impl Lagging {
+    pub(super) fn len(&self) -> usize {
+        self.scopes.lock().len()
+    }
 }
 
 impl Pipelines {
@@ -66,8 +72,8 @@ impl Pipelines {
     }
 
     /// The revision that brings `record` onto `resolved`.
-    pub(super) fn following(record: &PipelineRevision, resolved: Vec<ResolvedStage>) -> NewRevision {
-        let (scope, stages, reason) = (record.scope, record.stages.clone(), REASON.to_owned());
+    pub(super) fn following((record, reason): (&PipelineRevision, &str), resolved: Vec<ResolvedStage>) -> NewRevision {
+        let (scope, stages, reason) = (record.scope, record.stages.clone(), reason.to_owned());
         NewRevision { scope, stages, resolved, reason, expected: Some(record.revision) }
     }
 
@@ -93,9 +99,12 @@ impl Pipelines {
     /// Tries once; whether none lags any more.
     async fn catch_up(&self) -> bool {
         let _one_at_a_time = self.changing.lock().await;
+        if self.know_others().await.is_err() {
+            return false; // Each would fail.
+        }
         let scopes: Vec<Scope> = self.lagging.scopes.lock().keys().copied().collect();
         for scope in scopes {
-            match self.follow(scope).await {
+            match self.follow(scope, (REASON, &Actor::system())).await {
                 Ok(()) => drop(self.lagging.scopes.lock().remove(&scope)),
                 Err(error) => self.lags(scope, error.to_string()),
             }
@@ -103,7 +112,8 @@ impl Pipelines {
         self.lagging.scopes.lock().is_empty()
     }
 
-    async fn follow(&self, scope: Scope) -> Result<(), PipelineError> {
+    /// Brings one onto the latest versions, for who has the turn.
+    pub(super) async fn follow(&self, scope: Scope, (reason, actor): (&str, &Actor)) -> Result<(), PipelineError> {
         // Forgotten meanwhile, or changed by its owner.
         let Some(before) = self.lane(scope).map(|lane| lane.current()) else { return Ok(()) };
         let Some(record) = &before.record else { return Ok(()) };
@@ -112,7 +122,7 @@ impl Pipelines {
         if let Some(error) = refusal(faults, |at| resolved[at].spec.name.clone()) {
             return Err(error);
         }
-        self.publish(Pipelines::following(record, resolved), built, &Actor::system()).await.map(drop)
+        self.publish(Pipelines::following((record, reason), resolved), built, actor).await.map(drop)
     }
 }
 

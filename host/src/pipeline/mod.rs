@@ -24,6 +24,7 @@ mod follow;
 mod followers;
 mod host_powers;
 mod host_state;
+mod in_turn;
 pub mod inspect;
 mod instance;
 pub mod kv;
@@ -54,8 +55,8 @@ mod world;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -112,13 +113,15 @@ pub struct PipelineOptions {
     pub data_dir: PathBuf,
     /// Whether the built-in plugins are compiled after the start, so that the first stage that wants one need not wait.
     pub warm_up: bool,
+    /// The brokers that run the same pipelines: a new revision takes effect once all have its plugins.
+    pub fleet: Option<Arc<Fleet>>,
 }
 
 impl PipelineOptions {
     /// From the configuration.
     #[must_use]
     pub fn new(plugins: &Plugins, data_dir: &std::path::Path) -> PipelineOptions {
-        PipelineOptions { plugins: plugins.clone(), data_dir: data_dir.to_owned(), warm_up: true }
+        PipelineOptions { plugins: plugins.clone(), data_dir: data_dir.to_owned(), warm_up: true, fleet: None }
     }
 }
 
@@ -273,8 +276,8 @@ pub struct Pipelines {
     rollouts: Rollouts,
     quota_metrics: QuotaMetrics,
     tasks: Mutex<Vec<tokio::task::AbortHandle>>,
-    /// The brokers that run the same pipelines.
-    fleet: OnceLock<Arc<Fleet>>,
+    /// The version of the catalog whose changes by other brokers are known here.
+    taken_over: AtomicU64,
     /// Components that are ready for a revision to come.
     wanted: Mutex<Vec<Arc<Loaded>>>,
 }
@@ -332,7 +335,7 @@ impl Pipelines {
             rollouts,
             quota_metrics,
             tasks: Mutex::default(),
-            fleet: OnceLock::new(),
+            taken_over: AtomicU64::new(0),
             wanted: Mutex::default(),
         });
         pipelines.register_builtins().await?;
@@ -410,12 +413,6 @@ impl Pipelines {
         let _first = self.machine.store.set(Arc::clone(store));
     }
 
-    /// The brokers that run the same pipelines: a new revision takes effect once all have its plugins.
-    pub fn run_among(&self, fleet: &Arc<Fleet>) {
-        // Told once, at start; who comes second changes nothing.
-        let _first = self.fleet.set(Arc::clone(fleet));
-    }
-
     /// The turns of requests on a scope whose stages keep values: held together by those that try, alone by one that has
     /// met a conflict, so that it ends. None if no stage of now keeps values.
     #[must_use]
@@ -444,6 +441,14 @@ impl Pipelines {
             .into_iter()
             .map(|(name, versions, error)| self.view(name, versions, error, &running))
             .collect()
+    }
+
+    /// How many pipelines run, how many of them stay on older versions, and of how many plugins the last file or upload was
+    /// refused.
+    #[must_use]
+    pub fn state(&self) -> (u64, u64, u64) {
+        let (lanes, lagging) = (self.lanes.read().len(), self.lagging.len());
+        (lanes as u64, lagging as u64, self.registry.refused() as u64)
     }
 
     /// One plugin.

@@ -43,7 +43,10 @@ impl Pipelines {
     /// # Errors
     /// [`PipelineError::Invalid`] if a stage does not take it; the catalog's errors.
     pub async fn schema_changed(&self, id: &str, actor: &Actor) -> Result<(), PipelineError> {
-        let _one_at_a_time = self.changing.lock().await;
+        self.in_turn(false, || self.schema_changed_in_turn(id, actor)).await
+    }
+
+    async fn schema_changed_in_turn(&self, id: &str, actor: &Actor) -> Result<(), PipelineError> {
         let schema = self.catalog.schema(id).await?.filter(|schema| schema.status == SchemaStatus::Approved);
         let definition = schema.as_ref().map(|schema| &*schema.definition);
         let lanes: Vec<_> = self.lanes.read().values().cloned().collect();

@@ -214,6 +214,12 @@ impl PluginRegistry {
         self.plugins.lock().get(plugin).is_some_and(|entry| !entry.versions.is_empty())
     }
 
+    /// Of how many plugins the last file or upload was not accepted.
+    #[must_use]
+    pub fn refused(&self) -> usize {
+        self.plugins.lock().values().filter(|entry| entry.last_error.is_some()).count()
+    }
+
     /// Names, versions (latest first) and last errors.
     #[must_use]
     pub fn all(&self) -> Vec<(String, Vec<PluginVersion>, Option<PluginProblem>)> {

@@ -1,10 +1,11 @@
-//! `make demo`: a broker, real calls over HTTP, a plugin swapped under load, and the sums. Invariant: every figure shown is
-//! counted here, at the clients, or read from the broker's API; nothing is staged. `DEMO_ONCE=1` ends it, with 0 only if
-//! the sums agree.
+//! `make demo`: a broker, real calls over HTTP, a plugin swapped under load, and the sums; `make fleet`: the same through a proxy
+//! before three brokers on PostgreSQL, one of which is stopped on the way. Invariant: every figure shown is counted here, at the
+//! clients, or read from the broker's API; nothing is staged. `DEMO_ONCE=1` ends it, with 0 only if the sums agree.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::io::IsTerminal as _;
+use std::ops::Deref;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -12,6 +13,8 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde_json::json;
+use sluice_tests::round_robin::RoundRobin;
+use sluice_tests::servers::{Options, Postgres};
 use sluice_tests::token::Claims;
 use sluice_tests::{Broker, Client, Receiver, Settings, guest, wait};
 
@@ -19,6 +22,9 @@ const TOPIC: &str = "deployment.events";
 /// Published under each version of the plugin before the next step: enough that swaps fall between messages under way.
 const UNDER_EACH_VERSION: usize = 400;
 const PUBLISHERS: usize = 4;
+
+/// The brokers of a fleet.
+const NODES: [&str; 3] = ["a", "b", "c"];
 
 const BOLD: &str = "1";
 const DIM: &str = "2";
@@ -37,17 +43,69 @@ fn paint(code: &str, text: impl Display) -> String {
 /// What the publishers were told, by tag.
 type Told = Arc<Mutex<BTreeMap<String, String>>>;
 
+/// What is shown: a client of it, and what it is made of.
+struct Shown {
+    client: Client,
+    secret: Vec<u8>,
+    brokers: Vec<Broker>,
+    _fleet: Option<(Postgres, RoundRobin)>,
+}
+
+impl Deref for Shown {
+    type Target = Client;
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+impl Shown {
+    async fn broker() -> Shown {
+        let broker = Broker::with(Settings::new().own_secret()).await;
+        step("A broker on the embedded store, alone on this machine");
+        println!("  {}  data in {}", broker.url(), broker.data_dir().display());
+        Shown { client: broker.admin(), secret: broker.secret(), brokers: vec![broker], _fleet: None }
+    }
+
+    async fn fleet() -> Shown {
+        step("Three brokers on one PostgreSQL, behind a proxy that takes them in turn");
+        let postgres = Postgres::start(Options::new()).await;
+        let database = postgres.url();
+        postgres.make_tables(&database);
+        let mut brokers = Vec::new();
+        for node in NODES {
+            let broker = Broker::with(Settings::new().on(&database, node)).await;
+            println!("  {node}  {}", broker.url());
+            brokers.push(broker);
+        }
+        let servers = brokers.iter().map(|broker| broker.url().trim_start_matches("http://").parse());
+        let servers = servers.collect::<Result<Vec<_>, _>>().expect("brokers listen at addresses");
+        let proxy = RoundRobin::before(servers, "127.0.0.1:0").await;
+        println!("  {}  PostgreSQL at port {}", proxy.url(), postgres.port());
+        let secret = brokers[0].secret();
+        let client = Client::new(&proxy.url(), &Claims::new("demo", &["Admin"]).sign(&secret));
+        Shown { client, secret, brokers, _fleet: Some((postgres, proxy)) }
+    }
+
+    fn admin(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// Into the folder of one of them, from which all have it.
+    fn place_plugin(&self, file_name: &str, bytes: &[u8]) {
+        self.brokers[0].place_plugin(file_name, bytes);
+    }
+}
+
 #[tokio::main]
 async fn main() -> ExitCode {
-    let broker = Broker::with(Settings::new().own_secret()).await;
+    let is_fleet = std::env::args().nth(1).as_deref() == Some("--fleet");
+    let mut broker = if is_fleet { Shown::fleet().await } else { Shown::broker().await };
     let receiver = Receiver::start().await;
-    step("A broker on the embedded store, alone on this machine");
-    println!("  {}  data in {}", broker.url(), broker.data_dir().display());
 
     let (told, pulled) = (Told::default(), Arc::new(Mutex::new(Vec::new())));
     let secret = set_up(&broker, &receiver).await;
     first_messages(&broker, &receiver, &secret, &told, &pulled).await;
-    swap_under_load(&broker, &told, &pulled).await;
+    swap_under_load(&mut broker, &told, &pulled).await;
     let agree = sums(&broker, &receiver, &told, &pulled).await;
 
     if std::env::var_os("DEMO_ONCE").is_none() {
@@ -61,7 +119,7 @@ fn step(title: &str) {
 }
 
 /// A topic with a stage, one group that pulls and one that is called.
-async fn set_up(broker: &Broker, receiver: &Receiver) -> String {
+async fn set_up(broker: &Shown, receiver: &Receiver) -> String {
     step("A topic with a plugin on it, one subscription that pulls and one webhook");
     broker.post("/topics", &json!({"name": TOPIC, "type": "PubSub", "partitionCount": 4})).await.expect(201);
     let stages = json!([{
@@ -78,7 +136,7 @@ async fn set_up(broker: &Broker, receiver: &Receiver) -> String {
 
 /// A handful of messages, one line each for what happened to them.
 async fn first_messages(
-    broker: &Broker,
+    broker: &Shown,
     receiver: &Receiver,
     secret: &str,
     told: &Told,
@@ -117,7 +175,7 @@ fn tag_of(payload: &str) -> String {
 }
 
 /// Load from all sides, while the plugin's file is replaced, broken, and put back.
-async fn swap_under_load(broker: &Broker, told: &Told, pulled: &Arc<Mutex<Vec<String>>>) {
+async fn swap_under_load(broker: &mut Shown, told: &Told, pulled: &Arc<Mutex<Vec<String>>>) {
     step("Swap the plugin under load, by replacing filter.wasm in the plugins folder");
     let good = guest::first_party("filter");
     let stop = Arc::new(AtomicBool::new(false));
@@ -142,11 +200,30 @@ async fn swap_under_load(broker: &Broker, told: &Told, pulled: &Arc<Mutex<Vec<St
     broker.place_plugin("filter.wasm", &good);
     until_critical_is(broker, "Dropped", told).await;
     under_load(told, "the first-party filter again").await;
+    if broker.brokers.len() > 1 {
+        leave(broker).await;
+        under_load(told, "with one broker less").await;
+    }
 
     stop.store(true, Ordering::SeqCst);
     for task in load {
         task.await.expect("a client of the demo does not panic");
     }
+}
+
+/// Drains a broker and stops it, with the load going on.
+async fn leave(broker: &mut Shown) {
+    let mut last = broker.brokers.pop().expect("there are several");
+    let node = NODES[broker.brokers.len()];
+    let drained = broker.post(&format!("/brokers/{node}/drain?wait=PT10S"), &json!({})).await.expect(200);
+    let stopped = last.stop().await.success();
+    let left = broker.get("/brokers").await.expect(200);
+    println!(
+        "  {node} is drained ({}) and stopped ({}); GET /brokers lists {}",
+        drained["status"].as_str().unwrap_or_default(),
+        if stopped { "well" } else { "badly" },
+        left["total"]
+    );
 }
 
 /// Waits until so many more messages were published, and says how many passed.
@@ -171,7 +248,7 @@ fn counts(told: &Told) -> (usize, usize) {
 }
 
 /// Waits until a critical message outside production meets the version that treats it so.
-async fn until_critical_is(broker: &Broker, status: &str, told: &Told) {
+async fn until_critical_is(broker: &Shown, status: &str, told: &Told) {
     let mut probe = 0;
     wait::within(Duration::from_secs(10), "the new version is in force", async || {
         let tag = format!("probe-{status}-{probe}");
@@ -207,7 +284,7 @@ async fn pull_on(client: Client, pulled: Arc<Mutex<Vec<String>>>, stop: Arc<Atom
 }
 
 /// published = dropped + delivered + waiting, for each subscription, by name and without repeats.
-async fn sums(broker: &Broker, receiver: &Receiver, told: &Told, pulled: &Arc<Mutex<Vec<String>>>) -> bool {
+async fn sums(broker: &Shown, receiver: &Receiver, told: &Told, pulled: &Arc<Mutex<Vec<String>>>) -> bool {
     step("The sums: published = dropped + delivered + waiting");
     let told = told.lock().clone();
     let passed: BTreeSet<&String> =
@@ -249,12 +326,12 @@ async fn sums(broker: &Broker, receiver: &Receiver, told: &Told, pulled: &Arc<Mu
 }
 
 /// Stays up until Ctrl-C, with what is needed to look around.
-async fn stay(broker: &Broker) {
+async fn stay(broker: &Shown) {
     step("The broker stays up: look around, end it with Ctrl-C");
-    let token = Claims::new("demo", &["Admin"]).sign(&broker.secret());
+    let token = Claims::new("demo", &["Admin"]).sign(&broker.secret);
     println!("  Swagger   {}/swagger", broker.url());
     println!("  metrics   {}/metrics", broker.url());
-    println!("  plugins   {}  (copy a .wasm into it)", broker.plugins_dir().display());
+    println!("  plugins   {}  (copy a .wasm into it)", broker.brokers[0].plugins_dir().display());
     println!("  token     {token}");
     if let Err(error) = tokio::signal::ctrl_c().await {
         eprintln!("cannot wait for Ctrl-C: {error}");

@@ -199,7 +199,7 @@ async fn pipelines(dir: &Path, clock: &Clock) -> (Arc<Pipelines>, Topic) {
         quotas: Vec::new(),
         trust: PluginTrust::default(),
     };
-    let options = PipelineOptions { plugins, data_dir: dir.to_owned(), warm_up: false };
+    let options = PipelineOptions { plugins, data_dir: dir.to_owned(), warm_up: false, fleet: None };
     let opened = Pipelines::open(options, catalog, clock.clone(), &prometheus::Registry::new()).await;
     let pipelines = opened.expect("pipelines in an empty folder");
     let bytes = Bytes::from_static(guest::edits());

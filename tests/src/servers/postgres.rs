@@ -58,6 +58,17 @@ impl Postgres {
         SHARED.get_or_init(|| process::on_a_thread(async || Postgres::start(Options::new().set("fsync", "off")).await))
     }
 
+    /// Makes the tables of a fleet in the database at `url`, as an operator would with `psql`.
+    ///
+    /// # Panics
+    /// When a migration fails.
+    pub fn make_tables(&self, url: &str) {
+        for migration in MIGRATIONS {
+            let told = self.psql(url, &["--quiet", "--command", migration.sql]);
+            assert!(told.status.success(), "{}: {}", migration.file, crate::outside::said(&told));
+        }
+    }
+
     /// Makes a database with the tables of a fleet on the shared server; its address.
     ///
     /// # Panics
@@ -68,10 +79,7 @@ impl Postgres {
         let server = Postgres::shared();
         let with_tables = WITH_TABLES.get_or_init(|| {
             let url = server.database("with_tables");
-            for migration in MIGRATIONS {
-                let told = server.psql(&url, &["--quiet", "--command", migration.sql]);
-                assert!(told.status.success(), "{}: {}", migration.file, crate::outside::said(&told));
-            }
+            server.make_tables(&url);
             url
         });
         server.copy(with_tables, name)

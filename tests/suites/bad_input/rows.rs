@@ -184,6 +184,8 @@ impl Bed {
             Row::get("/api/v1/brokers?limit=10&offset=0"),
             Row::get(format!("/api/v1/brokers/{node}")),
             Row::get(format!("/api/v1/brokers/{node}/metrics")),
+            Row::post(format!("/api/v1/brokers/{node}/drain?wait=PT1S")),
+            Row::delete(format!("/api/v1/brokers/{node}/drain")),
             Row::get("/api/v1/plugins?limit=10&offset=0"),
             Row::get("/api/v1/plugins/filter"),
             Row::get("/api/v1/plugins/filter/logs?limit=10&follow=false&verdicts=false"),

@@ -232,6 +232,8 @@ pub static ROUTES: &[Route] = &[
     get("/api/v1/brokers", Viewer),
     get("/api/v1/brokers/{nodeId}", Viewer),
     get("/api/v1/brokers/{nodeId}/metrics", Viewer),
+    one_step(post("/api/v1/brokers/{nodeId}/drain", Admin)),
+    one_step(delete("/api/v1/brokers/{nodeId}/drain", Admin)),
     get("/api/v1/audit-logs", Admin),
     open("/health", Need::Nothing, Produces::Json),
     open("/health/live", Need::Nothing, Produces::Json),
@@ -320,7 +322,7 @@ mod tests {
         for route in ROUTES {
             let one_step = match route.path.strip_prefix("/api/v1/messages/") {
                 Some(_) => route.method != Verb::Delete,
-                None => ["/validate", "/test", "/dry-run"].iter().any(|end| route.path.ends_with(end)),
+                None => ["/validate", "/test", "/dry-run", "/drain"].iter().any(|end| route.path.ends_with(end)),
             };
             assert_eq!(route.outlives_client, route.method != Verb::Get && !one_step, "{route:?}");
         }

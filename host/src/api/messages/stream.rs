@@ -169,7 +169,7 @@ impl Feed {
     async fn next(&self) -> Option<Bytes> {
         let quiet_until = self.broker.clock.now().plus(KEEP_ALIVE);
         loop {
-            if self.broker.stopping.is_cancelled() || self.caller.has_expired(self.broker.clock.now()) {
+            if !self.broker.duty.is_on() || self.caller.has_expired(self.broker.clock.now()) {
                 return None;
             }
             let now = self.broker.clock.now();
@@ -192,7 +192,7 @@ impl Feed {
             tokio::select! {
                 () = self.own.freed() => {}
                 () = self.broker.clock.sleep_until(until) => {}
-                () = self.broker.stopping.cancelled() => {}
+                () = self.broker.duty.off() => {}
             }
         }
     }

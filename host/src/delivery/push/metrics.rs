@@ -69,6 +69,11 @@ impl PushMetrics {
         Ok(metrics)
     }
 
+    /// Webhooks under way.
+    pub(super) fn in_flight(&self) -> u64 {
+        self.in_flight.get().unsigned_abs()
+    }
+
     /// How many endpoints wait for room.
     pub(super) fn waiting(&self) -> IntGauge {
         self.waiting.clone()

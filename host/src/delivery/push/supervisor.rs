@@ -4,6 +4,7 @@
 use std::collections::{HashMap, HashSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -26,6 +27,7 @@ use crate::clock::Clock;
 use crate::config;
 use crate::delivery::outbound::Outbound;
 use crate::directory::Directory;
+use crate::duty::Duty;
 use crate::entropy::Entropy;
 use crate::events::Events;
 use crate::store::MessageStore;
@@ -53,6 +55,8 @@ pub struct PushParts {
     pub settings: config::Push,
     /// This broker's name, as leases know their holder.
     pub node_id: Arc<str>,
+    /// Whether it takes work.
+    pub duty: Duty,
 }
 
 /// Why webhooks could not be started.
@@ -81,6 +85,8 @@ struct Shared {
     room: Arc<Room>,
     /// One per Push subscription that has been active; kept while it is paused, removed when it is deleted.
     endpoints: Mutex<HashMap<SubscriptionId, Arc<Endpoint>>>,
+    /// Workers that have not ended.
+    workers: AtomicUsize,
 }
 
 /// A worker that runs.
@@ -98,7 +104,14 @@ impl PushSupervisor {
         let sender = Sender::new(&parts.settings, parts.clock.clone())?;
         let metrics = PushMetrics::new(registry)?;
         let room = Room::new(parts.settings.requests_max, metrics.waiting());
-        let shared = Arc::new(Shared { parts, sender, metrics, room, endpoints: Mutex::default() });
+        let shared = Arc::new(Shared {
+            parts,
+            sender,
+            metrics,
+            room,
+            endpoints: Mutex::default(),
+            workers: AtomicUsize::new(0),
+        });
         let stop = CancellationToken::new();
         let task = tokio::spawn(supervise(Arc::clone(&shared), stop.clone()));
         Ok(Arc::new(PushSupervisor { shared, stop, task: Mutex::new(Some(task)), tests: Semaphore::new(TESTS_MAX) }))
@@ -131,6 +144,12 @@ impl PushSupervisor {
         endpoint.map_or_else(|| EndpointMetrics::none(self.shared.parts.clock.now()), |known| known.metrics(window))
     }
 
+    /// Webhooks under way, and how many subscriptions have a worker: while there is one, something may be leased.
+    #[must_use]
+    pub fn load(&self) -> (u64, u64) {
+        (self.shared.metrics.in_flight(), self.shared.workers.load(Ordering::Acquire) as u64)
+    }
+
     /// One signed test delivery; it has no effect on the subscription.
     pub async fn test(&self, subscription: &Subscription, topic: &Topic) -> TestResult {
         let _permit = self.tests.acquire().await.expect("the semaphore is never closed");
@@ -157,7 +176,9 @@ async fn supervise(shared: Arc<Shared>, stop: CancellationToken) {
     let mut workers = JoinSet::new();
     loop {
         changes.borrow_and_update();
-        reconcile(&shared, &mut running, &mut workers);
+        let on = shared.parts.duty.is_on();
+        reconcile(&shared, &mut running, &mut workers, on);
+        shared.workers.store(workers.len(), Ordering::Release);
         tokio::select! {
             () = stop.cancelled() => break,
             changed = changes.changed() => {
@@ -167,6 +188,7 @@ async fn supervise(shared: Arc<Shared>, stop: CancellationToken) {
             }
             // Workers end when they are told to; this only takes them off the list.
             Some(_) = workers.join_next() => {}
+            () = shared.parts.duty.other_than(on) => {}
         }
     }
     for worker in running.values() {
@@ -175,13 +197,19 @@ async fn supervise(shared: Arc<Shared>, stop: CancellationToken) {
     while workers.join_next().await.is_some() {}
 }
 
-/// Brings the workers in line with the directory.
-fn reconcile(shared: &Arc<Shared>, running: &mut HashMap<SubscriptionId, Running>, workers: &mut JoinSet<()>) {
+/// Brings the workers in line with the directory; off duty there are none.
+fn reconcile(
+    shared: &Arc<Shared>,
+    running: &mut HashMap<SubscriptionId, Running>,
+    workers: &mut JoinSet<()>,
+    on: bool,
+) {
     let mut known = shared.parts.directory.subscriptions();
     known.retain(|subscription| subscription.settings.kind == SubscriptionKind::Push);
     let all: HashSet<SubscriptionId> = known.iter().map(|subscription| subscription.id).collect();
     let (paused, active): (Vec<_>, Vec<_>) = known.into_iter().partition(|subscription| subscription.pause.is_some());
-    let active: HashMap<_, _> = active.into_iter().map(|subscription| (subscription.id, subscription)).collect();
+    let active: HashMap<_, _> =
+        active.into_iter().filter(|_| on).map(|subscription| (subscription.id, subscription)).collect();
     shared.endpoints.lock().retain(|id, _| all.contains(id));
     // No worker tells these what their owner has changed.
     for subscription in &paused {

@@ -47,8 +47,19 @@ impl Pipelines {
         actor: &Actor,
     ) -> Result<PipelineRevision, PipelineError> {
         let spec = |found: &Found| StageSpec { version: new.version.clone(), ..found.own().spec.clone() };
-        let _in_use = self.preload(&[spec(&self.find(scope, stage)?)], false).await;
-        let _one_at_a_time = self.changing.lock().await;
+        let _in_use = self.preload(scope, &[spec(&self.find(scope, stage)?)], false).await;
+        let new = &new;
+        self.in_turn(expected.is_some(), || self.roll_out_in_turn((scope, stage), new, expected, actor)).await
+    }
+
+    async fn roll_out_in_turn(
+        &self,
+        (scope, stage): (Scope, &str),
+        new: &NewRollout,
+        expected: Option<u64>,
+        actor: &Actor,
+    ) -> Result<PipelineRevision, PipelineError> {
+        let spec = |found: &Found| StageSpec { version: new.version.clone(), ..found.own().spec.clone() };
         let found = self.find(scope, stage)?;
         let invalid = |why: String| PipelineError::Invalid(vec![("/version".to_owned(), why)]);
         let wanted = self.resolve(&spec(&found), false).map_err(|(_, why)| invalid(why))?;
@@ -68,7 +79,7 @@ impl Pipelines {
                 let is_same = |now: &&Rollout| now.digest == wanted.digest && now.strategy == strategy;
                 let since = found.own().rollout.as_ref().filter(is_same).map(|now| now.started_at);
                 let started_at = since.unwrap_or_else(|| self.machine.clock.now());
-                let (percent, limits) = (new.percent, new.limits);
+                let (percent, limits) = (new.percent, new.limits.clone());
                 let rollout =
                     Rollout { version: version.clone(), digest: wanted.digest, strategy, percent, limits, started_at };
                 resolved[found.at].rollout = Some(rollout);
@@ -94,8 +105,8 @@ impl Pipelines {
         expected: Option<u64>,
         actor: &Actor,
     ) -> Result<PipelineRevision, PipelineError> {
-        let _one_at_a_time = self.changing.lock().await;
-        self.end_rollout((scope, stage), (End::Promoted, String::new()), expected, actor).await
+        let end = || self.end_rollout((scope, stage), (End::Promoted, String::new()), expected, actor);
+        self.in_turn(expected.is_some(), end).await
     }
 
     /// Ends the trial; the stage runs what it runs.
@@ -108,8 +119,8 @@ impl Pipelines {
         expected: Option<u64>,
         actor: &Actor,
     ) -> Result<PipelineRevision, PipelineError> {
-        let _one_at_a_time = self.changing.lock().await;
-        self.end_rollout((scope, stage), (End::Aborted, String::new()), expected, actor).await
+        let end = || self.end_rollout((scope, stage), (End::Aborted, String::new()), expected, actor);
+        self.in_turn(expected.is_some(), end).await
     }
 
     /// What is tried on a stage, or what was tried on it last.

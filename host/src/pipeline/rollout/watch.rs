@@ -70,12 +70,19 @@ impl Pipelines {
 
     async fn roll_back(&self, scope: Scope, candidate: &Candidate, why: String) -> Result<(), PipelineError> {
         let stage = &*candidate.stage.name;
-        let _one_at_a_time = self.changing.lock().await;
-        let is_still_tried = self.tried_on(scope, stage).is_some_and(|now| Arc::ptr_eq(&now.trial, &candidate.trial));
-        if !is_still_tried {
-            return Ok(()); // Somebody ended it meanwhile.
+        let (reason, system) = (&why, Actor::system());
+        let system = &system;
+        let ended = self.in_turn(false, || async move {
+            let is_still_tried =
+                self.tried_on(scope, stage).is_some_and(|now| Arc::ptr_eq(&now.trial, &candidate.trial));
+            if !is_still_tried {
+                return Ok(false); // Somebody ended it meanwhile.
+            }
+            self.end_rollout((scope, stage), (End::RolledBack, reason.clone()), None, system).await.map(|_| true)
+        });
+        if !ended.await? {
+            return Ok(());
         }
-        self.end_rollout((scope, stage), (End::RolledBack, why.clone()), None, &Actor::system()).await?;
         tracing::warn!(
             scope = shown(scope),
             stage,

@@ -105,8 +105,12 @@ impl Rig {
         let clock = Clock::fixed(Timestamp(1_700_000_000_000));
         let catalog = Catalog::open(&dir.path().join("catalog.db"), clock.clone()).await.unwrap();
         let metrics = prometheus::Registry::new();
-        let mut options =
-            PipelineOptions { plugins: plugins(dir.path()), data_dir: dir.path().to_owned(), warm_up: false };
+        let mut options = PipelineOptions {
+            plugins: plugins(dir.path()),
+            data_dir: dir.path().to_owned(),
+            warm_up: false,
+            fleet: None,
+        };
         change(&mut options.plugins);
         let pipelines = Pipelines::open(options, catalog.clone(), clock.clone(), &metrics).await.unwrap();
         let mut rig = Rig { topic: topic_named("orders", 1), dir, clock, catalog, metrics, pipelines };
@@ -118,8 +122,12 @@ impl Rig {
     pub async fn reopened(self) -> Rig {
         self.pipelines.shutdown().await;
         let metrics = prometheus::Registry::new();
-        let options =
-            PipelineOptions { plugins: plugins(self.dir.path()), data_dir: self.dir.path().to_owned(), warm_up: false };
+        let options = PipelineOptions {
+            plugins: plugins(self.dir.path()),
+            data_dir: self.dir.path().to_owned(),
+            warm_up: false,
+            fleet: None,
+        };
         let pipelines = Pipelines::open(options, self.catalog.clone(), self.clock.clone(), &metrics).await.unwrap();
         Rig { pipelines, metrics, ..self }
     }

@@ -150,6 +150,7 @@ impl PostgresStore {
             closed: AtomicBool::new(false),
         };
         let mut tx = shared.begin().await?;
+        says_what_is_stored(&mut tx).await?;
         shared.epoch = sqlx::query_scalar("INSERT INTO store_openings (node) VALUES ($1) RETURNING epoch")
             .bind(node.clone())
             .fetch_one(&mut *tx)
@@ -180,6 +181,24 @@ impl PostgresStore {
     pub fn hear_of(&self, topic: TopicId) -> bool {
         self.shared.wake_here(topic)
     }
+}
+
+/// Whether a commit that is answered is on the disk: role, database or server may be set to answer before that.
+async fn says_what_is_stored(tx: &mut Tx) -> Result<(), StoreError> {
+    let (commit, fsync): (String, String) =
+        sqlx::query_as("SELECT current_setting('synchronous_commit'), current_setting('fsync')")
+            .fetch_one(&mut **tx)
+            .await
+            .map_err(failed)?;
+    if commit == "off" {
+        let why = "synchronous_commit is off for this role or database, so that what is acknowledged could be lost: set it to \
+                   on (ALTER ROLE … SET synchronous_commit = on)";
+        return Err(StoreError::Invalid(why.to_owned()));
+    }
+    if fsync == "off" {
+        tracing::warn!("PostgreSQL runs with fsync = off: a crash of its machine loses what was acknowledged");
+    }
+    Ok(())
 }
 
 impl Shared {
@@ -265,7 +284,10 @@ impl MessageStore for PostgresStore {
 
     async fn topics(&self) -> Result<Vec<TopicId>, StoreError> {
         self.shared.check_open()?;
-        self.shared.noted(self.shared.known_topics().await)
+        let topics = self.shared.noted(self.shared.known_topics().await)?;
+        // Whoever asks may want to be told of them: other brokers make topics, too.
+        topics.iter().for_each(|topic| self.shared.know(*topic));
+        Ok(topics)
     }
 
     async fn put_group(&self, spec: GroupSpec) -> Result<(), StoreError> {

@@ -1,0 +1,149 @@
+//! What happens to a fleet when something of it fails: each heals by itself. Invariant: what was acknowledged is there, once,
+//! whoever failed on the way; who could not be served was told to come again.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde_json::json;
+use sluice_tests::broker::signal;
+use sluice_tests::client::Client;
+use sluice_tests::link::{Link, State};
+use sluice_tests::servers::{Options, Postgres};
+use sluice_tests::steady::{Again, Counts, Steady, difference};
+use sluice_tests::{Broker, Settings, wait};
+use sqlx::Connection as _;
+use sqlx::postgres::PgConnection;
+
+const TOPIC: &str = "orders";
+const NODES: [&str; 2] = ["a", "b"];
+/// A broker that was not seen for as long is lost to the others.
+const LOST_AFTER: Duration = Duration::from_secs(5);
+
+/// Two brokers on a database of their own server, under load.
+struct Bed {
+    postgres: Postgres,
+    brokers: [Broker; 2],
+    load: Steady,
+}
+
+impl Bed {
+    async fn with(options: Options) -> Bed {
+        let postgres = Postgres::start(options).await;
+        let url = postgres.url();
+        postgres.make_tables(&url);
+        Bed::on(postgres, [url.clone(), url]).await
+    }
+
+    async fn on(postgres: Postgres, urls: [String; 2]) -> Bed {
+        let [a, b] = [0, 1].map(|at| Broker::with(Settings::new().on(&urls[at], NODES[at])));
+        let brokers = [a.await, b.await];
+        let topic = json!({"name": TOPIC, "type": "Queue", "deliveryGuarantee": "ExactlyOnce"});
+        brokers[0].post("/topics", &topic).await.expect(201);
+        let clients: Vec<&Client> = brokers.iter().map(|broker| &**broker).collect();
+        let load = Steady::begin(TOPIC, &clients, 2, Again::Refused);
+        load.goes_on(20).await;
+        Bed { postgres, brokers, load }
+    }
+
+    /// Both serve again, and have what was acknowledged.
+    async fn healed(self) {
+        let Bed { postgres: _postgres, brokers, load } = self;
+        load.goes_on(20).await;
+        for broker in &brokers {
+            wait::until("it is ready again", async || {
+                (broker.get("//health/ready").await.status == 200).then_some(())
+            })
+            .await;
+        }
+        let expected = load.end().await;
+        let mut got = Counts::new();
+        for delivery in brokers[1].consume(TOPIC, "g").limit(1000).drain(expected.len()).await {
+            *got.entry(delivery.payload().to_owned()).or_default() += 1;
+        }
+        brokers[0].consume(TOPIC, "g").expect_nothing().await;
+        assert!(got == expected, "{}", difference(&got, &expected));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_crashes_is_waited_for() {
+    let mut bed = Bed::with(Options::new()).await;
+    for _ in 0..2 {
+        bed.postgres.kill();
+        tokio::time::sleep(Duration::from_millis(700)).await;
+        bed.postgres.restart().await;
+        bed.load.goes_on(20).await;
+    }
+    bed.healed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_answers_nobody_for_a_while_is_waited_for() {
+    let bed = Bed::with(Options::new()).await;
+    bed.postgres.pause();
+    tokio::time::sleep(LOST_AFTER + Duration::from_secs(2)).await;
+    for broker in &bed.brokers {
+        assert_eq!(broker.get("//health/live").await.status, 200, "a restart would not help");
+        assert_eq!(broker.get("//health/ready").await.status, 503);
+    }
+    bed.postgres.resume();
+    bed.healed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_without_a_connection_left_is_waited_for() {
+    let bed = Bed::with(Options::new().set("max_connections", "60")).await;
+    // What brokers have, they keep; what they would open more, they are refused.
+    let mut taken = Vec::new();
+    while let Ok(connection) = PgConnection::connect(&bed.postgres.url()).await {
+        taken.push(connection);
+        assert!(taken.len() < 60);
+    }
+    bed.load.goes_on(20).await;
+    drop(taken);
+    bed.healed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_cut_off_or_slow_leaves_the_work_to_the_other() {
+    let postgres = Postgres::start(Options::new()).await;
+    let url = postgres.url();
+    postgres.make_tables(&url);
+    let link = Link::to(SocketAddr::from(([127, 0, 0, 1], postgres.port()))).await;
+    let bed = Bed::on(postgres, [link.url(&url), url]).await;
+    for state in [State::Cut, State::Slow(Duration::from_millis(20)), State::Silent] {
+        link.be(state);
+        tokio::time::sleep(LOST_AFTER).await;
+        bed.load.goes_on(20).await;
+        link.be(State::Good);
+        wait::until("both are there", async || {
+            (bed.brokers[1].get("/brokers").await.expect(200)["total"] == 2).then_some(())
+        })
+        .await;
+    }
+    bed.healed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_is_paused_beyond_its_leases_comes_back_in_step() {
+    let bed = Bed::with(Options::new()).await;
+    let [a, b] = &bed.brokers;
+    let paused = a.process_id();
+    assert!(signal(paused, "STOP"));
+    wait::until("the other one counts it no more", async || {
+        (b.get("/brokers").await.expect(200)["total"] == 1).then_some(())
+    })
+    .await;
+    let keep = json!([{"name": "f", "plugin": "filter", "config": {"headerMatches": {"keep": "1"}}}]);
+    b.create_topic("filtered", "Queue").await;
+    b.put_pipeline("filtered", keep).await;
+    assert!(signal(paused, "CONT"));
+    // The first that it takes is judged by what was set while it was away.
+    let answer = wait::until("it serves again", async || {
+        let answer = a.publish("filtered", "1").answer().await;
+        (answer.status == 202).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.json()["status"], "Dropped");
+    bed.healed().await;
+}
