@@ -35,6 +35,7 @@ use crate::fleet::{Fleet, FleetParts, JoinError};
 use crate::pipeline::kv_sweep::ValueSweep;
 use crate::pipeline::{PipelineError, PipelineOptions, Pipelines};
 use crate::publish::Publisher;
+use crate::redis::{Redis, RedisError};
 use crate::schemas::Schemas;
 use crate::settle::Settler;
 use crate::store::embedded::{EmbeddedOptions, EmbeddedStore, OpenError};
@@ -114,6 +115,8 @@ pub struct Broker {
     pub liveness: Arc<Liveness>,
     /// The brokers on the same database; none where everything is in the data directory.
     pub fleet: Option<Arc<Fleet>>,
+    /// What helps them, if there is one.
+    pub redis: Option<Redis>,
     /// Whether it takes work.
     pub duty: Duty,
     /// Requests that wait for their answer.
@@ -187,6 +190,9 @@ pub enum ServeError {
     /// The other brokers.
     #[error(transparent)]
     Join(#[from] JoinError),
+    /// What helps them, and must not be used.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
     /// The plugins.
     #[error(transparent)]
     Pipeline(#[from] PipelineError),
@@ -242,6 +248,7 @@ impl Broker {
             crate::config::follow_test_clock(file, clock.clone());
         }
         let started_at = clock.now();
+        let mut redis = None;
         let (store, catalog, shared): (Arc<dyn MessageStore>, _, _) = match &config.storage {
             None => {
                 let options = EmbeddedOptions::new(&data_dir.join("store"), clock.clone());
@@ -251,6 +258,9 @@ impl Broker {
             }
             Some(postgres) => {
                 let catalog = Catalog::connect(&postgres.url, clock.clone()).await?;
+                if let Some(settings) = &config.redis {
+                    redis = Some(Redis::open(settings, &catalog.identity().await?, &entropy, &registry).await?);
+                }
                 let instance = format!("{:016x}{:016x}", entropy.next_u64(), entropy.next_u64());
                 let skew = Gauge::new(
                     "sluice_clock_skew_seconds",
@@ -300,6 +310,9 @@ impl Broker {
         crate::system_topics::ensure(&directory).await?;
         let fleet = shared.map(|(fleet, store)| {
             let followed = (Arc::clone(&directory), Arc::clone(&pipelines));
+            if let Some(redis) = &redis {
+                redis.help(&fleet, &store, ended.clone());
+            }
             tokio::spawn(Arc::clone(&fleet).keep_up(followed, store));
             fleet
         });
@@ -392,6 +405,7 @@ impl Broker {
             liveness,
             changes: Changes::among(fleet.clone()),
             fleet,
+            redis,
             duty,
             requests,
             started_at,

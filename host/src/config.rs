@@ -9,6 +9,7 @@ mod guide;
 mod keys;
 mod layers;
 mod quotas;
+mod redis;
 mod resolve;
 mod secret;
 mod test_clock;
@@ -26,6 +27,7 @@ pub use connection::PostgresUrl;
 pub use duration::{format_duration, parse_duration};
 pub use keys::{KEYS, Key};
 pub use quotas::{PluginQuota, longest as longest_prefix};
+pub use redis::{RedisKind, RedisUrl};
 pub use secret::SecretError;
 pub use test_clock::follow_test_clock;
 
@@ -134,6 +136,8 @@ pub struct Config {
     pub node_id: String,
     /// The database that messages and everything else are kept in; none: files in the data directory.
     pub storage: Option<Postgres>,
+    /// What helps the brokers of one database; none: they do without.
+    pub redis: Option<Redis>,
     /// Topics and messages.
     pub messaging: Messaging,
     /// Tokens.
@@ -164,6 +168,15 @@ pub struct Postgres {
     pub url: PostgresUrl,
     /// Connections for messages at most (16); the catalog has some of its own.
     pub connections_max: u32,
+}
+
+/// The Redis of a fleet.
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// Where it is.
+    pub url: RedisUrl,
+    /// PEM of the authorities that its certificate may be of, instead of the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Defaults for topics.

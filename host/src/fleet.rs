@@ -56,6 +56,15 @@ pub enum JoinError {
     Catalog(#[from] CatalogError),
 }
 
+/// What brokers may be told sooner than they look; without it nothing is missed.
+#[derive(Debug, Default)]
+struct Hints {
+    /// Others have changed the catalog.
+    look: Notify,
+    /// This broker has.
+    changed: Notify,
+}
+
 /// What a fleet is joined with.
 pub struct FleetParts {
     /// What all share.
@@ -96,6 +105,7 @@ pub struct Fleet {
     /// Whether it could not show itself, since somebody asked.
     lapsed: AtomicBool,
     news: Notify,
+    hints: Hints,
     has_left: Notify,
     showing: Mutex<Option<JoinHandle<()>>>,
 }
@@ -119,6 +129,7 @@ impl Fleet {
             is_wrong: AtomicBool::new(false),
             lapsed: AtomicBool::new(false),
             news: Notify::new(),
+            hints: Hints::default(),
             has_left: Notify::new(),
             showing: Mutex::new(None),
         });
@@ -255,6 +266,16 @@ impl Fleet {
         self.has_left.notify_one();
     }
 
+    /// Looks at the catalog now, rather than in a moment.
+    pub fn look_now(&self) {
+        self.hints.look.notify_one();
+    }
+
+    /// Returns when this broker has changed the catalog, for one who tells the others.
+    pub async fn has_changed(&self) {
+        self.hints.changed.notified().await;
+    }
+
     /// Tells of each new version of the catalog.
     async fn keep_looking(&self, told: watch::Sender<u64>) {
         let mut trouble = false;
@@ -270,7 +291,7 @@ impl Fleet {
                 }
                 Err(_) => {}
             }
-            tokio::time::sleep(LOOK_EVERY).await;
+            let _ = tokio::time::timeout(LOOK_EVERY, self.hints.look.notified()).await;
         }
     }
 
@@ -443,6 +464,7 @@ impl Fleet {
         patience: Duration,
         has: impl Fn(&Member) -> bool,
     ) -> Result<(), CatalogError> {
+        self.hints.changed.notify_one();
         let waited = Stopwatch::start();
         loop {
             let members = self.parts.catalog.members().await?;

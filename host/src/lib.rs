@@ -28,6 +28,7 @@ pub mod dry_run;
 pub mod duty;
 pub mod events;
 pub mod fleet;
+pub mod redis;
 pub mod schemas;
 pub mod system_topics;
 pub mod topic_history;

@@ -150,9 +150,11 @@ pub fn log_panics() {
 /// # Errors
 /// When the text is neither.
 pub fn level(text: &str) -> Result<EnvFilter, TelemetryError> {
+    // The client of Redis tells of each try to connect; who uses it tells what they come to, once.
+    let quiet = if text.contains("redis=") { "" } else { "redis=off," };
     EnvFilter::builder()
         .with_default_directive(LevelFilter::INFO.into())
-        .parse(text)
+        .parse(format!("{quiet}{text}"))
         .map_err(|source| TelemetryError::Level { level: text.to_owned(), source })
 }
 

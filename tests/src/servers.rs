@@ -20,7 +20,7 @@ use crate::binary::target_dir;
 pub use haproxy::Haproxy;
 pub use pooler::Pooler;
 pub use postgres::Postgres;
-pub use redis::Redis;
+pub use redis::{Redis, Sentinel};
 
 /// The programs; the libraries that they need are found through apt.
 const PACKAGES: [&str; 8] = [

@@ -45,6 +45,7 @@ mod plugin_versions;
 mod powers;
 mod quotas;
 mod receivers;
+mod redis;
 mod reload;
 mod request_reply;
 mod rolling;

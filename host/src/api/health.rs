@@ -35,6 +35,9 @@ struct Parts {
     /// Whether the others on its database count it; only there.
     #[serde(skip_serializing_if = "Option::is_none")]
     fleet: Option<&'static str>,
+    /// Whether Redis helps; only where there is one. `Degraded`: the broker does without, and is as ready as with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<&'static str>,
 }
 
 impl Parts {
@@ -44,9 +47,11 @@ impl Parts {
             store: word(broker.store.health().is_ok()),
             catalog: word(broker.catalog.ping().await.is_ok()),
             fleet: broker.fleet.as_ref().map(|fleet| word(fleet.is_member())),
+            redis: broker.redis.as_ref().map(|redis| if redis.helps() { "Healthy" } else { "Degraded" }),
         }
     }
 
+    /// What serves without help.
     fn are_healthy(&self) -> bool {
         self.store == "Healthy" && self.catalog == "Healthy" && self.fleet.is_none_or(|fleet| fleet == "Healthy")
     }
@@ -59,9 +64,10 @@ impl Parts {
 )]
 async fn health(State(broker): State<Arc<Broker>>) -> Response {
     let parts = Parts::of(&broker).await;
+    let is_helped = parts.redis.is_none_or(|redis| redis == "Healthy");
     let status = match () {
         () if broker.stopping.is_cancelled() => "Stopping",
-        () if !parts.are_healthy() => "Degraded",
+        () if !(parts.are_healthy() && is_helped) => "Degraded",
         () if broker.duty.is_drained() => "Draining",
         () => "Healthy",
     };

@@ -18,7 +18,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use tower::{Layer, Service};
 use tracing::{Instrument as _, Span};
 
-use super::auth::table::{Lookup, Need, Produces, Route, find};
+use super::auth::table::{Budget, Lookup, Need, Produces, Route, find};
 use super::auth::token::Role;
 use super::auth::{Caller, Gate};
 use super::extract::read_query;
@@ -95,6 +95,8 @@ struct NoParameters {}
 struct Passage {
     route: Option<(usize, &'static Route)>,
     allow: Option<&'static str>,
+    /// Under what limit its caller is, and who that is.
+    to_count: Option<(Budget, Arc<str>)>,
     /// Whether the connection is its own: a header may end it.
     is_http1: bool,
     standing: Option<Standing>,
@@ -129,6 +131,11 @@ where
         let trace = upstream.unwrap_or_else(telemetry::new_trace);
         let begun = Arc::clone(&trace.parent);
         let answer = async move {
+            // What is handled has not begun before it is awaited.
+            let handled = match handled {
+                Ok(handled) => edge.count(&mut passage).await.map(|()| handled),
+                Err(problem) => Err(problem),
+            };
             let response = match handled {
                 Err(problem) => problem.into_response(),
                 Ok(handled) => match handled.await {
@@ -203,13 +210,22 @@ impl Edge {
         let caller = self.gate.admit(request.headers())?;
         caller.need(role)?;
         if let Some(budget) = route.budget {
-            let counted = self.rates.count(budget, caller.subject());
-            passage.standing = counted.map_err(|(problem, standing)| {
-                passage.standing = Some(standing);
-                problem
-            })?;
+            passage.to_count = self.rates.limits(budget).then(|| (budget, Arc::clone(caller.subject())));
         }
         request.extensions_mut().insert::<Caller>(caller);
+        Ok(())
+    }
+
+    /// Counts a request that is under a limit.
+    async fn count(&self, passage: &mut Passage) -> Result<(), Problem> {
+        let Some((budget, subject)) = passage.to_count.take() else { return Ok(()) };
+        match self.rates.count(budget, &subject).await {
+            Ok(standing) => passage.standing = standing,
+            Err((problem, standing)) => {
+                passage.standing = Some(standing);
+                return Err(problem);
+            }
+        }
         Ok(())
     }
 

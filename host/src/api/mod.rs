@@ -133,7 +133,7 @@ fn edge(broker: &Broker, takes_query: Vec<bool>) -> prometheus::Result<Edge> {
     let verifier = Verifier::new(&secret, config.jwt.issuer.as_deref(), config.jwt.audience.as_deref(), clock.clone());
     Ok(Edge {
         gate: Gate::new(verifier, clock.clone()),
-        rates: RateLimits::new(config.rate_limiting, clock),
+        rates: RateLimits::new(config.rate_limiting, clock, broker.redis.clone()),
         metrics: HttpMetrics::new(broker.requests.clone(), &broker.registry)?,
         changes: broker.changes.clone(),
         duty: broker.duty.clone(),

@@ -68,6 +68,7 @@ fn config(data_dir: PathBuf) -> Config {
         listen: ([127, 0, 0, 1], 0).into(),
         node_id: "node-1".to_owned(),
         storage: None,
+        redis: None,
         messaging: Messaging {
             default_delivery_guarantee: Guarantee::AtLeastOnce,
             default_retention_period: Duration::from_secs(7 * 86_400),

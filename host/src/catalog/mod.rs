@@ -9,6 +9,7 @@
 mod audit;
 mod columns;
 mod engine;
+mod identity;
 pub mod members;
 pub mod model;
 mod pipelines;

@@ -18,8 +18,6 @@ enum Meaning {
     Translated(&'static str, fn(&str) -> Result<Value, String>),
     /// OTLP's endpoint, from the collector port of Jaeger.
     Jaeger,
-    /// A server that this build does not use.
-    NoServer(&'static str),
     /// A port where nothing listens.
     BrokerPort,
 }
@@ -27,7 +25,7 @@ enum Meaning {
 /// The guide's names, `:` between section and key as .NET has it.
 const NAMES: &[(&str, Meaning)] = &[
     ("ConnectionStrings:PostgreSQL", Meaning::Setting("postgres.url")),
-    ("ConnectionStrings:Redis", Meaning::NoServer("Redis")),
+    ("ConnectionStrings:Redis", Meaning::Setting("redis.url")),
     ("Messaging:BrokerPort", Meaning::BrokerPort),
     ("Messaging:DefaultDeliveryGuarantee", Meaning::Setting("messaging.default_delivery_guarantee")),
     ("Messaging:DefaultRetentionPeriod", Meaning::Setting("messaging.default_retention_period")),
@@ -170,10 +168,6 @@ fn read(name: &str, meaning: Meaning, text: &str) -> Result<Mapped, String> {
             });
             Ok(Mapped { setting: Some(("telemetry.otlp_endpoint", Value::from(endpoint))), warning })
         }
-        Meaning::NoServer(server) => Err(format!(
-            "asks for {server}, which this build does not use. Remove the setting to start without {server}; nothing \
-             else is needed"
-        )),
         Meaning::BrokerPort => match text.parse::<u16>() {
             Ok(port) => Ok(Mapped {
                 setting: None,
@@ -300,6 +294,7 @@ mod tests {
                 "AtLeastOnce".into(),
             ),
             ("Messaging__DefaultRetentionPeriod", "P7D", "messaging.default_retention_period", "P7D".into()),
+            ("ConnectionStrings__Redis", "redis:6379,password=p", "redis.url", "redis:6379,password=p".into()),
             ("JWT__Secret", "123", "jwt.secret", "123".into()),
             ("JWT_SECRET", "abc", "jwt.secret", "abc".into()),
             ("jwt__issuer", "https://messaging.example.com", "jwt.issuer", "https://messaging.example.com".into()),
@@ -322,7 +317,6 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_with_a_way_out() {
         for (name, text, says) in [
-            ("ConnectionStrings__Redis", "redis:6379", "Remove the setting to start without Redis"),
             ("ASPNETCORE_URLS", "http://+:5000;https://+:5001", "TLS is ended in front"),
             ("ASPNETCORE_URLS", "http://+:5000;http://+:5050", "one address"),
             ("ASPNETCORE_URLS", "http://example.com:5000", "HOST:PORT"),

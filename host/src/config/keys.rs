@@ -74,6 +74,21 @@ pub static KEYS: &[Key] = &[
         show: |c| c.storage.as_ref().map_or(POSTGRES_CONNECTIONS, |storage| storage.connections_max).to_string(),
     },
     Key {
+        path: "redis.url",
+        kind: Kind::Secret,
+        doc: "The fleet's Redis 7, which helps and is never needed: redis://user:password@host:6379/0, rediss:// with TLS, redis-cluster://a,b, redis-sentinel://a,b/master, or host:6379,password=...,ssl=true (unset)",
+        show: |c| unset(c.redis.as_ref().map(|redis| &redis.url)),
+    },
+    Key {
+        path: "redis.ca_file",
+        kind: Kind::Text,
+        doc: "PEM file of the authorities that its certificate may be of (those that the system trusts)",
+        show: |c| {
+            let file = c.redis.as_ref().and_then(|redis| redis.ca_file.as_ref());
+            unset(file.map(|file| file.display().to_string()).as_ref())
+        },
+    },
+    Key {
         path: "messaging.default_delivery_guarantee",
         kind: Kind::Choice(&["AtMostOnce", "AtLeastOnce", "ExactlyOnce"]),
         doc: "deliveryGuarantee of a topic that does not say (AtLeastOnce)",

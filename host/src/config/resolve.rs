@@ -11,7 +11,7 @@ use super::duration::parse_duration;
 use super::keys::find;
 use super::{
     Config, DEVELOPMENT_DATA_DIR, Jwt, Limits, Messaging, POSTGRES_CONNECTIONS, PluginTrust, Plugins, Postgres,
-    PostgresUrl, Profile, Push, RateLimiting, Schemas, Telemetry, check, guide,
+    PostgresUrl, Profile, Push, RateLimiting, Redis, RedisUrl, Schemas, Telemetry, check, guide,
 };
 use crate::capture::Room;
 use crate::catalog::model::{Guarantee, Secret};
@@ -72,6 +72,7 @@ pub(super) fn resolve(merged: &Figment, host: &Host) -> Result<Config, Vec<Strin
         limits: limits(&values, messaging.max_message_size),
         messaging,
         storage: storage(&values, &mut faults),
+        redis: redis(&values, &mut faults),
         telemetry: telemetry(&values, development),
         test_clock_file: values.path("test_clock_file"),
     };
@@ -118,6 +119,28 @@ fn storage(values: &Values<'_>, faults: &mut Vec<String>) -> Option<Postgres> {
     let url = url.parse::<PostgresUrl>().map_err(|wrong| faults.push(format!("postgres.url {wrong}"))).ok()?;
     let connections_max = values.get("postgres.connections_max").unwrap_or(POSTGRES_CONNECTIONS);
     Some(Postgres { url, connections_max })
+}
+
+fn redis(values: &Values<'_>, faults: &mut Vec<String>) -> Option<Redis> {
+    let (url, ca_file) = (values.text("redis.url"), values.path("redis.ca_file"));
+    let Some(url) = url else {
+        if ca_file.is_some() {
+            faults.push("redis.ca_file is set, but redis.url does not say where a Redis is".to_owned());
+        }
+        return None;
+    };
+    if values.text("postgres.url").is_none() {
+        faults.push(
+            "redis.url names a Redis, which helps brokers on one PostgreSQL: set postgres.url too, or remove it; a broker on \
+             files of its own needs none"
+                .to_owned(),
+        );
+    }
+    let url = url.parse::<RedisUrl>().map_err(|wrong| faults.push(format!("redis.url {wrong}"))).ok()?;
+    if ca_file.is_some() && !url.tls {
+        faults.push("redis.ca_file is set, but redis.url asks for no TLS: rediss://…, or ssl=true".to_owned());
+    }
+    Some(Redis { url, ca_file })
 }
 
 fn messaging(values: &Values<'_>) -> Messaging {

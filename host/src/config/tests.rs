@@ -90,6 +90,8 @@ const TURNED: &[(&str, &str)] = &[
     ("storage", "postgres"),
     ("postgres.url", "postgres://u@h/d"),
     ("postgres.connections_max", "7"),
+    ("redis.url", "rediss://u:p@h"),
+    ("redis.ca_file", "/ca.pem"),
     ("messaging.default_delivery_guarantee", "ExactlyOnce"),
     ("messaging.default_retention_period", "P3D"),
     ("messaging.max_message_size", "4242"),
@@ -149,8 +151,9 @@ fn no_setting_is_read_and_forgotten() {
         let mut env = vec![(name.as_str(), *value)];
         env.extend(more.iter().filter(|_| *path == "profile"));
         let database = [("SLUICE__POSTGRES__URL", "postgres://u@h/d"), more[0]];
-        let needs_it = path.starts_with("postgres.") || *path == "storage";
+        let needs_it = path.starts_with("postgres.") || path.starts_with("redis.") || *path == "storage";
         env.extend(database.iter().filter(|(other, _)| needs_it && *other != name));
+        env.extend((*path == "redis.ca_file").then_some(("SLUICE__REDIS__URL", "rediss://h")));
         let loaded = load(&env, &[]).unwrap_or_else(|error| panic!("{path}: {error}"));
         assert_ne!(show(&loaded, path), show(&defaults, path), "{path} changes nothing");
         assert_eq!(loaded.origins[path], name);
@@ -205,7 +208,10 @@ fn faults_name_the_setting_and_the_way_out() {
         (&[("SLUICE__TELEMETRY__OTLP_ENDPOINT", "localhost:4317")], "telemetry.otlp_endpoint takes a URL"),
         (&[("SLUICE__LIMITS__BODY_BYTES_MAX", "1048576")], "raise the one or lower the other"),
         (&[("Messaging__MaxMessageSize", "a lot")], "Messaging__MaxMessageSize takes a whole number"),
-        (&[("ConnectionStrings__Redis", "redis:6379")], "which this build does not use"),
+        (&[("ConnectionStrings__Redis", "redis:6379")], "set postgres.url too, or remove it"),
+        (&[("SLUICE__REDIS__CA_FILE", "/ca.pem")], "redis.url does not say where a Redis is"),
+        (&[("SLUICE__REDIS__CA_FILE", "/ca.pem"), ("SLUICE__REDIS__URL", "redis://h")], "asks for no TLS"),
+        (&[("SLUICE__REDIS__URL", "redis://a,b")], "redis.url names several hosts"),
         (&[("SLUICE__STORAGE", "postgres")], "postgres.url does not say where"),
         (
             &[("SLUICE__STORAGE", "embedded"), ("ConnectionStrings__PostgreSQL", "postgres://u@h/d")],
@@ -240,7 +246,7 @@ fn a_larger_message_brings_a_larger_body_with_it() {
 }
 
 #[test]
-fn the_guides_own_file_works_but_for_the_servers() {
+fn the_guides_own_file_works_once_it_names_a_user() {
     let step_3 = r#"{
       "ConnectionStrings": {"Redis": "localhost:6379", "PostgreSQL": "Host=localhost;Database=messaging"},
       "Messaging": {"BrokerPort": 5050, "DefaultDeliveryGuarantee": "AtLeastOnce", "DefaultRetentionPeriod": "P7D",
@@ -248,10 +254,14 @@ fn the_guides_own_file_works_but_for_the_servers() {
       "OpenTelemetry": {"JaegerEndpoint": "http://localhost:14268/api/traces", "SamplingRate": 1.0},
       "Logging": {"LogLevel": {"Default": "Warning", "HotSwap.Distributed": "Debug"}}
     }"#;
-    let faults = load_file("appsettings.Development.json", step_3, &[]).expect_err("servers are refused").faults;
-    assert_eq!(faults.len(), 2, "{faults:?}");
-    assert!(faults[0].contains("asks for Redis, which this build does not use"), "{faults:?}");
-    assert!(faults[1].contains("postgres.url names no user"), "{faults:?}");
+    let faults = load_file("appsettings.Development.json", step_3, &[]).expect_err("nobody is named").faults;
+    assert_eq!(faults.len(), 1, "{faults:?}");
+    assert!(faults[0].contains("postgres.url names no user"), "{faults:?}");
+
+    let whole = step_3.replace("Database=messaging", "Database=messaging;Username=messaging_user;Password=p");
+    let secret = [("JWT_SECRET", "a secret of more than thirty-two bytes")];
+    let loaded = load_file("appsettings.Development.json", &whole, &secret).expect("valid");
+    assert_eq!(show(&loaded, "redis.url"), "redis://localhost:6379/0");
 
     let mut without: serde_json::Value = serde_json::from_str(step_3).expect("JSON");
     without.as_object_mut().expect("an object").remove("ConnectionStrings");

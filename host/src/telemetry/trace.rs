@@ -224,6 +224,6 @@ mod tests {
         let _entered = span.enter();
         assert_eq!(trace_id(), &PARENT[3..35]);
         let context = current_trace_context().expect("in a span");
-        assert!(context.parent.starts_with(&PARENT[..35]) && context.parent != PARENT.into(), "{context:?}");
+        assert!(context.parent.starts_with(&PARENT[..35]) && *context.parent != *PARENT, "{context:?}");
     }
 }

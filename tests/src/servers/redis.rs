@@ -1,11 +1,12 @@
-//! One Redis. Invariant: it asks for a password, keeps an append-only file that is synced each second and evicts nothing,
-//! unless a test says otherwise.
+//! Redis: one server, the masters of a Cluster, a Sentinel. Invariant: a server asks for a password, keeps an append-only file that
+//! is synced each second and evicts nothing, unless a test says otherwise.
 
 use std::fs;
 use std::path::PathBuf;
 
 use super::process::{self, Process};
 use super::{Options, program};
+use crate::binary::repository;
 use crate::wait;
 
 const PASSWORD: &str = "a/redis@word";
@@ -36,6 +37,58 @@ impl Redis {
         let mut redis = Redis { options, folder: process::folder("redis"), port: process::free_port(), process: None };
         redis.restart().await;
         redis
+    }
+
+    /// A server that speaks TLS too, at a port of its own, with the certificate `good.pem` of `tests/data/tls`.
+    pub async fn start_with_tls() -> Redis {
+        let tls = |name: &str| repository().join("tests/data/tls").join(name).display().to_string();
+        let options = Options::new()
+            .set("tls-port", &process::free_port().to_string())
+            .set("tls-cert-file", &tls("good.pem"))
+            .set("tls-key-file", &tls("receiver.key"))
+            .set("tls-ca-cert-file", &tls("ca.pem"))
+            .set("tls-auth-clients", "no");
+        Redis::start(options).await
+    }
+
+    /// The address at which it speaks TLS.
+    ///
+    /// # Panics
+    /// When it speaks none.
+    #[must_use]
+    pub fn tls_url(&self) -> String {
+        let port = self.options.settings.iter().find(|(name, _)| name == "tls-port").expect("it was started with TLS");
+        format!("rediss://:{PASSWORD_ESCAPED}@127.0.0.1:{}", port.1)
+    }
+
+    /// Three masters that are one Cluster, ready.
+    pub async fn start_cluster() -> Vec<Redis> {
+        let mut nodes = Vec::new();
+        for _ in 0..3 {
+            let options = Options::new()
+                .set("cluster-enabled", "yes")
+                .set("cluster-port", &process::free_port().to_string())
+                .set("cluster-node-timeout", "2000");
+            nodes.push(Redis::start(options).await);
+        }
+        let mut create = program("usr/bin/redis-cli");
+        create.args(["--cluster", "create", "--cluster-yes"]).env("REDISCLI_AUTH", PASSWORD);
+        create.args(nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)));
+        process::succeed(&mut create);
+        for node in &nodes {
+            wait::until("the Cluster is whole", async || {
+                node.ask(&["CLUSTER", "INFO"]).contains("cluster_state:ok").then_some(())
+            })
+            .await;
+        }
+        nodes
+    }
+
+    /// The address of a Cluster.
+    #[must_use]
+    pub fn cluster_url(nodes: &[Redis]) -> String {
+        let hosts: Vec<String> = nodes.iter().map(|node| format!("127.0.0.1:{}", node.port)).collect();
+        format!("redis-cluster://:{PASSWORD_ESCAPED}@{}", hosts.join(","))
     }
 
     /// Its address.
@@ -149,6 +202,84 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         self.kill();
+        let _ = fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// A Sentinel that watches one server.
+#[derive(Debug)]
+pub struct Sentinel {
+    folder: PathBuf,
+    port: u16,
+    password: &'static str,
+    process: Option<Process>,
+}
+
+impl Sentinel {
+    /// One that calls `master` by the name `main`, and its first replica so when it is gone for half a second, ready. It asks for a
+    /// password itself if it is `guarded`.
+    ///
+    /// # Panics
+    /// When it does not come up.
+    pub async fn start(master: &Redis, guarded: bool) -> Sentinel {
+        let password = if guarded { PASSWORD } else { "" };
+        let (folder, port) = (process::folder("sentinel"), process::free_port());
+        let mut settings = format!(
+            "port {port}\nbind 127.0.0.1\ndir {}\nsentinel monitor main 127.0.0.1 {} 1\nsentinel auth-pass main {PASSWORD}\n\
+             sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 3000\n",
+            folder.display(),
+            master.port
+        );
+        if guarded {
+            settings.push_str(&format!("requirepass {PASSWORD}\n"));
+        }
+        let file = folder.join("sentinel.conf");
+        fs::write(&file, settings).expect("a folder of ours can be written");
+        // It writes there what it finds out.
+        process::hand_over(&file);
+        let mut command = program("usr/bin/redis-server");
+        command.arg(&file).arg("--sentinel");
+        let process = Some(Process::start(command, &folder.join("log")));
+        let sentinel = Sentinel { folder, port, password, process };
+        sentinel.names(master).await;
+        sentinel
+    }
+
+    /// Waits until it says that this one is the master.
+    pub async fn names(&self, master: &Redis) {
+        wait::until("a Sentinel names a master", async || {
+            self.ask(&["GET-MASTER-ADDR-BY-NAME", "main"]).contains(&master.port.to_string()).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until it knows that this one follows the master.
+    pub async fn knows(&self, replica: &Redis) {
+        wait::until("a Sentinel knows a replica", async || {
+            self.ask(&["REPLICAS", "main"]).contains(&replica.port.to_string()).then_some(())
+        })
+        .await;
+    }
+
+    fn ask(&self, command: &[&str]) -> String {
+        let mut cli = program("usr/bin/redis-cli");
+        cli.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "SENTINEL"]).args(command);
+        cli.env("REDISCLI_AUTH", self.password);
+        String::from_utf8_lossy(&cli.output().expect("setpriv starts").stdout).into_owned()
+    }
+
+    /// The address of the master that it watches.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("redis-sentinel://:{PASSWORD_ESCAPED}@127.0.0.1:{}/main", self.port)
+    }
+}
+
+impl Drop for Sentinel {
+    fn drop(&mut self) {
+        if let Some(process) = self.process.take() {
+            process.kill();
+        }
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

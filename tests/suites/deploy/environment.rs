@@ -89,6 +89,7 @@ fn is_a_fleets(setting: impl Fn(&str) -> String) {
     assert_eq!(setting("listen"), "0.0.0.0:5000");
     assert_eq!(setting("data_dir"), "/app/data");
     assert_eq!(setting("postgres.url"), "postgres:5432/messaging");
+    assert_eq!(setting("redis.url"), "redis://redis:6379/0");
     assert_eq!(setting("jwt.secret"), "[redacted]");
     assert_eq!(setting("telemetry.sampling_rate"), "0.1");
     assert_ne!(setting("rate_limiting.publish"), "(unset)");
@@ -146,18 +147,6 @@ fn every_variable_and_file_on_kubernetes_is_a_setting() {
     // Whatever else is in a pod gets what it names, too.
     for container in RESOURCES.iter().flat_map(containers) {
         of_container(container);
-    }
-}
-
-/// Only once brokers take Redis do the files name it to them, and then all do.
-#[test]
-fn brokers_are_given_redis_once_they_take_it() {
-    let name = "ConnectionStrings__Redis".to_owned();
-    let taken = sluice(&["config"], &vec![(name.clone(), "redis:6379,password=secret".to_owned())]);
-    let broker = containers(resource("Deployment", "messaging-api")).last().expect("a container");
-    for (who, given) in [("compose", of_service("messaging-api")), ("kubernetes", of_container(broker))] {
-        let is_given = given.iter().any(|(given, _)| *given == name);
-        assert_eq!(is_given, taken.status.success(), "{who}: {}", said(&taken));
     }
 }
 

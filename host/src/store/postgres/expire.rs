@@ -336,7 +336,7 @@ impl Shared {
         .map_err(failed)?;
         let before = std::mem::replace(&mut *self.heard.lock(), sums.iter().copied().collect());
         let news = sums.iter().filter(|(topic, sum)| before.get(topic) != Some(sum));
-        news.for_each(|(topic, _)| self.wake(topic_id(*topic)));
+        news.for_each(|(topic, _)| _ = self.wake_here(topic_id(*topic)));
         Ok(())
     }
 }

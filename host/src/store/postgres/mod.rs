@@ -25,8 +25,8 @@ mod stats;
 mod values;
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -106,6 +106,8 @@ struct Shared {
     next_grant: AtomicU64,
     /// Topics that are known here, and who is to be told of them.
     topics: Mutex<HashMap<TopicId, watch::Sender<u64>>>,
+    /// Told of each topic that has something new by what was done here.
+    others: OnceLock<Box<dyn Fn(TopicId) + Send + Sync>>,
     /// Partitions of `messages` that are known to be there.
     ranges: Mutex<std::collections::BTreeSet<(i16, i64)>>,
     /// What was heard of the topics that are waited for here, at the last look.
@@ -141,6 +143,7 @@ impl PostgresStore {
             epoch: 0,
             next_grant: AtomicU64::new(0),
             topics: Mutex::default(),
+            others: OnceLock::new(),
             ranges: Mutex::default(),
             heard: Mutex::default(),
             fault: Mutex::new(None),
@@ -167,6 +170,16 @@ impl PostgresStore {
     /// `Unavailable`; its leases end at their deadlines then.
     pub async fn end_sending(&self, node: &str) -> Result<(), StoreError> {
         repeated!(self.shared, self.shared.end_sending(node))
+    }
+
+    /// Has `tell` called for each topic that has something new by what was done here, after its commit; it must not wait. Once.
+    pub fn tell_others(&self, tell: impl Fn(TopicId) + Send + Sync + 'static) {
+        let _first = self.shared.others.set(Box::new(tell));
+    }
+
+    /// Another broker says that there is something new in a topic; whether somebody waits for that here.
+    pub fn hear_of(&self, topic: TopicId) -> bool {
+        self.shared.wake_here(topic)
     }
 }
 
@@ -231,11 +244,20 @@ impl Shared {
         self.topics.lock().remove(&topic);
     }
 
-    /// Tells all who wait for messages of a topic.
+    /// Tells all who wait for messages of a topic, on this broker and on the others.
     fn wake(&self, topic: TopicId) {
-        if let Some(told) = self.topics.lock().get(&topic) {
-            told.send_modify(|count| *count += 1);
+        self.wake_here(topic);
+        if let Some(others) = self.others.get() {
+            others(topic);
         }
+    }
+
+    /// Tells those who wait here; whether there are any.
+    fn wake_here(&self, topic: TopicId) -> bool {
+        let topics = self.topics.lock();
+        let Some(told) = topics.get(&topic) else { return false };
+        told.send_modify(|count| *count += 1);
+        told.receiver_count() > 0
     }
 }
 

@@ -1,0 +1,239 @@
+//! A connection to Redis: one server, a Cluster, or the master that Sentinels name. Invariant: nothing waits for it without a
+//! limit, and no password or key is in what it says of a failure. Knows no role of Redis.
+
+use std::time::Duration;
+
+use ::redis::aio::{ConnectionLike, MultiplexedConnection};
+use ::redis::cluster::ClusterClientBuilder;
+use ::redis::cluster_async::ClusterConnection;
+use ::redis::sentinel::{SentinelClientBuilder, SentinelServerType};
+use ::redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
+    ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates, TlsMode,
+};
+
+use super::Trouble;
+use crate::catalog::model::Secret;
+use crate::config::{RedisKind, RedisUrl};
+
+/// How long all of it may take to be there: names, handshakes, a Sentinel's word.
+const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// How long one of several servers may take: the next one is asked then.
+const CONNECT_ONE_MAX: Duration = Duration::from_secs(1);
+/// No answer counts after this, whoever asked; the callers are less patient.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+
+/// Where to, and whom to believe.
+#[derive(Debug)]
+pub(super) struct Address {
+    pub(super) url: RedisUrl,
+    /// PEM of authorities; none: the system's.
+    pub(super) roots: Option<Vec<u8>>,
+}
+
+/// One connection, for any number of callers.
+#[derive(Clone)]
+pub(super) enum Link {
+    /// To one server.
+    Server(MultiplexedConnection),
+    /// To all of a Cluster.
+    Cluster(ClusterConnection),
+}
+
+/// Who is told what the server sends by itself. It is called by the connection's task: it must not wait.
+pub(super) type Told = std::sync::Arc<dyn Fn(PushInfo) + Send + Sync>;
+
+impl Link {
+    /// Connects.
+    ///
+    /// # Errors
+    /// Why it could not.
+    pub(super) async fn connect(address: &Address, told: &Told) -> Result<Link, Trouble> {
+        let connecting = async {
+            match &address.url.kind {
+                RedisKind::Single => address.server(told).await,
+                RedisKind::Cluster => address.cluster(told).await,
+                RedisKind::Sentinel(master) => address.master(master, told).await,
+            }
+        };
+        match tokio::time::timeout(CONNECT_MAX, connecting).await {
+            Ok(Ok(link)) => Ok(link),
+            Ok(Err(error)) if error.kind() == ErrorKind::RESP3NotSupported => {
+                Err(Trouble::Refused("it is older than version 7".to_owned()))
+            }
+            Ok(Err(error)) => Err(Trouble::Away(error.to_string())),
+            Err(_) => Err(Trouble::Away(format!("no connection within {} s", CONNECT_MAX.as_secs()))),
+        }
+    }
+
+    /// Asks.
+    ///
+    /// # Errors
+    /// The server's, and the network's.
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+        match self {
+            Link::Server(server) => asked(server.clone(), command).await,
+            Link::Cluster(cluster) => asked(cluster.clone(), command).await,
+        }
+    }
+
+    /// Wants to be told what is published on a channel, as long as this connection lasts.
+    ///
+    /// # Errors
+    /// The server's, and the network's.
+    pub(super) async fn subscribe(&self, channel: &str) -> RedisResult<()> {
+        match self {
+            Link::Server(server) => server.clone().subscribe(channel).await,
+            Link::Cluster(cluster) => cluster.clone().subscribe(channel).await,
+        }
+    }
+
+    /// Whether it is to a Cluster.
+    pub(super) fn is_cluster(&self) -> bool {
+        matches!(self, Link::Cluster(_))
+    }
+}
+
+async fn asked<T: FromRedisValue>(mut connection: impl ConnectionLike, command: &Cmd) -> RedisResult<T> {
+    command.query_async(&mut connection).await
+}
+
+impl Address {
+    async fn server(&self, told: &Told) -> RedisResult<Link> {
+        let Some((host, port)) = self.url.servers.first() else { return Err(no_server()) };
+        let info = self.place(host, *port).into_connection_info()?.set_redis_settings(self.login());
+        let client = match self.certificates() {
+            Some(certificates) => Client::build_with_tls(info, certificates)?,
+            None => Client::open(info)?,
+        };
+        client.get_multiplexed_async_connection_with_config(&config(told)).await.map(Link::Server)
+    }
+
+    async fn cluster(&self, told: &Told) -> RedisResult<Link> {
+        let places = self.url.servers.iter().map(|(host, port)| self.place(host, *port));
+        let told = std::sync::Arc::clone(told);
+        let mut builder = ClusterClientBuilder::new(places)
+            .use_protocol(ProtocolVersion::RESP3)
+            .connection_timeout(CONNECT_ONE_MAX)
+            .response_timeout(ANSWER_MAX)
+            // Who waits is not to wait for repeats: what fails is looked at by who keeps the connection.
+            .retries(1)
+            .push_sender(move |info| {
+                told(info);
+                Ok::<_, ::redis::aio::SendError>(())
+            });
+        if let Some(user) = &self.url.user {
+            builder = builder.username(user);
+        }
+        if let Some(password) = self.password() {
+            builder = builder.password(password);
+        }
+        if self.url.tls {
+            builder = builder.tls(TlsMode::Secure);
+        }
+        if let Some(certificates) = self.certificates() {
+            builder = builder.certs(certificates);
+        }
+        builder.build()?.get_async_connection().await.map(Link::Cluster)
+    }
+
+    /// The Sentinels are asked each time: the master may be another one than before.
+    async fn master(&self, name: &str, told: &Told) -> RedisResult<Link> {
+        match self.master_by_login(name, told, false).await {
+            // They may ask for a password as the servers do, or for none.
+            Err(error) if error.code() == Some("NOAUTH") || self.is_unknown_master(&error) => {
+                self.master_by_login(name, told, true).await
+            }
+            other => other,
+        }
+    }
+
+    /// A Sentinel that wants a password first tells the client nothing, which then knows no master.
+    fn is_unknown_master(&self, error: &RedisError) -> bool {
+        self.url.password.is_some() && error.kind() == ErrorKind::MasterNameNotFoundBySentinel
+    }
+
+    async fn master_by_login(&self, name: &str, told: &Told, is_known: bool) -> RedisResult<Link> {
+        let places = self.url.servers.iter().map(|(host, port)| self.place(host, *port));
+        let mut builder = SentinelClientBuilder::new(places, name, SentinelServerType::Master)?
+            .set_client_to_redis_protocol(ProtocolVersion::RESP3)
+            .set_client_to_redis_db(i64::from(self.url.database));
+        if let Some(user) = &self.url.user {
+            builder = builder.set_client_to_redis_username(user);
+        }
+        if let Some(password) = self.password() {
+            builder = builder.set_client_to_redis_password(password);
+        }
+        if is_known {
+            if let Some(user) = &self.url.user {
+                builder = builder.set_client_to_sentinel_username(user);
+            }
+            if let Some(password) = self.password() {
+                builder = builder.set_client_to_sentinel_password(password);
+            }
+        }
+        if self.url.tls {
+            builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+        }
+        if let Some(certificates) = self.certificates() {
+            builder = builder
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates);
+        }
+        builder.build()?.get_async_connection_with_config(&config(told)).await.map(Link::Server)
+    }
+
+    fn place(&self, host: &str, port: u16) -> ConnectionAddr {
+        if self.url.tls {
+            ConnectionAddr::TcpTls { host: host.to_owned(), port, insecure: false, tls_params: None }
+        } else {
+            ConnectionAddr::Tcp(host.to_owned(), port)
+        }
+    }
+
+    fn login(&self) -> RedisConnectionInfo {
+        let mut login =
+            RedisConnectionInfo::default().set_db(i64::from(self.url.database)).set_protocol(ProtocolVersion::RESP3);
+        if let Some(user) = &self.url.user {
+            login = login.set_username(user);
+        }
+        if let Some(password) = self.password() {
+            login = login.set_password(password);
+        }
+        login
+    }
+
+    fn password(&self) -> Option<&str> {
+        self.url.password.as_ref().map(Secret::expose)
+    }
+
+    fn certificates(&self) -> Option<TlsCertificates> {
+        let roots = self.roots.clone()?;
+        Some(TlsCertificates { client_tls: None, root_cert: Some(roots) })
+    }
+}
+
+fn config(told: &Told) -> AsyncConnectionConfig {
+    let told = std::sync::Arc::clone(told);
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_ONE_MAX))
+        .set_response_timeout(Some(ANSWER_MAX))
+        .set_push_sender(move |info| {
+            told(info);
+            Ok::<_, ::redis::aio::SendError>(())
+        })
+}
+
+fn no_server() -> RedisError {
+    RedisError::from((ErrorKind::InvalidClientConfig, "no server is named"))
+}
+
+/// What an error means to who asked.
+pub(super) fn trouble(error: &RedisError) -> Trouble {
+    match error.kind() {
+        ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot) => {
+            Trouble::Refused(super::look::A_CLUSTERS.to_owned())
+        }
+        _ => Trouble::Away(error.to_string()),
+    }
+}
