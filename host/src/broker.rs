@@ -52,6 +52,8 @@ const AUDIT_KEPT: Duration = Duration::from_secs(400 * 86_400);
 const AUDIT_ENTRIES_MAX: u64 = 1_000_000;
 /// How often it is looked for what crashed brokers have left: longer than any change takes.
 const SWEEP_STRAYS_EVERY: Duration = Duration::from_secs(900);
+/// How often pipelines are looked for that nobody brings onto the latest versions: longer than a change waits for brokers.
+const LOOK_BEHIND_EVERY: Duration = Duration::from_secs(120);
 /// How long a stop waits for what removes old messages; what it has not done is done later.
 const TIDYING_MAX: Duration = Duration::from_secs(5);
 /// How often older ones are looked for.
@@ -247,7 +249,7 @@ impl Broker {
         if let Some(file) = config.test_clock_file.clone() {
             crate::config::follow_test_clock(file, clock.clone());
         }
-        let started_at = clock.now();
+        let mut started_at = clock.now();
         let mut redis = None;
         let (store, catalog, shared): (Arc<dyn MessageStore>, _, _) = match &config.storage {
             None => {
@@ -274,12 +276,12 @@ impl Broker {
                     showing: Catalog::aside(&postgres.url, clock.clone())?,
                     node: config.node_id.clone(),
                     instance,
-                    started_at,
                     duty: duty.clone(),
                     stopping: stopping.clone(),
                     ended: ended.clone(),
                 });
                 let fleet = joining.await?;
+                started_at = fleet.started_at();
                 let options = PostgresOptions {
                     connect: postgres.url.options(),
                     connections_max: postgres.connections_max,
@@ -371,6 +373,7 @@ impl Broker {
                 settings: config.push.clone(),
                 node_id: config.node_id.as_str().into(),
                 duty: duty.clone(),
+                fleet: fleet.clone(),
             },
             &registry,
         )?;
@@ -475,7 +478,7 @@ impl Broker {
 
     /// Removes what is too old: apart from what is due, as either may take its time.
     async fn keep_tidy(self: Arc<Broker>) {
-        let (mut next_trim, mut next_sweep) = (self.clock.now(), self.clock.now());
+        let (mut next_trim, mut next_sweep, mut next_look) = (self.clock.now(), self.clock.now(), self.clock.now());
         let (mut retention, mut audit) = (Trouble::with("retention"), Trouble::with("trimming the audit log"));
         let (mut sweep, mut values) =
             (ValueSweep::default(), Trouble::with("removing plugins' values that have ended"));
@@ -493,6 +496,10 @@ impl Broker {
                 let trimmed = self.catalog.trim_audit(self.clock.now().minus(AUDIT_KEPT), AUDIT_ENTRIES_MAX).await;
                 audit.heard(trimmed.as_ref().err());
                 next_trim = self.clock.now().plus(TRIM_AUDIT_EVERY);
+            }
+            if self.clock.now() >= next_look {
+                self.pipelines.look_for_left_behind();
+                next_look = self.clock.now().plus(LOOK_BEHIND_EVERY);
             }
             if self.clock.now() >= next_sweep {
                 strays.heard(self.directory.sweep_strays().await.as_ref().err());
@@ -551,7 +558,8 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Res
         // What it was about to do is done again at the next start.
         () = stopping.cancelled() => {
             tracing::info!("stopped before it served");
-            return Ok(());
+            // Nothing was acknowledged; a recovery under way would be waited for.
+            std::process::exit(0);
         }
     };
     let housekeeping: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_house());

@@ -1,6 +1,6 @@
 //! Time, as a value that is passed around. Invariant: nothing else in the broker asks the operating system what time
 //! it is (`clippy.toml` bans it), so a test can move time for a whole running broker. Never goes backwards within one
-//! process, even when the system's clock is set back; but once, when it begins to go by another one's time ([`Clock::keep_to`]).
+//! process, even when the system's clock is set back; but where it goes by another one's time ([`Clock::keep_to`]) that is far back.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -122,17 +122,17 @@ impl Clock {
 
     /// Goes by another clock from now on, which says `there` at this moment: its own may be wrong by minutes, and be set while
     /// it runs. Told again and again, it is corrected where it is off by more than `tolerance`: forward at once, backward by
-    /// standing still. Returns how far the system's clock is ahead of the other one.
+    /// standing still, or, where that would last, at once as well. Returns how far the system's clock is ahead of the other one.
     pub fn keep_to(&self, there: Timestamp, tolerance: Duration) -> i64 {
         let Source::System = self.0.source else { return 0 };
         let (others, tolerance) = (there.0 - passed_millis(), i64::try_from(tolerance.as_millis()).unwrap_or(i64::MAX));
         let before = self.0.others.load(Ordering::Acquire);
         if before == NOBODYS || (before - others).abs() > tolerance {
             self.0.others.store(others, Ordering::Release);
-            if before == NOBODYS {
-                // Ahead by minutes, it would stand still for as long.
-                self.0.latest.store(i64::MIN, Ordering::Release);
-            }
+            self.0.moved.send_modify(|_| {});
+        }
+        if self.now().0 - there.0 > STANDS_STILL_MAX_MS {
+            self.0.latest.store(i64::MIN, Ordering::Release);
             self.0.moved.send_modify(|_| {});
         }
         system_millis() - there.0
@@ -171,10 +171,12 @@ impl Clock {
     /// Returns at `due` by this clock, also when the clock is moved.
     pub async fn sleep_until(&self, due: Timestamp) {
         let mut moved = self.0.moved.subscribe();
+        let begun = self.now();
         loop {
             moved.borrow_and_update();
             let now = self.now();
-            if now >= due {
+            // Set back, it says nothing of when that would have been: whoever waits looks again.
+            if now >= due || now < begun {
                 return;
             }
             let moved_again = async {
@@ -199,6 +201,9 @@ impl Clock {
     }
 }
 
+/// A clock that is further ahead than that of the one that it follows goes back: standing still for as long, it would stop all that
+/// waits for it.
+const STANDS_STILL_MAX_MS: i64 = 5_000;
 /// Nobody's clock is followed.
 const NOBODYS: i64 = i64::MIN;
 
@@ -232,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_goes_by_another_one_is_corrected_once_backwards_and_then_only_forwards() {
+    fn a_clock_that_goes_by_another_one_is_corrected() {
         const MINUTES: Duration = Duration::from_secs(300);
         let (clock, tolerance) = (Clock::system(), Duration::from_millis(500));
         let (system, near) = (clock.now(), Duration::from_secs(60));
@@ -246,10 +251,12 @@ mod tests {
         assert!(clock.now() < there.plus(near));
         clock.keep_to(there.plus(MINUTES), tolerance);
         assert!(clock.now() >= there.plus(MINUTES));
-        // Backwards it stands still.
+        // A little backwards it stands still, far backwards it goes.
         let before = clock.now();
-        clock.keep_to(there, tolerance);
+        clock.keep_to(before.minus(Duration::from_secs(2)), tolerance);
         assert_eq!(clock.now(), before);
+        clock.keep_to(there, tolerance);
+        assert!(clock.now() < before);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 mod standing;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ const ENTER_MAX: Duration = Duration::from_secs(10);
 
 /// A time that took no longer to come is good: off by half of this at most.
 const TIME_WITHIN: Duration = Duration::from_millis(250);
+/// How long it may take before it is the best that there is.
+const TIME_TRIES: [Duration; 4] = [TIME_WITHIN, TIME_WITHIN, TIME_WITHIN, Duration::from_secs(10)];
 /// How wrong a machine's clock is when it is told.
 const SKEW_TOLD: Duration = Duration::from_secs(2);
 
@@ -75,8 +77,6 @@ pub struct FleetParts {
     pub node: String,
     /// Another one each time that it starts.
     pub instance: String,
-    /// When it started.
-    pub started_at: Timestamp,
     /// Its clock, which is to go by the database's.
     pub clock: Clock,
     /// Seconds that the machine's clock is ahead of the database's.
@@ -97,6 +97,10 @@ pub struct Fleet {
     prepared: AtomicU64,
     /// The last that was waited for.
     settled: AtomicU64,
+    /// When it last showed itself, by the database's time.
+    shown_at: AtomicI64,
+    /// When it started, by the time that it goes by.
+    started_at: AtomicI64,
     /// What others were asked to make ready, under which number, and since when.
     asked: Mutex<HashMap<String, (u64, Stopwatch)>>,
     load: OnceLock<Box<dyn Fn() -> Load + Send + Sync>>,
@@ -118,12 +122,15 @@ impl Fleet {
     /// See [`JoinError`].
     pub async fn join(parts: FleetParts) -> Result<Arc<Fleet>, JoinError> {
         parts.duty.stay_outside(true);
+        let started_at = parts.clock.now();
         let fleet = Arc::new(Fleet {
             parts,
             standing: Standing::default(),
             followed: AtomicU64::new(0),
             prepared: AtomicU64::new(0),
             settled: AtomicU64::new(0),
+            shown_at: AtomicI64::new(0),
+            started_at: AtomicI64::new(started_at.0),
             asked: Mutex::default(),
             load: OnceLock::new(),
             is_wrong: AtomicBool::new(false),
@@ -140,6 +147,13 @@ impl Fleet {
             }
             tokio::time::sleep(BEAT_EVERY / 4).await;
         }
+        // The first answer took as long as a connection takes.
+        for patience in TIME_TRIES {
+            if fleet.ask_time(patience).await? {
+                break;
+            }
+        }
+        fleet.started_at.store(fleet.parts.clock.now().0, Ordering::Release);
         *fleet.showing.lock() = Some(tokio::spawn(Arc::clone(&fleet).keep_showing()));
         Ok(fleet)
     }
@@ -148,11 +162,14 @@ impl Fleet {
         let (watch, member) = (Stopwatch::start(), self.member());
         let heard = self.parts.showing.beat(&member).await;
         let asked = watch.elapsed();
-        self.standing.heard(heard.as_ref().ok(), watch);
+        if self.standing.heard(heard.as_ref().ok(), watch) {
+            self.lapsed.store(true, Ordering::Release);
+        }
         match &heard {
             Ok(Heard::Counted { drain, at }) => {
                 self.parts.duty.drain(*drain);
-                self.tell_time(*at, asked);
+                self.shown_at.store(at.0, Ordering::Release);
+                self.tell_time(*at, asked, TIME_WITHIN);
             }
             _ => self.lapsed.store(true, Ordering::Release),
         }
@@ -164,10 +181,17 @@ impl Fleet {
         heard
     }
 
-    /// All go by the database's time, whatever their machines say.
-    fn tell_time(&self, there: Timestamp, asked: Duration) {
-        if asked > TIME_WITHIN {
-            return; // It may have been any moment since.
+    async fn ask_time(&self, patience: Duration) -> Result<bool, CatalogError> {
+        let (watch, member) = (Stopwatch::start(), self.member());
+        let heard = self.parts.showing.beat(&member).await?;
+        let asked = watch.elapsed();
+        Ok(matches!(heard, Heard::Counted { at, .. } if self.tell_time(at, asked, patience)))
+    }
+
+    /// All go by the database's time, whatever their machines say. False: it came too late to be worth anything.
+    fn tell_time(&self, there: Timestamp, asked: Duration, patience: Duration) -> bool {
+        if asked > patience {
+            return false; // It may have been any moment since.
         }
         let ahead_ms = self.parts.clock.keep_to(there.plus(asked / 2), TIME_WITHIN * 2);
         self.parts.skew.set(ahead_ms as f64 / 1000.0);
@@ -182,6 +206,7 @@ impl Fleet {
                 tracing::info!(ahead_ms, "this machine's clock is the database's again");
             }
         }
+        true
     }
 
     /// This broker, as the others see it.
@@ -191,7 +216,7 @@ impl Fleet {
             node: self.parts.node.clone(),
             instance: self.parts.instance.clone(),
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            started_at: self.parts.started_at,
+            started_at: self.started_at(),
             serving: self.standing.is_serving(),
             drain: self.parts.duty.is_drained(),
             load: self.load.get().map(|load| load()).unwrap_or_default(),
@@ -199,6 +224,12 @@ impl Fleet {
             prepared: self.prepared.load(Ordering::Acquire),
             stopping: self.parts.stopping.is_cancelled(),
         }
+    }
+
+    /// When it started.
+    #[must_use]
+    pub fn started_at(&self) -> Timestamp {
+        Timestamp(self.started_at.load(Ordering::Acquire))
     }
 
     /// Whether the others count it, as far as it knows, and it knows what they have changed.
@@ -250,8 +281,11 @@ impl Fleet {
             () = self.keep_standing_in(&store) => {}
             () = self.parts.ended.cancelled() => {}
         }
-        // What it has leased and not sent is for the others now.
-        if let Err(error) = store.end_sending(&self.parts.node).await {
+        // What it has leased and not sent is for the others now. Of one that is not counted they have taken it, or one of its name
+        // has leased what is leased now.
+        if self.is_member()
+            && let Err(error) = store.end_sending(&self.parts.node).await
+        {
             tracing::debug!(%error, "what was not sent waits until its leases end");
         }
         let showing = self.showing.lock().take();
@@ -308,7 +342,10 @@ impl Fleet {
             };
             let last = wanted.last().map_or(0, |(last, _)| *last);
             if self.prepared.load(Ordering::Acquire) < last {
-                if pipelines.make_ready(wanted.iter().map(|(_, digest)| digest.as_str())).await {
+                if pipelines
+                    .make_ready(wanted.iter().map(|(_, digest)| digest.as_str()).filter(|digest| !digest.is_empty()))
+                    .await
+                {
                     self.prepared.store(last, Ordering::Release);
                     self.news.notify_one();
                 } else {
@@ -363,6 +400,7 @@ impl Fleet {
                     // Either is a reason to show itself.
                     tokio::select! {
                         _ = tokio::time::timeout(BEAT_EVERY, self.news.notified()) => {}
+                        () = self.standing.lapse() => duty.stay_outside(true),
                         () = self.parts.ended.cancelled() => {}
                     }
                     continue;
@@ -395,11 +433,21 @@ impl Fleet {
             if steady.elapsed() < ALIVE + BEAT_EVERY {
                 continue;
             }
+            // By the time when it last showed itself: a database that answers nobody from now on makes nobody look lost.
+            let when = Timestamp(self.shown_at.load(Ordering::Acquire));
             // A catalog that fails is told of by who shows this broker.
-            for node in self.parts.catalog.take_lost(&self.parts.node).await.unwrap_or_default() {
+            for (node, instance) in self.parts.catalog.lost(&self.parts.node, when).await.unwrap_or_default() {
                 tracing::warn!(node, "a broker is lost; the others send what it was about to");
-                if let Err(error) = store.end_sending(&node).await {
-                    tracing::warn!(%error, node, "what it was about to send waits until its leases end");
+                let ended = store.end_sending(&node).await.map_err(|error| error.to_string());
+                let gone = async {
+                    self.parts.catalog.forget_lost((&node, &instance), when).await.map_err(|error| error.to_string())
+                };
+                // What fails is seen again.
+                if let Err(error) = match ended {
+                    Ok(()) => gone.await,
+                    failed => failed,
+                } {
+                    tracing::warn!(error, node, "what it was about to send cannot be freed yet; trying again");
                 }
             }
         }
@@ -447,6 +495,19 @@ impl Fleet {
         let mut asked = self.asked.lock();
         asked.retain(|_, (_, since)| since.elapsed() < ASKED_FOR);
         asked.extend(digests.iter().map(|digest| (digest.clone(), (last, Stopwatch::start()))));
+    }
+
+    /// The same, for who has the turn to change: what was asked for before has been waited for, or was not to be had.
+    ///
+    /// # Errors
+    /// When the catalog fails.
+    pub async fn prepare_in_turn(&self, digests: &[String]) -> Result<(), CatalogError> {
+        match self.asked_before(digests) {
+            None => self.prepare(digests).await,
+            Some(last) => {
+                self.until_all("have the plugin ready", Duration::ZERO, |member| member.prepared >= last).await
+            }
+        }
     }
 
     /// The number under which they were asked for, if all were.

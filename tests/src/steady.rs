@@ -133,6 +133,9 @@ impl Shared {
                 Ok(answer) if !self.is_passing(&answer) => {
                     panic!("'{payload}', after {tried} tries: {} {}", answer.status, answer.text())
                 }
+                Err(error) if error.is_timeout() && self.again == Again::Broken => {
+                    panic!("'{payload}', after {tried} tries: {error:?}")
+                }
                 _ => {}
             }
             self.tried_again.fetch_add(1, Ordering::Release);

@@ -10,7 +10,7 @@ use sluice_tests::client::Client;
 use sluice_tests::link::{Link, State};
 use sluice_tests::servers::{Options, Postgres, libfaketime};
 use sluice_tests::steady::{Again, Counts, Steady, difference};
-use sluice_tests::{Broker, Settings, wait};
+use sluice_tests::{Broker, Receiver, Settings, wait};
 use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
 
@@ -19,11 +19,18 @@ const NODES: [&str; 2] = ["a", "b"];
 /// A broker that was not seen for as long is lost to the others.
 const LOST_AFTER: Duration = Duration::from_secs(5);
 
+/// Each way of what a broker and its database say, where that is slow.
+const SLOWLY: Duration = Duration::from_millis(20);
+/// Messages that an endpoint may get twice: those under way when something failed.
+const TWICE_MAX: usize = 64;
+
 /// Two brokers on a database of their own server, under load.
 struct Bed {
     postgres: Postgres,
     brokers: [Broker; 2],
     load: Steady,
+    /// Gets each message, too.
+    receiver: Receiver,
 }
 
 impl Bed {
@@ -37,17 +44,21 @@ impl Bed {
     async fn on(postgres: Postgres, urls: [String; 2]) -> Bed {
         let [a, b] = [0, 1].map(|at| Broker::with(Settings::new().on(&urls[at], NODES[at])));
         let brokers = [a.await, b.await];
-        let topic = json!({"name": TOPIC, "type": "Queue", "deliveryGuarantee": "ExactlyOnce"});
+        let topic = json!({"name": TOPIC, "type": "PubSub", "deliveryGuarantee": "ExactlyOnce"});
         brokers[0].post("/topics", &topic).await.expect(201);
+        let receiver = Receiver::start().await;
+        brokers[0].subscribe(TOPIC, "g").await;
+        brokers[1].subscribe_push(TOPIC, "pushed", &receiver.url(), json!({})).await;
         let clients: Vec<&Client> = brokers.iter().map(|broker| &**broker).collect();
         let load = Steady::begin(TOPIC, &clients, 2, Again::Refused);
         load.goes_on(20).await;
-        Bed { postgres, brokers, load }
+        Bed { postgres, brokers, load, receiver }
     }
 
     /// Both serve again, and have what was acknowledged.
+    /// What an endpoint has answered may not have reached the store before it failed: it comes again, once.
     async fn healed(self) {
-        let Bed { postgres: _postgres, brokers, load } = self;
+        let Bed { postgres: _postgres, brokers, load, receiver } = self;
         load.goes_on(20).await;
         for broker in &brokers {
             wait::until("it is ready again", async || (broker.get("//health/ready").await.status == 200).then_some(()))
@@ -60,6 +71,24 @@ impl Bed {
         }
         brokers[0].consume(TOPIC, "g").expect_nothing().await;
         assert!(got == expected, "{}", difference(&got, &expected));
+        let pushed = || {
+            let mut pushed = Counts::new();
+            for request in receiver.requests() {
+                *pushed.entry(request.message().payload.expect("it is text")).or_default() += 1;
+            }
+            pushed
+        };
+        wait::within(Duration::from_secs(60), "the endpoint has all", async || {
+            (pushed().len() >= expected.len()).then_some(())
+        })
+        .await;
+        let pushed = pushed();
+        let twice = pushed.values().filter(|times| **times > 1).count();
+        assert!(
+            pushed.keys().all(|known| expected.contains_key(known)) && twice <= TWICE_MAX,
+            "{}",
+            difference(&pushed, &expected)
+        );
     }
 }
 
@@ -109,10 +138,14 @@ async fn a_broker_that_is_cut_off_or_slow_leaves_the_work_to_the_other() {
     postgres.make_tables(&url);
     let link = Link::to(SocketAddr::from(([127, 0, 0, 1], postgres.port()))).await;
     let bed = Bed::on(postgres, [link.url(&url), url]).await;
-    for state in [State::Cut, State::Slow(Duration::from_millis(20)), State::Silent] {
+    for state in [State::Cut, State::Slow(SLOWLY), State::Silent] {
         link.be(state);
         tokio::time::sleep(LOST_AFTER).await;
         bed.load.goes_on(20).await;
+        if state != State::Slow(SLOWLY) {
+            assert_eq!(bed.brokers[1].get("/brokers").await.expect(200)["total"], 1);
+            bed.brokers[0].publish(TOPIC, "x").answer().await.expect_problem(503, "STORE_UNAVAILABLE");
+        }
         link.be(State::Good);
         wait::until("both are there", async || {
             (bed.brokers[1].get("/brokers").await.expect(200)["total"] == 2).then_some(())

@@ -23,12 +23,12 @@ async fn a_rolling_restart_refuses_nothing_loses_nothing_and_doubles_nothing() {
         let clients: Vec<&Client> = brokers.iter().map(|broker| &**broker).collect();
         Steady::begin("orders", &clients, 4, Again::Broken)
     };
-    for at in 0..brokers.len() {
+    for (at, broker) in brokers.iter_mut().enumerate() {
         load.goes_on(50).await;
-        assert!(brokers[at].stop().await.success());
+        assert!(broker.stop().await.success());
         load.goes_on(50).await;
-        brokers[at].restart().await;
-        load.moved(at, brokers[at].admin());
+        broker.restart().await;
+        load.moved(at, broker.admin());
     }
     load.goes_on(50).await;
     assert!(load.tried_again() > 0, "no publisher has met a broker that stopped");

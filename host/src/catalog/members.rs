@@ -85,8 +85,8 @@ impl Catalog {
     pub async fn beat(&self, member: &Member) -> Result<Heard, CatalogError> {
         let mut writing = self.write_aside().await?;
         let sql = format!(
-            "INSERT INTO brokers AS b (node, instance, release, started_at, seen, followed, prepared, stopping, serving, load)
-             VALUES ($1, $2, $3, $4, {NOW}, $5, $6, $7, $9, $10)
+            "INSERT INTO brokers AS b (node, instance, release, started_at, seen, followed, prepared, stopping, serving, load, drain)
+             VALUES ($1, $2, $3, $4, {NOW}, $5, $6, $7, $9, $10, $11)
              ON CONFLICT (node) DO UPDATE SET instance = $2, release = $3, started_at = $4, seen = {NOW}, followed = $5,
                  prepared = $6, stopping = $7, serving = $9, load = $10, drain = b.drain AND b.instance = $2
              WHERE b.instance = $2 OR b.seen <= {NOW} - $8
@@ -103,6 +103,8 @@ impl Catalog {
             .bind(alive())
             .bind(member.serving)
             .bind(columns::json(&member.load))
+            // Should its row have gone meanwhile.
+            .bind(member.drain)
             .fetch_optional(&mut *writing)
             .await?;
         writing.commit().await?;
@@ -153,13 +155,18 @@ impl Catalog {
         Ok(last.cast_unsigned())
     }
 
-    /// The components that are to be ready, with their numbers.
+    /// The components that are to be ready, with their numbers; without a name where it is done with.
     ///
     /// # Errors
     /// When the database fails.
     pub async fn wanted_plugins(&self) -> Result<Vec<(u64, String)>, CatalogError> {
         let mut reading = self.read().await?;
-        let rows = sqlx::query("SELECT id, digest FROM wanted_plugins ORDER BY id").fetch_all(&mut *reading).await?;
+        // What was deleted since, or is wanted no more, is none that anybody waits for.
+        let sql = format!(
+            "SELECT w.id, CASE WHEN w.at >= {NOW} - $1 AND EXISTS (SELECT 1 FROM plugin_blobs b WHERE b.digest = w.digest) \
+                 THEN w.digest ELSE '' END FROM wanted_plugins w ORDER BY w.id"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(WANTED_MS).fetch_all(&mut *reading).await?;
         let wanted = |row: &AnyRow| Ok((row.try_get::<i64, _>(0)?.cast_unsigned(), row.try_get(1)?));
         rows.iter().map(wanted).collect::<Result<_, sqlx::Error>>().map_err(CatalogError::from)
     }
@@ -175,17 +182,25 @@ impl Catalog {
         Ok(writing.commit().await?)
     }
 
-    /// The names of other brokers that were not seen for too long; each is told once, to one of those that are there.
+    /// Other brokers that had not been seen for too long at `when`, a time of the database's: their names and instances.
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn take_lost(&self, own: &str) -> Result<Vec<String>, CatalogError> {
+    pub async fn lost(&self, own: &str, when: Timestamp) -> Result<Vec<(String, String)>, CatalogError> {
+        let mut reading = self.read().await?;
+        let sql = sqlx::query_as("SELECT node, instance FROM brokers WHERE seen <= $1 AND node <> $2 ORDER BY node");
+        Ok(sql.bind(when.0 - alive()).bind(own).fetch_all(&mut *reading).await?)
+    }
+
+    /// One of them is there no more, unless it has shown itself since.
+    ///
+    /// # Errors
+    /// When the database fails.
+    pub async fn forget_lost(&self, (node, instance): (&str, &str), when: Timestamp) -> Result<(), CatalogError> {
         let mut writing = self.write_aside().await?;
-        let sql = format!("DELETE FROM brokers WHERE seen <= {NOW} - $1 AND node <> $2 RETURNING node");
-        let lost =
-            sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(alive()).bind(own).fetch_all(&mut *writing).await?;
-        writing.commit().await?;
-        Ok(lost)
+        let sql = sqlx::query("DELETE FROM brokers WHERE node = $1 AND instance = $2 AND seen <= $3");
+        sql.bind(node).bind(instance).bind(when.0 - alive()).execute(&mut *writing).await?;
+        Ok(writing.commit().await?)
     }
 }
 

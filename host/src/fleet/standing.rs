@@ -41,10 +41,11 @@ impl Now {
 }
 
 impl Standing {
-    /// What came of showing itself, which began with `watch`.
-    pub(super) fn heard(&self, heard: Option<&Heard>, watch: Stopwatch) {
+    /// What came of showing itself, which began with `watch`; whether it was not counted before that.
+    pub(super) fn heard(&self, heard: Option<&Heard>, watch: Stopwatch) -> bool {
         let mut now = self.now.lock();
-        if !now.is_counted() || heard == Some(&Heard::Taken) {
+        let lapsed = !now.is_counted();
+        if lapsed || heard == Some(&Heard::Taken) {
             now.place = Place::Outside;
         }
         match heard {
@@ -52,6 +53,7 @@ impl Standing {
             Some(Heard::Taken) => now.shown = None,
             None => {}
         }
+        lapsed
     }
 
     /// It takes requests from now on, while it is inside.
@@ -105,7 +107,10 @@ impl Standing {
     pub(super) async fn lapse(&self) {
         let left = {
             let now = self.now.lock();
-            now.shown.as_ref().map_or(Duration::MAX, |shown| ALIVE.saturating_sub(shown.elapsed()))
+            now.shown
+                .as_ref()
+                .filter(|_| now.is_counted())
+                .map_or(Duration::MAX, |shown| ALIVE.saturating_sub(shown.elapsed()))
         };
         if left == Duration::MAX {
             return std::future::pending().await;

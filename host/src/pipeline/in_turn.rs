@@ -1,13 +1,14 @@
 //! Changes of pipelines, one at a time. Invariant: a change follows from what the catalog held when it was computed; where other
 //! brokers change the same pipelines, one that another has come before begins anew. Never decides what a change is.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
 use super::change::{refusal, shown};
 use super::rollout::End;
 use super::stage::Stage;
 use super::{PipelineError, Pipelines};
-use crate::catalog::model::ResolvedStage;
+use crate::catalog::model::{PipelineRevision, ResolvedStage, Scope};
 use crate::catalog::{CatalogError, NewRevision};
 
 /// How often a change begins anew: each time another broker has changed the same pipeline within the same moment.
@@ -24,14 +25,15 @@ impl Pipelines {
         F: Future<Output = Result<T, PipelineError>> + Send,
     {
         let _one_at_a_time = self.changing.lock().await;
-        for _ in 1..TRIES_MAX {
+        for _ in 0..TRIES_MAX {
             self.know_others().await?;
             match change().await {
                 Err(PipelineError::Catalog(CatalogError::PreconditionFailed { .. })) if !insists => {}
                 done => return done,
             }
         }
-        change().await
+        let why = "other brokers change the same pipeline, or what they have set cannot be made here for the moment";
+        Err(PipelineError::NotNow(why.to_owned()))
     }
 
     /// Takes over what other brokers have changed: which versions there are, and the revisions that run. A stage that can't be
@@ -95,6 +97,25 @@ impl Pipelines {
         Ok(())
     }
 
+    /// Pipelines that do not run the latest versions though nobody is about to bring them there, as who was has crashed: those that
+    /// were behind at the last call, too. It is tried from now on.
+    pub fn look_for_left_behind(&self) {
+        if self.options.fleet.is_none() {
+            return;
+        }
+        let lanes: Vec<_> = self.lanes.read().values().cloned().collect();
+        let is_behind = |record: &PipelineRevision| self.rebound(record).is_some();
+        let behind: HashSet<Scope> = lanes
+            .iter()
+            .filter(|lane| lane.current().record.as_ref().is_some_and(is_behind))
+            .map(|lane| lane.scope)
+            .collect();
+        let before = std::mem::replace(&mut *self.behind.lock(), behind.clone());
+        for scope in behind.intersection(&before) {
+            self.lags(*scope, "a version was accepted and the pipeline was not brought onto it".to_owned());
+        }
+    }
+
     /// A revision that was computed here follows the one that runs here, whatever others have written since; it is written
     /// once all brokers have its plugins.
     pub(super) async fn among_others(&self, new: &mut NewRevision) -> Result<(), PipelineError> {
@@ -112,7 +133,7 @@ impl Pipelines {
         let runs = |digest: &String| before.iter().flat_map(ResolvedStage::digests).any(|known| known == digest);
         let digests = new.resolved.iter().flat_map(ResolvedStage::digests).filter(|digest| !runs(digest));
         let digests: Vec<String> = digests.cloned().collect();
-        if digests.is_empty() { Ok(()) } else { Ok(fleet.prepare(&digests).await?) }
+        if digests.is_empty() { Ok(()) } else { Ok(fleet.prepare_in_turn(&digests).await?) }
     }
 
     /// Has the other brokers make components ready before the change takes its turn, as it takes them seconds. What comes of

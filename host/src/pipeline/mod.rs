@@ -53,7 +53,7 @@ mod verdicts;
 mod worker;
 mod world;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -278,6 +278,8 @@ pub struct Pipelines {
     tasks: Mutex<Vec<tokio::task::AbortHandle>>,
     /// The version of the catalog whose changes by other brokers are known here.
     taken_over: AtomicU64,
+    /// Pipelines that were behind the latest versions at the last look.
+    behind: Mutex<HashSet<Scope>>,
     /// Components that are ready for a revision to come.
     wanted: Mutex<Vec<Arc<Loaded>>>,
 }
@@ -336,6 +338,7 @@ impl Pipelines {
             quota_metrics,
             tasks: Mutex::default(),
             taken_over: AtomicU64::new(0),
+            behind: Mutex::default(),
             wanted: Mutex::default(),
         });
         pipelines.register_builtins().await?;

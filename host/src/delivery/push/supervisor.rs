@@ -30,6 +30,7 @@ use crate::directory::Directory;
 use crate::duty::Duty;
 use crate::entropy::Entropy;
 use crate::events::Events;
+use crate::fleet::Fleet;
 use crate::store::MessageStore;
 
 /// Test deliveries at once: people make them by hand, and each may hold a connection for some seconds.
@@ -57,6 +58,8 @@ pub struct PushParts {
     pub node_id: Arc<str>,
     /// Whether it takes work.
     pub duty: Duty,
+    /// The brokers that send what this one does not once they don't count it.
+    pub fleet: Option<Arc<Fleet>>,
 }
 
 /// Why webhooks could not be started.
@@ -272,6 +275,7 @@ fn begin(shared: &Arc<Shared>, subscription: Arc<Subscription>, workers: &mut Jo
                 room: Arc::clone(&shared.room),
                 subscription: receiver.clone(),
                 stop: stopped.clone(),
+                fleet: shared.parts.fleet.clone(),
             });
             if AssertUnwindSafe(worker.run()).catch_unwind().await.is_ok() {
                 return;

@@ -24,6 +24,7 @@ use crate::catalog::model::Subscription;
 use crate::clock::{Clock, Timestamp};
 use crate::delivery::outbound::{OutboundError, Prepared};
 use crate::entropy::Entropy;
+use crate::fleet::Fleet;
 use crate::store::{Failure, Lease, LeaseRef, Settle, Settlement};
 
 /// How often a quiet topic is looked at though nothing said that there is something: a net below the store's wake-ups.
@@ -51,6 +52,8 @@ pub struct WorkerParts {
     pub subscription: watch::Receiver<Arc<Subscription>>,
     /// Ends it: what is under way is finished, the rest given back.
     pub stop: CancellationToken,
+    /// See [`super::PushParts`].
+    pub fleet: Option<Arc<Fleet>>,
 }
 
 /// A send that has ended.
@@ -182,10 +185,16 @@ impl Worker {
             let lease = self.queue.pop().expect("something is ready");
             self.sending_bytes += lease.message.payload.len();
             let (sender, target) = (self.parts.sender.clone(), Arc::clone(&target));
+            // Granted at most once, it is nobody else's.
+            let fleet = self.parts.fleet.clone().filter(|_| !self.at_most_once);
             self.sends.push(
                 async move {
                     let delivery = Delivery::of(&target, &lease);
-                    let sent = sender.send(&target, &delivery).await;
+                    let sent = match fleet {
+                        // Others send what one that they don't count has leased, and may have done so already.
+                        Some(fleet) if !fleet.is_member() => None,
+                        _ => sender.send(&target, &delivery).await,
+                    };
                     if let Some(sent) = &sent {
                         permit.end(lease.message.id, lease.attempt, sent);
                     }

@@ -168,6 +168,7 @@ impl Rig {
             room: Arc::clone(room),
             subscription: receiver,
             stop: stop.clone(),
+            fleet: None,
         });
         Rig { feed, endpoint, settings, stop, task: tokio::spawn(worker.run()), clock }
     }
