@@ -16,7 +16,7 @@ help: ## list the targets
 demo: build ## see it work: events, a plugin swapped under load, the sums; stays up (DEMO_ONCE=1 ends it)
 	@$(BIN)/sluice-demo
 
-fleet: build ## the same through a proxy before three brokers on PostgreSQL, one of which leaves; stays up (DEMO_ONCE=1 ends it)
+fleet: build ## the same through a proxy before three brokers on PostgreSQL and Redis, one of which leaves; stays up (DEMO_ONCE=1 ends it)
 	@$(BIN)/sluice-demo --fleet
 
 run: build ## a broker on http://localhost:5000 with its data and plugins in .sluice/

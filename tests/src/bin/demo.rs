@@ -1,5 +1,5 @@
 //! `make demo`: a broker, real calls over HTTP, a plugin swapped under load, and the sums; `make fleet`: the same through a proxy
-//! before three brokers on PostgreSQL, one of which is stopped on the way. Invariant: every figure shown is counted here, at the
+//! before three brokers on PostgreSQL and Redis, one of which is stopped on the way. Invariant: every figure shown is counted here, at the
 //! clients, or read from the broker's API; nothing is staged. `DEMO_ONCE=1` ends it, with 0 only if the sums agree.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,7 +14,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde_json::json;
 use sluice_tests::round_robin::RoundRobin;
-use sluice_tests::servers::{Options, Postgres};
+use sluice_tests::servers::{Options, Postgres, Redis};
 use sluice_tests::token::Claims;
 use sluice_tests::{Broker, Client, Receiver, Settings, guest, wait};
 
@@ -48,7 +48,7 @@ struct Shown {
     client: Client,
     secret: Vec<u8>,
     brokers: Vec<Broker>,
-    _fleet: Option<(Postgres, RoundRobin)>,
+    _fleet: Option<(Postgres, Redis, RoundRobin)>,
 }
 
 impl Deref for Shown {
@@ -67,23 +67,24 @@ impl Shown {
     }
 
     async fn fleet() -> Shown {
-        step("Three brokers on one PostgreSQL, behind a proxy that takes them in turn");
-        let postgres = Postgres::start(Options::new()).await;
+        step("Three brokers on one PostgreSQL and Redis, behind a proxy that takes them in turn");
+        let (postgres, redis) = (Postgres::start(Options::new()).await, Redis::start(Options::new()).await);
         let database = postgres.url();
         postgres.make_tables(&database);
         let mut brokers = Vec::new();
         for node in NODES {
-            let broker = Broker::with(Settings::new().on(&database, node)).await;
+            let broker =
+                Broker::with(Settings::new().on(&database, node).env("SLUICE__REDIS__URL", &redis.url())).await;
             println!("  {node}  {}", broker.url());
             brokers.push(broker);
         }
         let servers = brokers.iter().map(|broker| broker.url().trim_start_matches("http://").parse());
         let servers = servers.collect::<Result<Vec<_>, _>>().expect("brokers listen at addresses");
         let proxy = RoundRobin::before(servers, "127.0.0.1:0").await;
-        println!("  {}  PostgreSQL at port {}", proxy.url(), postgres.port());
+        println!("  {}  PostgreSQL at port {}, Redis at {}", proxy.url(), postgres.port(), redis.port());
         let secret = brokers[0].secret();
         let client = Client::new(&proxy.url(), &Claims::new("demo", &["Admin"]).sign(&secret));
-        Shown { client, secret, brokers, _fleet: Some((postgres, proxy)) }
+        Shown { client, secret, brokers, _fleet: Some((postgres, redis, proxy)) }
     }
 
     fn admin(&self) -> Client {

@@ -6,6 +6,7 @@ use std::fs;
 use serde_json::Value;
 use sluice_tests::binary::{self, repository};
 use sluice_tests::outside::yaml_documents;
+use sluice_tests::{Broker, Settings};
 
 use super::{DEVELOPMENT, PRODUCTION, RESOURCES, compose, containers, folder, instruction, resource, text, words};
 
@@ -85,14 +86,37 @@ fn one_port_leads_from_outside_to_the_broker() {
     }
 }
 
+/// What a pod's broker is told before SIGTERM.
+fn before_a_stop() -> String {
+    let pod = &resource("Deployment", "messaging-api")["spec"]["template"]["spec"];
+    let command = words(&pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]);
+    let [shell, flag, script] = command.as_slice() else { panic!("{command:?}") };
+    assert_eq!((shell.as_str(), flag.as_str()), ("sh", "-c"));
+    script.clone()
+}
+
+#[tokio::test]
+async fn what_is_told_before_a_stop_drains_the_broker() {
+    let broker = Broker::with(Settings::new().env("SLUICE__NODE_ID", "pod-1")).await;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    // Where its settings are, and that nobody's requests come any more, is the cluster's.
+    let script = before_a_stop().replace("--config /app/appsettings.json", "").replace("sleep 5", "true");
+    let mut told = broker.bash(folder.path(), &script);
+    told.env_remove("SLUICE_TOKEN").env("SLUICE__NODE_ID", "pod-1");
+    told.env("JWT__Secret", String::from_utf8(broker.secret()).expect("text"));
+    let told = told.output().expect("bash starts");
+    assert!(told.status.success(), "{}", sluice_tests::outside::said(&told));
+    assert_eq!(broker.get("/brokers/pod-1").await.expect(200)["status"], "Drained");
+}
+
 #[test]
 fn a_stop_has_the_time_that_it_may_take() {
     let pod = &resource("Deployment", "messaging-api")["spec"]["template"]["spec"];
-    let stop = words(&pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]);
-    let [sleep, pause] = stop.as_slice() else { panic!("{stop:?}") };
-    assert_eq!(sleep, "sleep");
+    let stop = before_a_stop();
+    let after = |word: &str| stop.split_once(word).and_then(|(_, rest)| rest.split_whitespace().next()).map(number);
+    let (drain, pause) = (after("--wait ").expect("it waits"), after("sleep ").expect("it sleeps"));
     let grace = pod["terminationGracePeriodSeconds"].as_u64().expect("seconds");
-    assert!(grace >= number(pause) + stop_takes_at_most(), "{grace} s");
+    assert!(grace >= drain + pause + stop_takes_at_most(), "{grace} s");
     let raw = yaml_documents(&[text(&folder().join(PRODUCTION))]).remove(0).remove(0);
     let grace = seconds(raw["services"]["messaging-api"]["stop_grace_period"].as_str().expect("seconds"));
     assert!(grace >= stop_takes_at_most(), "{grace} s");
