@@ -138,6 +138,16 @@ impl Clock {
         system_millis() - there.0
     }
 
+    /// What has passed since some moment: as the time, but for what sets that back or ahead outside of tests.
+    #[must_use]
+    pub fn passed(&self) -> Duration {
+        let base = match self.0.source {
+            Source::System => passed_millis(),
+            Source::Fixed(start) => start,
+        };
+        Duration::from_millis(base.saturating_add(self.ahead_ms()).unsigned_abs())
+    }
+
     /// Moves time forward for every holder of this clock and wakes all sleepers.
     pub fn advance(&self, by: Duration) {
         let millis = i64::try_from(by.as_millis()).unwrap_or(i64::MAX);
@@ -171,12 +181,16 @@ impl Clock {
     /// Returns at `due` by this clock, also when the clock is moved.
     pub async fn sleep_until(&self, due: Timestamp) {
         let mut moved = self.0.moved.subscribe();
-        let begun = self.now();
+        let (mut due, mut before) = (due, self.now());
         loop {
             moved.borrow_and_update();
             let now = self.now();
-            // Set back, it says nothing of when that would have been: whoever waits looks again.
-            if now >= due || now < begun {
+            if now < before && due < Timestamp::MAX {
+                // Set back, it leaves as much to wait as there was.
+                due = now.plus(due.since(before));
+            }
+            before = now;
+            if now >= due {
                 return;
             }
             let moved_again = async {
@@ -257,6 +271,24 @@ mod tests {
         assert_eq!(clock.now(), before);
         clock.keep_to(there, tolerance);
         assert!(clock.now() < before);
+    }
+
+    #[tokio::test]
+    async fn who_waits_waits_as_long_where_the_clock_is_set_back() {
+        const MINUTES: Duration = Duration::from_secs(600);
+        let clock = Clock::system();
+        let passed = clock.passed();
+        clock.keep_to(clock.now(), Duration::ZERO);
+        let sleeper = tokio::spawn({
+            let clock = clock.clone();
+            async move { clock.sleep(Duration::from_millis(300)).await }
+        });
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        clock.keep_to(clock.now().minus(MINUTES), Duration::ZERO);
+        tokio::task::yield_now().await;
+        assert!(!sleeper.is_finished(), "it has not passed yet");
+        tokio::time::timeout(MINUTES / 10, sleeper).await.expect("it does not last until then again").expect("it ends");
+        assert!(clock.passed() > passed && clock.passed() < passed + MINUTES / 2);
     }
 
     #[tokio::test]

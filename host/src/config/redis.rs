@@ -170,7 +170,13 @@ fn from_words(text: &str) -> Result<RedisUrl, String> {
             "abortconnect" => {
                 return Err("has an abortConnect other than false: a broker starts without its Redis, too".to_owned());
             }
-            // What looks like no word may be a piece of a password.
+            // What looks like no word, or stands behind a password, may be a piece of that.
+            _ if found.iter().any(|(known, _)| *known == "password") => {
+                return Err(format!(
+                    "has a word behind its password that is not known here (a comma ends a password: give an address such as \
+                     redis://:password@host:6379, with %2C for it): it {FORMS}"
+                ));
+            }
             word if word.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
                 return Err(format!("has '{word}', which is not known here"));
             }
@@ -310,8 +316,9 @@ mod tests {
             ("redis-cluster://a/1", "a Cluster has 0 alone"),
             ("h:port,password=hunter2", "no host"),
             ("h,password=hunter2,hun ter2", "no host"),
-            ("h,password=hunter2,h#nter=2", "a word that is not known"),
-            ("h,password=hunter2,warp=9", "'warp'"),
+            ("h,password=hunter2,h#nter=2", "a word behind its password"),
+            ("h,password=a,hunter2=x", "a comma ends a password"),
+            ("h,warp=9,password=hunter2", "'warp'"),
             ("h,password=a,password=hunter2", "twice"),
             ("h,syncTimeout=5000", "50 ms"),
             ("h,abortConnect=true", "starts without its Redis"),

@@ -4,6 +4,8 @@
 
 #[path = "bench/bare.rs"]
 mod bare;
+#[path = "bench/brokers.rs"]
+mod brokers;
 #[path = "bench/endpoints.rs"]
 mod endpoints;
 #[path = "bench/first_party.rs"]
@@ -57,7 +59,7 @@ const TOPIC: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The groups of rows, by the names that choose them.
-const GROUPS: [&str; 16] = [
+const GROUPS: [&str; 17] = [
     "publish",
     "batch",
     "consume",
@@ -74,6 +76,7 @@ const GROUPS: [&str; 16] = [
     "hostile",
     "swaps",
     "fleet",
+    "brokers",
 ];
 
 #[tokio::main]
@@ -107,7 +110,8 @@ async fn main() {
             "scale" => scale::rows(&mut report).await,
             "hostile" => hostile::rows(&mut report).await,
             "swaps" => swaps::rows(&mut report).await,
-            _ => fleet::rows(&mut report).await,
+            "fleet" => fleet::rows(&mut report).await,
+            _ => brokers::rows(&mut report).await,
         }
     }
     // Only a whole run becomes the page.
