@@ -342,10 +342,7 @@ impl Fleet {
             };
             let last = wanted.last().map_or(0, |(last, _)| *last);
             if self.prepared.load(Ordering::Acquire) < last {
-                if pipelines
-                    .make_ready(wanted.iter().map(|(_, digest)| digest.as_str()).filter(|digest| !digest.is_empty()))
-                    .await
-                {
+                if pipelines.make_ready(wanted.iter().filter_map(|(_, digest)| digest.as_deref())).await {
                     self.prepared.store(last, Ordering::Release);
                     self.news.notify_one();
                 } else {

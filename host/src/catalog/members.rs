@@ -159,12 +159,12 @@ impl Catalog {
     ///
     /// # Errors
     /// When the database fails.
-    pub async fn wanted_plugins(&self) -> Result<Vec<(u64, String)>, CatalogError> {
+    pub async fn wanted_plugins(&self) -> Result<Vec<(u64, Option<String>)>, CatalogError> {
         let mut reading = self.read().await?;
         // What was deleted since, or is wanted no more, is none that anybody waits for.
         let sql = format!(
             "SELECT w.id, CASE WHEN w.at >= {NOW} - $1 AND EXISTS (SELECT 1 FROM plugin_blobs b WHERE b.digest = w.digest) \
-                 THEN w.digest ELSE '' END FROM wanted_plugins w ORDER BY w.id"
+                 THEN w.digest END FROM wanted_plugins w ORDER BY w.id"
         );
         let rows = sqlx::query(sqlx::AssertSqlSafe(sql)).bind(WANTED_MS).fetch_all(&mut *reading).await?;
         let wanted = |row: &AnyRow| Ok((row.try_get::<i64, _>(0)?.cast_unsigned(), row.try_get(1)?));

@@ -169,18 +169,15 @@ impl Pipelines {
     /// Makes the plugins of `stages` ready before the change takes its turn, here and on the other brokers: compiling may take
     /// seconds, which nobody else's change should wait for. What can't be made ready is told by the change itself.
     pub(super) async fn preload(&self, scope: Scope, stages: &[StageSpec], implicit: bool) -> Vec<Arc<Loaded>> {
-        let before = self.current(scope).map(|record| record.resolved).unwrap_or_default();
-        let runs = |digest: &String| before.iter().flat_map(ResolvedStage::digests).any(|known| known == digest);
-        let (mut loaded, mut anew) = (Vec::with_capacity(stages.len()), Vec::new());
+        let (mut loaded, mut ready) = (Vec::with_capacity(stages.len()), Vec::new());
         for stage in stages.iter().take(STAGES_MAX) {
             let Ok(resolved) = self.resolve(stage, implicit) else { continue };
-            let ready = self.loaded(&resolved.digest).await;
-            if ready.is_ok() && !runs(&resolved.digest) {
-                anew.push(resolved.digest);
+            if let Ok(component) = self.loaded(&resolved.digest).await {
+                loaded.push(component);
+                ready.push(resolved.digest);
             }
-            loaded.extend(ready);
         }
-        self.prepare_others(&anew).await;
+        self.prepare_others(&self.not_run_yet(scope, ready.iter())).await;
         loaded
     }
 

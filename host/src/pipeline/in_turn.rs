@@ -129,11 +129,15 @@ impl Pipelines {
             }
             Some(_) => {}
         }
-        let before = before.map(|record| record.resolved).unwrap_or_default();
-        let runs = |digest: &String| before.iter().flat_map(ResolvedStage::digests).any(|known| known == digest);
-        let digests = new.resolved.iter().flat_map(ResolvedStage::digests).filter(|digest| !runs(digest));
-        let digests: Vec<String> = digests.cloned().collect();
+        let digests = self.not_run_yet(new.scope, new.resolved.iter().flat_map(ResolvedStage::digests));
         if digests.is_empty() { Ok(()) } else { Ok(fleet.prepare_in_turn(&digests).await?) }
+    }
+
+    /// Those of these components that a pipeline does not run already.
+    pub(super) fn not_run_yet<'a>(&self, scope: Scope, digests: impl Iterator<Item = &'a String>) -> Vec<String> {
+        let before = self.current(scope).map(|record| record.resolved).unwrap_or_default();
+        let runs = |digest: &String| before.iter().flat_map(ResolvedStage::digests).any(|known| known == digest);
+        digests.filter(|digest| !runs(digest)).cloned().collect()
     }
 
     /// Has the other brokers make components ready before the change takes its turn, as it takes them seconds. What comes of
