@@ -4,8 +4,9 @@
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 WASM := wasm32-wasip2
 BIN := $(CARGO_TARGET_DIR)/debug
-# What `make test` also runs over PostgreSQL: the core of what a broker does.
+# What `make test` also runs over PostgreSQL, and over three brokers with Redis: the core of what a broker does.
 OVER_POSTGRES := batches:: delivery:: idempotency:: pipelines:: pipeline_revisions:: request_reply:: seek:: webhooks::
+OVER_FLEET := batches:: idempotency:: pipelines:: seek:: webhooks::
 
 .DEFAULT_GOAL := help
 .PHONY: help demo fleet run build plugins test check bench soak fuzz audit fmt clean wasm-target
@@ -33,6 +34,7 @@ plugins: wasm-target ## build the plugins of this repository to WebAssembly
 test: build ## every test: broker, suites against the real binary, SDK, plugins
 	cargo test --workspace
 	SLUICE_TEST_STORAGE=postgres cargo test --workspace --test suites -- $(OVER_POSTGRES)
+	SLUICE_TEST_STORAGE=fleet cargo test --workspace --test suites -- $(OVER_FLEET)
 	cd plugin-sdk && cargo test
 	cd plugins && cargo test --workspace
 
@@ -56,12 +58,13 @@ bench: wasm-target ## measure each path beside a baseline in the same run, into 
 
 # Here the running takes longer than the building.
 soak: export CARGO_PROFILE_DEV_OPT_LEVEL = 1
-soak: build ## 300 kills, 100 more among clocks that jump, a million simulated steps, 100 swaps, 10 minutes of racing changes, 30 of load (SOAK_ROUNDS, _TROUBLE, _CASES, _SWAPS, _RACES, _MINUTES; SEED=n)
+soak: build ## 300 kills, 100 more among clocks that jump, a million simulated steps, 100 swaps, 10 minutes of racing changes, 30 of a fleet under chaos, 30 of load (SOAK_ROUNDS, _TROUBLE, _CASES, _SWAPS, _RACES, _CHAOS, _MINUTES; SEED=n)
 	SLUICE_CRASH_SEED=$${SEED:-0} SLUICE_CRASH_ROUNDS=$${SOAK_ROUNDS:-300} cargo test --package sluice-tests --test suites -- a_kill_at_any_instant --nocapture
 	SLUICE_TROUBLE_SEED=$${SEED:-0} SLUICE_TROUBLE_ROUNDS=$${SOAK_TROUBLE:-100} cargo test --package sluice-tests --test suites -- crashes_pauses_and_clock_jumps --nocapture
 	SLUICE_MODEL_SEED=$${SEED:-1} SLUICE_MODEL_CASES=$${SOAK_CASES:-6000} cargo test --package sluice-tests --test store_model -- --nocapture
 	SLUICE_SWAPS=$${SOAK_SWAPS:-100} cargo test --package sluice-tests --test suites -- swaps_under_load --nocapture
 	SLUICE_RACES_SEED=$${SEED:-1} SLUICE_RACES_MINUTES=$${SOAK_RACES:-10} cargo test --package sluice-tests --test suites -- plugin_races --nocapture
+	SLUICE_CHAOS_SEED=$${SEED:-0} SLUICE_CHAOS_MINUTES=$${SOAK_CHAOS:-30} cargo test --package sluice-tests --test suites -- a_fleet_under_chaos --nocapture
 	SLUICE_SOAK_MINUTES=$${SOAK_MINUTES:-30} cargo test --package sluice-tests --test suites -- mixed_load --nocapture
 
 # Instrumented, and so a build of its own. Without a sanitizer (our code is safe Rust) no nightly compiler is needed. A

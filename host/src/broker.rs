@@ -32,6 +32,8 @@ use crate::duty::Duty;
 use crate::entropy::Entropy;
 use crate::events::{self, Events, Thresholds};
 use crate::fleet::{Fleet, FleetParts, JoinError};
+use crate::offline::OfflineError;
+use crate::offline::mark::Marked;
 use crate::pipeline::kv_sweep::ValueSweep;
 use crate::pipeline::{PipelineError, PipelineOptions, Pipelines};
 use crate::publish::Publisher;
@@ -218,9 +220,22 @@ pub enum ServeError {
         /// Why.
         source: std::io::Error,
     },
+    /// What it would serve is on its way elsewhere, or was.
+    #[error("{0}")]
+    Moved(String),
+    /// Whether it is could not be read.
+    #[error(transparent)]
+    Mark(#[from] OfflineError),
     /// Something else that the system refused.
     #[error(transparent)]
     Io(#[from] std::io::Error),
+}
+
+async fn not_moved(marked: &Marked) -> Result<(), ServeError> {
+    match marked.read().await? {
+        Some(mark) => Err(ServeError::Moved(mark.refusal())),
+        None => Ok(()),
+    }
 }
 
 impl Broker {
@@ -255,6 +270,8 @@ impl Broker {
             None => {
                 let options = EmbeddedOptions::new(&data_dir.join("store"), clock.clone());
                 let store = in_background(move || EmbeddedStore::open(options)).await?;
+                // Now that it has the directory, no move begins.
+                not_moved(&Marked::Dir(data_dir.clone())).await?;
                 store.register(&registry)?;
                 (Arc::new(store), Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?, None)
             }
@@ -281,6 +298,12 @@ impl Broker {
                     ended: ended.clone(),
                 });
                 let fleet = joining.await?;
+                // A move that begins now sees this broker.
+                if let Err(refused) = not_moved(&Marked::Database(catalog.clone())).await {
+                    ended.cancel();
+                    fleet.left(LEAVING_MAX).await;
+                    return Err(refused);
+                }
                 started_at = fleet.started_at();
                 let options = PostgresOptions {
                     connect: postgres.url.options(),

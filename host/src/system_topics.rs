@@ -23,8 +23,15 @@ pub async fn ensure(directory: &Directory) -> Result<(), DirectoryError> {
         (REPLIES_TOPIC, settings("replies to requests that name no topic for them", HOUR, 256 * MIB)),
     ] {
         let name: TopicName = name.parse().expect("the broker's own names are well-formed");
-        if directory.topic(&name).is_none() {
-            directory.create_topic(name, settings, &actor).await?;
+        if directory.topic(&name).is_some() {
+            continue;
+        }
+        if let Err(error) = directory.create_topic(name.clone(), settings, &actor).await {
+            // Of brokers that start for the first time at one moment, another one may have been first.
+            directory.catch_up().await?;
+            if directory.topic(&name).is_none() {
+                return Err(error);
+            }
         }
     }
     Ok(())

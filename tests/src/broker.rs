@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::servers::Postgres;
+use crate::round_robin::RoundRobin;
+use crate::servers::{Postgres, Redis};
 use crate::token::Claims;
 use crate::{Client, TestClock, binary, failure, wait, warm};
 
@@ -20,6 +21,9 @@ const READY: &str = "listening on http://";
 const SECRET: &str = "a-secret-of-the-suites-that-is-long-enough-for-hs256";
 /// Bytes of log shown when a test fails: its end says why, and a chatty test must not bury its own message.
 const LOG_SHOWN_BYTES: usize = 24 * 1024;
+
+/// The other brokers of a fleet that a suite runs over.
+const OTHERS: [&str; 2] = ["second", "third"];
 
 /// How a broker differs from the usual one.
 #[derive(Debug, Clone, Default)]
@@ -48,19 +52,25 @@ impl Settings {
         self
     }
 
-    /// As it is, or on a database of its own: all suites run so with `SLUICE_TEST_STORAGE=postgres`.
-    fn on_any_storage(self) -> Settings {
+    /// As it is, or on a database of its own: all suites run so with `SLUICE_TEST_STORAGE=postgres`, and with three brokers and
+    /// Redis with `fleet`.
+    fn on_any_storage(self) -> (Settings, usize) {
         let says = self.env.iter().any(|(name, _)| name == "SLUICE__POSTGRES__URL");
-        if says || self.own_secret || std::env::var("SLUICE_TEST_STORAGE").as_deref() != Ok("postgres") {
-            return self;
+        let storage = std::env::var("SLUICE_TEST_STORAGE").unwrap_or_default();
+        if says || self.own_secret || !["postgres", "fleet"].contains(&storage.as_str()) {
+            return (self, 0);
         }
-        self.on(&Postgres::shared_with_tables("suite"), "broker")
+        let on_database = self.on(&Postgres::shared_with_tables("suite"), "broker");
+        if storage == "postgres" {
+            return (on_database, 0);
+        }
+        (on_database.env("SLUICE__REDIS__URL", &Redis::shared().url()), OTHERS.len())
     }
 
     /// What is kept stays where it is.
     fn stay_on_storage_of(&mut self, before: Settings) {
         for (name, value) in before.env {
-            let is_storage = ["SLUICE__POSTGRES__URL", "SLUICE__NODE_ID"].contains(&&*name);
+            let is_storage = ["SLUICE__POSTGRES__URL", "SLUICE__NODE_ID", "SLUICE__REDIS__URL"].contains(&&*name);
             if is_storage && !self.env.iter().any(|(known, _)| *known == name) {
                 self.env.push((name, value));
             }
@@ -85,6 +95,10 @@ pub struct Broker {
     file_size_max: Option<u64>,
     open_files_max: Option<u64>,
     process: Option<Child>,
+    /// Where it listens itself.
+    address: String,
+    /// The others of a fleet that the suite runs over, and what is before all of them.
+    fleet: Option<(Vec<Broker>, RoundRobin)>,
 }
 
 impl Deref for Broker {
@@ -106,12 +120,40 @@ impl Broker {
         fs::create_dir(folder.path().join("plugins")).expect("an empty folder takes another");
         let clock = TestClock::in_file(&folder.path().join("clock"));
         let admin = Client::new("http://127.0.0.1:0", "");
-        let settings = settings.on_any_storage();
-        let mut broker =
-            Broker { admin, settings, folder, clock, file_size_max: None, open_files_max: None, process: None };
+        let (settings, others) = settings.on_any_storage();
+        let (file_size_max, open_files_max) = (None, None);
+        let mut broker = Broker {
+            admin,
+            settings,
+            folder,
+            clock,
+            file_size_max,
+            open_files_max,
+            process: None,
+            address: String::new(),
+            fleet: None,
+        };
         warm::seed(&broker.data_dir());
         broker.launch("127.0.0.1:0").await;
+        if others > 0 {
+            broker.join_others().await;
+        }
         broker
+    }
+
+    /// Brokers beside this one, on its clock; requests go to each in turn from now on.
+    async fn join_others(&mut self) {
+        let clock = self.folder.path().join("clock").display().to_string();
+        let mut others = Vec::new();
+        for node in OTHERS {
+            let settings = self.settings.clone().env("SLUICE__NODE_ID", node).env("SLUICE__TEST_CLOCK_FILE", &clock);
+            others.push(Box::pin(Broker::with(settings)).await);
+        }
+        let address = |broker: &Broker| broker.address.parse().expect("a broker tells its address");
+        let all = others.iter().map(address).chain([address(self)]).collect();
+        let proxy = RoundRobin::before(all, "127.0.0.1:0").await;
+        self.admin = Client::new(&proxy.url(), self.admin.token());
+        self.fleet = Some((others, proxy));
     }
 
     /// A client with these claims, signed with the broker's secret.
@@ -283,7 +325,7 @@ impl Broker {
     /// When it still runs.
     pub async fn restart(&mut self) {
         assert!(self.process.is_none(), "the broker still runs");
-        let address = self.admin.url().trim_start_matches("http://").to_owned();
+        let address = self.address.clone();
         self.launch(&address).await;
     }
 
@@ -345,6 +387,8 @@ impl Broker {
             said.strip_prefix(READY)?.split_once('\n').map(|(address, _)| format!("http://{}", address.trim_end()))
         })
         .await;
+        self.address = url.trim_start_matches("http://").to_owned();
+        let url = self.fleet.as_ref().map_or(url, |(_, proxy)| proxy.url());
         self.admin = Client::new(&url, &Claims::new("admin", &["Admin"]).sign(&self.secret()));
     }
 

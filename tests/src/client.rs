@@ -236,7 +236,10 @@ pub fn http_client() -> reqwest::Client {
         // Fails only if somebody has installed one before, which is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
+    // Over a fleet each request is to come to the next broker.
+    let idle = if std::env::var("SLUICE_TEST_STORAGE").as_deref() == Ok("fleet") { 0 } else { usize::MAX };
     reqwest::Client::builder()
+        .pool_max_idle_per_host(idle)
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .timeout(ANSWER_WITHIN)

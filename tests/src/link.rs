@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
@@ -29,6 +30,7 @@ pub enum State {
 #[derive(Debug)]
 pub struct Link {
     address: SocketAddr,
+    server: Arc<Mutex<SocketAddr>>,
     state: Arc<watch::Sender<State>>,
     listening: JoinHandle<()>,
 }
@@ -42,19 +44,28 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let address = listener.local_addr().expect("it is bound");
         let state = Arc::new(watch::Sender::new(State::Good));
-        let told = Arc::clone(&state);
+        let (told, server) = (Arc::clone(&state), Arc::new(Mutex::new(server)));
+        let leads_to = Arc::clone(&server);
         let listening = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
+                let server = *leads_to.lock();
                 tokio::spawn(carry(client, server, told.subscribe()));
             }
         });
-        Link { address, state, listening }
+        Link { address, server, state, listening }
     }
 
     /// Where it listens.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Leads to another server from now on, as an address does that a fail-over moves; connections of before are reset.
+    pub fn lead_to(&self, server: SocketAddr) {
+        *self.server.lock() = server;
+        self.be(State::Cut);
+        self.be(State::Good);
     }
 
     /// Makes it so, for connections of before and of later.

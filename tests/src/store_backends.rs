@@ -3,15 +3,18 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use sluice::catalog::Catalog;
 use sluice::clock::Clock;
 use sluice::message::TopicId;
+use sluice::offline::moving::{compare_messages, copy_messages};
 use sluice::store::embedded::{Drive, EmbeddedLimits, EmbeddedOptions, EmbeddedStore, OpenError, OpenReport, Torn};
+use sluice::store::moving::Movable;
 use sluice::store::postgres::{PostgresOptions, PostgresStore};
 use sluice::store::{MessageStore, Page, ReadFrom, ReadRequest, StoreError};
 use sqlx::postgres::PgConnectOptions;
@@ -287,6 +290,91 @@ impl Backend for OnPostgres {
                 brokers.push(Arc::new(store) as Arc<dyn MessageStore>);
             }
             if brokers.len() == 1 { brokers.remove(0) } else { Arc::new(Fleet::new(brokers)) as Arc<dyn MessageStore> }
+        }
+        .boxed()
+    }
+}
+
+/// A store that moves at each opening: from a folder to a database, from there to a new folder, and so on.
+pub struct Moving {
+    name: String,
+    url: OnceLock<String>,
+    dirs: Mutex<Vec<tempfile::TempDir>>,
+    in_database: AtomicBool,
+    is_new: AtomicBool,
+}
+
+impl Moving {
+    /// In a folder first.
+    #[must_use]
+    pub fn up(test: &str) -> Moving {
+        Moving::begin(test, false)
+    }
+
+    /// In a database first.
+    #[must_use]
+    pub fn down(test: &str) -> Moving {
+        Moving::begin(test, true)
+    }
+
+    fn begin(test: &str, in_database: bool) -> Moving {
+        let dirs = Mutex::new(vec![tempfile::tempdir().expect("the system gives a temporary folder")]);
+        let (in_database, is_new) = (AtomicBool::new(in_database), AtomicBool::new(true));
+        Moving { name: format!("moving_{test}"), url: OnceLock::new(), dirs, in_database, is_new }
+    }
+
+    fn embedded(&self, clock: &Clock) -> Arc<EmbeddedStore> {
+        let dirs = self.dirs.lock();
+        let dir = dirs.last().expect("there is one from the start");
+        Arc::new(EmbeddedStore::open(EmbeddedOptions::new(dir.path(), clock.clone())).expect("the store opens"))
+    }
+
+    fn url(&self) -> &str {
+        self.url.get_or_init(|| Postgres::shared_with_tables(&self.name))
+    }
+
+    async fn database(&self, clock: &Clock) -> Arc<PostgresStore> {
+        let connect = self.url().parse().expect("the server gives addresses");
+        let options = PostgresOptions { connect, connections_max: 4, node: "one".into(), clock: clock.clone() };
+        Arc::new(PostgresStore::open(options).await.expect("the store opens"))
+    }
+
+    /// Takes out what was there before.
+    async fn empty(&self, to_database: bool, clock: &Clock) {
+        if !to_database {
+            let dir = tempfile::tempdir().expect("the system gives a temporary folder");
+            return self.dirs.lock().push(dir);
+        }
+        let url = self.url().parse().expect("the server gives addresses");
+        let catalog = Catalog::aside(&url, clock.clone()).expect("an address is one");
+        catalog.empty_out().await.expect("the database works");
+        catalog.close().await;
+    }
+}
+
+impl Backend for Moving {
+    fn cut(&self) {}
+
+    fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
+        async move {
+            let mut in_database = self.in_database.load(Ordering::Relaxed);
+            if !self.is_new.swap(false, Ordering::Relaxed) {
+                in_database = !in_database;
+                self.in_database.store(in_database, Ordering::Relaxed);
+                let source: Arc<dyn Movable> =
+                    if in_database { self.embedded(clock) } else { self.database(clock).await };
+                self.empty(in_database, clock).await;
+                let target: Arc<dyn Movable> =
+                    if in_database { self.database(clock).await } else { self.embedded(clock) };
+                copy_messages(&*source, &*target, clock, &|_| {}).await.expect("both stores work");
+                // Twice, as a move that was broken off at its very end.
+                copy_messages(&*source, &*target, clock, &|_| {}).await.expect("both stores work");
+                let compared = compare_messages(&*source, &*target, &|_| {}).await.expect("both stores can be read");
+                assert!(compared.differing.is_empty() && compared.rest_is_same, "{compared:?}");
+                source.close().await.expect("it closes");
+                target.close().await.expect("it closes");
+            }
+            if in_database { self.database(clock).await as _ } else { self.embedded(clock) as _ }
         }
         .boxed()
     }

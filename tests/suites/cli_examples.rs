@@ -10,6 +10,9 @@ use std::process::{Child, Command, ExitStatus};
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sluice::clock::Clock;
+use sluice::store::MessageStore as _;
+use sluice::store::embedded::{EmbeddedOptions, EmbeddedStore};
 use sluice_tests::servers::Postgres;
 use sluice_tests::{Broker, Client, Receiver, binary, guest, wait, warm};
 use tempfile::TempDir;
@@ -160,6 +163,13 @@ impl World {
             self.broker.delete(&format!("/topics/{name}?force=true")).await.expect(204);
         }
         let mut words = BTreeMap::from([("NODE_ID", self.node_id.clone()), ("DATABASE", self.database.clone())]);
+        if example.contains("sluice migrate-store ") {
+            words.insert("DATABASE", Postgres::shared_with_tables("examples_moved"));
+            // A directory that a broker has left.
+            let store = self.folder.path().join("var/lib/sluice/store");
+            let options = EmbeddedOptions::new(&store, Clock::system());
+            EmbeddedStore::open(options).expect("the store opens").close().await.expect("it closes");
+        }
         if !example.contains("sluice topic create ") {
             for (name, kind) in [("orders", "Queue"), ("deployment.events", "PubSub")] {
                 self.broker.create_topic(name, kind).await;

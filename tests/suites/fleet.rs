@@ -52,6 +52,18 @@ async fn a_broker_on_a_database_keeps_what_it_was_given_over_a_crash() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_start_for_the_first_time_at_one_moment() {
+    for round in 0..3 {
+        let url = Postgres::shared_with_tables(&format!("first_start_{round}"));
+        let starting = NODES.map(|node| Broker::with(Settings::new().on(&url, node)));
+        let brokers = futures_util::future::join_all(starting).await;
+        assert_eq!(nodes(&brokers[0]).await, NODES);
+        brokers[1].create_topic("orders", "Queue").await;
+        brokers[2].publish("orders", "1").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_broker_is_told_holds_for_all_when_it_is_answered() {
     let [a, b, c] = fleet("three_brokers").await;
     assert_eq!(nodes(&b).await, NODES);

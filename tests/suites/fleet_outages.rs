@@ -105,6 +105,25 @@ async fn a_database_that_crashes_is_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_fails_over_to_its_synchronous_standby_loses_nothing() {
+    let mut first = Postgres::start(Options::new()).await;
+    let url = first.url();
+    first.make_tables(&url);
+    let standby = first.synchronous_standby().await;
+    let link = Link::to(SocketAddr::from(([127, 0, 0, 1], first.port()))).await;
+    let at_standby = SocketAddr::from(([127, 0, 0, 1], standby.port()));
+    first.kill();
+    first.restart().await;
+    let bed = Bed::on(standby, [link.url(&url), link.url(&url)]).await;
+    first.kill();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    bed.postgres.promote().await;
+    link.lead_to(at_standby);
+    bed.load.goes_on(50).await;
+    bed.healed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_answers_nobody_for_a_while_is_waited_for() {
     let bed = Bed::with(Options::new()).await;
     bed.postgres.pause();

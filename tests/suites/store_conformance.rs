@@ -98,3 +98,6 @@ conformance!(embedded_cramped, sluice_tests::store_backends::PowerCuts::cramped)
 conformance!(postgres, sluice_tests::store_backends::OnPostgres::named);
 // Each call of a rule goes to another broker than the one before, through a pooler.
 conformance!(postgres_fleet, sluice_tests::store_backends::OnPostgres::fleet);
+// Each reopening of a rule moves all there is from a folder to a database, or back.
+conformance!(moved_up, sluice_tests::store_backends::Moving::up);
+conformance!(moved_down, sluice_tests::store_backends::Moving::down);

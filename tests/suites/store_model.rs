@@ -22,7 +22,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use sluice::message::GroupId;
 use sluice::store::embedded::{Drive, EmbeddedLimits};
-use sluice_tests::store_backends::{OnPostgres, PowerCuts, cramped};
+use sluice_tests::store_backends::{Moving, OnPostgres, PowerCuts, cramped};
 use sluice_tests::store_disk::Fault;
 
 use ops::{Item, Op, Trouble};
@@ -101,6 +101,30 @@ fn a_store_on_postgresql_does_what_the_oracle_does() {
         runtime.block_on(async {
             let backend = if many_brokers { OnPostgres::fleet("model") } else { OnPostgres::named("model") };
             let mut run = Run::undisturbed(backend, many_brokers, dead_letter_expired).await;
+            for op in &ops {
+                run.step(op).await;
+            }
+            run.drain().await;
+        });
+        Ok(())
+    });
+    if let Err(failure) = judged {
+        panic!("with SLUICE_MODEL_SEED {seed:?}: {failure}");
+    }
+}
+
+/// Each opening moves all there is from a folder to a database, or back.
+#[test]
+fn a_store_that_is_moved_does_what_the_oracle_does() {
+    let config = config(300);
+    let (seed, config) = (config.rng_seed, Config { cases: config.cases.div_ceil(50), ..config });
+    let ops = prop_oneof![8 => ops::op(), 1 => Just(Op::Restart)];
+    let lives = (prop::collection::vec(ops, 1..120), any::<bool>(), any::<bool>());
+    let judged = TestRunner::new(config).run(&lives, |(ops, dead_letter_expired, up)| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let backend = if up { Moving::up("model") } else { Moving::down("model") };
+            let mut run = Run::undisturbed(backend, false, dead_letter_expired).await;
             for op in &ops {
                 run.step(op).await;
             }

@@ -12,6 +12,7 @@ mod engine;
 mod identity;
 pub mod members;
 pub mod model;
+pub mod moving;
 mod pipelines;
 mod plugins;
 pub mod postgres;

@@ -66,6 +66,16 @@ pub const MIGRATIONS: &[Migration] = &[
         file: "004_broker_duty.sql",
         sql: include_str!("../../../migrations/postgres/004_broker_duty.sql"),
     },
+    Migration {
+        version: 5,
+        file: "005_store_moves.sql",
+        sql: include_str!("../../../migrations/postgres/005_store_moves.sql"),
+    },
+    Migration {
+        version: 6,
+        file: "006_store_functions.sql",
+        sql: include_str!("../../../migrations/postgres/006_store_functions.sql"),
+    },
 ];
 
 /// A migration that a database has had.

@@ -13,7 +13,7 @@ use crate::catalog::postgres::{Applied, MIGRATIONS, Migration, history, migrate,
 use crate::config::PostgresUrl;
 
 /// The deployment guide's name of the setting.
-const SETTING: &str = "ConnectionStrings__PostgreSQL";
+pub(super) const SETTING: &str = "ConnectionStrings__PostgreSQL";
 
 const AFTER_HELP: &str = "\
 Brokers with `storage = \"postgres\"` keep everything there. Run the migrations first, then replace the brokers one by \

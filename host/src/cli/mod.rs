@@ -1,5 +1,5 @@
 //! The command line. Invariant: client commands speak the HTTP API and nothing else (`verify` and `repair` read a data
-//! directory that no broker runs on, `migrate` a database), and every command ends with an exit code that `failure` documents. Never holds logic
+//! directory that no broker runs on, `migrate` a database, `migrate-store` both), and every command ends with an exit code that `failure` documents. Never holds logic
 //! of the broker.
 
 mod arguments;
@@ -16,6 +16,7 @@ mod health;
 mod listen;
 mod message;
 mod migrate;
+mod migrate_store;
 mod output;
 mod pipeline;
 mod plugin;
@@ -134,6 +135,8 @@ enum Command {
     Repair(repair::RepairArgs),
     /// Bring the tables of a fleet's PostgreSQL up to date: up, status
     Migrate(migrate::MigrateArgs),
+    /// Move all that a broker keeps to a fleet's PostgreSQL, or back
+    MigrateStore(migrate_store::MigrateStoreArgs),
     /// Show every setting, its value, and where it comes from
     Config(config::ConfigArgs),
     /// Write a completion script for a shell
@@ -187,6 +190,7 @@ async fn run_client(command: Command) -> Result<(), Failure> {
         Command::Verify(args) => verify::run(&args).await,
         Command::Repair(args) => repair::run(&args).await,
         Command::Migrate(args) => migrate::run(&args).await,
+        Command::MigrateStore(args) => migrate_store::run(&args).await,
         Command::Serve(_) | Command::Token(_) | Command::Config(_) | Command::Completions(_) => {
             unreachable!("`main` runs these without a runtime of this kind")
         }
@@ -268,6 +272,8 @@ mod tests {
             "sluice repair --data-dir d --to e",
             "sluice migrate up --database postgres://u@h/d --dry-run",
             "sluice migrate status --database Host=h;Database=d;Username=u --json",
+            "sluice migrate-store --to postgres --data-dir d --database postgres://u@h/d",
+            "sluice migrate-store --to embedded --data-dir d --database postgres://u@h/d --abandon --json",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_ok(), "{line}");
         }
@@ -294,6 +300,7 @@ mod tests {
             "sluice publish orders {} --ttl PT1M --expires-at 2026-01-31T12:00:00Z",
             "sluice repair --data-dir d",
             "sluice migrate",
+            "sluice migrate-store --data-dir d --database postgres://u@h/d",
             "sluice subscribe orders --group g --ack-timeout 30",
         ] {
             assert!(Cli::try_parse_from(line.split(' ')).is_err(), "{line}");

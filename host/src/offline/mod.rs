@@ -1,8 +1,10 @@
 //! A data directory that no broker runs on: `verify` says what is damaged, `repair` writes what is left to a new one.
 //! Invariant: the directory is not changed, and brokers are kept out of it meanwhile. Knows how catalog and store belong
-//! together; what is in either is read by them.
+//! together; what is in either is read by them. `moving` takes all of it to a fleet's database or back.
 
 mod catalog;
+pub mod mark;
+pub mod moving;
 mod repair;
 
 use std::collections::HashMap;
@@ -11,6 +13,7 @@ use std::path::{Path, PathBuf};
 use crate::catalog::CatalogError;
 use crate::clock::Clock;
 use crate::message::TopicId;
+use crate::store::StoreError;
 use crate::store::embedded::{ClosedStore, Finding, Inspection, Kind, OpenError, Progress};
 
 pub use self::repair::{Repaired, repair};
@@ -29,6 +32,9 @@ pub enum OfflineError {
     /// The catalog: newer, or there is no room for its copy.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// A store that is moved.
+    #[error(transparent)]
+    Messages(#[from] StoreError),
     /// The new directory is none that may be written to.
     #[error("{0}")]
     Target(String),

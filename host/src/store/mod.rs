@@ -45,6 +45,7 @@
 
 pub mod embedded;
 mod error;
+pub mod moving;
 pub mod postgres;
 mod receipt;
 mod values;

@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sluice::catalog::postgres::MIGRATIONS;
-use sqlx::Connection as _;
 use sqlx::postgres::PgConnection;
+use sqlx::{Connection as _, Executor as _};
 
 use super::process::{self, Process};
 use super::{Options, program};
@@ -46,6 +46,53 @@ impl Postgres {
         let mut postgres = Postgres { options, folder, port, process: None, databases: AtomicU32::new(0) };
         postgres.restart().await;
         postgres
+    }
+
+    /// A standby that follows this server, and without which this one answers no commit from now on.
+    ///
+    /// # Panics
+    /// When it cannot be copied.
+    pub async fn synchronous_standby(&self) -> Postgres {
+        let folder = process::folder("postgres");
+        process::hand_over(&folder);
+        let mut copying = program(&format!("{BIN}/pg_basebackup"));
+        copying.arg("-D").arg(folder.join("data")).args([
+            "-R",
+            "-X",
+            "stream",
+            "-c",
+            "fast",
+            "-d",
+            &self.superuser_url(),
+        ]);
+        process::succeed(&mut copying);
+        let (options, port) = (self.options.clone(), process::free_port());
+        let mut standby = Postgres { options, folder, port, process: None, databases: AtomicU32::new(0) };
+        standby.restart().await;
+        for setting in ["ALTER SYSTEM SET synchronous_standby_names = '*'", "SELECT pg_reload_conf()"] {
+            self.as_superuser(setting).await;
+        }
+        wait::until("the standby is synchronous", async || {
+            let state = "SELECT 1 FROM pg_stat_replication WHERE sync_state = 'sync'";
+            let mut sql = PgConnection::connect(&self.superuser_url()).await.ok()?;
+            sql.fetch_optional(state).await.ok()?.map(drop)
+        })
+        .await;
+        standby
+    }
+
+    /// Makes a standby the server, which waits for no other.
+    pub async fn promote(&self) {
+        for statement in
+            ["SELECT pg_promote()", "ALTER SYSTEM RESET synchronous_standby_names", "SELECT pg_reload_conf()"]
+        {
+            self.as_superuser(statement).await;
+        }
+    }
+
+    async fn as_superuser(&self, statement: &'static str) {
+        let mut sql = PgConnection::connect(&self.superuser_url()).await.expect("the server answers");
+        sql.execute(statement).await.expect("the superuser may");
     }
 
     /// The usual server, one for all tests of the process: for those that need only databases of their own.

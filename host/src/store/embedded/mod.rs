@@ -18,6 +18,7 @@ mod inspect;
 mod journal;
 mod lock;
 mod maintenance;
+mod moving;
 pub(in crate::store) mod ops;
 pub(in crate::store) mod prepare;
 mod read;

@@ -10,6 +10,7 @@ use crate::clock::Timestamp;
 use crate::message::{FailedAttempt, GroupId, Message, MessageId, MessageMeta, Offset, Partition, TopicId};
 use crate::store::{DedupOutcome, GroupSpec, TopicSpec};
 
+use super::state::group::Totals;
 use super::state::ranges::Ranges;
 
 /// What a message costs on disk beside its body: its share of heads and frames, rounded up.
@@ -255,4 +256,8 @@ pub enum Op {
     Unmark { topic: TopicId, group: GroupId, name: Arc<str> },
     /// The group goes back to it.
     Restore { topic: TopicId, group: GroupId, name: Arc<str> },
+    /// A lane without messages begins here: what was before has been removed in the store that it comes from.
+    Begins { lane: LaneId, sequence: u64 },
+    /// What was counted in the store that a topic comes from.
+    Counted { topic: TopicId, appended: u64, removed: u64, groups: Vec<(GroupId, Totals)> },
 }

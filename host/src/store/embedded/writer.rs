@@ -13,6 +13,7 @@ use super::ops::{Body, Op};
 use super::recovery::OpenError;
 use super::state::State;
 use super::state::append::Plan;
+use super::state::control::Control;
 use super::state::{Applying, settle::Live};
 use crate::clock::Timestamp;
 use crate::store::StoreError;
@@ -213,7 +214,9 @@ impl Writer {
     pub fn commit(&mut self, commands: Vec<Command>) {
         let core = Arc::clone(&self.core);
         let now = core.clock.now();
-        let messages = commands.iter().any(|command| matches!(command, Command::Append(..)));
+        let brings =
+            |command: &Command| matches!(command, Command::Append(..) | Command::Control(Control::Take(..), _));
+        let messages = commands.iter().any(brings);
         let purpose = if messages { Purpose::Messages } else { Purpose::Upkeep };
         let wants_notes = commands.is_empty() || commands.iter().any(|command| matches!(command, Command::Tick(..)));
         let mut plan = Plan::default();

@@ -67,8 +67,6 @@ impl Shared {
         let mut tx = self.begin().await?;
         let listed = Discard::lock(&mut tx, &batch.replays).await?;
         let (mut places, mut mortal) = (BTreeSet::new(), BTreeSet::new());
-        // Also where nothing of it is kept but an outcome: its key counts for the first partition.
-        places.insert((t(batch.topic), 0));
         for item in &batch.items {
             match &item.entry {
                 Prepared::Log { lane, .. } => _ = places.insert(place(lane)),
@@ -77,6 +75,13 @@ impl Shared {
             }
             places.extend(item.emitted.iter().map(|emitted| place(&emitted.lane)));
         }
+        // Where nothing is kept but an outcome, its key counts for the first partition; else that is left to others.
+        let logged = batch.items.iter().all(|item| matches!(item.entry, Prepared::Log { .. }));
+        if batch.items.is_empty() || !logged {
+            places.insert((t(batch.topic), 0));
+        }
+        // Keys that have aged are counted off any of its partitions.
+        let aged_off = places.range((t(batch.topic), 0)..=(t(batch.topic), i16::MAX)).next().copied();
         let mut log = Log::lock(self, &mut tx, &places, &mortal).await?;
         let partitions = |topic| log.topic(topic).map(|topic| topic.spec.partitions);
         check_places(batch, partitions, log.dead_letter_of(batch.topic).is_some())?;
@@ -87,7 +92,7 @@ impl Shared {
             // Another replay or a discard came first: stored now, it would be there twice.
             return Ok(Attempt::Done(vec![AppendOutcome::NotAttempted; batch.items.len()]));
         }
-        let known = self.known_keys(&mut tx, batch, &mut log).await?;
+        let known = self.known_keys(&mut tx, batch, &mut log, aged_off).await?;
         let mut plan = Plan { log: &mut log, known, keys: Vec::new(), scheduled: Vec::new(), roomy, short: None };
         if batch.all_or_nothing
             && let Some(outcomes) = plan.refuse_all(batch)
@@ -153,6 +158,7 @@ impl Shared {
         tx: &mut Tx,
         batch: &Batch,
         log: &mut Log,
+        aged_off: Option<Place>,
     ) -> Result<HashMap<KeyHash, DedupOutcome>, StoreError> {
         let keys: Vec<Vec<u8>> =
             batch.items.iter().filter_map(|item| item.key.as_ref()).map(|(key, _)| key.to_vec()).collect();
@@ -168,7 +174,9 @@ impl Shared {
             .await
             .map_err(failed)?;
         // Wherever they were counted: what has a bound is the sum.
-        log.uncount_keys((t(batch.topic), 0), n(aged.rows_affected()));
+        if let Some(place) = aged_off {
+            log.uncount_keys(place, n(aged.rows_affected()));
+        }
         let rows = sqlx::query("SELECT key, outcome FROM dedup_outcomes WHERE topic = $1 AND key = ANY($2)")
             .bind(t(batch.topic))
             .bind(&keys)
@@ -196,7 +204,7 @@ impl Shared {
         }
         let mut outcomes = Vec::with_capacity(keys.len());
         for (_, _, outcome) in &keys {
-            outcomes.push(postcard::to_stdvec(outcome).map_err(|error| StoreError::Invalid(error.to_string()))?);
+            outcomes.push(outcome_bytes(outcome)?);
         }
         // One that is there was recorded by another broker since this one looked, for a message of another partition.
         let written = sqlx::query(
@@ -217,7 +225,11 @@ impl Shared {
         Err(StoreError::Unavailable("another broker has recorded the same key (SQLSTATE 40001)".to_owned()))
     }
 
-    async fn write_schedule(&self, tx: &mut Tx, scheduled: &[(LaneId, Body, Timestamp)]) -> Result<(), StoreError> {
+    pub(super) async fn write_schedule(
+        &self,
+        tx: &mut Tx,
+        scheduled: &[(LaneId, Body, Timestamp)],
+    ) -> Result<(), StoreError> {
         if scheduled.is_empty() {
             return Ok(());
         }
@@ -379,6 +391,12 @@ fn place(lane: &LaneId) -> Place {
     (t(lane.topic), p(lane.partition))
 }
 
-fn outcome_of(bytes: &[u8]) -> Result<DedupOutcome, StoreError> {
+/// An outcome as the table has it.
+pub(super) fn outcome_of(bytes: &[u8]) -> Result<DedupOutcome, StoreError> {
     postcard::from_bytes(bytes).map_err(|error| damaged("dedup_outcomes", &error.to_string()))
+}
+
+/// And back.
+pub(super) fn outcome_bytes(outcome: &DedupOutcome) -> Result<Vec<u8>, StoreError> {
+    postcard::to_stdvec(outcome).map_err(|error| StoreError::Invalid(error.to_string()))
 }

@@ -21,21 +21,21 @@ const GAPS_MAX: usize = 10_000;
 
 /// Where one lane stood, as a snapshot has it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Mark {
-    part: i16,
-    lane: u8,
+pub(super) struct Mark {
+    pub part: i16,
+    pub lane: u8,
     /// All below was settled.
-    floor: i64,
+    pub floor: i64,
     /// What was settled above it.
-    settled: Vec<(i64, i64)>,
+    pub settled: Vec<(i64, i64)>,
 }
 
 /// A group's rows, locked.
-struct Standing {
+pub(super) struct Standing {
     /// By partition.
     nexts: BTreeMap<i16, Vec<i64>>,
-    parts: Vec<Lanes>,
-    grants: Vec<Grant>,
+    pub parts: Vec<Lanes>,
+    pub grants: Vec<Grant>,
     /// Partition, place, whether a grant holds it.
     retries: Vec<(i16, i64, bool)>,
     /// Partition, lane, range.
@@ -43,7 +43,7 @@ struct Standing {
 }
 
 impl Standing {
-    async fn lock(tx: &mut Tx, topic: TopicId, group: GroupId) -> Result<Standing, StoreError> {
+    pub async fn lock(tx: &mut Tx, topic: TopicId, group: GroupId) -> Result<Standing, StoreError> {
         let (topic, group) = (t(topic), g(group));
         let rows: Vec<(i16, Vec<i64>)> =
             sqlx::query_as("SELECT part, nexts FROM cursors WHERE topic = $1 AND grp = $2 ORDER BY part FOR UPDATE")
@@ -195,7 +195,7 @@ impl Shared {
                 "a group has at most {SNAPSHOTS_MAX} snapshots; delete one first"
             )));
         }
-        let marks = marks(&standing);
+        let marks = marks(&standing, GAPS_MAX);
         let lanes = postcard::to_stdvec(&marks).map_err(|error| StoreError::Invalid(error.to_string()))?;
         sqlx::query(
             "INSERT INTO snapshots (topic, grp, name, at, lanes) VALUES ($1, $2, $3, $4, $5) \
@@ -433,7 +433,7 @@ impl Discard {
 }
 
 /// Adds what is settled above cursors, joined with what touches it.
-async fn insert_ranges(
+pub(super) async fn insert_ranges(
     tx: &mut Tx,
     topic: TopicId,
     group: GroupId,
@@ -531,8 +531,8 @@ async fn fresh(tx: &mut Tx, topic: TopicId, group: GroupId, standing: &Standing)
     Ok((count - absent).max(0).cast_unsigned())
 }
 
-/// Where each lane of a group stands.
-fn marks(standing: &Standing) -> Vec<Mark> {
+/// Where each lane of a group stands, with so many ranges above the floors at most.
+pub(super) fn marks(standing: &Standing, gaps_max: usize) -> Vec<Mark> {
     let open = standing.open();
     let (mut marks, mut gaps) = (Vec::new(), 0);
     for lanes in &standing.parts {
@@ -553,7 +553,7 @@ fn marks(standing: &Standing) -> Vec<Mark> {
             let above = standing.settled.iter().filter(|(part, known, ..)| (*part, *known) == (lanes.part, number));
             settled.extend(above.map(|(.., first, until)| (*first, *until)));
             settled.retain(|(first, until)| first < until);
-            settled.truncate(GAPS_MAX.saturating_sub(gaps));
+            settled.truncate(gaps_max.saturating_sub(gaps));
             gaps += settled.len();
             marks.push(Mark { part: lanes.part, lane: u8::try_from(lane).unwrap_or(0), floor, settled });
         }

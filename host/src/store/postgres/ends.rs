@@ -61,6 +61,11 @@ impl Totals {
         self.0.entry((topic, group)).or_default()[3] += count;
     }
 
+    /// What was acked, by topic and group.
+    pub fn all_acked(&self) -> impl Iterator<Item = ((i32, i32), i64)> {
+        self.0.iter().map(|(group, counts)| (*group, counts[0]))
+    }
+
     /// Writes them, as the last of a transaction: others that count for these groups wait for its end.
     pub async fn write(&self, shared: &Shared, tx: &mut Tx) -> Result<(), StoreError> {
         let counts: Vec<_> = self.0.iter().filter(|(_, counts)| counts.iter().any(|count| *count != 0)).collect();
@@ -81,7 +86,7 @@ impl Totals {
         )
         .bind(counts.iter().map(|((topic, _), _)| *topic).collect::<Vec<i32>>())
         .bind(counts.iter().map(|((_, group), _)| *group).collect::<Vec<i32>>())
-        .bind(i16::try_from(shared.epoch.rem_euclid(SLOTS)).unwrap_or(0))
+        .bind(shared.slot())
         .bind(column(0))
         .bind(column(1))
         .bind(column(2))
@@ -94,6 +99,11 @@ impl Totals {
 }
 
 impl Shared {
+    /// The row of totals that this broker counts in.
+    pub(super) fn slot(&self) -> i16 {
+        i16::try_from(self.epoch.rem_euclid(SLOTS)).unwrap_or(0)
+    }
+
     /// Carries endings out; returns the topics in which something waits that did not before.
     pub(super) async fn carry_out(
         &self,

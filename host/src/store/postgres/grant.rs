@@ -177,6 +177,34 @@ impl Grant {
         Ok(())
     }
 
+    /// Writes a new row of what `store_take` gave, with where the cursor is then, and since when there may be something for it.
+    pub async fn give(&self, tx: &mut Tx, (next, since): (i64, i64), slot: i16) -> Result<(), StoreError> {
+        let entries = postcard::to_stdvec(&self.entries).map_err(|error| StoreError::Invalid(error.to_string()))?;
+        sqlx::query("SELECT store_given($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)")
+            .bind(self.epoch)
+            .bind(self.number)
+            .bind(self.place.0)
+            .bind(self.group)
+            .bind(self.place.1)
+            .bind(i32::try_from(self.entries.len()).unwrap_or(i32::MAX))
+            .bind(self.deadline)
+            .bind(&self.holder)
+            .bind(&self.settled)
+            .bind(entries)
+            .bind(next)
+            .bind(since)
+            .bind(slot)
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    /// Whether it has nothing open any more.
+    pub fn is_done(&self) -> bool {
+        self.open().next().is_none()
+    }
+
     /// Writes what changed of rows that are locked; those with nothing open go.
     pub async fn write(grants: &[Grant], tx: &mut Tx) -> Result<(), StoreError> {
         let (gone, kept): (Vec<&Grant>, Vec<&Grant>) =

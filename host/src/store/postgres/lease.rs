@@ -28,8 +28,12 @@ const HELD: i64 = i64::MAX;
 impl Shared {
     /// See [`crate::store::MessageStore::lease`].
     pub(super) async fn lease(&self, request: &LeaseRequest) -> Result<Leased, StoreError> {
+        let mut all = self.lease_as_usual(request).await?;
+        if !all.leases.is_empty() {
+            return Ok(all);
+        }
         // What another broker has locked is passed over first, so that brokers take different partitions.
-        let (mut waits, mut all) = (false, Leased { leases: Vec::new(), more: true });
+        let mut waits = false;
         for _ in 0..LOOKS_MAX {
             match self.try_lease(request, waits, &all.leases).await {
                 Ok(Some((leased, is_short))) => {

@@ -2,6 +2,7 @@
 //! offsets and stamps rise in the order of commits, because its row is locked from before they are given out until the
 //! commit. Decides nothing about what is written.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::Row as _;
@@ -14,7 +15,7 @@ use crate::store::embedded::ops::{Body, Head};
 use crate::store::{StoreError, TopicSpec};
 
 /// Messages that one transaction adds at most: the low bits of a stamp count them.
-const STAMP_BITS: u32 = 20;
+pub(super) const STAMP_BITS: u32 = 20;
 
 /// Partitions that are locked, and what is to be written.
 pub(super) struct Log {
@@ -50,7 +51,7 @@ pub(super) struct Topic {
 
 /// New messages, by column.
 #[derive(Default)]
-struct Rows {
+pub(super) struct Rows {
     topic: Vec<i32>,
     part: Vec<i16>,
     lane: Vec<i16>,
@@ -68,6 +69,89 @@ struct Rows {
     body: Vec<Vec<u8>>,
 }
 
+impl Part {
+    /// One to which messages are added that were counted elsewhere, so that its lanes end there.
+    pub fn moved(revision: i64, heads: Vec<i64>, at: i64, bytes: i64) -> Part {
+        Part { revision, heads, at, appended: 0, bytes, keys: 0, changed: true }
+    }
+}
+
+/// A new message, but for its body.
+pub(super) struct Row {
+    pub place: Place,
+    pub lane: u8,
+    pub class: i16,
+    pub seq: i64,
+    pub at: i64,
+    pub stamp: i64,
+    /// Of which message it is a dead letter.
+    pub original: Option<Uuid>,
+}
+
+impl Rows {
+    /// Adds a message.
+    pub fn push(&mut self, row: Row, body: &Body) {
+        let Head { id, target, expires_at, key, meta_len, crc, .. } = body.head;
+        self.topic.push(row.place.0);
+        self.part.push(row.place.1);
+        self.lane.push(i16::from(row.lane));
+        self.class.push(row.class);
+        self.seq.push(row.seq);
+        self.at.push(row.at);
+        self.stamp.push(row.stamp);
+        self.original.push(row.original);
+        self.id.push(id.0);
+        self.expires.push(expires_at.map(|at| at.0));
+        self.key.push(key.map(u64::cast_signed));
+        self.target.push(target.map(super::sql::g));
+        self.meta_len.push(meta_len.cast_signed());
+        self.crc.push(crc.cast_signed());
+        let mut bytes = Vec::with_capacity(body.meta.len() + body.payload.len());
+        bytes.extend_from_slice(&body.meta);
+        bytes.extend_from_slice(&body.payload);
+        self.body.push(bytes);
+    }
+
+    /// Writes them, into partitions of `messages` that are there, and what they change of their own.
+    pub async fn write(&self, tx: &mut Tx, parts: &[(Place, Part)]) -> Result<(), StoreError> {
+        if self.topic.is_empty() && parts.is_empty() {
+            return Ok(());
+        }
+        let column = |of: fn(&Part) -> i64| parts.iter().map(|(_, part)| of(part)).collect::<Vec<i64>>();
+        sqlx::query(
+            "SELECT store_write($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, \
+             $22, $23)",
+        )
+        .bind(&self.topic)
+        .bind(&self.part)
+        .bind(&self.lane)
+        .bind(&self.class)
+        .bind(&self.seq)
+        .bind(&self.at)
+        .bind(&self.stamp)
+        .bind(&self.id)
+        .bind(&self.original)
+        .bind(&self.expires)
+        .bind(&self.key)
+        .bind(&self.target)
+        .bind(&self.meta_len)
+        .bind(&self.crc)
+        .bind(&self.body)
+        .bind(parts.iter().map(|(place, _)| place.0).collect::<Vec<i32>>())
+        .bind(parts.iter().map(|(place, _)| place.1).collect::<Vec<i16>>())
+        .bind(column(|part| part.revision))
+        .bind(parts.iter().map(|(_, part)| array(&part.heads)).collect::<Vec<String>>())
+        .bind(column(|part| part.at))
+        .bind(column(|part| part.appended))
+        .bind(column(|part| part.bytes))
+        .bind(column(|part| part.keys))
+        .execute(&mut **tx)
+        .await
+        .map_err(failed)?;
+        Ok(())
+    }
+}
+
 impl Log {
     /// Locks partitions, and the first one of each dead-letter topic of `mortal`.
     pub async fn lock(
@@ -78,23 +162,31 @@ impl Log {
     ) -> Result<Log, StoreError> {
         let (topics, parts): (Vec<i32>, Vec<i16>) = places.iter().copied().unzip();
         let mortal: Vec<i32> = mortal.iter().copied().collect();
-        let rows = sqlx::query(
-            "WITH wanted AS ( \
-                 SELECT w.topic, w.part FROM unnest($1::integer[], $2::smallint[]) AS w(topic, part) \
-                 UNION SELECT (t.spec->>'dead_letter')::integer, 0::smallint FROM store_topics t \
-                 WHERE t.topic = ANY($3) AND t.spec->>'dead_letter' IS NOT NULL) \
-             SELECT p.topic, p.part, p.revision, p.heads, p.at \
-             FROM store_partitions p JOIN wanted USING (topic, part) ORDER BY p.topic, p.part FOR UPDATE OF p",
-        )
-        .bind(&topics)
-        .bind(&parts)
-        .bind(&mortal)
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(failed)?;
+        let (given, ahead) = time(&shared.clock);
+        let rows = sqlx::query("SELECT * FROM store_lock($1, $2, $3, $4, $5)")
+            .bind(&topics)
+            .bind(&parts)
+            .bind(&mortal)
+            .bind(given)
+            .bind(ahead)
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(failed)?;
         let mut log = Log { now: 0, parts: BTreeMap::new(), topics: HashMap::new(), stamp: 0, rows: Rows::default() };
         for row in &rows {
-            let part = Part {
+            let topic: i32 = row.try_get(0).map_err(failed)?;
+            log.now = row.try_get(5).map_err(failed)?;
+            log.stamp = row.try_get::<i64, _>(6).map_err(failed)? << STAMP_BITS;
+            if let Entry::Vacant(unknown) = log.topics.entry(topic) {
+                unknown.insert(Topic {
+                    class: row.try_get(7).map_err(failed)?,
+                    spec: super::control::topic_spec(row.try_get(8).map_err(failed)?)?,
+                    bytes: row.try_get::<Option<i64>, _>(9).map_err(failed)?.unwrap_or(0),
+                    keys: row.try_get::<Option<i64>, _>(10).map_err(failed)?.unwrap_or(0),
+                });
+            }
+            let Some(part) = row.try_get::<Option<i16>, _>(1).map_err(failed)? else { continue };
+            let locked = Part {
                 revision: row.try_get(2).map_err(failed)?,
                 heads: lanes(row.try_get(3).map_err(failed)?)?,
                 at: row.try_get(4).map_err(failed)?,
@@ -103,51 +195,9 @@ impl Log {
                 keys: 0,
                 changed: false,
             };
-            log.parts.insert((row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?), part);
+            log.parts.insert((topic, part), locked);
         }
-        let all: Vec<i32> = log
-            .parts
-            .keys()
-            .map(|(topic, _)| *topic)
-            .chain(topics)
-            .chain(mortal)
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .collect();
-        log.read_topics(shared, tx, &all).await?;
         Ok(log)
-    }
-
-    async fn read_topics(&mut self, shared: &Shared, tx: &mut Tx, topics: &[i32]) -> Result<(), StoreError> {
-        let (given, ahead) = time(&shared.clock);
-        // The stamp is drawn now that all rows are locked: what another transaction adds to them comes wholly before or after.
-        let rows = sqlx::query(
-            "WITH c AS MATERIALIZED (SELECT store_now($2, $3) AS now, nextval('store_stamps') AS stamp) \
-             SELECT c.now, c.stamp, t.topic, t.class, t.spec::text, coalesce(s.bytes, 0)::bigint, coalesce(s.keys, 0)::bigint \
-             FROM c LEFT JOIN store_topics t ON t.topic = ANY($1) \
-             LEFT JOIN LATERAL (SELECT sum(bytes) AS bytes, sum(keys) AS keys FROM store_partitions p WHERE p.topic = t.topic) s \
-             ON true",
-        )
-        .bind(topics)
-        .bind(given)
-        .bind(ahead)
-        .fetch_all(&mut **tx)
-        .await
-        .map_err(failed)?;
-        for row in &rows {
-            self.now = row.try_get(0).map_err(failed)?;
-            self.stamp = row.try_get::<i64, _>(1).map_err(failed)? << STAMP_BITS;
-            let Some(topic) = row.try_get::<Option<i32>, _>(2).map_err(failed)? else { continue };
-            let spec: String = row.try_get(4).map_err(failed)?;
-            let found = Topic {
-                class: row.try_get(3).map_err(failed)?,
-                spec: super::control::topic_spec(&spec)?,
-                bytes: row.try_get(5).map_err(failed)?,
-                keys: row.try_get(6).map_err(failed)?,
-            };
-            self.topics.insert(topic, found);
-        }
-        Ok(())
     }
 
     /// A topic's settings.
@@ -232,26 +282,8 @@ impl Log {
         (part.at, part.changed) = (at, true);
         part.appended += 1;
         self.count_bytes(place, body.head.cost());
-        let Head { id, target, expires_at, key, meta_len, crc, .. } = body.head;
-        let rows = &mut self.rows;
-        rows.stamp.push(self.stamp + n(rows.topic.len() as u64));
-        rows.topic.push(place.0);
-        rows.part.push(place.1);
-        rows.lane.push(i16::from(lane));
-        rows.class.push(class);
-        rows.seq.push(seq);
-        rows.at.push(at);
-        rows.id.push(id.0);
-        rows.original.push(original);
-        rows.expires.push(expires_at.map(|at| at.0));
-        rows.key.push(key.map(u64::cast_signed));
-        rows.target.push(target.map(super::sql::g));
-        rows.meta_len.push(meta_len.cast_signed());
-        rows.crc.push(crc.cast_signed());
-        let mut bytes = Vec::with_capacity(body.meta.len() + body.payload.len());
-        bytes.extend_from_slice(&body.meta);
-        bytes.extend_from_slice(&body.payload);
-        rows.body.push(bytes);
+        let stamp = self.stamp + n(self.rows.topic.len() as u64);
+        self.rows.push(Row { place, lane, class, seq, at, stamp, original }, body);
         Ok(position(place, i16::from(lane), seq))
     }
 
@@ -270,53 +302,8 @@ impl Log {
         let new: BTreeSet<TopicId> = rows.topic.iter().copied().map(topic_id).collect();
         let ranges: BTreeSet<(i16, i64)> = rows.class.iter().copied().zip(rows.at.iter().copied()).collect();
         shared.make_ranges(tx, &ranges).await?;
-        if !rows.topic.is_empty() {
-            sqlx::query(
-                "INSERT INTO messages (topic, part, lane, class, seq, at, stamp, id, original, expires, key, target, meta_len, crc, body) \
-                 SELECT * FROM unnest($1::integer[], $2::smallint[], $3::smallint[], $4::smallint[], $5::bigint[], $6::bigint[], \
-                 $7::bigint[], $8::uuid[], $9::uuid[], $10::bigint[], $11::bigint[], $12::integer[], $13::integer[], \
-                 $14::integer[], $15::bytea[])",
-            )
-            .bind(&rows.topic)
-            .bind(&rows.part)
-            .bind(&rows.lane)
-            .bind(&rows.class)
-            .bind(&rows.seq)
-            .bind(&rows.at)
-            .bind(&rows.stamp)
-            .bind(&rows.id)
-            .bind(&rows.original)
-            .bind(&rows.expires)
-            .bind(&rows.key)
-            .bind(&rows.target)
-            .bind(&rows.meta_len)
-            .bind(&rows.crc)
-            .bind(&rows.body)
-            .execute(&mut **tx)
-            .await
-            .map_err(failed)?;
-        }
-        let changed: Vec<(&Place, &Part)> = parts.iter().filter(|(_, part)| part.changed).collect();
-        if !changed.is_empty() {
-            sqlx::query(
-                "UPDATE store_partitions p SET revision = w.revision, heads = w.heads::bigint[], at = w.at, \
-                 appended = p.appended + w.appended, bytes = p.bytes + w.bytes, keys = p.keys + w.keys \
-                 FROM unnest($1::integer[], $2::smallint[], $3::bigint[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[], \
-                 $8::bigint[]) AS w(topic, part, revision, heads, at, appended, bytes, keys) \
-                 WHERE p.topic = w.topic AND p.part = w.part",
-            )
-            .bind(changed.iter().map(|(place, _)| place.0).collect::<Vec<i32>>())
-            .bind(changed.iter().map(|(place, _)| place.1).collect::<Vec<i16>>())
-            .bind(changed.iter().map(|(_, part)| part.revision).collect::<Vec<i64>>())
-            .bind(changed.iter().map(|(_, part)| array(&part.heads)).collect::<Vec<String>>())
-            .bind(changed.iter().map(|(_, part)| part.at).collect::<Vec<i64>>())
-            .bind(changed.iter().map(|(_, part)| part.appended).collect::<Vec<i64>>())
-            .bind(changed.iter().map(|(_, part)| part.bytes).collect::<Vec<i64>>())
-            .bind(changed.iter().map(|(_, part)| part.keys).collect::<Vec<i64>>())
-            .execute(&mut **tx)
-            .await
-            .map_err(failed)?;
-        }
+        let changed: Vec<(Place, Part)> = parts.into_iter().filter(|(_, part)| part.changed).collect();
+        rows.write(tx, &changed).await?;
         Ok(new)
     }
 }

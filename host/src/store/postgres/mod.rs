@@ -17,11 +17,13 @@ mod find;
 mod grant;
 mod lease;
 mod log;
+mod moving;
 mod read;
 mod retention;
 mod settle;
 mod sql;
 mod stats;
+mod usual;
 mod values;
 
 use std::collections::HashMap;

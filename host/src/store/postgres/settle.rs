@@ -1,12 +1,16 @@
 //! Settling leases. Invariant: a lease is settled once, before its deadline by the database's clock, under the lock of its
 //! row; by any broker. One item's refusal does not touch the others.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use sqlx::Row as _;
+
 use super::Shared;
+use super::control::group_spec;
 use super::ends::{End, Ending, Totals, group_specs};
 use super::grant::{Grant, grants, named_by};
-use super::sql::{Tx, commit, failed, g, ms, now, t};
+use super::sql::{Tx, commit, failed, g, ms, t, time, topic_id};
 use crate::clock::Timestamp;
 use crate::message::{FailedAttempt, Failure, GroupId, TopicId};
 use crate::store::{GroupSpec, LeaseRef, Settle, SettleRefused, Settled, Settlement, StoreError};
@@ -39,9 +43,12 @@ impl Shared {
             });
         }
         let rows: BTreeSet<Row> = meant.iter().flatten().map(|meant| meant.row).collect();
-        let mut grants = lock_grants(&mut tx, &rows).await?;
-        let now = now(&mut tx, &self.clock).await?;
-        let groups = groups_of(&mut tx, settles).await?;
+        let Held { mut grants, mut groups, now } = self.hold(&mut tx, &rows).await?;
+        let unknown = settles.iter().map(|settle| named(&settle.lease)).map(|(topic, group)| (t(topic), g(group)));
+        let unknown: BTreeSet<_> = unknown.filter(|group| !groups.contains_key(group)).collect();
+        if !unknown.is_empty() {
+            groups.extend(group_specs(&mut tx, unknown.into_iter()).await?);
+        }
         let (mut results, mut endings) = (Vec::with_capacity(settles.len()), Vec::new());
         let mut totals = Totals::default();
         for (settle, meant) in settles.iter().zip(&meant) {
@@ -49,15 +56,73 @@ impl Shared {
             results.push(one(settle, ended, &groups, now, &mut endings, &mut totals));
         }
         let changed: Vec<Grant> = grants.into_values().collect();
-        Grant::write(&changed, &mut tx).await?;
-        let woken = match endings.is_empty() {
-            true => BTreeSet::new(),
-            false => self.carry_out(&mut tx, &endings, &mut totals, now).await?,
-        };
-        totals.write(self, &mut tx).await?;
+        // As usual: all of an answer is acked, at its first attempt.
+        let is_plain = |ending: &Ending| matches!(ending.end, End::Done) && !ending.entry.again;
+        let mut woken = BTreeSet::new();
+        if !endings.is_empty() && endings.iter().all(is_plain) && changed.iter().all(Grant::is_done) {
+            self.end_acked(&mut tx, &changed, &totals).await?;
+            // What waits behind a message of its key may go now.
+            let keyed = endings.iter().filter(|ending| ending.entry.key.is_some());
+            woken.extend(keyed.map(|ending| topic_id(ending.place.0)));
+        } else {
+            Grant::write(&changed, &mut tx).await?;
+            if !endings.is_empty() {
+                woken = self.carry_out(&mut tx, &endings, &mut totals, now).await?;
+            }
+            totals.write(self, &mut tx).await?;
+        }
         commit(tx).await?;
         woken.into_iter().for_each(|topic| self.wake(topic));
         Ok(results)
+    }
+}
+
+/// Leases that are locked.
+#[derive(Default)]
+struct Held {
+    grants: BTreeMap<Row, Grant>,
+    groups: HashMap<(i32, i32), GroupSpec>,
+    /// The time when all were locked.
+    now: i64,
+}
+
+impl Shared {
+    async fn hold(&self, tx: &mut Tx, rows: &BTreeSet<Row>) -> Result<Held, StoreError> {
+        let (epochs, numbers): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
+        let (given, ahead) = time(&self.clock);
+        let rows = sqlx::query("SELECT * FROM store_held($1, $2, $3, $4)")
+            .bind(epochs)
+            .bind(numbers)
+            .bind(given)
+            .bind(ahead)
+            .fetch_all(&mut **tx)
+            .await
+            .map_err(failed)?;
+        let mut held = Held::default();
+        for row in &rows {
+            let grant = Grant::read(row)?;
+            if let Entry::Vacant(unknown) = held.groups.entry((grant.place.0, grant.group)) {
+                unknown.insert(group_spec(row.try_get(10).map_err(failed)?)?);
+            }
+            held.now = row.try_get(11).map_err(failed)?;
+            held.grants.insert((grant.epoch, grant.number), grant);
+        }
+        Ok(held)
+    }
+
+    async fn end_acked(&self, tx: &mut Tx, grants: &[Grant], totals: &Totals) -> Result<(), StoreError> {
+        let acked: Vec<((i32, i32), i64)> = totals.all_acked().collect();
+        sqlx::query("SELECT store_acked($1, $2, $3, $4, $5, $6)")
+            .bind(grants.iter().map(|grant| grant.epoch).collect::<Vec<_>>())
+            .bind(grants.iter().map(|grant| grant.number).collect::<Vec<_>>())
+            .bind(acked.iter().map(|((topic, _), _)| *topic).collect::<Vec<_>>())
+            .bind(acked.iter().map(|((_, group), _)| *group).collect::<Vec<_>>())
+            .bind(acked.iter().map(|(_, count)| *count).collect::<Vec<_>>())
+            .bind(self.slot())
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
+        Ok(())
     }
 }
 
@@ -130,30 +195,6 @@ fn named(lease: &LeaseRef) -> (TopicId, GroupId) {
         LeaseRef::Receipt { receipt, .. } => (receipt.position.topic, receipt.group),
         LeaseRef::Holder { topic, group, .. } => (*topic, *group),
     }
-}
-
-async fn groups_of(tx: &mut Tx, settles: &[Settle]) -> Result<HashMap<(i32, i32), GroupSpec>, StoreError> {
-    let named = settles.iter().map(|settle| named(&settle.lease)).map(|(topic, group)| (t(topic), g(group)));
-    group_specs(tx, named).await
-}
-
-async fn lock_grants(tx: &mut Tx, rows: &BTreeSet<Row>) -> Result<BTreeMap<Row, Grant>, StoreError> {
-    let (epochs, numbers): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
-    let rows = sqlx::query(grants!(
-        "JOIN unnest($1::bigint[], $2::bigint[]) AS w(epoch, number) USING (epoch, number) \
-         ORDER BY g.epoch, g.number FOR UPDATE OF g"
-    ))
-    .bind(epochs)
-    .bind(numbers)
-    .fetch_all(&mut **tx)
-    .await
-    .map_err(failed)?;
-    let mut grants = BTreeMap::new();
-    for row in &rows {
-        let grant = Grant::read(row)?;
-        grants.insert((grant.epoch, grant.number), grant);
-    }
-    Ok(grants)
 }
 
 /// The lease of a message that a holder has.

@@ -183,10 +183,15 @@ impl<'a> Salvage<'a> {
     /// Makes the topic or group that an op needs and whose making is lost.
     fn make_place(&mut self, state: &mut State, op: &Op) {
         let (topic, group) = match op {
-            Op::Append { lane, .. } | Op::Due { lane, .. } | Op::Trim { lane, .. } | Op::Erased { lane, .. } => {
-                (lane.topic, None)
-            }
-            Op::Scheduled { topic, .. } | Op::Revision { topic, .. } | Op::Dedup { topic, .. } => (*topic, None),
+            Op::Append { lane, .. }
+            | Op::Due { lane, .. }
+            | Op::Trim { lane, .. }
+            | Op::Erased { lane, .. }
+            | Op::Begins { lane, .. } => (lane.topic, None),
+            Op::Scheduled { topic, .. }
+            | Op::Revision { topic, .. }
+            | Op::Dedup { topic, .. }
+            | Op::Counted { topic, .. } => (*topic, None),
             Op::Group { spec, .. } => (spec.topic, None),
             Op::Settled { topic, group, .. }
             | Op::Retry { topic, group, .. }

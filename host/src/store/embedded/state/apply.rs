@@ -9,7 +9,7 @@ use crate::message::{GroupId, Offset, Partition, TopicId};
 use crate::store::embedded::ops::{Body, Done, Entry, Head, LaneId, LaneStart, Op, Owner};
 use crate::store::{GroupSpec, TopicSpec};
 
-use super::group::Group;
+use super::group::{Group, Totals};
 use super::mark::Mark;
 use super::ranges::Ranges;
 use super::schedule::Scheduled;
@@ -73,6 +73,8 @@ impl State {
             Op::Kv { namespace, key, version, value } => self.apply_kv((namespace, key), version, value),
             Op::Trim { lane, start, bytes } => self.apply_trim(lane, start, bytes, now),
             Op::Erased { lane, sequence } => self.apply_erased(lane, sequence, now),
+            Op::Begins { lane, sequence } => self.apply_begins(lane, sequence),
+            Op::Counted { topic, appended, removed, groups } => self.apply_counted(topic, (appended, removed), &groups),
             op => self.apply_delivery(op, now, how),
         }
     }
@@ -309,6 +311,22 @@ impl State {
                 .collect();
             kept.sort_unstable();
             group.purge(end.partition, lane, end.offset.sequence(), &kept, now);
+        }
+    }
+
+    fn apply_begins(&mut self, id: LaneId, sequence: u64) {
+        let Some(topic) = self.topics.get_mut(&id.topic) else { return };
+        let Some(lane) = topic.lane_mut(id.partition, id.lane).filter(|lane| lane.end == 0) else { return };
+        (lane.start, lane.flushed, lane.end) = (sequence, sequence, sequence);
+    }
+
+    fn apply_counted(&mut self, id: TopicId, (appended, removed): (u64, u64), groups: &[(GroupId, Totals)]) {
+        let Ok(topic) = self.topic_mut(id) else { return };
+        (topic.appended_total, topic.removed_total) = (appended, removed);
+        for (group, totals) in groups {
+            if let Some(group) = topic.groups.get_mut(group) {
+                group.totals = *totals;
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::clock::Timestamp;
 use crate::message::{GroupId, Offset, Partition, Position, TopicId};
-use crate::store::embedded::ops::{Done, LaneId, LaneStart, Op};
+use crate::store::embedded::ops::{Body, Done, LaneId, LaneStart, Op};
 use crate::store::{GroupSpec, RetainReport, SeekTo, StoreError, TopicSpec};
 
 use super::append::Plan;
@@ -38,6 +38,8 @@ pub enum Control {
     Unschedule(TopicId, u64),
     /// Takes messages out of logs.
     Trim(Vec<Cut>),
+    /// What comes from another store, with the bodies that belong to it.
+    Take(Vec<Op>, Vec<Body>),
 }
 
 /// Messages `from..start` leave a lane; they count `bytes`.
@@ -124,6 +126,11 @@ impl State {
                 Ok(Answer::Count(u64::from(there)))
             }
             Control::Trim(cuts) => Ok(self.plan_trim(&cuts, plan)),
+            Control::Take(ops, bodies) => {
+                plan.side = ops;
+                plan.bodies = bodies;
+                Ok(Answer::Count(0))
+            }
         }
     }
 

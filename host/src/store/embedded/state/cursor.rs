@@ -60,14 +60,19 @@ impl Exception {
         }
     }
 
+    /// When it may be granted. A lease does not outlive the process, so what it leaves is an attempt.
+    #[must_use]
+    pub fn due(&self) -> Timestamp {
+        match self.standing {
+            Standing::Waits(at) | Standing::Parked(at) => at,
+            Standing::Held(_) | Standing::Exhausted => Timestamp(0),
+        }
+    }
+
     /// Whether forgetting it changes nothing that has to outlive a restart.
     #[must_use]
     pub fn is_blank(&self) -> bool {
-        let at = match self.standing {
-            Standing::Waits(at) | Standing::Parked(at) => at,
-            Standing::Held(_) | Standing::Exhausted => Timestamp(0),
-        };
-        self.attempts == 0 && self.failures.is_empty() && at <= Timestamp(0)
+        self.attempts == 0 && self.failures.is_empty() && self.due() <= Timestamp(0)
     }
 }
 

@@ -93,6 +93,21 @@ impl Dedup {
         self.chunks.iter().cloned().collect()
     }
 
+    /// Whether there is an outcome under a key, in its window or not.
+    #[must_use]
+    pub fn has(&self, key: &KeyHash) -> bool {
+        self.index.contains_key(key)
+    }
+
+    /// All keys with their outcomes, oldest first, in their windows or not, but for the first `skipped`.
+    pub fn held(&self, skipped: usize) -> impl Iterator<Item = &Record> {
+        let numbered = (self.first..).zip(self.chunks.iter().flat_map(|chunk| chunk.iter()));
+        numbered
+            .filter(|(number, (key, _))| self.index.get(key) == Some(number))
+            .map(|(_, record)| record)
+            .skip(skipped)
+    }
+
     fn record(&self, number: u64) -> Option<&Record> {
         let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
         self.chunks.get(at / CHUNK)?.get(at % CHUNK)

@@ -85,6 +85,11 @@ impl Schedule {
         self.order.iter().take_while(move |(due, _)| *due <= now).map(|(_, number)| *number)
     }
 
+    /// Those from a number on.
+    pub fn from(&self, number: u64) -> impl Iterator<Item = (u64, &Scheduled)> {
+        self.waiting.range(number..).map(|(number, scheduled)| (*number, scheduled))
+    }
+
     /// All, by number.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Scheduled)> {
         self.waiting.iter().map(|(number, scheduled)| (*number, scheduled))

@@ -12,7 +12,7 @@ use crate::store::embedded::ops::{Body, Head, LaneId, Owner};
 use crate::store::embedded::segment::Segment;
 use crate::store::{GroupSpec, KvValue, TopicSpec};
 
-use super::cursor::{Cursor, Exception, Standing};
+use super::cursor::{Cursor, Exception};
 use super::dedup::Record;
 use super::group::{Group, LANES, Totals};
 use super::lane::Lane;
@@ -229,13 +229,8 @@ fn group_snapshot(group: &Group) -> GroupSnapshot {
     GroupSnapshot { spec: group.spec.clone(), totals: group.totals, cursors, marks }
 }
 
-/// A lease does not outlive the process, so what it leaves is an attempt.
 fn exception_snapshot(at: u64, known: &Exception) -> (u64, u32, Timestamp, Failures) {
-    let due = match known.standing {
-        Standing::Waits(due) | Standing::Parked(due) => due,
-        Standing::Held(_) | Standing::Exhausted => Timestamp(0),
-    };
-    (at, known.attempts, due, known.failures.clone())
+    (at, known.attempts, known.due(), known.failures.clone())
 }
 
 fn restore_topic(snapshot: TopicSnapshot) -> Topic {
