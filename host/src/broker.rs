@@ -231,8 +231,8 @@ pub enum ServeError {
     Io(#[from] std::io::Error),
 }
 
-async fn not_moved(marked: &Marked) -> Result<(), ServeError> {
-    match marked.read().await? {
+async fn not_moved(data_dir: &Path) -> Result<(), ServeError> {
+    match Marked::Dir(data_dir.to_owned()).read().await? {
         Some(mark) => Err(ServeError::Moved(mark.refusal())),
         None => Ok(()),
     }
@@ -271,7 +271,7 @@ impl Broker {
                 let options = EmbeddedOptions::new(&data_dir.join("store"), clock.clone());
                 let store = in_background(move || EmbeddedStore::open(options)).await?;
                 // Now that it has the directory, no move begins.
-                not_moved(&Marked::Dir(data_dir.clone())).await?;
+                not_moved(&data_dir).await?;
                 store.register(&registry)?;
                 (Arc::new(store), Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?, None)
             }
@@ -298,12 +298,6 @@ impl Broker {
                     ended: ended.clone(),
                 });
                 let fleet = joining.await?;
-                // A move that begins now sees this broker.
-                if let Err(refused) = not_moved(&Marked::Database(catalog.clone())).await {
-                    ended.cancel();
-                    fleet.left(LEAVING_MAX).await;
-                    return Err(refused);
-                }
                 started_at = fleet.started_at();
                 let options = PostgresOptions {
                     connect: postgres.url.options(),

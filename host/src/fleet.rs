@@ -21,6 +21,7 @@ use crate::catalog::{Catalog, CatalogError};
 use crate::clock::{Clock, Timestamp};
 use crate::directory::Directory;
 use crate::duty::Duty;
+use crate::offline::mark::Marked;
 use crate::pipeline::Pipelines;
 use crate::store::postgres::PostgresStore;
 use crate::telemetry::Stopwatch;
@@ -53,6 +54,9 @@ pub enum JoinError {
     /// Two brokers have one name.
     #[error("a broker named '{0}' is there already: give this one another node_id, or stop that one")]
     Taken(String),
+    /// What is in the database is on its way elsewhere, or was.
+    #[error("{0}")]
+    Moved(String),
     /// The catalog's word.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -141,7 +145,12 @@ impl Fleet {
             showing: Mutex::new(None),
         });
         let waited = Stopwatch::start();
-        while fleet.beat().await? == Heard::Taken {
+        loop {
+            match fleet.beat().await? {
+                Heard::Counted { .. } => break,
+                Heard::Moved => return Err(JoinError::Moved(fleet.why_moved().await?)),
+                Heard::Taken => {}
+            }
             if waited.elapsed() >= ALIVE + BEAT_EVERY {
                 return Err(JoinError::Taken(fleet.parts.node.clone()));
             }
@@ -156,6 +165,15 @@ impl Fleet {
         fleet.started_at.store(fleet.parts.clock.now().0, Ordering::Release);
         *fleet.showing.lock() = Some(tokio::spawn(Arc::clone(&fleet).keep_showing()));
         Ok(fleet)
+    }
+
+    async fn why_moved(&self) -> Result<String, CatalogError> {
+        let mark = Marked::Database(self.parts.catalog.clone()).read().await;
+        Ok(match mark {
+            Ok(Some(mark)) => mark.refusal(),
+            Ok(None) => "what is here was being moved until now: start again".to_owned(),
+            Err(error) => error.to_string(),
+        })
     }
 
     async fn beat(&self) -> Result<Heard, CatalogError> {
@@ -401,6 +419,9 @@ impl Fleet {
                         () = self.parts.ended.cancelled() => {}
                     }
                     continue;
+                }
+                Ok(Heard::Moved) if !trouble => {
+                    tracing::error!("what is in the database is moved elsewhere: this broker takes no requests");
                 }
                 Ok(Heard::Taken) if !trouble => {
                     tracing::error!(

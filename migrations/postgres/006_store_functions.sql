@@ -20,29 +20,28 @@ BEGIN
     LANGUAGE plpgsql AS $$
     #variable_conflict use_column
     DECLARE
-        all_topics integer[] := topics;
-        all_parts smallint[] := parts;
-        dead integer;
+        dead_topics integer[];
+        locked_topics integer[];
+        locked_parts smallint[];
     BEGIN
-        FOR dead IN SELECT (t.spec->>'dead_letter')::integer FROM store_topics t
-            WHERE t.topic = ANY(mortal) AND t.spec->>'dead_letter' IS NOT NULL
-        LOOP
-            all_topics := all_topics || dead;
-            all_parts := all_parts || 0::smallint;
-        END LOOP;
-        PERFORM 1 FROM store_partitions p
-            JOIN (SELECT DISTINCT * FROM unnest(all_topics, all_parts) AS u(topic, part)) w ON p.topic = w.topic AND p.part = w.part
-            ORDER BY p.topic, p.part FOR UPDATE OF p;
+        SELECT coalesce(array_agg((t.spec->>'dead_letter')::integer), '{}') INTO dead_topics FROM store_topics t
+            WHERE t.topic = ANY(mortal) AND t.spec->>'dead_letter' IS NOT NULL;
+        SELECT coalesce(array_agg(l.topic), '{}'), coalesce(array_agg(l.part), '{}') INTO locked_topics, locked_parts
+            FROM (SELECT p.topic, p.part FROM store_partitions p
+                JOIN (SELECT * FROM unnest(topics, parts) AS u(topic, part) UNION SELECT dead, 0::smallint FROM unnest(dead_topics) AS u(dead)) w
+                    ON p.topic = w.topic AND p.part = w.part
+                ORDER BY p.topic, p.part FOR UPDATE OF p) l;
         moment := store_now(given, ahead);
         stamp := nextval('store_stamps');
+        -- A topic that came meanwhile has partitions that are not locked: they are not told.
         RETURN QUERY SELECT t.topic, p.part, p.revision, p.heads, p.at, store_lock.moment, store_lock.stamp, t.class, t.spec::text,
                 s.bytes::bigint, s.keys::bigint
             FROM store_topics t
             LEFT JOIN LATERAL (SELECT sum(q.bytes) AS bytes, sum(q.keys) AS keys FROM store_partitions q WHERE q.topic = t.topic) s
                 ON true
-            LEFT JOIN (SELECT DISTINCT * FROM unnest(all_topics, all_parts) AS u(topic, part)) w ON w.topic = t.topic
+            LEFT JOIN unnest(locked_topics, locked_parts) AS w(topic, part) ON w.topic = t.topic
             LEFT JOIN store_partitions p ON p.topic = w.topic AND p.part = w.part
-            WHERE t.topic = ANY(all_topics || mortal);
+            WHERE t.topic = ANY(topics || dead_topics || mortal);
     END
     $$;
 
@@ -79,6 +78,7 @@ BEGIN
         kept bigint;
         next bigint;
         since bigint;
+        partitions bigint;
     BEGIN
         PERFORM set_config('synchronous_commit', 'off', true);
         moment := store_now(given, ahead);
@@ -88,15 +88,16 @@ BEGIN
             OR EXISTS (SELECT 1 FROM retries r WHERE r.topic = of_topic AND r.grp = of_group AND r.at = 0)
             OR EXISTS (SELECT 1 FROM retries r WHERE r.topic = of_topic AND r.grp = of_group AND r.at > 0 AND r.at <= moment)
             OR EXISTS (SELECT 1 FROM grants g WHERE g.topic = of_topic AND g.grp = of_group AND g.ends <= moment)
-            OR EXISTS (SELECT 1 FROM settled_ranges s WHERE s.topic = of_topic AND s.grp = of_group)
         THEN
             RETURN;
         END IF;
+        SELECT count(*) INTO partitions FROM store_partitions q WHERE q.topic = of_topic;
         SELECT k.part, greatest(k.nexts[1], q.starts[1]), k.seen, q.heads[1] INTO part, next, since, head
             FROM cursors k JOIN store_partitions q ON q.topic = k.topic AND q.part = k.part
             WHERE k.topic = of_topic AND k.grp = of_group AND q.heads[1] > greatest(k.nexts[1], q.starts[1])
-            ORDER BY (k.part + turn) % 64 LIMIT 1 FOR UPDATE OF k SKIP LOCKED;
-        IF NOT FOUND OR EXISTS (SELECT 1 FROM cursors k JOIN store_partitions q ON q.topic = k.topic AND q.part = k.part
+            ORDER BY (k.part + turn) % partitions LIMIT 1 FOR UPDATE OF k SKIP LOCKED;
+        -- Looked at once the cursor is locked: who moves it has left ranges with it.
+        IF NOT FOUND OR EXISTS (SELECT 1 FROM settled_ranges s WHERE s.topic = of_topic AND s.grp = of_group) OR EXISTS (SELECT 1 FROM cursors k JOIN store_partitions q ON q.topic = k.topic AND q.part = k.part
             WHERE k.topic = of_topic AND k.grp = of_group AND k.nexts[2:10] <> q.heads[2:10])
         THEN
             RETURN;
@@ -108,10 +109,10 @@ BEGIN
                 -- What is unusual is told by its expiry.
                 CASE WHEN m.at <= store_take.moment - kept OR m.target IS NOT NULL THEN 0 ELSE m.expires END,
                 m.key, m.target, m.meta_len, m.crc, m.body, m.stamp, m.at
-            FROM (SELECT n.*, sum(octet_length(n.body) - n.meta_len) OVER (ORDER BY n.seq) AS so_far
+            FROM (SELECT n.*, sum(octet_length(n.body) - n.meta_len) OVER (ORDER BY n.seq) AS so_far, row_number() OVER (ORDER BY n.seq) AS nth
                 FROM (SELECT * FROM messages n WHERE n.topic = of_topic AND n.part = store_take.part AND n.lane = 0 AND n.class = of_class
                     AND n.seq >= next AND n.seq < store_take.head AND n.at >= since ORDER BY n.seq LIMIT most) n) m
-            WHERE m.so_far <= bytes_most OR m.so_far = octet_length(m.body) - m.meta_len
+            WHERE m.so_far <= bytes_most OR m.nth = 1
             ORDER BY m.seq;
     END
     $$;

@@ -68,6 +68,8 @@ pub struct Load {
 pub enum Heard {
     /// Another one has its name.
     Taken,
+    /// What is there is moved elsewhere, or was: nobody serves it.
+    Moved,
     /// It is counted.
     Counted {
         /// Whether it is asked to take no work.
@@ -86,7 +88,7 @@ impl Catalog {
         let mut writing = self.write_aside().await?;
         let sql = format!(
             "INSERT INTO brokers AS b (node, instance, release, started_at, seen, followed, prepared, stopping, serving, load, drain)
-             VALUES ($1, $2, $3, $4, {NOW}, $5, $6, $7, $9, $10, $11)
+             SELECT $1, $2, $3, $4, {NOW}, $5, $6, $7, $9, $10, $11 WHERE NOT EXISTS (SELECT FROM store_moves)
              ON CONFLICT (node) DO UPDATE SET instance = $2, release = $3, started_at = $4, seen = {NOW}, followed = $5,
                  prepared = $6, stopping = $7, serving = $9, load = $10, drain = b.drain AND b.instance = $2
              WHERE b.instance = $2 OR b.seen <= {NOW} - $8
@@ -107,8 +109,16 @@ impl Catalog {
             .bind(member.drain)
             .fetch_optional(&mut *writing)
             .await?;
+        let moved = match told {
+            Some(_) => false,
+            None => sqlx::query("SELECT 1 FROM store_moves").fetch_optional(&mut *writing).await?.is_some(),
+        };
         writing.commit().await?;
-        Ok(told.map_or(Heard::Taken, |(drain, at)| Heard::Counted { drain, at: Timestamp(at) }))
+        Ok(match told {
+            Some((drain, at)) => Heard::Counted { drain, at: Timestamp(at) },
+            None if moved => Heard::Moved,
+            None => Heard::Taken,
+        })
     }
 
     /// Asks a broker to take no work, or to take it again; false if it is not there. It is told as it is told of any change.

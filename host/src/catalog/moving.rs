@@ -368,7 +368,7 @@ fn digest(row: &[Value], columns: &[(String, Kind)]) -> impl Into<[u8; 32]> + us
     hash.finalize()
 }
 
-/// JSON with the names of its objects in order, which `jsonb` does not keep.
+/// JSON with the names of its objects in order and its numbers in one form, neither of which `jsonb` keeps.
 fn canonical(text: &str) -> String {
     fn sorted(value: serde_json::Value) -> serde_json::Value {
         match value {
@@ -378,6 +378,12 @@ fn canonical(text: &str) -> String {
                 serde_json::Value::Object(ordered.into_iter().collect())
             }
             serde_json::Value::Array(items) => serde_json::Value::Array(items.into_iter().map(sorted).collect()),
+            // `jsonb` writes out what is whole, and knows no zero below zero.
+            serde_json::Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
+                Some(float) if float == 0.0 => 0.into(),
+                Some(float) if float.fract() == 0.0 && float.abs() < 9e18 => (float as i64).into(),
+                _ => serde_json::Value::Number(number),
+            },
             other => other,
         }
     }
@@ -391,6 +397,7 @@ mod tests {
 
     #[test]
     fn json_is_the_same_in_any_order() {
+        assert_eq!(canonical("[1e17, -0.0, 0.5, 7]"), canonical("[100000000000000000, 0, 0.50, 7]"));
         assert_eq!(canonical(r#"{"b": [ {"d":1,"c":"x"} ], "a": null}"#), r#"{"a":null,"b":[{"c":"x","d":1}]}"#);
     }
 

@@ -64,8 +64,21 @@ struct Side {
 }
 
 impl Ends {
+    /// The same from wherever it is called.
     fn embedded_name(&self) -> String {
-        self.data_dir.display().to_string()
+        std::path::absolute(&self.data_dir).unwrap_or_else(|_| self.data_dir.clone()).display().to_string()
+    }
+
+    /// The marks of source and target, and how these are called; nothing is made for that.
+    async fn marks(&self, clock: &Clock) -> Result<[(Option<Mark>, String); 2], OfflineError> {
+        let catalog = Catalog::connect(&self.database, clock.clone()).await?;
+        let postgres = (Marked::Database(catalog.clone()).read().await?, self.database.to_string());
+        catalog.close().await;
+        let embedded = (Marked::Dir(self.data_dir.clone()).read().await?, self.embedded_name());
+        Ok(match self.to {
+            End::Postgres => [embedded, postgres],
+            End::Embedded => [postgres, embedded],
+        })
     }
 
     async fn embedded(&self, clock: &Clock) -> Result<Side, OfflineError> {
@@ -120,8 +133,16 @@ pub async fn migrate_store(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Moved, OfflineError> {
     let (source, target) = ends.open(clock).await?;
-    begin(&source, &target, clock).await?;
     no_brokers(ends, &source, &target).await?;
+    let is_new = begin(&source, &target, clock).await?;
+    if let Err(serving) = no_brokers(ends, &source, &target).await {
+        // It came between the two looks, and serves on.
+        if is_new {
+            target.marked.write(None).await?;
+            source.marked.write(None).await?;
+        }
+        return Err(serving);
+    }
     let shape = match ends.to {
         End::Postgres => target.catalog.shape(&source.catalog).await?,
         End::Embedded => source.catalog.shape(&target.catalog).await?,
@@ -140,6 +161,8 @@ pub async fn migrate_store(
     if ends.to == End::Postgres {
         target.catalog.analyze().await?;
     }
+    // One that had fallen silent is ended by the mark when it comes back; what it did before that would be missing.
+    no_brokers(ends, &source, &target).await?;
     end(&source, &target, clock).await?;
     Ok(moved)
 }
@@ -149,17 +172,15 @@ pub async fn migrate_store(
 /// # Errors
 /// Where no move was broken off; or when it fails, and can be done again.
 pub async fn abandon(ends: &Ends, clock: &Clock) -> Result<(), OfflineError> {
-    let (source, target) = ends.open(clock).await?;
-    let (from, to) = (source.marked.read().await?, target.marked.read().await?);
-    let is_ours = match (&from, &to) {
-        (Some(from), None) => from.role == Role::Source,
-        (Some(from), Some(to)) => from.id == to.id && from.role == Role::Source && to.role == Role::Target,
-        _ => false,
-    };
+    let [(from, source_name), (to, target_name)] = ends.marks(clock).await?;
+    let is_ours = from.as_ref().is_some_and(|from| from.role == Role::Source && from.other == target_name)
+        && to.as_ref().is_none_or(|to| to.role == Role::Target && Some(&to.id) == from.as_ref().map(|from| &from.id));
     if !is_ours {
-        let (from, to) = (&source.name, &target.name);
-        return Err(OfflineError::Target(format!("no move from {from} to {to} was broken off: nothing to abandon")));
+        return Err(OfflineError::Target(format!(
+            "no move from {source_name} to {target_name} was broken off: nothing to abandon"
+        )));
     }
+    let (source, target) = ends.open(clock).await?;
     if to.is_some() {
         no_brokers(ends, &source, &target).await?;
         target.store.close().await?;
@@ -182,14 +203,18 @@ pub async fn abandon(ends: &Ends, clock: &Clock) -> Result<(), OfflineError> {
     source.marked.write(None).await
 }
 
-/// Marks both ends, unless they are marked as those of this move.
-async fn begin(source: &Side, target: &Side, clock: &Clock) -> Result<(), OfflineError> {
+/// Marks both ends, unless they are marked as those of this move; whether they were not.
+async fn begin(source: &Side, target: &Side, clock: &Clock) -> Result<bool, OfflineError> {
     let (from, to) = (source.marked.read().await?, target.marked.read().await?);
-    let refuse = |side: &Side, mark: &Mark| Err(OfflineError::Target(format!("{}: {}", side.name, mark.refusal())));
+    let refuse = |side: &Side, mark: &Mark| -> Result<bool, OfflineError> {
+        Err(OfflineError::Target(format!("{}: {}", side.name, mark.refusal())))
+    };
     match (&from, &to) {
-        (Some(from), Some(to)) if from.id == to.id && to.role == Role::Target => return Ok(()),
+        (Some(from), Some(to)) if from.id == to.id && to.role == Role::Target && from.other == target.name => {
+            return Ok(false);
+        }
         (_, Some(to)) => return refuse(target, to),
-        (Some(from), None) if from.role != Role::Source => return refuse(source, from),
+        (Some(from), None) if from.role != Role::Source || from.other != target.name => return refuse(source, from),
         _ => {}
     }
     if !target.catalog.is_empty().await? || !target.store.topics().await?.is_empty() {
@@ -202,7 +227,8 @@ async fn begin(source: &Side, target: &Side, clock: &Clock) -> Result<(), Offlin
     let at = clock.now();
     let mark = |role, other: &Side| Mark { id: id.clone(), role, other: other.name.clone(), at };
     source.marked.write(Some(&mark(Role::Source, target))).await?;
-    target.marked.write(Some(&mark(Role::Target, source))).await
+    target.marked.write(Some(&mark(Role::Target, source))).await?;
+    Ok(true)
 }
 
 /// Those that come from now on find the mark.
@@ -302,7 +328,7 @@ async fn copy_topic(
 /// What two stores hold, read anew.
 #[derive(Debug, Clone, Default)]
 pub struct Compared {
-    /// By topic.
+    /// By topic, as it arrived.
     pub topics: Vec<(TopicId, TopicDigest)>,
     /// Plugins' values.
     pub values: u64,
@@ -326,11 +352,11 @@ pub async fn compare_messages(
     let mut compared = Compared { rest_is_same: ids(&topics) == ids(&arrived), ..Compared::default() };
     let read = |bytes| progress(Progress::Did(bytes));
     for (topic, other) in topics.iter().zip(&arrived) {
-        let was = digest(source, topic, &read).await?;
-        if was != digest(target, other, &read).await? {
+        let (was, is) = (digest(source, topic, &read).await?, digest(target, other, &read).await?);
+        if was != is {
             compared.differing.push(topic.spec.id);
         }
-        compared.topics.push((topic.spec.id, was));
+        compared.topics.push((topic.spec.id, is));
     }
     let values = digest_values(source).await?;
     compared.rest_is_same &= values == digest_values(target).await?;

@@ -38,7 +38,8 @@
 //! beyond fails as [`StoreError::KvConflict`], since whoever asked for room before ([`MessageStore::kv_room`]) was told so.
 //!
 //! **Bounds.** Retention by time wins over everything; by bytes it removes what every group has settled, and when that
-//! is not enough the topic is full ([`AppendOutcome::TopicFull`]). Nothing grows with the number of settled messages.
+//! is not enough the topic is full ([`AppendOutcome::TopicFull`]). Nothing grows with the number of settled messages. A store that
+//! several brokers share may be over a topic's bound by what is being appended to its other partitions at that moment.
 //!
 //! **Cost.** `append` and `settle` share one sync among all that wait. `lease` of n costs O(n), not O(backlog).
 //! Every method may be called from any task at any time; none blocks the runtime's threads on the disk.

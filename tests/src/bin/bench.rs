@@ -4,6 +4,8 @@
 
 #[path = "bench/bare.rs"]
 mod bare;
+#[path = "bench/bloat.rs"]
+mod bloat;
 #[path = "bench/brokers.rs"]
 mod brokers;
 #[path = "bench/endpoints.rs"]
@@ -59,7 +61,7 @@ const TOPIC: &str = "bench";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// The groups of rows, by the names that choose them.
-const GROUPS: [&str; 17] = [
+const GROUPS: [&str; 18] = [
     "publish",
     "batch",
     "consume",
@@ -77,6 +79,7 @@ const GROUPS: [&str; 17] = [
     "swaps",
     "fleet",
     "brokers",
+    "bloat",
 ];
 
 #[tokio::main]
@@ -111,7 +114,8 @@ async fn main() {
             "hostile" => hostile::rows(&mut report).await,
             "swaps" => swaps::rows(&mut report).await,
             "fleet" => fleet::rows(&mut report).await,
-            _ => brokers::rows(&mut report).await,
+            "brokers" => brokers::rows(&mut report).await,
+            _ => bloat::rows(&mut report).await,
         }
     }
     // Only a whole run becomes the page.

@@ -90,8 +90,9 @@ impl Bed {
     pub(super) async fn befall(&mut self, trouble: Trouble, shared: &Shared, random: &mut StdRng) -> Healed {
         let at = random.random_range(0..NODES.len());
         let a_while = Duration::from_millis(random.random_range(300..2500));
-        // Who has lost its membership, or its process, has lost its leases.
-        let ending = shared.leases_may_end();
+        // Who starts again under its name has lost its leases, and a database that crashes may have lost grants.
+        let ends_leases = [Trouble::BrokerKilled, Trouble::BrokerReplaced, Trouble::PostgresCrashes].contains(&trouble);
+        let ending = ends_leases.then(|| shared.leases_may_end());
         let over = match trouble {
             Trouble::BrokerKilled => {
                 self.brokers[at].kill();
@@ -155,7 +156,9 @@ impl Bed {
         *shared.brokers[at].write() = self.brokers[at].admin();
         self.serves().await;
         let took = over.elapsed();
-        shared.leases_ended(&ending);
+        if let Some(ending) = ending {
+            shared.leases_ended(&ending);
+        }
         Healed { trouble, took }
     }
 

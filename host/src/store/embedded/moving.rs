@@ -139,10 +139,13 @@ impl Movable for EmbeddedStore {
             return Err(StoreError::Invalid("messages are missing before these".to_owned()));
         }
         let (mut ops, mut bodies, mut erased) = (Vec::new(), Vec::new(), Vec::new());
-        let mut before = messages.iter().rfind(|message| message.sequence < end).map(|last| (last.stamp, last.at));
+        // An erased one has no place in the order of appends, nor a time: it stands where the one before it does, or behind it.
+        let core = Arc::clone(&self.core);
+        let last = blocking(move || if end == 0 { Ok(None) } else { core.entry(lane, end - 1) }).await?;
+        let next = messages.iter().find(|message| message.sequence >= end && message.body.is_some());
+        let mut before = last.map(|last| (last.stamp, last.at)).or(next.map(|next| (next.stamp, next.at)));
         for message in new {
             let body = message.body.clone().unwrap_or_else(|| tombstone(lane, message.at));
-            // An erased one stands where the one before it does.
             let (stamp, at) = match &message.body {
                 Some(_) => (message.stamp, message.at),
                 None => before.unwrap_or((message.stamp, message.at)),

@@ -197,11 +197,13 @@ impl Shared {
         &self,
         tx: &mut Tx,
         topic: TopicId,
-        keys: Vec<(KeyHash, Place, DedupOutcome)>,
+        mut keys: Vec<(KeyHash, Place, DedupOutcome)>,
     ) -> Result<(), StoreError> {
         if keys.is_empty() {
             return Ok(());
         }
+        // In one order, so that batches with the same keys do not wait in a circle.
+        keys.sort_unstable_by_key(|(key, ..)| *key);
         let mut outcomes = Vec::with_capacity(keys.len());
         for (_, _, outcome) in &keys {
             outcomes.push(outcome_bytes(outcome)?);

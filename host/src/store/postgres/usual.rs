@@ -67,7 +67,7 @@ impl Shared {
             .bind(i64::try_from(request.max - count).unwrap_or(i64::MAX))
             .bind(bytes_left)
             // Brokers begin with different partitions, and with another one each time.
-            .bind(self.epoch.wrapping_mul(7).wrapping_add(number).rem_euclid(64))
+            .bind(self.epoch.wrapping_mul(7).wrapping_add(number) & i64::from(i32::MAX))
             .bind(given)
             .bind(ahead)
             .fetch_all(&mut *tx)

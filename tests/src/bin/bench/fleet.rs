@@ -132,7 +132,13 @@ impl Sides {
                     let count = match work {
                         Work::Append => append(&store, part).await,
                         Work::RawAppend => raw_append(&raw, part).await,
-                        Work::Lease => lease(&store).await,
+                        Work::Lease => match lease(&store).await {
+                            0 => {
+                                store.seek(TOPIC, GROUP, SeekTo::Earliest).await.expect("the group is there");
+                                0
+                            }
+                            count => count,
+                        },
                         Work::RawLease => raw_lease(&raw, part).await,
                     };
                     done.fetch_add(count as u64, Ordering::Relaxed);
@@ -151,7 +157,11 @@ impl Sides {
 }
 
 fn message(part: u16) -> Message {
-    let (entropy, mut payload) = (Entropy::system(), vec![0; BYTES]);
+    message_of(part, BYTES)
+}
+
+fn message_of(part: u16, bytes: usize) -> Message {
+    let (entropy, mut payload) = (Entropy::system(), vec![0; bytes]);
     entropy.fill(&mut payload);
     let at = Clock::system().now();
     let meta = MessageMeta {
@@ -173,11 +183,17 @@ fn message(part: u16) -> Message {
 }
 
 async fn append(store: &PostgresStore, part: u16) -> usize {
-    let batch = store_bed::batch((0..BATCH).map(|_| store_bed::item(message(part))).collect());
+    append_of(store, part, BYTES).await
+}
+
+/// Appends a batch of messages of so many bytes each.
+pub async fn append_of(store: &PostgresStore, part: u16, bytes: usize) -> usize {
+    let batch = store_bed::batch((0..BATCH).map(|_| store_bed::item(message_of(part, bytes))).collect());
     store.append(batch).await.expect("the store takes messages").len()
 }
 
-async fn lease(store: &PostgresStore) -> usize {
+/// Leases a batch and acknowledges it; how many those were.
+pub async fn lease(store: &PostgresStore) -> usize {
     let request = LeaseRequest {
         topic: TOPIC,
         group: GROUP,
@@ -190,7 +206,6 @@ async fn lease(store: &PostgresStore) -> usize {
     };
     let leased = store.lease(request).await.expect("the group is there");
     if leased.leases.is_empty() {
-        store.seek(TOPIC, GROUP, SeekTo::Earliest).await.expect("the group is there");
         return 0;
     }
     let settle = |lease: &sluice::store::Lease| Settle {
