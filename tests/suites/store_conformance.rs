@@ -98,3 +98,5 @@ conformance!(embedded_cramped, sluice_tests::store_backends::PowerCuts::cramped)
 conformance!(postgres, sluice_tests::store_backends::OnPostgres::named);
 // Each call of a rule goes to another broker than the one before, through a pooler.
 conformance!(postgres_fleet, sluice_tests::store_backends::OnPostgres::fleet);
+conformance!(redis, sluice_tests::store_backends::OnRedis::named);
+conformance!(redis_fleet, sluice_tests::store_backends::OnRedis::fleet);

@@ -47,6 +47,7 @@ pub mod embedded;
 mod error;
 pub mod postgres;
 mod receipt;
+pub mod redis;
 mod values;
 
 pub use crate::message::{FailedAttempt, Failure, Failures};

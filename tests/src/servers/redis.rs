@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use super::process::{self, Process};
 use super::{Options, program};
@@ -37,6 +38,17 @@ impl Redis {
         let mut redis = Redis { options, folder: process::folder("redis"), port: process::free_port(), process: None };
         redis.restart().await;
         redis
+    }
+
+    /// The usual server, one for all tests of the process: for those that need only keys of their own.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub fn shared() -> &'static Redis {
+        static SHARED: OnceLock<Redis> = OnceLock::new();
+        // What is in it no test looks for after a crash of the machine.
+        SHARED
+            .get_or_init(|| process::on_a_thread(async || Redis::start(Options::new().set("appendfsync", "no")).await))
     }
 
     /// A server that speaks TLS too, at a port of its own, with the certificate `good.pem` of `tests/data/tls`.
