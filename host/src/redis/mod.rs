@@ -30,6 +30,7 @@ use crate::config;
 use crate::entropy::Entropy;
 use crate::fleet::Fleet;
 use crate::store::postgres::PostgresStore;
+use crate::store::redis::RedisStore;
 use crate::telemetry::Stopwatch;
 
 pub use rates::Taken;
@@ -187,17 +188,24 @@ impl Redis {
     }
 
     /// Helps these from now on, until `ended`.
-    pub fn help(&self, fleet: &Arc<Fleet>, store: &Arc<PostgresStore>, ended: CancellationToken) {
-        let (fleet, store) = (Arc::clone(fleet), Arc::clone(store));
+    pub fn help(
+        &self,
+        fleet: &Arc<Fleet>,
+        (store, streams): (&Arc<PostgresStore>, &Arc<RedisStore>),
+        ended: CancellationToken,
+    ) {
+        let (fleet, store, streams) = (Arc::clone(fleet), Arc::clone(store), Arc::clone(streams));
         let teller = Arc::downgrade(&self.0);
-        // The store would hold what holds the store.
-        store.tell_others(move |topic| {
+        // A store would hold what holds the store.
+        let tell = move |topic| {
             if let Some(teller) = teller.upgrade() {
                 Redis(teller).tell_of(topic);
             }
-        });
+        };
+        store.tell_others(tell.clone());
+        streams.tell_others(tell);
         // A second fleet there is none.
-        let _first = self.0.ears.set(Ears { fleet: Arc::clone(&fleet), store });
+        let _first = self.0.ears.set(Ears { fleet: Arc::clone(&fleet), store, streams });
         let redis = self.clone();
         tokio::spawn(async move {
             tokio::select! {

@@ -48,7 +48,7 @@ fn last() -> i64 {
 }
 
 fn all() -> Vec<i64> {
-    (1..=last()).collect()
+    MIGRATIONS.iter().map(|migration| migration.version).collect()
 }
 
 async fn connect(url: &PostgresUrl) -> Result<Catalog, CatalogError> {
@@ -61,9 +61,10 @@ fn every_migration_of_the_folder_is_listed_and_records_itself() {
         std::fs::read_dir(folder()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
     files.sort();
     assert_eq!(MIGRATIONS.iter().map(|known| known.file).collect::<Vec<_>>(), files);
-    for (at, migration) in MIGRATIONS.iter().enumerate() {
-        let number = i64::try_from(at + 1).unwrap();
-        assert_eq!(migration.version, number);
+    // A number may be missing: it is that of a change that comes another way.
+    assert!(MIGRATIONS.is_sorted_by(|earlier, later| earlier.version < later.version));
+    for migration in MIGRATIONS {
+        let number = migration.version;
         let (numbered, name) = migration.file.trim_end_matches(".sql").split_once('_').unwrap();
         assert_eq!(numbered.parse::<i64>().unwrap(), number);
         for part in [

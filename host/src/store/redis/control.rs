@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Shared;
 use super::script::{
     Args, CURSOR, DELETE_GROUP, DELETE_TOPIC, DISCARD, EPOCHS, ERASE, FORGET_EPOCHS, ORPHANS, PUT_GROUP, PUT_TOPIC,
-    REWRITE, TRIM, strange,
+    TRIM, UPKEEP, strange,
 };
 use super::settings::{put_group, put_topic, to};
 use crate::clock::Timestamp;
@@ -214,7 +214,7 @@ impl Shared {
                 Err(error) => return Err(error),
             }
         }
-        if self.run(&REWRITE, &Args::new().text(self.time())).await?.int()? > 0
+        if self.run(&UPKEEP, &Args::new().text(self.time()).text(&*self.node)).await?.int()? > 0
             && let Err(why) = self.server.rewrite().await
         {
             tracing::warn!(

@@ -52,12 +52,12 @@ scripts! {
     PUT_TOPIC "put_topic" "" true;
     READ "read" " flags=no-writes" false;
     REGISTER "register" " flags=allow-oom" true;
-    REWRITE "rewrite" " flags=allow-oom" true;
     SETTINGS "settings" " flags=no-writes" false;
     SETTLE "settle" " flags=allow-oom" true;
     STATS "stats" " flags=no-writes" false;
     TICK "tick" " flags=allow-oom" true;
     TRIM "trim" " flags=allow-oom" true;
+    UPKEEP "upkeep" " flags=allow-oom" true;
 }
 
 impl Script {

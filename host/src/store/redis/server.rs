@@ -196,12 +196,7 @@ impl Server {
         write.arg(format!("{}look", self.key)).arg(1).arg("PX").arg(60_000);
         let written = link.ask::<()>(&write).await;
         let is_full = written.as_ref().is_err_and(|error| error.code() == Some("OOM"));
-        if is_full != self.is_full.swap(is_full, Ordering::Relaxed) {
-            match is_full {
-                true => tracing::error!("{}", full()),
-                false => tracing::info!("Redis has memory again, and takes publishes"),
-            }
-        }
+        self.is_full(is_full);
         // It serves who consumes, and so gets room again.
         if is_full { Ok(()) } else { written.map_err(|error| trouble(&error)) }
     }
@@ -254,6 +249,17 @@ impl Server {
         asked(link.ask::<Value>(&script.whole(&self.key, args)).await)
     }
 
+    /// Says it once.
+    fn is_full(&self, is_full: bool) {
+        if is_full == self.is_full.swap(is_full, Ordering::Relaxed) {
+            return;
+        }
+        match is_full {
+            true => tracing::error!(redis = self.place(), "{}", full()),
+            false => tracing::info!("Redis has memory again, and takes publishes"),
+        }
+    }
+
     /// Nobody waits for it before it has answered again.
     fn lose(&self, why: &str) {
         self.give_up(why);
@@ -264,7 +270,7 @@ impl Server {
         let why = error.to_string();
         match (error.kind(), error.code()) {
             (_, Some("OOM")) => {
-                self.is_full.store(true, Ordering::Relaxed);
+                self.is_full(true);
                 StoreError::Busy(full())
             }
             // A script that failed in the midst is a fault of ours.

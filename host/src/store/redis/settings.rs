@@ -135,15 +135,19 @@ impl Shared {
             self.take_over(read);
             return Ok(());
         }
-        self.losses.inc();
-        tracing::error!(
-            redis = self.server.place(),
-            "Redis has lost what it held: its topics are made anew, and the messages that were in them are gone. Redis keeps them over \
-             a restart with appendonly yes; whoever empties it (FLUSHALL) empties these topics"
-        );
+        let remembered = self.remembered();
+        if !remembered.is_empty() {
+            self.losses.inc();
+            tracing::error!(
+                redis = self.server.place(),
+                topics = remembered.len(),
+                "Redis has lost what it held: its topics are made anew, and the messages that were in them are gone. Redis keeps them \
+                 over a restart with appendonly yes; whoever empties it (FLUSHALL) empties these topics"
+            );
+        }
         let epoch = self.epoch.get().copied().unwrap_or(0);
         self.run(&REGISTER, &Args::new().int(epoch).text(&*self.node).text(self.new_mark())).await?;
-        for (spec, groups) in self.remembered() {
+        for (spec, groups) in remembered {
             self.run(&PUT_TOPIC, &put_topic(&spec)?).await?;
             for group in groups {
                 // What came in between is nobody's past: all of it waits.
@@ -152,7 +156,8 @@ impl Shared {
         }
         let read = self.read_settings().await?;
         self.take_over(read);
-        self.known.lock().all().into_iter().for_each(|topic| self.wake(topic));
+        let topics = self.known.lock().all();
+        topics.into_iter().for_each(|topic| self.wake(topic));
         Ok(())
     }
 

@@ -8,4 +8,5 @@ for n = 1, #all, 2 do
   if all[n + 1] == node then before[#before + 1] = all[n] end
 end
 call('HSET', P .. 'nodes', epoch, node)
+call('ZADD', P .. 'seen', now, node)
 return { 'ok', epoch, call('HGET', KEYS[1], 'born'), before }

@@ -4,7 +4,7 @@
 --
 -- m       hash: the last epoch, the version of all settings, what the store was born as, whether an erasure waits for a rewrite
 -- n       the stamp of the last message: the order of all appends
--- topics  set of numbers     nodes  hash: epoch -> broker     w  hash: topic -> how often something became leasable
+-- topics  set of numbers     nodes  hash: epoch -> broker     seen  sorted set: broker, by when it was there last     w  hash: topic -> how often something became leasable
 -- due     sorted set: topic:group, by when a lease or a wait ends next      aging  sorted set: topic, by when its next key ages out
 -- t:T     hash: settings and totals      t:T:d, :da  keys with their outcomes; by when they came
 --         t:T:i  id -> place      t:T:o  id of an original -> places of its dead letters      t:T:g  set of groups
