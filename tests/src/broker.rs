@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::servers::Postgres;
+use crate::servers::{Postgres, Redis};
 use crate::token::Claims;
 use crate::{Client, TestClock, binary, failure, wait, warm};
 
@@ -48,19 +48,23 @@ impl Settings {
         self
     }
 
-    /// As it is, or on a database of its own: all suites run so with `SLUICE_TEST_STORAGE=postgres`.
+    /// As it is; or on a database of its own: all suites run so with `SLUICE_TEST_STORAGE=postgres`; or with a Redis, in which topics
+    /// are that are made without a word of it: with `SLUICE_TEST_STORAGE=redis-topics`.
     fn on_any_storage(self) -> Settings {
-        let says = self.env.iter().any(|(name, _)| name == "SLUICE__POSTGRES__URL");
-        if says || self.own_secret || std::env::var("SLUICE_TEST_STORAGE").as_deref() != Ok("postgres") {
-            return self;
+        let says = |wanted: &str| self.env.iter().any(|(name, _)| name == wanted);
+        match std::env::var("SLUICE_TEST_STORAGE").as_deref() {
+            Ok("postgres") if !self.own_secret && !says("SLUICE__POSTGRES__URL") => {
+                self.on(&Postgres::shared_with_tables("suite"), "broker")
+            }
+            Ok("redis-topics") if !says("SLUICE__REDIS__URL") => self.env("SLUICE__REDIS__URL", &Redis::shared().url()),
+            _ => self,
         }
-        self.on(&Postgres::shared_with_tables("suite"), "broker")
     }
 
     /// What is kept stays where it is.
     fn stay_on_storage_of(&mut self, before: Settings) {
         for (name, value) in before.env {
-            let is_storage = ["SLUICE__POSTGRES__URL", "SLUICE__NODE_ID"].contains(&&*name);
+            let is_storage = ["SLUICE__POSTGRES__URL", "SLUICE__NODE_ID", "SLUICE__REDIS__URL"].contains(&&*name);
             if is_storage && !self.env.iter().any(|(known, _)| *known == name) {
                 self.env.push((name, value));
             }

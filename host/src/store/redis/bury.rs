@@ -91,6 +91,7 @@ impl Shared {
                 .text(doomed.dead.0.to_string())
                 .text(codec::head(&doomed.copy, Some(doomed.original)))
                 .bytes(codec::bytes(&doomed.copy))
+                .int(now.0)
                 .flag(over);
         }
         let mut reply = self.run(&BURY, &args).await?;

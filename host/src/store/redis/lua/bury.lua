@@ -1,7 +1,7 @@
 -- Ends leases with their copies in dead-letter topics. Whoever was quicker (a settlement, a retry, a seek) is let be.
 local now, results = clock(), {}
 local function one()
-  local tid, gid, m, record, dead, head, body = arg(), arg(), arg(), arg(), arg(), arg(), arg()
+  local tid, gid, m, record, dead, head, body, at = arg(), arg(), arg(), arg(), arg(), arg(), arg(), num()
   local t = topic(tid)
   local g = t and group(t, gid)
   if not g or call('HGET', g.key .. ':H', m) ~= record then return 0 end
@@ -13,12 +13,13 @@ local function one()
   forget(g, p, seq)
   count(g, 'dead', 1)
   touch(g)
-  push(grave(t), '0', now, head, body)
+  -- As the copy says: that is when it failed, a moment ago.
+  push(grave(t), '0', math.min(at, now), head, body)
   return 1
 end
 for n = 1, num() do
   local before = given
   results[n] = one()
-  given = before + 8
+  given = before + 9
 end
 return { 'ok', results, flush() }
