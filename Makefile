@@ -7,6 +7,9 @@ BIN := $(CARGO_TARGET_DIR)/debug
 # What `make test` also runs over PostgreSQL, and over three brokers with Redis: the core of what a broker does.
 OVER_POSTGRES := batches:: delivery:: idempotency:: pipelines:: pipeline_revisions:: request_reply:: seek:: webhooks::
 OVER_FLEET := batches:: idempotency:: pipelines:: seek:: webhooks::
+# The same with topics in Redis, but for what asks for what Redis lacks, or looks into the data directory.
+OVER_REDIS := $(OVER_POSTGRES) dead_letters:: $(addprefix --skip ,ordered at_most_once exactly_once delayed most_urgent \
+	a_repeat_after_a_crash a_webhook_is_sent_again_what_stands a_replay_that_cannot_read_on)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo fleet run build plugins test check bench soak fuzz audit fmt clean wasm-target
@@ -35,6 +38,7 @@ test: build ## every test: broker, suites against the real binary, SDK, plugins
 	cargo test --workspace
 	SLUICE_TEST_STORAGE=postgres cargo test --workspace --test suites -- $(OVER_POSTGRES)
 	SLUICE_TEST_STORAGE=fleet cargo test --workspace --test suites -- $(OVER_FLEET)
+	SLUICE_TEST_STORAGE=redis-topics cargo test --workspace --test suites -- $(OVER_REDIS)
 	cd plugin-sdk && cargo test
 	cd plugins && cargo test --workspace
 

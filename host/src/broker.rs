@@ -2,6 +2,8 @@
 //! the store has recovered and the directory agrees with it; on a stop, what is in flight is finished before the store
 //! closes. Holds no logic of its own.
 
+mod streams;
+
 use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
@@ -42,6 +44,8 @@ use crate::schemas::Schemas;
 use crate::settle::Settler;
 use crate::store::embedded::{EmbeddedOptions, EmbeddedStore, OpenError};
 use crate::store::postgres::{PostgresOptions, PostgresStore};
+use crate::store::redis::RedisStore;
+use crate::store::routed::{Homes, RoutedStore};
 use crate::store::{MessageStore, StoreError};
 use crate::topic_history::TopicHistory;
 use crate::topic_metrics::TopicMetrics;
@@ -121,6 +125,8 @@ pub struct Broker {
     pub fleet: Option<Arc<Fleet>>,
     /// What helps them, if there is one.
     pub redis: Option<Redis>,
+    /// The topics that are in it, if there is one.
+    pub streams: Option<Arc<RedisStore>>,
     /// Whether it takes work.
     pub duty: Duty,
     /// Requests that wait for their answer.
@@ -209,6 +215,14 @@ pub enum ServeError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Topics are in a Redis, and none is set.
+    #[error(
+        "the topic '{topic}' is in Redis, and this broker has none: set redis.url (SLUICE__REDIS__URL) to the Redis that it is in"
+    )]
+    NoRedis {
+        /// One of them.
+        topic: String,
+    },
     /// Two parts registered one metric.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
@@ -309,6 +323,12 @@ impl Broker {
                 (Arc::clone(&store) as _, catalog, Some((fleet, store)))
             }
         };
+        let homes = Homes::default();
+        let streams = streams::open(&config, &catalog, (&clock, &entropy), &registry).await?;
+        let store = match &streams {
+            Some(streams) => Arc::new(RoutedStore::new(store, Arc::clone(streams) as _, homes.clone())),
+            None => store,
+        };
         let fleet = shared.as_ref().map(|(fleet, _)| Arc::clone(fleet));
         let plugin_options = PipelineOptions { fleet, ..PipelineOptions::new(&config.plugins, &data_dir) };
         let pipelines = Pipelines::open(plugin_options, catalog.clone(), clock.clone(), &registry).await?;
@@ -317,6 +337,7 @@ impl Broker {
         let directory = Directory::open(DirectoryParts {
             catalog: catalog.clone(),
             store: Arc::clone(&store),
+            homes,
             pipelines: Arc::clone(&pipelines),
             schemas: schemas.clone(),
             clock: clock.clone(),
@@ -329,10 +350,10 @@ impl Broker {
         crate::system_topics::ensure(&directory).await?;
         let fleet = shared.map(|(fleet, store)| {
             let followed = (Arc::clone(&directory), Arc::clone(&pipelines));
-            if let Some(redis) = &redis {
-                redis.help(&fleet, &store, ended.clone());
+            if let (Some(redis), Some(streams)) = (&redis, &streams) {
+                redis.help(&fleet, (&store, streams), ended.clone());
             }
-            tokio::spawn(Arc::clone(&fleet).keep_up(followed, store));
+            tokio::spawn(Arc::clone(&fleet).keep_up(followed, (store, streams.clone())));
             fleet
         });
         let outbound =
@@ -426,6 +447,7 @@ impl Broker {
             changes: Changes::among(fleet.clone()),
             fleet,
             redis,
+            streams,
             duty,
             requests,
             started_at,

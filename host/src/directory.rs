@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::sync::{Mutex, watch};
 
 use crate::catalog::model::{
-    DeadLetterPayload, Filter, Guarantee, Pause, Schema, SchemaStatus, Scope, Subscription, SubscriptionId,
+    DeadLetterPayload, Filter, Guarantee, Pause, Schema, SchemaStatus, Scope, Storage, Subscription, SubscriptionId,
     SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
 };
 use crate::catalog::{Actor, Catalog, CatalogError};
@@ -28,6 +28,7 @@ use crate::entropy::Entropy;
 use crate::message::{GroupId, SYSTEM_TOPICS, TopicId, TopicName};
 use crate::pipeline::{PipelineError, Pipelines};
 use crate::schemas::{SchemaError, Schemas};
+use crate::store::routed::Homes;
 use crate::store::{MessageStore, SeekTo, StoreError};
 
 use self::leftovers::Leftover;
@@ -39,6 +40,7 @@ pub use self::specs::{group_specs, topic_spec};
 pub struct Directory {
     catalog: Catalog,
     store: Arc<dyn MessageStore>,
+    homes: Homes,
     pipelines: Arc<Pipelines>,
     schemas: Schemas,
     clock: Clock,
@@ -64,6 +66,8 @@ pub struct DirectoryParts {
     pub catalog: Catalog,
     /// Where the messages are.
     pub store: Arc<dyn MessageStore>,
+    /// Told which topics are in Redis, before the store is asked for them.
+    pub homes: Homes,
     /// Runs the stages.
     pub pipelines: Arc<Pipelines>,
     /// Knows the schemas that topics name.
@@ -130,6 +134,7 @@ impl Directory {
         let directory = Directory {
             catalog: parts.catalog,
             store: parts.store,
+            homes: parts.homes,
             pipelines: parts.pipelines,
             schemas: parts.schemas,
             clock: parts.clock,
@@ -294,6 +299,7 @@ impl Directory {
             dead_letter_expired: false,
             dead_letter_threshold: None,
             capture_input: None,
+            storage: of.storage,
         }
     }
 
@@ -310,10 +316,10 @@ impl Directory {
     ) -> Result<Arc<Topic>, DirectoryError> {
         let mut edit = self.edit().await.current()?;
         let before = self.topic(name).ok_or_else(|| no_topic(name))?;
-        let fixed = |settings: &TopicSettings| (settings.kind, settings.partition_count);
+        let fixed = |settings: &TopicSettings| (settings.kind, settings.partition_count, settings.storage);
         if fixed(&before.settings) != fixed(&settings) {
             return Err(DirectoryError::Conflict(
-                "type and partitionCount cannot change; make a new topic and move its publishers".to_owned(),
+                "type, partitionCount and storage cannot change; make a new topic and move its publishers".to_owned(),
             ));
         }
         check_version(before.version, expected_version)?;
@@ -582,11 +588,18 @@ impl Directory {
     }
 
     async fn put_into_store(&self, topic: &Topic) -> Result<(), DirectoryError> {
+        self.find_homes(std::slice::from_ref(topic));
         self.store.put_topic(topic_spec(topic)).await?;
         if needs_shared_group(topic, !self.subscriptions_of(topic.id).is_empty()) {
             self.store.put_group(shared_group(topic.id)).await?;
         }
         Ok(())
+    }
+
+    fn find_homes(&self, topics: &[Topic]) {
+        for topic in topics {
+            self.homes.set(topic.id, topic.settings.storage == Storage::Redis);
+        }
     }
 
     async fn refresh_topic_stages(&self, topic: &Topic, reason: &str, actor: &Actor) -> Result<(), DirectoryError> {

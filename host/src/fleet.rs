@@ -23,7 +23,9 @@ use crate::directory::Directory;
 use crate::duty::Duty;
 use crate::offline::mark::Marked;
 use crate::pipeline::Pipelines;
+use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
+use crate::store::redis::RedisStore;
 use crate::telemetry::Stopwatch;
 
 /// How often the catalog is asked whether it has changed: the longest that a broker works on what is old.
@@ -287,7 +289,7 @@ impl Fleet {
     pub async fn keep_up(
         self: Arc<Fleet>,
         (directory, pipelines): (Arc<Directory>, Arc<Pipelines>),
-        store: Arc<PostgresStore>,
+        stores: (Arc<PostgresStore>, Option<Arc<RedisStore>>),
     ) {
         let (told, heard) = watch::channel(0);
         // Each apart: what is to be made ready may take seconds, and what is to be followed may wait for a change that waits for
@@ -296,13 +298,13 @@ impl Fleet {
             () = self.keep_looking(told) => {}
             () = self.keep_ready(&pipelines, heard.clone()) => {}
             () = self.keep_following(&directory, heard) => {}
-            () = self.keep_standing_in(&store) => {}
+            () = self.keep_standing_in(&stores) => {}
             () = self.parts.ended.cancelled() => {}
         }
         // What it has leased and not sent is for the others now. Of one that is not counted they have taken it, or one of its name
         // has leased what is leased now.
         if self.is_member()
-            && let Err(error) = store.end_sending(&self.parts.node).await
+            && let Err(error) = end_sending(&stores, &self.parts.node).await
         {
             tracing::debug!(%error, "what was not sent waits until its leases end");
         }
@@ -441,7 +443,7 @@ impl Fleet {
 
     /// What brokers that are lost were about to send is free for the others. After a database that answered nobody, all look
     /// lost until they have shown themselves: who has not been there for as long itself calls nobody lost.
-    async fn keep_standing_in(&self, store: &PostgresStore) {
+    async fn keep_standing_in(&self, stores: &(Arc<PostgresStore>, Option<Arc<RedisStore>>)) {
         let mut steady = Stopwatch::start();
         loop {
             tokio::time::sleep(BEAT_EVERY).await;
@@ -456,7 +458,7 @@ impl Fleet {
             // A catalog that fails is told of by who shows this broker.
             for (node, instance) in self.parts.catalog.lost(&self.parts.node, when).await.unwrap_or_default() {
                 tracing::warn!(node, "a broker is lost; the others send what it was about to");
-                let ended = store.end_sending(&node).await.map_err(|error| error.to_string());
+                let ended = end_sending(stores, &node).await.map_err(|error| error.to_string());
                 let gone = async {
                     self.parts.catalog.forget_lost((&node, &instance), when).await.map_err(|error| error.to_string())
                 };
@@ -562,4 +564,18 @@ impl std::fmt::Debug for Fleet {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Fleet").field("node", &self.parts.node).finish_non_exhaustive()
     }
+}
+
+/// What a broker has leased to send it itself ends, in both stores.
+async fn end_sending(
+    (store, streams): &(Arc<PostgresStore>, Option<Arc<RedisStore>>),
+    node: &str,
+) -> Result<(), StoreError> {
+    if let Some(streams) = streams
+        && let Err(error) = streams.end_sending(node).await
+    {
+        // A Redis that is away does not keep what is in the database from being sent.
+        tracing::debug!(%error, node, "what it was about to send from Redis waits until its leases end");
+    }
+    store.end_sending(node).await
 }

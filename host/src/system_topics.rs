@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::catalog::Actor;
-use crate::catalog::model::{DEAD_LETTER_THRESHOLD, DeadLetterPayload, Guarantee, TopicKind, TopicSettings};
+use crate::catalog::model::{DEAD_LETTER_THRESHOLD, DeadLetterPayload, Guarantee, Storage, TopicKind, TopicSettings};
 use crate::directory::{Directory, DirectoryError};
 use crate::message::{EVENTS_TOPIC, REPLIES_TOPIC, TopicName};
 
@@ -53,5 +53,6 @@ fn settings(description: &str, retention: Duration, retention_bytes: u64) -> Top
         dead_letter_expired: false,
         dead_letter_threshold: Some(DEAD_LETTER_THRESHOLD),
         capture_input: None,
+        storage: Storage::Default,
     }
 }

@@ -52,19 +52,23 @@ impl Settings {
         self
     }
 
-    /// As it is, or on a database of its own: all suites run so with `SLUICE_TEST_STORAGE=postgres`, and with three brokers and
-    /// Redis with `fleet`.
+    /// As it is; or on a database of its own: all suites run so with `SLUICE_TEST_STORAGE=postgres`; with three brokers and a Redis on
+    /// it: with `fleet`; or with a Redis, in which topics are that are made without a word of it: with `redis-topics`. Beside it,
+    /// how many other brokers there are.
     fn on_any_storage(self) -> (Settings, usize) {
-        let says = self.env.iter().any(|(name, _)| name == "SLUICE__POSTGRES__URL");
-        let storage = std::env::var("SLUICE_TEST_STORAGE").unwrap_or_default();
-        if says || self.own_secret || !["postgres", "fleet"].contains(&storage.as_str()) {
-            return (self, 0);
+        let says = |wanted: &str| self.env.iter().any(|(name, _)| name == wanted);
+        let is_told = self.own_secret || says("SLUICE__POSTGRES__URL");
+        match std::env::var("SLUICE_TEST_STORAGE").as_deref() {
+            Ok("postgres") if !is_told => (self.on(&Postgres::shared_with_tables("suite"), "broker"), 0),
+            Ok("fleet") if !is_told => {
+                let on_database = self.on(&Postgres::shared_with_tables("suite"), "broker");
+                (on_database.env("SLUICE__REDIS__URL", &Redis::shared().url()), OTHERS.len())
+            }
+            Ok("redis-topics") if !says("SLUICE__REDIS__URL") => {
+                (self.env("SLUICE__REDIS__URL", &Redis::shared().url()), 0)
+            }
+            _ => (self, 0),
         }
-        let on_database = self.on(&Postgres::shared_with_tables("suite"), "broker");
-        if storage == "postgres" {
-            return (on_database, 0);
-        }
-        (on_database.env("SLUICE__REDIS__URL", &Redis::shared().url()), OTHERS.len())
     }
 
     /// What is kept stays where it is.

@@ -172,6 +172,14 @@ impl Client {
 
     /// `POST /api/v1{path}` with a JSON body.
     pub async fn post(&self, path: &str, body: &Value) -> Answer {
+        let mut body = body.clone();
+        if path == "/topics"
+            && body.is_object()
+            && std::env::var("SLUICE_TEST_STORAGE").as_deref() == Ok("redis-topics")
+        {
+            let storage = &mut body["storage"];
+            *storage = if storage.is_null() { "redis".into() } else { storage.take() };
+        }
         self.send(Method::POST, path, &[("content-type", "application/json")], body.to_string()).await
     }
 

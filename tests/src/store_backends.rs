@@ -11,15 +11,17 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use sluice::catalog::Catalog;
 use sluice::clock::Clock;
+use sluice::entropy::Entropy;
 use sluice::message::TopicId;
 use sluice::offline::moving::{compare_messages, copy_messages};
 use sluice::store::embedded::{Drive, EmbeddedLimits, EmbeddedOptions, EmbeddedStore, OpenError, OpenReport, Torn};
 use sluice::store::moving::Movable;
 use sluice::store::postgres::{PostgresOptions, PostgresStore};
+use sluice::store::redis::{RedisOptions, RedisStore};
 use sluice::store::{MessageStore, Page, ReadFrom, ReadRequest, StoreError};
 use sqlx::postgres::PgConnectOptions;
 
-use crate::servers::{Pooler, Postgres};
+use crate::servers::{Pooler, Postgres, Redis};
 use crate::store_bed::Backend;
 use crate::store_disk::{Disk, Fault};
 use crate::store_fleet::Fleet;
@@ -375,6 +377,52 @@ impl Backend for Moving {
                 target.close().await.expect("it closes");
             }
             if in_database { self.database(clock).await as _ } else { self.embedded(clock) as _ }
+        }
+        .boxed()
+    }
+}
+
+/// The store in Redis, under a name of its own. Between two openings nothing is lost.
+pub struct OnRedis {
+    name: String,
+    brokers: usize,
+}
+
+impl OnRedis {
+    /// With nothing in it, for the test of this name.
+    #[must_use]
+    pub fn named(test: &str) -> OnRedis {
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        OnRedis { name: format!("{test}-{}", MADE.fetch_add(1, Ordering::Relaxed)), brokers: 1 }
+    }
+
+    /// The same, with three brokers that take calls in turn.
+    #[must_use]
+    pub fn fleet(test: &str) -> OnRedis {
+        OnRedis { brokers: 3, ..OnRedis::named(test) }
+    }
+}
+
+impl Backend for OnRedis {
+    fn cut(&self) {}
+
+    fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
+        async move {
+            let url = Redis::shared().url().parse().expect("the server gives addresses");
+            let settings = sluice::config::Redis { url, ca_file: None };
+            let mut brokers = Vec::new();
+            for number in 0..self.brokers {
+                let options = RedisOptions {
+                    settings: settings.clone(),
+                    name: self.name.clone(),
+                    node: format!("broker-{number}").into(),
+                    clock: clock.clone(),
+                    entropy: Entropy::system(),
+                };
+                let store = RedisStore::open(options).await.expect("the store opens");
+                brokers.push(Arc::new(store) as Arc<dyn MessageStore>);
+            }
+            if brokers.len() == 1 { brokers.remove(0) } else { Arc::new(Fleet::new(brokers)) as Arc<dyn MessageStore> }
         }
         .boxed()
     }

@@ -101,3 +101,5 @@ conformance!(postgres_fleet, sluice_tests::store_backends::OnPostgres::fleet);
 // Each reopening of a rule moves all there is from a folder to a database, or back.
 conformance!(moved_up, sluice_tests::store_backends::Moving::up);
 conformance!(moved_down, sluice_tests::store_backends::Moving::down);
+conformance!(redis, sluice_tests::store_backends::OnRedis::named);
+conformance!(redis_fleet, sluice_tests::store_backends::OnRedis::fleet);

@@ -22,7 +22,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use sluice::message::GroupId;
 use sluice::store::embedded::{Drive, EmbeddedLimits};
-use sluice_tests::store_backends::{Moving, OnPostgres, PowerCuts, cramped};
+use sluice_tests::store_backends::{Moving, OnPostgres, OnRedis, PowerCuts, cramped};
 use sluice_tests::store_disk::Fault;
 
 use ops::{Item, Op, Trouble};
@@ -125,6 +125,29 @@ fn a_store_that_is_moved_does_what_the_oracle_does() {
         runtime.block_on(async {
             let backend = if up { Moving::up("model") } else { Moving::down("model") };
             let mut run = Run::undisturbed(backend, false, dead_letter_expired).await;
+            for op in &ops {
+                run.step(op).await;
+            }
+            run.drain().await;
+        });
+        Ok(())
+    });
+    if let Err(failure) = judged {
+        panic!("with SLUICE_MODEL_SEED {seed:?}: {failure}");
+    }
+}
+
+/// The same for a store that lacks lanes, a schedule, order, and delivery at most once: what needs these is asked of it without.
+#[test]
+fn a_store_in_redis_does_what_the_oracle_does() {
+    let config = config(300);
+    let (seed, config) = (config.rng_seed, Config { cases: config.cases.div_ceil(10), ..config });
+    let lives = (prop::collection::vec(ops::op(), 1..120), any::<bool>(), any::<bool>());
+    let judged = TestRunner::new(config).run(&lives, |(ops, dead_letter_expired, many_brokers)| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let backend = if many_brokers { OnRedis::fleet("model") } else { OnRedis::named("model") };
+            let mut run = Run::undisturbed(backend, many_brokers, dead_letter_expired).await;
             for op in &ops {
                 run.step(op).await;
             }

@@ -13,6 +13,8 @@ use utoipa_axum::routes;
 use super::problem::{Code, Problem};
 use super::{Api, answer};
 use crate::broker::Broker;
+use crate::redis::Redis;
+use crate::store::MessageStore as _;
 
 /// The routes.
 pub(super) fn routes() -> OpenApiRouter<Api> {
@@ -35,7 +37,8 @@ struct Parts {
     /// Whether the others on its database count it; only there.
     #[serde(skip_serializing_if = "Option::is_none")]
     fleet: Option<&'static str>,
-    /// Whether Redis helps; only where there is one. `Degraded`: the broker does without, and is as ready as with it.
+    /// Whether Redis helps, and serves the topics in it; only where there is one. `Degraded`: these topics wait, and the broker is as
+    /// ready for all others as with it.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<&'static str>,
 }
@@ -47,7 +50,10 @@ impl Parts {
             store: word(broker.store.health().is_ok()),
             catalog: word(broker.catalog.ping().await.is_ok()),
             fleet: broker.fleet.as_ref().map(|fleet| word(fleet.is_member())),
-            redis: broker.redis.as_ref().map(|redis| if redis.helps() { "Healthy" } else { "Degraded" }),
+            redis: broker.streams.as_ref().map(|streams| {
+                let helps = broker.redis.as_ref().is_none_or(Redis::helps);
+                if helps && streams.health().is_ok() { "Healthy" } else { "Degraded" }
+            }),
         }
     }
 

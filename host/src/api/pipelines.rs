@@ -18,7 +18,7 @@ use super::problem::{Faults, Problem};
 use super::wire::Time;
 use super::{Api, answer, plugins, reach};
 use crate::broker::Broker;
-use crate::catalog::model::{PipelineRevision, Scope, StageSpec, Strategy, SubscriptionId};
+use crate::catalog::model::{PipelineRevision, Scope, StageSpec, Strategy, SubscriptionId, Topic};
 use crate::message::TopicName;
 use crate::pipeline::{PipelineError, secret_names};
 
@@ -255,6 +255,12 @@ pub(super) fn need_secrets(caller: &Caller, plugin: &str, config: &serde_json::V
     secret_names(plugin, config).into_iter().try_for_each(|secret| caller.need_name("secret", secret))
 }
 
+/// Whether a topic is in another store than those of a pipeline.
+fn is_elsewhere(broker: &Broker, scope: Scope, target: &Topic) -> bool {
+    let (Scope::Topic(topic) | Scope::Subscription(topic, _)) = scope;
+    broker.directory.topic_by_id(topic).is_some_and(|topic| topic.settings.storage != target.settings.storage)
+}
+
 /// Sets stages for this reason, if the caller reaches all that they name.
 pub(super) async fn set(
     broker: &Broker,
@@ -271,9 +277,15 @@ pub(super) async fn set(
             // What is no name is told with all else.
             let Ok(name) = target.parse::<TopicName>() else { continue };
             caller.need_topic(&name)?;
-            if broker.directory.topic(&name).is_none() {
-                faults.push((format!("/stages/{at}/emitTo/{index}"), format!("there is no topic '{name}'")));
-            }
+            let fault = match broker.directory.topic(&name) {
+                None => format!("there is no topic '{name}'"),
+                Some(target) if is_elsewhere(broker, scope, &target) => format!(
+                    "the topic '{name}' has another storage than this one: what a stage emits is stored with its message as one \
+                     unit, so both are in one store"
+                ),
+                Some(_) => continue,
+            };
+            faults.push((format!("/stages/{at}/emitTo/{index}"), fault));
         }
     }
     if !faults.is_empty() {

@@ -23,7 +23,7 @@ use super::page::{Paging, Window};
 use super::problem::Problem;
 use super::{Api, answer, reach};
 use crate::broker::Broker;
-use crate::catalog::model::{Subscription, SubscriptionId};
+use crate::catalog::model::{Storage, Subscription, SubscriptionId, Topic};
 use crate::directory::NewSubscription;
 
 /// The routes.
@@ -49,6 +49,7 @@ async fn create(
     let new = body.check(|body, faults| body.create(&broker.config.push, broker.clock.now(), faults))?;
     let topic = reach::topic(&broker, &caller, &new.topic)?;
     let start = new.start(&topic)?;
+    need_order(new.settings.ordered, &topic)?;
     let Wanted { consumer_group, settings, signature, .. } = new;
     let new = NewSubscription { topic, consumer_group, settings, signature, start };
     let subscription = broker.directory.create_subscription(new, &caller.actor()).await?;
@@ -123,6 +124,15 @@ async fn get(
     Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))
 }
 
+/// Order is kept where the topic's store can.
+fn need_order(ordered: bool, topic: &Topic) -> Result<(), Problem> {
+    if ordered && topic.settings.storage == Storage::Redis {
+        let why = "is false on a topic in Redis, which keeps no order of keys: leave it out, or use a topic with the default storage";
+        return Err(Problem::invalid_at("/ordered", why));
+    }
+    Ok(())
+}
+
 /// Change a subscription.
 #[utoipa::path(
     put, path = "/api/v1/subscriptions/{id}", tag = "subscriptions", request_body = SubscriptionBody,
@@ -142,6 +152,9 @@ async fn put(
     let before = reach::subscription(&broker, &caller, id)?;
     let by = (&broker.config.push, broker.clock.now());
     let settings = body.check(|body, faults| body.update(&before, by, faults))?;
+    if let Some(topic) = broker.directory.topic_by_id(before.topic) {
+        need_order(settings.ordered, &topic)?;
+    }
     let expected = if_match.expected()?;
     let subscription = broker.directory.update_subscription(id, settings, expected, &caller.actor()).await?;
     Ok(answer::tagged(answer::ok(&shown(&broker, &subscription)), subscription.version))

@@ -230,7 +230,7 @@ async fn view(broker: &Broker, topic: &Topic) -> Result<TopicView, Problem> {
             Err(error) => return Err(error.into()),
         },
     };
-    Ok(TopicView::of(topic, status, broker.store.capabilities().durability))
+    Ok(TopicView::of(topic, status, broker.store.capabilities_of(topic.id).durability))
 }
 
 /// With `schemas.requireRegistered`, a topic may only name a schema that is there.

@@ -45,6 +45,17 @@ pub enum DeadLetterPayload {
     None,
 }
 
+/// Where a topic's messages are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub enum Storage {
+    /// In the broker's store.
+    #[default]
+    Default,
+    /// In Redis.
+    Redis,
+}
+
 /// A topic, or the dead-letter topic that comes with each one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topic {
@@ -95,6 +106,8 @@ pub struct TopicSettings {
     pub dead_letter_threshold: Option<u64>,
     /// Whether what arrives is kept as it was before its stages, and how much of it.
     pub capture_input: Option<CaptureInput>,
+    /// Where its messages are, and its dead letters; fixed.
+    pub storage: Storage,
 }
 
 /// How what arrives is kept.

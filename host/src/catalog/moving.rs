@@ -29,7 +29,7 @@ const TABLES: [(&str, &[&str]); 14] = [
 const NUMBERED: [&str; 5] = ["topic_ids", "group_ids", "plugin_acceptances", "schema_versions", "audit_logs"];
 /// Tables that have no counterpart in the other database, as what is in them is none of the catalog's content.
 #[cfg(test)]
-const NOT_MOVED: [&str; 5] = ["catalog_version", "brokers", "wanted_plugins", "sluice_migrations", "store_moves"];
+const NOT_MOVED: [&str; 4] = ["catalog_version", "brokers", "wanted_plugins", "store_moves"];
 
 /// Rows of a page; plugins are large.
 fn page_of(table: &str) -> usize {
@@ -380,7 +380,6 @@ fn canonical(text: &str) -> String {
             serde_json::Value::Array(items) => serde_json::Value::Array(items.into_iter().map(sorted).collect()),
             // `jsonb` writes out what is whole, and knows no zero below zero.
             serde_json::Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
-                Some(float) if float == 0.0 => 0.into(),
                 Some(float) if float.fract() == 0.0 && float.abs() < 9e18 => (float as i64).into(),
                 _ => serde_json::Value::Number(number),
             },
@@ -423,6 +422,7 @@ mod tests {
             let of_store = include_str!("../../../migrations/postgres/002_message_store.sql");
             let known = TABLES.iter().any(|(known, _)| *known == table)
                 || NOT_MOVED.contains(&table)
+                || table.ends_with("_migrations")
                 || of_store.contains(&format!("CREATE TABLE {table} "));
             assert!(known, "{table}");
         }

@@ -36,7 +36,7 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 /// A change of the tables that this binary brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Migration {
-    /// Its number; they follow each other from 1.
+    /// Its number; they rise from 1.
     pub version: i64,
     /// Its file.
     pub file: &'static str,
@@ -75,6 +75,11 @@ pub const MIGRATIONS: &[Migration] = &[
         version: 6,
         file: "006_store_functions.sql",
         sql: include_str!("../../../migrations/postgres/006_store_functions.sql"),
+    },
+    Migration {
+        version: 7,
+        file: "007_topic_storage.sql",
+        sql: include_str!("../../../migrations/postgres/007_topic_storage.sql"),
     },
 ];
 

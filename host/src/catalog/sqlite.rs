@@ -32,6 +32,7 @@ pub(super) static MIGRATIONS: LazyLock<Migrator> = LazyLock::new(|| {
         migration(5, "plugins", include_str!("../../../migrations/sqlite/0005_plugins.sql")),
         migration(6, "capture_input", include_str!("../../../migrations/sqlite/0006_capture_input.sql")),
         migration(7, "deleted_plugins", include_str!("../../../migrations/sqlite/0007_deleted_plugins.sql")),
+        migration(8, "topic_storage", include_str!("../../../migrations/sqlite/0008_topic_storage.sql")),
     ])
 });
 

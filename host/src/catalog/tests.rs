@@ -49,7 +49,7 @@ async fn a_catalog_of_a_newer_version_is_refused() {
     .unwrap();
     catalog.close().await;
     let opened = open(dir.path()).await;
-    assert!(matches!(opened, Err(CatalogError::Newer { found: 9999, known: 7 })), "{opened:?}");
+    assert!(matches!(opened, Err(CatalogError::Newer { found: 9999, known: 8 })), "{opened:?}");
 }
 
 #[tokio::test]

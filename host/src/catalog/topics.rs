@@ -127,8 +127,8 @@ pub(super) async fn insert(writing: &mut Writing, topic: &Topic) -> Result<(), C
         "INSERT INTO topics (topic_id, name, dead_letter_topic_id, description, type, schema_id, delivery_guarantee,
              retention_ms, retention_bytes, partition_count, max_message_size, dedup_window_ms, dedup_keys_max,
              dead_letter_payload, dead_letter_expired, dead_letter_threshold, created_at, updated_at, version,
-             capture_ttl_ms, capture_bytes_max)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)",
+             capture_ttl_ms, capture_bytes_max, storage)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22)",
     )
     .bind(i64::from(topic.id.0))
     .bind(topic.name.as_str())
@@ -151,6 +151,7 @@ pub(super) async fn insert(writing: &mut Writing, topic: &Topic) -> Result<(), C
     .bind(integer(topic.version))
     .bind(settings.capture_input.map(|how| millis(how.ttl)))
     .bind(settings.capture_input.map(|how| integer(how.bytes_max)))
+    .bind(name(settings.storage))
     .execute(&mut **writing)
     .await
     .map_err(|error| conflict(error, || format!("there is a topic '{}' already", topic.name)))?;
@@ -222,6 +223,7 @@ pub(super) fn topic(row: &AnyRow) -> Result<Topic, CatalogError> {
             dead_letter_expired: columns.int("dead_letter_expired")? != 0,
             dead_letter_threshold: columns.number_opt("dead_letter_threshold")?,
             capture_input: capture_input(&columns)?,
+            storage: columns.named("storage")?,
         },
         created_at: columns.time("created_at")?,
         updated_at: columns.time("updated_at")?,
@@ -259,5 +261,6 @@ fn shown(topic: &Topic) -> Value {
         "deadLetterExpired": settings.dead_letter_expired,
         "deadLetterThreshold": settings.dead_letter_threshold,
         "captureInput": settings.capture_input.map(|how| json!({ "ttlMs": millis(how.ttl), "maxBytes": how.bytes_max })),
+        "storage": settings.storage,
     })
 }

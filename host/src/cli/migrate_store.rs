@@ -18,7 +18,8 @@ use crate::offline::moving::{End, Ends, Moved, abandon, migrate_store};
 const AFTER_HELP: &str = "\
 Topics with their messages, offsets and times, subscriptions with their positions and retries, dead letters, scheduled messages, \
 idempotency keys, snapshots, pipelines, plugins and their values, schemas and the audit log arrive as they are. What was leased \
-waits again, its attempt counted. What is not moved: settings, tokens' secrets, and what a topic with captureInput has captured.
+waits again, its attempt counted. What is not moved: settings, tokens' secrets, and what a topic with captureInput has captured. Topics in \
+Redis have to be deleted before.
 
 Stop all brokers first. The target is empty: a database that has had `sluice migrate up` and no broker, or a directory that is \
 not there yet. Both ends are marked, so that no broker starts on them meanwhile. Broken off, the same command goes on where it \

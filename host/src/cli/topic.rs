@@ -52,6 +52,9 @@ pub(super) enum Action {
         /// Partitions, 1 to 64; can't be changed [default: 1]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=64))]
         partitions: Option<u16>,
+        /// Where its messages are: default (the broker's store) or redis; can't be changed [default: default]
+        #[arg(long, value_name = "WHERE", value_parser = ["default", "redis"])]
+        storage: Option<String>,
         #[command(flatten)]
         settings: Settings,
     },
@@ -191,9 +194,10 @@ impl Settings {
 pub(super) async fn run(args: &Noun<Action>) -> Result<(), Failure> {
     let (client, output) = (Client::new(&args.client)?, args.client.output());
     match &args.action {
-        Action::Create { name, kind, partitions, settings } => {
+        Action::Create { name, kind, partitions, storage, settings } => {
             let mut body = Map::from_iter([("name".to_owned(), json!(name)), ("type".to_owned(), json!(kind))]);
             body.extend(partitions.map(|count| ("partitionCount".to_owned(), json!(count))));
+            body.extend(storage.as_ref().map(|place| ("storage".to_owned(), json!(place))));
             settings.write(&mut body);
             let topic = client.post(&["topics"], Query::default(), &Value::Object(body)).await?;
             output.done(&format!("created the {kind} {name}"), &topic)

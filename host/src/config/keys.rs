@@ -76,7 +76,7 @@ pub static KEYS: &[Key] = &[
     Key {
         path: "redis.url",
         kind: Kind::Secret,
-        doc: "The fleet's Redis 7, which helps and is never needed: redis://user:password@host:6379/0, rediss:// with TLS, redis-cluster://a,b, redis-sentinel://a,b/master, or host:6379,password=...,ssl=true (unset)",
+        doc: "A Redis 7: it keeps the topics that are to be in it (storage redis), and helps a fleet, which does without it as well: redis://user:password@host:6379/0, rediss:// with TLS, redis-cluster://a,b, redis-sentinel://a,b/master, or host:6379,password=...,ssl=true (unset)",
         show: |c| unset(c.redis.as_ref().map(|redis| &redis.url)),
     },
     Key {

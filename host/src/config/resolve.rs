@@ -129,13 +129,6 @@ fn redis(values: &Values<'_>, faults: &mut Vec<String>) -> Option<Redis> {
         }
         return None;
     };
-    if values.text("postgres.url").is_none() {
-        faults.push(
-            "redis.url names a Redis, which helps brokers on one PostgreSQL: set postgres.url too, or remove it; a broker on \
-             files of its own needs none"
-                .to_owned(),
-        );
-    }
     let url = url.parse::<RedisUrl>().map_err(|wrong| faults.push(format!("redis.url {wrong}"))).ok()?;
     if ca_file.is_some() && !url.tls {
         faults.push("redis.ca_file is set, but redis.url asks for no TLS: rediss://…, or ssl=true".to_owned());

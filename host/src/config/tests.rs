@@ -151,7 +151,7 @@ fn no_setting_is_read_and_forgotten() {
         let mut env = vec![(name.as_str(), *value)];
         env.extend(more.iter().filter(|_| *path == "profile"));
         let database = [("SLUICE__POSTGRES__URL", "postgres://u@h/d"), more[0]];
-        let needs_it = path.starts_with("postgres.") || path.starts_with("redis.") || *path == "storage";
+        let needs_it = path.starts_with("postgres.") || *path == "storage";
         env.extend(database.iter().filter(|(other, _)| needs_it && *other != name));
         env.extend((*path == "redis.ca_file").then_some(("SLUICE__REDIS__URL", "rediss://h")));
         let loaded = load(&env, &[]).unwrap_or_else(|error| panic!("{path}: {error}"));
@@ -208,7 +208,6 @@ fn faults_name_the_setting_and_the_way_out() {
         (&[("SLUICE__TELEMETRY__OTLP_ENDPOINT", "localhost:4317")], "telemetry.otlp_endpoint takes a URL"),
         (&[("SLUICE__LIMITS__BODY_BYTES_MAX", "1048576")], "raise the one or lower the other"),
         (&[("Messaging__MaxMessageSize", "a lot")], "Messaging__MaxMessageSize takes a whole number"),
-        (&[("ConnectionStrings__Redis", "redis:6379")], "set postgres.url too, or remove it"),
         (&[("SLUICE__REDIS__CA_FILE", "/ca.pem")], "redis.url does not say where a Redis is"),
         (&[("SLUICE__REDIS__CA_FILE", "/ca.pem"), ("SLUICE__REDIS__URL", "redis://h")], "asks for no TLS"),
         (&[("SLUICE__REDIS__URL", "redis://a,b")], "redis.url names several hosts"),

@@ -4,10 +4,11 @@
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 
+use super::leftovers::Leftover;
 use super::specs::group_spec;
 use super::{Directory, DirectoryError};
 use crate::catalog::Actor;
-use crate::catalog::model::Topic;
+use crate::catalog::model::{Storage, Topic};
 use crate::message::{GroupId, TopicId};
 use crate::store::SeekTo;
 
@@ -34,6 +35,7 @@ impl Directory {
         }
         let taken_over = if self.is_shared { self.pipelines.take_over().await } else { Ok(()) };
         let (topics, subscriptions) = (self.catalog.topics().await?, self.catalog.subscriptions().await?);
+        self.find_homes(&topics);
         if self.is_shared && topics.iter().any(|topic| self.topic_by_id(topic.id).is_none()) {
             // Whoever sees it here may wait for its messages here.
             self.store.topics().await?;
@@ -62,8 +64,15 @@ impl Directory {
         let mut topics: Vec<_> = snapshot.by_id.values().cloned().collect();
         topics.sort_by_key(|topic| topic.dead_letter.is_some());
         for topic in topics {
-            self.put_into_store(&topic).await?;
-            self.reconcile_groups(&topic).await?;
+            if let Err(error) = self.reconcile_in_store(&topic).await {
+                // A broker starts without the Redis that some of its topics are in; they are made there when it is back.
+                if topic.settings.storage == Storage::Default || !is_passing(&error) {
+                    return Err(error);
+                }
+                tracing::warn!(topic = topic.name.as_str(), %error, "the topic is not in Redis yet; it is made there later");
+                self.editing.lock().await.push(Leftover::TopicAndGroups(topic.id));
+            }
+            self.refresh_group_stages(&topic).await;
             let refreshed = self.refresh_topic_stages(&topic, "broker started", &Actor::system()).await;
             stages_stay(topic.name.as_str(), refreshed);
         }
@@ -107,7 +116,9 @@ impl Directory {
         Ok(())
     }
 
-    async fn reconcile_groups(&self, topic: &Topic) -> Result<(), DirectoryError> {
+    /// The topic and its groups, as the catalog has them.
+    pub(super) async fn reconcile_in_store(&self, topic: &Topic) -> Result<(), DirectoryError> {
+        self.put_into_store(topic).await?;
         let subscriptions = self.subscriptions_of(topic.id);
         for stray in self.store.groups(topic.id).await? {
             if stray != GroupId::SHARED && !self.is_shared && !subscriptions.iter().any(|known| known.group == stray) {
@@ -116,11 +127,21 @@ impl Directory {
         }
         for subscription in subscriptions {
             self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
-            let refreshed = self.refresh_subscription_stages(&subscription, "broker started", &Actor::system()).await;
-            stages_stay(&subscription.consumer_group, refreshed);
         }
         Ok(())
     }
+
+    async fn refresh_group_stages(&self, topic: &Topic) {
+        for subscription in self.subscriptions_of(topic.id) {
+            let refreshed = self.refresh_subscription_stages(&subscription, "broker started", &Actor::system()).await;
+            stages_stay(&subscription.consumer_group, refreshed);
+        }
+    }
+}
+
+/// Whether the store may do it later.
+fn is_passing(error: &DirectoryError) -> bool {
+    matches!(error, DirectoryError::Store(error) if error.is_retryable())
 }
 
 /// A stage that cannot be made must not keep a broker from starting: what ran before the stop runs on.

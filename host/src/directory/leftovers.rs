@@ -18,6 +18,8 @@ pub(super) enum Leftover {
     Topic(TopicId, TopicId),
     /// A subscription that is not to be; a group of the store with it.
     Subscription(SubscriptionId, TopicId, GroupId),
+    /// Its store was away when the broker started: it, or a group of it, may not be there.
+    TopicAndGroups(TopicId),
     /// Store and stages may not be what the topic's settings say.
     TopicSettings(TopicId),
     /// Or the subscription's.
@@ -72,6 +74,10 @@ impl Directory {
                 self.pipelines.forget(Scope::Subscription(topic, id)).await;
                 gone(self.catalog.delete_subscription(id, &actor).await)?;
                 self.remove_group(topic, group).await?;
+            }
+            Leftover::TopicAndGroups(id) => {
+                let Some(topic) = self.topic_by_id(id) else { return Ok(()) };
+                self.reconcile_in_store(&topic).await?;
             }
             Leftover::TopicSettings(id) => {
                 let Some(topic) = self.topic_by_id(id) else { return Ok(()) };

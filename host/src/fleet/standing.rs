@@ -45,12 +45,12 @@ impl Standing {
     pub(super) fn heard(&self, heard: Option<&Heard>, watch: Stopwatch) -> bool {
         let mut now = self.now.lock();
         let lapsed = !now.is_counted();
-        if lapsed || heard == Some(&Heard::Taken) {
+        if lapsed || matches!(heard, Some(Heard::Taken | Heard::Moved)) {
             now.place = Place::Outside;
         }
         match heard {
             Some(Heard::Counted { .. }) => now.shown = Some(watch),
-            Some(Heard::Taken) => now.shown = None,
+            Some(Heard::Taken | Heard::Moved) => now.shown = None,
             None => {}
         }
         lapsed

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::mark::{Mark, Marked, Role};
 use super::{CATALOG, OfflineError, STORE};
 use crate::catalog::moving::{Shape, TableDigest};
-use crate::catalog::{Catalog, CatalogError};
+use crate::catalog::{Catalog, CatalogError, Storage};
 use crate::clock::Clock;
 use crate::config::PostgresUrl;
 use crate::entropy::Entropy;
@@ -134,6 +134,7 @@ pub async fn migrate_store(
 ) -> Result<Moved, OfflineError> {
     let (source, target) = ends.open(clock).await?;
     no_brokers(ends, &source, &target).await?;
+    none_in_redis(&source).await?;
     let is_new = begin(&source, &target, clock).await?;
     if let Err(serving) = no_brokers(ends, &source, &target).await {
         // It came between the two looks, and serves on.
@@ -239,6 +240,23 @@ async fn no_brokers(ends: &Ends, source: &Side, target: &Side) -> Result<(), Off
         return Ok(());
     }
     Err(OfflineError::Target(format!("brokers serve from {}: stop them first ({})", database.name, there.join(", "))))
+}
+
+/// What they hold is kept under a name that the data directory, or the database, has: it would stay behind.
+async fn none_in_redis(source: &Side) -> Result<(), OfflineError> {
+    let topics = source.catalog.topics().await?;
+    let names: Vec<&str> = topics
+        .iter()
+        .filter(|topic| topic.settings.storage == Storage::Redis)
+        .map(|topic| topic.name.as_str())
+        .collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    let names = names.join(", ");
+    Err(OfflineError::Target(format!(
+        "topics in Redis do not move: have what is in them consumed, and delete them first ({names})"
+    )))
 }
 
 /// The source first: were it the target, two brokers could serve the same between the two.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::catalog::{self, Found};
 use super::{CATALOG, OfflineError, Report, STORE, Scratch, report, verify};
 use crate::catalog::{
-    Actor, Catalog, CatalogError, DEAD_LETTER_THRESHOLD, DeadLetterPayload, Guarantee, Subscription, SubscriptionId,
-    SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
+    Actor, Catalog, CatalogError, DEAD_LETTER_THRESHOLD, DeadLetterPayload, Guarantee, Storage, Subscription,
+    SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic, TopicKind, TopicSettings,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::message::{GroupId, MessageId, TopicId, TopicName};
@@ -202,6 +202,7 @@ fn found_topic(seen: &TopicSeen, name: TopicName, dead_letter: Option<TopicId>, 
         dead_letter_expired: spec.dead_letter_expired,
         dead_letter_threshold: Some(DEAD_LETTER_THRESHOLD),
         capture_input: None,
+        storage: Storage::Default,
     };
     Topic { id: spec.id, name, dead_letter, settings, created_at: now, updated_at: now, version: 1 }
 }

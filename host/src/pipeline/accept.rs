@@ -255,7 +255,7 @@ impl Pipelines {
             if resolved == record.resolved {
                 continue;
             }
-            let (built, faults) = self.build(&resolved, Some(&before)).await;
+            let (built, faults) = self.build(lane.scope, &resolved, Some(&before)).await;
             match refusal(faults, |at| resolved[at].spec.name.clone()) {
                 Some(PipelineError::Invalid(faults)) => {
                     let (stage, why) = &faults[0];

@@ -114,7 +114,7 @@ impl Pipelines {
                 Err((field, why)) => faults.push((pointer(field), why)),
             }
         }
-        let (built, unbuilt) = self.build(&resolved, before).await;
+        let (built, unbuilt) = self.build(scope, &resolved, before).await;
         let mut not_now = None;
         match refusal(unbuilt, |at| pointers[at].clone()) {
             Some(PipelineError::Invalid(refused)) => faults.extend(refused),
@@ -156,7 +156,7 @@ impl Pipelines {
             if record.as_ref().map_or(resolved.is_empty(), |record| record.resolved == resolved) {
                 return Ok(());
             }
-            let (built, faults) = self.build(&resolved, before.as_deref()).await;
+            let (built, faults) = self.build(scope, &resolved, before.as_deref()).await;
             if let Some(error) = refusal(faults, |_| String::new()) {
                 return Err(error);
             }
@@ -200,10 +200,33 @@ impl Pipelines {
     /// before are taken over with their instances and breakers.
     pub(super) async fn build(
         &self,
+        scope: Scope,
         resolved: &[ResolvedStage],
         before: Option<&Revision>,
     ) -> (Vec<Step>, Vec<(usize, NotBuilt)>) {
-        self.build_anew(resolved, before, |_| true).await
+        let (steps, mut faults) = self.build_anew(resolved, before, |_| true).await;
+        if let Some(why) = self.keeps_none(scope) {
+            for step in &steps {
+                let stages =
+                    std::iter::once(&step.stage).chain(step.candidate.as_ref().map(|candidate| &candidate.stage));
+                if stages.into_iter().any(|stage| stage.keeps_values)
+                    && let Some(at) = resolved.iter().position(|resolved| *resolved.spec.name == *step.stage.name)
+                {
+                    faults.push((at, NotBuilt::Refused(why.to_owned())));
+                }
+            }
+        }
+        (steps, faults)
+    }
+
+    /// Why a scope's stages keep no values, if they can't.
+    fn keeps_none(&self, scope: Scope) -> Option<&'static str> {
+        let (Scope::Topic(topic) | Scope::Subscription(topic, _)) = scope;
+        let store = self.machine.store.get()?;
+        (!store.capabilities_of(topic).kv).then_some(
+            "the plugin keeps values, and the topic is in Redis, which keeps none: use a topic with the default storage, or a \
+             plugin that imports no sluice:plugin/kv",
+        )
     }
 
     /// As [`Pipelines::build`], but of those before only what `stays`.
@@ -393,7 +416,7 @@ impl Pipelines {
         let _one_at_a_time = self.changing.lock().await;
         for record in self.catalog.pipelines().await? {
             if let Some(resolved) = self.rebound(&record) {
-                let (built, faults) = self.build(&resolved, None).await;
+                let (built, faults) = self.build(record.scope, &resolved, None).await;
                 match refusal(faults, |at| resolved[at].spec.name.clone()) {
                     None => match self
                         .publish(Pipelines::following((&record, REASON), resolved), built, &Actor::system())

@@ -118,7 +118,7 @@ impl Pipelines {
         let Some(before) = self.lane(scope).map(|lane| lane.current()) else { return Ok(()) };
         let Some(record) = &before.record else { return Ok(()) };
         let Some(resolved) = self.rebound(record) else { return Ok(()) };
-        let (built, faults) = self.build(&resolved, Some(&before)).await;
+        let (built, faults) = self.build(scope, &resolved, Some(&before)).await;
         if let Some(error) = refusal(faults, |at| resolved[at].spec.name.clone()) {
             return Err(error);
         }

@@ -20,7 +20,7 @@ use prometheus::Registry;
 use tracing::Instrument as _;
 
 use crate::capture::Capture;
-use crate::catalog::model::{Guarantee, OnFault, OnReject, Topic};
+use crate::catalog::model::{Guarantee, OnFault, OnReject, Storage, Topic};
 use crate::clock::{Clock, Timestamp};
 use crate::directory::Directory;
 use crate::entropy::Entropy;
@@ -326,6 +326,27 @@ fn check(request: &PublishRequest) -> Result<(), PublishError> {
     if request.topic.settings.guarantee == Guarantee::ExactlyOnce && request.idempotency_key.is_none() {
         return Err(PublishError::KeyRequired);
     }
+    if request.topic.settings.storage == Storage::Redis {
+        check_for_redis(request)?;
+    }
+    Ok(())
+}
+
+/// A stream has no lanes, and nothing waits for its time in it.
+fn check_for_redis(request: &PublishRequest) -> Result<(), PublishError> {
+    let lacking = |pointer, what| Err(PublishError::Lacking { pointer, what });
+    if request.priority != 0 {
+        return lacking(
+            "/priority",
+            "is 0 on a topic in Redis, whose messages go in their order: leave it out, or use a topic with the default storage",
+        );
+    }
+    if request.deliver_at.is_some() {
+        return lacking(
+            "/deliverAt",
+            "is not for topics in Redis, which has no schedule: leave deliverAt (delay) out, or use a topic with the default storage",
+        );
+    }
     Ok(())
 }
 
@@ -388,7 +409,7 @@ pub(crate) mod tests {
     mod values;
 
     use super::*;
-    use crate::catalog::model::{DeadLetterPayload, TopicKind, TopicSettings};
+    use crate::catalog::model::{DeadLetterPayload, Storage, TopicKind, TopicSettings};
     use std::time::Duration;
 
     /// A topic as the API makes it by default.
@@ -412,6 +433,7 @@ pub(crate) mod tests {
                 dead_letter_expired: false,
                 dead_letter_threshold: None,
                 capture_input: None,
+                storage: Storage::Default,
             },
             created_at: Timestamp(0),
             updated_at: Timestamp(0),

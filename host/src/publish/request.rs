@@ -174,6 +174,14 @@ pub enum PublishError {
     /// An ExactlyOnce topic, and no key.
     #[error("the topic is ExactlyOnce: an idempotency key is required")]
     KeyRequired,
+    /// What the topic's store lacks.
+    #[error("{what}")]
+    Lacking {
+        /// What asks for it, as a JSON Pointer.
+        pointer: &'static str,
+        /// What to do.
+        what: &'static str,
+    },
     /// Another request came before under this key.
     #[error("the idempotency key was used for another request")]
     KeyConflict,

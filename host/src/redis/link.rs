@@ -20,20 +20,20 @@ use crate::config::{RedisKind, RedisUrl};
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// How long one of several servers may take: the next one is asked then.
 const CONNECT_ONE_MAX: Duration = Duration::from_secs(1);
-/// No answer counts after this, whoever asked; the callers are less patient.
-const ANSWER_MAX: Duration = Duration::from_secs(2);
 
-/// Where to, and whom to believe.
+/// Where to, whom to believe, and how long to wait.
 #[derive(Debug)]
-pub(super) struct Address {
-    pub(super) url: RedisUrl,
+pub(crate) struct Address {
+    pub(crate) url: RedisUrl,
     /// PEM of authorities; none: the system's.
-    pub(super) roots: Option<Vec<u8>>,
+    pub(crate) roots: Option<Vec<u8>>,
+    /// No answer counts after this, whoever asked; callers may be less patient.
+    pub(crate) patience: Duration,
 }
 
 /// One connection, for any number of callers.
 #[derive(Clone)]
-pub(super) enum Link {
+pub(crate) enum Link {
     /// To one server.
     Server(MultiplexedConnection),
     /// To all of a Cluster.
@@ -41,14 +41,14 @@ pub(super) enum Link {
 }
 
 /// Who is told what the server sends by itself. It is called by the connection's task: it must not wait.
-pub(super) type Told = std::sync::Arc<dyn Fn(PushInfo) + Send + Sync>;
+pub(crate) type Told = std::sync::Arc<dyn Fn(PushInfo) + Send + Sync>;
 
 impl Link {
     /// Connects.
     ///
     /// # Errors
     /// Why it could not.
-    pub(super) async fn connect(address: &Address, told: &Told) -> Result<Link, Trouble> {
+    pub(crate) async fn connect(address: &Address, told: &Told) -> Result<Link, Trouble> {
         let connecting = async {
             match &address.url.kind {
                 RedisKind::Single => address.server(told).await,
@@ -70,7 +70,7 @@ impl Link {
     ///
     /// # Errors
     /// The server's, and the network's.
-    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
+    pub(crate) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
         match self {
             Link::Server(server) => asked(server.clone(), command).await,
             Link::Cluster(cluster) => asked(cluster.clone(), command).await,
@@ -81,7 +81,7 @@ impl Link {
     ///
     /// # Errors
     /// The server's, and the network's.
-    pub(super) async fn subscribe(&self, channel: &str) -> RedisResult<()> {
+    pub(crate) async fn subscribe(&self, channel: &str) -> RedisResult<()> {
         match self {
             Link::Server(server) => server.clone().subscribe(channel).await,
             Link::Cluster(cluster) => cluster.clone().subscribe(channel).await,
@@ -89,7 +89,7 @@ impl Link {
     }
 
     /// Whether it is to a Cluster.
-    pub(super) fn is_cluster(&self) -> bool {
+    pub(crate) fn is_cluster(&self) -> bool {
         matches!(self, Link::Cluster(_))
     }
 }
@@ -106,7 +106,7 @@ impl Address {
             Some(certificates) => Client::build_with_tls(info, certificates)?,
             None => Client::open(info)?,
         };
-        client.get_multiplexed_async_connection_with_config(&config(told)).await.map(Link::Server)
+        client.get_multiplexed_async_connection_with_config(&self.config(told)).await.map(Link::Server)
     }
 
     async fn cluster(&self, told: &Told) -> RedisResult<Link> {
@@ -115,7 +115,7 @@ impl Address {
         let mut builder = ClusterClientBuilder::new(places)
             .use_protocol(ProtocolVersion::RESP3)
             .connection_timeout(CONNECT_ONE_MAX)
-            .response_timeout(ANSWER_MAX)
+            .response_timeout(self.patience)
             // Who waits is not to wait for repeats: what fails is looked at by who keeps the connection.
             .retries(1)
             .push_sender(move |info| {
@@ -180,7 +180,7 @@ impl Address {
                 .set_client_to_redis_certificates(certificates.clone())
                 .set_client_to_sentinel_certificates(certificates);
         }
-        builder.build()?.get_async_connection_with_config(&config(told)).await.map(Link::Server)
+        builder.build()?.get_async_connection_with_config(&self.config(told)).await.map(Link::Server)
     }
 
     fn place(&self, host: &str, port: u16) -> ConnectionAddr {
@@ -207,21 +207,21 @@ impl Address {
         self.url.password.as_ref().map(Secret::expose)
     }
 
+    fn config(&self, told: &Told) -> AsyncConnectionConfig {
+        let told = std::sync::Arc::clone(told);
+        AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_ONE_MAX))
+            .set_response_timeout(Some(self.patience))
+            .set_push_sender(move |info| {
+                told(info);
+                Ok::<_, ::redis::aio::SendError>(())
+            })
+    }
+
     fn certificates(&self) -> Option<TlsCertificates> {
         let roots = self.roots.clone()?;
         Some(TlsCertificates { client_tls: None, root_cert: Some(roots) })
     }
-}
-
-fn config(told: &Told) -> AsyncConnectionConfig {
-    let told = std::sync::Arc::clone(told);
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_ONE_MAX))
-        .set_response_timeout(Some(ANSWER_MAX))
-        .set_push_sender(move |info| {
-            told(info);
-            Ok::<_, ::redis::aio::SendError>(())
-        })
 }
 
 fn no_server() -> RedisError {
@@ -229,7 +229,7 @@ fn no_server() -> RedisError {
 }
 
 /// What an error means to who asked.
-pub(super) fn trouble(error: &RedisError) -> Trouble {
+pub(crate) fn trouble(error: &RedisError) -> Trouble {
     match error.kind() {
         ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot) => {
             Trouble::Refused(super::look::A_CLUSTERS.to_owned())

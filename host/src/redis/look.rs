@@ -16,19 +16,34 @@ pub(super) const A_CLUSTERS: &str = "it is part of a Cluster: address it as redi
 ///
 /// # Errors
 /// `Refused` says what to set; `Away` is for a while.
-pub(super) async fn look(link: &Link, mark: &str) -> Result<(), Trouble> {
+pub(crate) async fn look(link: &Link, mark: &str) -> Result<(), Trouble> {
+    inspect(link).await?;
+    // One that is full, or that follows another one, says so to a write alone.
+    let mut write = cmd("SET");
+    write.arg(format!("{mark}:look")).arg(1).arg("PX").arg(60_000);
+    link.ask::<()>(&write).await.map_err(|error| trouble(&error))
+}
+
+/// The same without a write; what each server says of itself.
+///
+/// # Errors
+/// As with [`look`].
+pub(crate) async fn inspect(link: &Link) -> Result<Vec<String>, Trouble> {
     let info: Value = link.ask(&cmd("INFO")).await.map_err(|error| trouble(&error))?;
     let told = texts(info);
     if told.is_empty() {
         return Err(Trouble::Away("it answers INFO with nothing".to_owned()));
     }
-    for text in told {
-        judge(&text, link.is_cluster()).map_err(Trouble::Refused)?;
+    for text in &told {
+        judge(text, link.is_cluster()).map_err(Trouble::Refused)?;
     }
-    // One that is full, or that follows another one, says so to a write alone.
-    let mut write = cmd("SET");
-    write.arg(format!("{mark}:look")).arg(1).arg("PX").arg(60_000);
-    link.ask::<()>(&write).await.map_err(|error| trouble(&error))
+    Ok(told)
+}
+
+/// A field of what a server says of itself; empty if it does not.
+pub(crate) fn field<'a>(info: &'a str, name: &str) -> &'a str {
+    let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    value.map(str::trim).unwrap_or_default()
 }
 
 /// The answer of each server: a Cluster's come as a map by address.
@@ -44,10 +59,7 @@ fn texts(value: Value) -> Vec<String> {
 
 /// Judges by what a server says of itself.
 fn judge(info: &str, as_cluster: bool) -> Result<(), String> {
-    let field = |name: &str| {
-        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        value.map(str::trim).unwrap_or_default()
-    };
+    let field = |name: &str| field(info, name);
     let version = field("redis_version");
     let major = version.split('.').next().and_then(|major| major.parse::<u32>().ok());
     if major.is_none_or(|major| major < VERSION_MIN) {

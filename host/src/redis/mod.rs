@@ -5,8 +5,8 @@
 //!
 //! Locks and a cache of idempotency keys are no roles of it: PostgreSQL has both, in the transactions that need them.
 
-mod link;
-mod look;
+pub(crate) mod link;
+pub(crate) mod look;
 mod metrics;
 mod rates;
 mod wakes;
@@ -30,6 +30,7 @@ use crate::config;
 use crate::entropy::Entropy;
 use crate::fleet::Fleet;
 use crate::store::postgres::PostgresStore;
+use crate::store::redis::RedisStore;
 use crate::telemetry::Stopwatch;
 
 pub use rates::Taken;
@@ -45,6 +46,11 @@ const PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Who has helped for so long begins anew.
 const STEADY: Duration = Duration::from_secs(10);
 
+/// No answer counts after this; callers are less patient.
+const ANSWER_MAX: Duration = Duration::from_secs(2);
+/// The same for who has nobody else to ask: a server that writes its file anew may be slow for a while.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 const SILENT: &str = "it does not answer in time";
 
 /// Redis does not help now. Whoever asked does without.
@@ -53,11 +59,20 @@ pub struct Away;
 
 /// Why a Redis is not used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Trouble {
+pub(crate) enum Trouble {
     /// It does not answer, or says that it cannot now.
     Away(String),
     /// It must not be used as it is.
     Refused(String),
+}
+
+impl Trouble {
+    /// In words.
+    pub(crate) fn why(&self) -> &str {
+        match self {
+            Trouble::Away(why) | Trouble::Refused(why) => why,
+        }
+    }
 }
 
 /// Why a broker does not start with this Redis.
@@ -82,6 +97,26 @@ pub enum RedisError {
     /// Two parts registered one metric.
     #[error(transparent)]
     Metrics(#[from] prometheus::Error),
+}
+
+impl Address {
+    /// As the settings have it.
+    ///
+    /// # Errors
+    /// `CaFile`.
+    pub(crate) fn of(settings: &config::Redis) -> Result<Address, RedisError> {
+        let roots = settings.ca_file.as_ref().map(|path| {
+            let wrong = |why: String| RedisError::CaFile { path: path.display().to_string(), why };
+            let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
+            let is_pem = pem.windows(27).any(|part| part == b"-----BEGIN CERTIFICATE-----");
+            if is_pem {
+                Ok(pem)
+            } else {
+                Err(wrong("no certificate is in it (-----BEGIN CERTIFICATE-----)".to_owned()))
+            }
+        });
+        Ok(Address { url: settings.url.clone(), roots: roots.transpose()?, patience: PATIENCE })
+    }
 }
 
 /// The Redis of a fleet. Cheap to clone.
@@ -122,19 +157,9 @@ impl Redis {
         entropy: &Entropy,
         registry: &Registry,
     ) -> Result<Redis, RedisError> {
-        let roots = settings.ca_file.as_ref().map(|path| {
-            let wrong = |why: String| RedisError::CaFile { path: path.display().to_string(), why };
-            let pem = std::fs::read(path).map_err(|error| wrong(error.to_string()))?;
-            let is_pem = pem.windows(27).any(|part| part == b"-----BEGIN CERTIFICATE-----");
-            if is_pem {
-                Ok(pem)
-            } else {
-                Err(wrong("no certificate is in it (-----BEGIN CERTIFICATE-----)".to_owned()))
-            }
-        });
         let mark = format!("sluice:{fleet}");
         let redis = Redis(Arc::new(Inner {
-            address: Address { url: settings.url.clone(), roots: roots.transpose()? },
+            address: Address { patience: ANSWER_MAX, ..Address::of(settings)? },
             channel: format!("{mark}:news"),
             mark,
             instance: format!("{:016x}", entropy.next_u64()),
@@ -163,17 +188,24 @@ impl Redis {
     }
 
     /// Helps these from now on, until `ended`.
-    pub fn help(&self, fleet: &Arc<Fleet>, store: &Arc<PostgresStore>, ended: CancellationToken) {
-        let (fleet, store) = (Arc::clone(fleet), Arc::clone(store));
+    pub fn help(
+        &self,
+        fleet: &Arc<Fleet>,
+        (store, streams): (&Arc<PostgresStore>, &Arc<RedisStore>),
+        ended: CancellationToken,
+    ) {
+        let (fleet, store, streams) = (Arc::clone(fleet), Arc::clone(store), Arc::clone(streams));
         let teller = Arc::downgrade(&self.0);
-        // The store would hold what holds the store.
-        store.tell_others(move |topic| {
+        // A store would hold what holds the store.
+        let tell = move |topic| {
             if let Some(teller) = teller.upgrade() {
                 Redis(teller).tell_of(topic);
             }
-        });
+        };
+        store.tell_others(tell.clone());
+        streams.tell_others(tell);
         // A second fleet there is none.
-        let _first = self.0.ears.set(Ears { fleet: Arc::clone(&fleet), store });
+        let _first = self.0.ears.set(Ears { fleet: Arc::clone(&fleet), store, streams });
         let redis = self.clone();
         tokio::spawn(async move {
             tokio::select! {
@@ -313,21 +345,21 @@ fn silent() -> Trouble {
 }
 
 /// What lies between two tries.
-struct Pause<'a> {
+pub(crate) struct Pause<'a> {
     next: Duration,
     entropy: &'a Entropy,
 }
 
 impl Pause<'_> {
-    fn new(entropy: &Entropy) -> Pause<'_> {
+    pub(crate) fn new(entropy: &Entropy) -> Pause<'_> {
         Pause { next: PAUSE_MIN, entropy }
     }
 
-    fn begin_anew(&mut self) {
+    pub(crate) fn begin_anew(&mut self) {
         self.next = PAUSE_MIN;
     }
 
-    async fn wait(&mut self) {
+    pub(crate) async fn wait(&mut self) {
         let now = self.next.mul_f64(0.5 + self.entropy.fraction());
         self.next = (self.next * 2).min(PAUSE_MAX);
         tokio::time::sleep(now).await;

@@ -13,6 +13,7 @@ use super::Redis;
 use crate::fleet::Fleet;
 use crate::message::TopicId;
 use crate::store::postgres::PostgresStore;
+use crate::store::redis::RedisStore;
 
 /// What lies between two publishes of a broker at least.
 const TELL_EVERY: Duration = Duration::from_millis(5);
@@ -25,6 +26,7 @@ const TOPICS_MAX: usize = 10_000;
 pub(super) struct Ears {
     pub(super) fleet: Arc<Fleet>,
     pub(super) store: Arc<PostgresStore>,
+    pub(super) streams: Arc<RedisStore>,
 }
 
 /// What one broker tells the others.
@@ -122,7 +124,8 @@ impl Redis {
             ears.fleet.look_now();
         }
         for topic in word.topics {
-            if ears.store.hear_of(TopicId(topic)) {
+            // A topic is in one of them.
+            if ears.store.hear_of(TopicId(topic)) || ears.streams.hear_of(TopicId(topic)) {
                 self.0.metrics.heard.inc();
             }
         }

@@ -49,6 +49,8 @@ mod error;
 pub mod moving;
 pub mod postgres;
 mod receipt;
+pub mod redis;
+pub mod routed;
 mod values;
 
 pub use crate::message::{FailedAttempt, Failure, Failures};
@@ -71,6 +73,10 @@ use crate::message::{GroupId, Message, MessageId, Offset, Partition, Position, T
 pub trait MessageStore: Send + Sync + 'static {
     /// What this store can do beyond the core, and how durable it is.
     fn capabilities(&self) -> Capabilities;
+    /// The same for one topic, where topics are in different stores.
+    fn capabilities_of(&self, _topic: TopicId) -> Capabilities {
+        self.capabilities()
+    }
 
     /// Creates the topic, or changes its settings; its partition count cannot change. Idempotent.
     async fn put_topic(&self, topic: TopicSpec) -> Result<(), StoreError>;

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sluice::catalog::model::{
-    DeadLetterPayload, Guarantee, PluginSource, Scope, Subscription, SubscriptionKind, SubscriptionSettings, Topic,
-    TopicKind, TopicSettings,
+    DeadLetterPayload, Guarantee, PluginSource, Scope, Storage, Subscription, SubscriptionKind, SubscriptionSettings,
+    Topic, TopicKind, TopicSettings,
 };
 use sluice::catalog::{Actor, Catalog};
 use sluice::clock::{Clock, Timestamp};
@@ -251,6 +251,7 @@ fn topic(name: &str, id: TopicId, dead_letter: Option<TopicId>) -> Topic {
         dead_letter_expired: false,
         dead_letter_threshold: None,
         capture_input: None,
+        storage: Storage::Default,
     };
     let name = name.parse().expect("this is a name");
     let (created_at, updated_at) = (Timestamp(0), Timestamp(0));

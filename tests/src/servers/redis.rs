@@ -40,13 +40,15 @@ impl Redis {
         redis
     }
 
-    /// The usual server, one for all tests of the process: fleets on databases of their own do not meet there.
+    /// The usual server, one for all tests of the process: for those that need only keys of their own.
     ///
     /// # Panics
     /// When it does not start.
     pub fn shared() -> &'static Redis {
         static SHARED: OnceLock<Redis> = OnceLock::new();
-        SHARED.get_or_init(|| process::on_a_thread(async || Redis::start(Options::new()).await))
+        // What is in it no test looks for after a crash of the machine.
+        SHARED
+            .get_or_init(|| process::on_a_thread(async || Redis::start(Options::new().set("appendfsync", "no")).await))
     }
 
     /// A server that speaks TLS too, at a port of its own, with the certificate `good.pem` of `tests/data/tls`.

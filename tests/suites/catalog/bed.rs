@@ -120,6 +120,7 @@ impl Bed {
                 dead_letter_expired: false,
                 dead_letter_threshold: Some(100),
                 capture_input: Some(CaptureInput { ttl: Duration::from_secs(60), bytes_max: 1 << 20 }),
+                storage: Storage::Redis,
             },
             created_at: now,
             updated_at: now,

@@ -307,12 +307,13 @@ impl Run {
     fn item(&mut self, item: &Item) -> AppendItem {
         let text = "x".repeat(item.size);
         let mut message = self.bed.message_in(TOPIC, item.partition, &text);
-        message.meta.priority = item.priority;
+        let can = self.bed.capabilities();
+        message.meta.priority = if can.lanes { item.priority } else { 0 };
         message.meta.key = item.key.map(|key| format!("key-{key}").into());
         message.meta.expires_at = item.expires.map(|expires| self.bed.later(seconds(expires)));
         self.ids.push(message.id);
         let dedup = item.dedup.and_then(|(name, same)| key(&format!("k{name}"), if same { "same" } else { "other" }));
-        let due = item.due.map(|due| self.bed.later(seconds(due)));
+        let due = item.due.filter(|_| can.schedule).map(|due| self.bed.later(seconds(due)));
         let entry = match item.fate {
             0 => {
                 let target = item.target.map(|group| GroupId(u32::from(group) + 1));
@@ -347,8 +348,10 @@ impl Run {
 
     async fn lease(&mut self, group: u8, max: usize) {
         let Some(id) = self.has(group) else { return };
-        let mode = if id == ONCE { Mode::AtMostOnce } else { Mode::AtLeastOnce };
-        let request = LeaseRequest { mode, ordered: id == IN_ORDER, ..self.bed.request(id, max) };
+        let can = self.bed.capabilities();
+        let mode = if id == ONCE && can.exactly_once { Mode::AtMostOnce } else { Mode::AtLeastOnce };
+        let ordered = id == IN_ORDER && can.ordered;
+        let request = LeaseRequest { mode, ordered, ..self.bed.request(id, max) };
         assert!(id == BY_LANE || id == IN_ORDER || id == ONCE);
         let struck = self.struck();
         match self.bed.lease(request.clone()).await {

@@ -23,6 +23,7 @@ use crate::broker::Broker;
 use crate::catalog::model::Topic;
 use crate::message::TopicName;
 use crate::publish::{PublishError, PublishRequest, Published};
+use crate::store::MessageStore;
 
 /// Items of one batch, from API.md.
 pub(super) const ITEMS_MAX: usize = 10_000;
@@ -108,8 +109,7 @@ pub(super) async fn publish_batch(
     let BatchQuery { atomic, topic } = query.plain()?;
     let items = items(&broker, &caller, &headers, (&body, topic.as_deref()))?;
     let results = publish_items(&broker, items, atomic).await;
-    let durability = broker.store.capabilities().durability;
-    Ok(answer::ok_of_bytes(&summary(&results, durability), (results.len() + 1) * RESULT_BYTES))
+    Ok(answer::ok_of_bytes(&summary(&results, &*broker.store), (results.len() + 1) * RESULT_BYTES))
 }
 
 type Item = Result<PublishRequest, Problem>;
@@ -250,16 +250,16 @@ pub(super) async fn publish_items(broker: &Broker, items: Vec<Item>, atomic: boo
     results.into_iter().map(next).collect()
 }
 
-fn summary<'a>(results: &'a [Result<Published, Problem>], durability: &'static str) -> BatchAnswer<'a> {
+fn summary<'a>(results: &'a [Result<Published, Problem>], store: &dyn MessageStore) -> BatchAnswer<'a> {
     let accepted = results.iter().filter(|result| result.is_ok()).count();
-    let results_of = results.iter().map(|result| item_answer(result, durability)).collect();
+    let results_of = results.iter().map(|result| item_answer(result, store)).collect();
     BatchAnswer { accepted, refused: results.len() - accepted, results: results_of }
 }
 
 /// What the publisher of one of many is told.
-pub(super) fn item_answer<'a>(result: &'a Result<Published, Problem>, durability: &'static str) -> ItemAnswer<'a> {
+pub(super) fn item_answer<'a>(result: &'a Result<Published, Problem>, store: &dyn MessageStore) -> ItemAnswer<'a> {
     match result {
-        Ok(published) => ItemAnswer::Accepted(PublishAnswer::of(published, durability, false)),
+        Ok(published) => ItemAnswer::Accepted(PublishAnswer::of(published, store, false)),
         Err(problem) => ItemAnswer::Refused { status: "Rejected", error: Box::new(problem.item_body()) },
     }
 }

@@ -21,6 +21,7 @@ use crate::catalog::model::Topic;
 use crate::message::{MessageId, REPLIES_TOPIC, TopicName};
 use crate::pipeline::draft::StageWord;
 use crate::publish::Published;
+use crate::store::MessageStore;
 use crate::telemetry::parse_traceparent;
 
 /// How to publish.
@@ -87,7 +88,7 @@ impl<'a> PublishAnswer<'a> {
         self.message_id
     }
 
-    pub(super) fn of(published: &'a Published, durability: &'static str, explain: bool) -> PublishAnswer<'a> {
+    pub(super) fn of(published: &'a Published, store: &dyn MessageStore, explain: bool) -> PublishAnswer<'a> {
         let explained = |word: &'a StageWord| Explained {
             stage: &word.stage,
             verdict: word.word.as_str(),
@@ -101,7 +102,7 @@ impl<'a> PublishAnswer<'a> {
             partition: published.position.map(|(partition, _)| partition),
             offset: published.position.map(|(_, offset)| offset.0),
             pipeline_revision: published.revision,
-            durability,
+            durability: store.capabilities_of(published.topic.id).durability,
             stage: published.stage.as_deref(),
             reason: published.reason.as_deref(),
             explain: explain.then(|| published.trail.iter().map(explained).collect()),
@@ -145,8 +146,7 @@ pub(super) async fn publish(
     let find = |name: &TopicName, pointer: &str| destination(&broker, &caller, name, pointer);
     let request = cloud_events::message(&reading, &headers, topic.as_deref(), &find)?;
     let published = broker.publisher.publish(request).await?;
-    let durability = broker.store.capabilities().durability;
-    Ok(answer::json(StatusCode::ACCEPTED, &PublishAnswer::of(&published, durability, explain)))
+    Ok(answer::json(StatusCode::ACCEPTED, &PublishAnswer::of(&published, &*broker.store, explain)))
 }
 
 /// What this request's messages are read with.

@@ -159,11 +159,10 @@ impl Feed {
     /// Publishes a run of lines; their results.
     async fn publish(&mut self, run: LineRun) -> Bytes {
         let results = self.until_there_is_room(&run).await;
-        let durability = self.broker.store.capabilities().durability;
         let mut bytes = Vec::new();
         for (line, result) in run.lines.iter().zip(&results) {
             *if result.is_ok() { &mut self.summary.accepted } else { &mut self.summary.refused } += 1;
-            write_line(&mut bytes, &LineAnswer { line: line.number, item: item_answer(result, durability) });
+            write_line(&mut bytes, &LineAnswer { line: line.number, item: item_answer(result, &*self.broker.store) });
         }
         bytes.into()
     }

@@ -89,7 +89,7 @@ pub(super) async fn request(
         (Status::Duplicate, None) => Some(to_the_first(&broker, &caller, &published, due).await?),
         _ => Some((expected.reply(due).await, address.topic)),
     };
-    let published = PublishAnswer::of(&published, broker.store.capabilities().durability, false);
+    let published = PublishAnswer::of(&published, &*broker.store, false);
     match &awaited {
         None => Ok(answer::ok(&RequestAnswer { request: published, reply: None })),
         Some((Awaited::Reply(position, message), topic)) => {

@@ -175,6 +175,7 @@ impl From<PublishError> for Problem {
             PublishError::KeyRequired => {
                 Problem::invalid_at("/idempotencyKey", "is required: the topic is ExactlyOnce")
             }
+            PublishError::Lacking { pointer, what } => Problem::invalid_at(pointer, what),
             PublishError::KeyConflict => Problem::new(
                 Code::Conflict,
                 "The idempotency key was used for another request; use a new key for a new message.",

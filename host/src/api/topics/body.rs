@@ -11,7 +11,8 @@ use crate::api::extract::{Object, not_null, nullable};
 use crate::api::problem::{Faults, NUL_REFUSED};
 use crate::api::wire::{Iso, Time};
 use crate::catalog::model::{
-    CaptureInput, DEAD_LETTER_THRESHOLD, DeadLetterPayload, Guarantee, SchemaStatus, Topic, TopicKind, TopicSettings,
+    CaptureInput, DEAD_LETTER_THRESHOLD, DeadLetterPayload, Guarantee, SchemaStatus, Storage, Topic, TopicKind,
+    TopicSettings,
 };
 use crate::config::Config;
 use crate::message::{DEAD_LETTER_SUFFIX, PARTITIONS_MAX, SYSTEM_PREFIX, TOPIC_NAME_BYTES_MAX, TopicName};
@@ -100,10 +101,10 @@ pub(super) struct TopicBody {
     #[serde(default, deserialize_with = "nullable")]
     #[schema(value_type = Option<CaptureInputBody>)]
     capture_input: Option<Option<Object<CaptureInputBody>>>,
-    /// Where messages are kept. Cannot change.
+    /// Where messages are kept: `default`, the broker's store, or `redis`, which is fast, bounded by its memory, and as durable as its
+    /// server says. Cannot change.
     #[serde(default, deserialize_with = "not_null")]
     #[schema(nullable = false)]
-    #[expect(dead_code, reason = "there is one place so far: that it is read refuses the others")]
     storage: Option<Storage>,
 }
 
@@ -134,14 +135,6 @@ impl From<CaptureInputBody> for CaptureInput {
     }
 }
 
-/// Where messages are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "camelCase")]
-pub(super) enum Storage {
-    /// The broker's store.
-    Default,
-}
-
 impl TopicBody {
     pub(super) fn create(self, config: &Config, faults: &mut Faults) -> Option<(TopicName, TopicSettings)> {
         let name = faults.require("/name", self.name.clone());
@@ -162,6 +155,7 @@ impl TopicBody {
             dead_letter_expired: false,
             dead_letter_threshold: Some(DEAD_LETTER_THRESHOLD),
             capture_input: None,
+            storage: Storage::Default,
         };
         let settings = self.over(defaults, config, faults);
         kind?;
@@ -192,6 +186,7 @@ impl TopicBody {
             dead_letter_expired: self.dead_letter_expired.unwrap_or(base.dead_letter_expired),
             dead_letter_threshold: self.dead_letter_threshold.unwrap_or(base.dead_letter_threshold),
             capture_input: self.capture_input.map_or(base.capture_input, |how| how.map(|Object(how)| how.into())),
+            storage: self.storage.unwrap_or(base.storage),
         };
         check(&settings, config, faults);
         settings
@@ -227,6 +222,20 @@ fn check(settings: &TopicSettings, config: &Config, faults: &mut Faults) {
         }
         if !(CAPTURE_BYTES_MIN..=CAPTURE_BYTES_MAX).contains(&bytes_max) {
             faults.push("/captureInput/maxBytes", format!("is from {CAPTURE_BYTES_MIN} to {CAPTURE_BYTES_MAX}"));
+        }
+    }
+    if settings.storage == Storage::Redis {
+        if config.redis.is_none() {
+            faults.push(
+                "/storage",
+                "is redis, and this broker has none: set redis.url (SLUICE__REDIS__URL), or leave storage out",
+            );
+        }
+        if settings.guarantee != Guarantee::AtLeastOnce {
+            faults.push(
+                "/deliveryGuarantee",
+                "is AtLeastOnce on a topic in Redis: choose that, or leave storage out, for a topic in the broker's own store",
+            );
         }
     }
     if !(1..=PARTITIONS_MAX).contains(&settings.partition_count) {
@@ -328,7 +337,7 @@ impl TopicView {
                 .capture_input
                 .map(|CaptureInput { ttl, bytes_max }| CaptureInputBody { ttl: Iso(ttl), max_bytes: bytes_max }),
             dead_letter_topic: topic.dead_letter.map(|_| topic.name.dead_letter()),
-            storage: Storage::Default,
+            storage: settings.storage,
             durability,
             created_at: Time(topic.created_at),
             updated_at: Time(topic.updated_at),

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::signature::{Scheme, new_secret};
 use crate::catalog::model::{
-    DeadLetterPayload, Guarantee, Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic,
+    DeadLetterPayload, Guarantee, Storage, Subscription, SubscriptionId, SubscriptionKind, SubscriptionSettings, Topic,
     TopicKind, TopicSettings,
 };
 use crate::clock::Timestamp;
@@ -41,6 +41,7 @@ pub(super) fn topic(guarantee: Guarantee) -> Topic {
             dead_letter_expired: false,
             dead_letter_threshold: None,
             capture_input: None,
+            storage: Storage::Default,
         },
         created_at: Timestamp(0),
         updated_at: Timestamp(0),

@@ -87,7 +87,7 @@ impl Pipelines {
                 format!("{how} of {version} on '{stage}', {percent} %")
             }
         };
-        let (steps, faults) = self.build(&resolved, Some(&found.before)).await;
+        let (steps, faults) = self.build(scope, &resolved, Some(&found.before)).await;
         if let Some(error) = refusal(faults, |_| "/version".to_owned()) {
             return Err(error);
         }
@@ -177,7 +177,7 @@ impl Pipelines {
                 format!("rollout of {version} on '{stage}' aborted")
             }
         };
-        let (steps, faults) = self.build(&resolved, Some(&found.before)).await;
+        let (steps, faults) = self.build(scope, &resolved, Some(&found.before)).await;
         if let Some(error) = refusal(faults, |_| String::new()) {
             return Err(error);
         }

@@ -25,7 +25,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::catalog::model::{
-    DeadLetterPayload, Guarantee, PluginSource, Scope, StageSpec, SubscriptionId, Topic, TopicKind, TopicSettings,
+    DeadLetterPayload, Guarantee, PluginSource, Scope, StageSpec, Storage, SubscriptionId, Topic, TopicKind,
+    TopicSettings,
 };
 use crate::catalog::{Actor, Catalog};
 use crate::clock::{Clock, Timestamp};
@@ -266,6 +267,7 @@ fn topic_named(name: &str, id: u32) -> Topic {
         dead_letter_expired: false,
         dead_letter_threshold: None,
         capture_input: None,
+        storage: Storage::Default,
     };
     let name: TopicName = name.parse().unwrap();
     let (created_at, updated_at) = (Timestamp(0), Timestamp(0));

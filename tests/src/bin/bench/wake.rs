@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sluice::broker::Broker;
 use sluice::catalog::Actor;
-use sluice::catalog::model::{DeadLetterPayload, Guarantee, Topic, TopicKind, TopicSettings};
+use sluice::catalog::model::{DeadLetterPayload, Guarantee, Storage, Topic, TopicKind, TopicSettings};
 use sluice::config::{Config, Flags, Profile};
 use sluice::delivery::pull::ConsumeRequest;
 use sluice::publish::PublishRequest;
@@ -70,6 +70,7 @@ async fn topic(broker: &Broker, name: &str) -> Arc<Topic> {
         dead_letter_expired: false,
         dead_letter_threshold: None,
         capture_input: None,
+        storage: Storage::Default,
     };
     let name = name.parse().expect("a topic's name");
     broker.directory.create_topic(name, settings, &Actor::system()).await.expect("there is room for a topic")

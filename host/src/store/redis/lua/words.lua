@@ -1,0 +1,386 @@
+-- What every script of the store knows: its keys, topics, partitions, groups, and how a message's delivery begins and ends.
+-- Invariant: whatever a script changes it changes before it answers, and a script that refuses has changed nothing but what
+-- had aged. Keys are named here, below the one key that a script is given: all have its hash tag, and so lie on one node.
+--
+-- m       hash: the last epoch, the version of all settings, what the store was born as, whether an erasure waits for a rewrite
+-- n       the stamp of the last message: the order of all appends
+-- topics  set of numbers     nodes  hash: epoch -> broker     seen  sorted set: broker, by when it was there last     w  hash: topic -> how often something became leasable
+-- due     sorted set: topic:group, by when a lease or a wait ends next      aging  sorted set: topic, by when its next key ages out
+-- t:T     hash: settings and totals      t:T:d, :da  keys with their outcomes; by when they came
+--         t:T:i  id -> place      t:T:o  id of an original -> places of its dead letters      t:T:g  set of groups
+-- t:T:P   hash: next and first sequence, time of the last message, pipeline revision      t:T:P:s  stream of messages
+--         t:T:P:x  sequences that were erased      t:T:P:tg, :tg:G  those for one group alone
+-- t:T:g:G hash: settings, totals, a cursor a partition      :E:P all open below the cursor, of these :R:P may go now
+--         :S:P  ranges settled above the cursor      :L held, by deadline      :W waiting, by time
+--         :H  what is held: attempt epoch grant id holder      :A attempts before      :F failures      :N snapshots
+local P = string.sub(KEYS[1], 1, -2)
+local call = redis.call
+local given = 0
+local function arg() given = given + 1 return ARGV[given] end
+local function num() return tonumber(arg()) end
+
+-- The time: the server's, which is the same for all brokers, moved as far as the broker's was; or one that a test has stopped.
+local function clock()
+  local word = arg()
+  if string.sub(word, 1, 1) == '@' then return tonumber(string.sub(word, 2)) end
+  local t = call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(word)
+end
+
+local topics, parts, groups, woken, touched = {}, {}, {}, {}, {}
+
+local function topic(id)
+  local found = topics[id]
+  if found == nil then
+    local key = P .. 't:' .. id
+    local v = call('HMGET', key, 'parts', 'keep', 'room', 'window', 'keys', 'dead', 'dead_expired', 'bytes',
+      'dead_payload')
+    found = false
+    if v[1] then
+      found = { id = id, key = key, parts = tonumber(v[1]), keep = tonumber(v[2]), room = tonumber(v[3]),
+        window = tonumber(v[4]), keys = tonumber(v[5]), dead = v[6] ~= '' and v[6] or nil, dead_expired = v[7] == '1',
+        bytes = tonumber(v[8] or '0'), dead_payload = tonumber(v[9]), appended = 0, removed = 0 }
+    end
+    topics[id] = found
+  end
+  return found
+end
+
+-- The topic that takes a topic's dead letters, if it is there.
+local function grave(t) return t.dead and topic(t.dead) or nil end
+
+local function part(t, p)
+  local key = t.key .. ':' .. p
+  local found = parts[key]
+  if not found then
+    local v = call('HMGET', key, 'head', 'start', 'at', 'rev')
+    found = { key = key, s = key .. ':s', p = p, head = tonumber(v[1] or '0'), start = tonumber(v[2] or '0'),
+      at = tonumber(v[3] or '0'), rev = tonumber(v[4] or '0') }
+    parts[key] = found
+  end
+  return found
+end
+
+local function group(t, id)
+  local key = t.key .. ':g:' .. id
+  local found = groups[key]
+  if found == nil then
+    local v = call('HMGET', key, 'name', 'max')
+    found = v[2] and { id = id, key = key, topic = t, name = v[1], max = tonumber(v[2]), nexts = {}, totals = {} } or false
+    groups[key] = found
+  end
+  return found
+end
+
+local function groups_of(t)
+  local all = {}
+  for _, id in ipairs(call('SMEMBERS', t.key .. ':g')) do
+    local g = group(t, id)
+    if g then all[#all + 1] = g end
+  end
+  return all
+end
+
+-- The first sequence that a group has not come to.
+local function cursor(g, q)
+  local next = g.nexts[q.p]
+  if not next then
+    next = tonumber(call('HGET', g.key, 'next:' .. q.p) or '0')
+    g.nexts[q.p] = next
+  end
+  return math.max(next, q.start)
+end
+
+local function move(g, q, next)
+  g.nexts[q.p] = next
+  g.moved = g.moved or {}
+  g.moved[q.p] = next
+end
+
+local function count(g, total, by) g.totals[total] = (g.totals[total] or 0) + by end
+local function wake(t) woken[t.id] = true end
+local function touch(g) touched[g.topic.id .. ':' .. g.id] = g end
+
+-- A message as the stream has it.
+local function entry(raw)
+  local head = raw[2][2]
+  local at, stamp, expires, target, cost, plen, id, orig =
+    string.match(head, '^(%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+) (%S+)')
+  return { seq = tonumber(string.match(raw[1], '^%d+')) - 1, at = tonumber(at), stamp = tonumber(stamp),
+    expires = tonumber(expires), target = target ~= '-' and target or nil, cost = tonumber(cost), plen = tonumber(plen),
+    id = id, orig = orig ~= '-' and orig or nil, head = head, body = raw[2][4] }
+end
+
+local function entries(q, from, most)
+  local raw = call('XRANGE', q.s, from + 1, '+', 'COUNT', most)
+  for n = 1, #raw do raw[n] = entry(raw[n]) end
+  return raw
+end
+
+local function read(q, seq)
+  local raw = call('XRANGE', q.s, seq + 1, seq + 1)
+  return raw[1] and entry(raw[1]) or nil
+end
+
+-- The first sequence whose time or stamp is not below a value: both rise with it.
+local function first(q, what, value)
+  local low, high = q.start, q.head
+  while low < high do
+    local middle = math.floor((low + high) / 2)
+    local found = entries(q, middle, 1)[1]
+    if not found or found.seq >= high or found[what] >= value then high = middle else low = found.seq + 1 end
+  end
+  return low
+end
+
+-- Where the range ends that a sequence is settled in, above its group's cursor.
+local function settled_until(g, q, seq)
+  local found = call('ZREVRANGEBYSCORE', g.key .. ':S:' .. q.p, seq, '-inf', 'LIMIT', 0, 1)[1]
+  local till = found and tonumber(string.match(found, ':(%d+)$'))
+  return till and till > seq and till or nil
+end
+
+local function settle_range(g, q, from, till)
+  call('ZADD', g.key .. ':S:' .. q.p, from, from .. ':' .. till)
+end
+
+-- What a cursor has come past needs no range.
+local function drop_ranges(g, q, next)
+  local key = g.key .. ':S:' .. q.p
+  while true do
+    local found = call('ZRANGE', key, 0, 0)[1]
+    if not found then return end
+    local from, till = string.match(found, '^(%d+):(%d+)$')
+    if tonumber(till) > next then return end
+    call('ZREM', key, found)
+  end
+end
+
+-- Failed attempts that are remembered, the latest eight, as whoever reads them has written them.
+local function failures(g, m)
+  local raw = call('HGET', g.key .. ':F', m)
+  return raw and cmsgpack.unpack(raw) or {}
+end
+
+local function remember(g, m, failure)
+  local all = failures(g, m)
+  all[#all + 1] = failure
+  if #all > 8 then table.remove(all, 1) end
+  call('HSET', g.key .. ':F', m, cmsgpack.pack(all))
+end
+
+local function forget(g, p, seq)
+  local m = p .. ':' .. seq
+  call('ZREM', g.key .. ':E:' .. p, seq)
+  call('ZREM', g.key .. ':R:' .. p, seq)
+  call('ZREM', g.key .. ':L', m)
+  call('ZREM', g.key .. ':W', m)
+  call('HDEL', g.key .. ':H', m)
+  call('HDEL', g.key .. ':A', m)
+  call('HDEL', g.key .. ':F', m)
+end
+
+-- A lease ends, and its message waits: for so long, or not at all.
+local function again(g, p, seq, attempts, at)
+  local m = p .. ':' .. seq
+  call('ZREM', g.key .. ':L', m)
+  call('HDEL', g.key .. ':H', m)
+  if attempts > 0 then call('HSET', g.key .. ':A', m, attempts) else call('HDEL', g.key .. ':A', m) end
+  if at then
+    call('ZADD', g.key .. ':W', at, m)
+  else
+    call('ZADD', g.key .. ':R:' .. p, seq, seq)
+    wake(g.topic)
+  end
+end
+
+local function place_of(m)
+  local p, seq = string.match(m, '^(%d+):(%d+)$')
+  return p, tonumber(seq)
+end
+
+-- What has waited long enough may go.
+local function ready(g, now, most)
+  local due = call('ZRANGEBYSCORE', g.key .. ':W', '-inf', now, 'LIMIT', 0, most)
+  for _, m in ipairs(due) do
+    local p, seq = place_of(m)
+    call('ZREM', g.key .. ':W', m)
+    call('ZADD', g.key .. ':R:' .. p, seq, seq)
+    wake(g.topic)
+  end
+  if #due > 0 then touch(g) end
+  return #due >= most
+end
+
+-- Keys whose window has passed go.
+local function age(t, now, most)
+  local key = t.key .. ':da'
+  local old = call('ZRANGEBYSCORE', key, '-inf', now - t.window, 'LIMIT', 0, most)
+  for _, name in ipairs(old) do
+    call('HDEL', t.key .. ':d', name)
+    call('ZREM', key, name)
+  end
+  return #old
+end
+
+local function touch_keys(t)
+  local oldest = call('ZRANGE', t.key .. ':da', 0, 0, 'WITHSCORES')
+  if oldest[2] then call('ZADD', P .. 'aging', tonumber(oldest[2]) + t.window, t.id) else call('ZREM', P .. 'aging', t.id) end
+end
+
+local stamp
+-- Adds a message; `head` lacks what only this knows: when it came, and its place in the order of all.
+local function push(t, p, now, head, body)
+  local q = part(t, p)
+  local seq, at = q.head, math.max(now, q.at)
+  stamp = (stamp or tonumber(call('GET', P .. 'n') or '0')) + 1
+  local target, cost, id, orig = string.match(head, '^%S+ (%S+) (%S+) %S+ (%S+) (%S+)')
+  call('XADD', q.s, (seq + 1) .. '-0', 'h', at .. ' ' .. stamp .. ' ' .. head, 'b', body)
+  call('HSET', t.key .. ':i', id, p .. ':' .. seq)
+  if orig ~= '-' then
+    local known = call('HGET', t.key .. ':o', orig)
+    call('HSET', t.key .. ':o', orig, (known and known .. ',' or '') .. p .. ':' .. seq)
+  end
+  if target ~= '-' then
+    call('ZADD', q.key .. ':tg', seq, seq)
+    call('ZADD', q.key .. ':tg:' .. target, seq, seq)
+  end
+  q.head, q.at, q.changed = seq + 1, at, true
+  t.bytes, t.appended, t.changed = t.bytes + tonumber(cost), t.appended + 1, true
+  wake(t)
+  return seq, at
+end
+
+-- What is known of a message beside its place goes.
+local function unlist(t, q, e)
+  call('HDEL', t.key .. ':i', e.id)
+  if e.orig then
+    local left = {}
+    for place in string.gmatch(call('HGET', t.key .. ':o', e.orig) or '', '[^,]+') do
+      if place ~= q.p .. ':' .. e.seq then left[#left + 1] = place end
+    end
+    if #left > 0 then call('HSET', t.key .. ':o', e.orig, table.concat(left, ',')) else call('HDEL', t.key .. ':o', e.orig) end
+  end
+  if e.target then
+    call('ZREM', q.key .. ':tg', e.seq)
+    call('ZREM', q.key .. ':tg:' .. e.target, e.seq)
+  end
+  t.bytes, t.changed = t.bytes - e.cost, true
+end
+
+-- How many of a stretch are not there, or for others alone.
+local function absent(g, q, from, till)
+  local below = '(' .. till
+  return call('ZCOUNT', q.key .. ':x', from, below) + call('ZCOUNT', q.key .. ':tg', from, below)
+    - call('ZCOUNT', q.key .. ':tg:' .. g.id, from, below)
+end
+
+-- How many a group has not come to.
+local function fresh(g, q)
+  local next = cursor(g, q)
+  local waits = q.head - next - absent(g, q, next, q.head)
+  for _, range in ipairs(call('ZRANGE', g.key .. ':S:' .. q.p, 0, -1)) do
+    local from, till = string.match(range, '^(%d+):(%d+)$')
+    from, till = math.max(tonumber(from), next), math.min(tonumber(till), q.head)
+    if from < till then waits = waits - (till - from - absent(g, q, from, till)) end
+  end
+  return waits
+end
+
+-- Whether a group has yet to be done with a message.
+local function is_open(g, q, seq)
+  if seq < q.start or seq >= q.head or call('ZSCORE', q.key .. ':x', seq) then return false end
+  if call('ZSCORE', g.key .. ':E:' .. q.p, seq) then return true end
+  return seq >= cursor(g, q) and not settled_until(g, q, seq)
+end
+
+-- A group is done with a message, leased or not; false if it was before.
+local function discard(g, q, seq)
+  if not is_open(g, q, seq) then return false end
+  local next = cursor(g, q)
+  if seq < next then
+    forget(g, q.p, seq)
+    touch(g)
+  elseif seq == next then
+    next = seq + 1
+    while true do
+      local till = settled_until(g, q, next)
+      if not till then break end
+      next = till
+    end
+    move(g, q, next)
+    drop_ranges(g, q, next)
+  else
+    settle_range(g, q, seq, seq + 1)
+  end
+  return true
+end
+
+-- A partition of a group has no exceptions any more.
+local function clear(g, q)
+  local p = q.p
+  for _, seq in ipairs(call('ZRANGE', g.key .. ':E:' .. p, 0, -1)) do
+    local m = p .. ':' .. seq
+    call('ZREM', g.key .. ':L', m)
+    call('ZREM', g.key .. ':W', m)
+    call('HDEL', g.key .. ':H', m)
+    call('HDEL', g.key .. ':A', m)
+    call('HDEL', g.key .. ':F', m)
+  end
+  call('UNLINK', g.key .. ':E:' .. p, g.key .. ':R:' .. p, g.key .. ':S:' .. p)
+  touch(g)
+end
+
+-- Where a cursor goes, as the arguments say: partition -> sequence, for those that it goes in. A word, if it cannot.
+local function places(t)
+  local to, found = arg(), {}
+  local p, value = arg(), num()
+  if to == 'offset' or to == 'elsewhere' then
+    if tonumber(p) >= t.parts then return nil, 'the topic has no partition ' .. p end
+    -- In a lane that has nothing, and never will.
+    if to == 'elsewhere' then return found end
+    local q = part(t, p)
+    found[p] = math.min(math.max(value, q.start), q.head)
+    return found
+  end
+  for n = 0, t.parts - 1 do
+    local q = part(t, tostring(n))
+    if to == 'earliest' then found[q.p] = q.start
+    elseif to == 'latest' then found[q.p] = q.head
+    else found[q.p] = first(q, 'at', value) end
+  end
+  return found
+end
+
+-- Writes what was counted and moved; every script that changes something ends with it.
+local function flush()
+  for _, q in pairs(parts) do
+    if q.changed then call('HSET', q.key, 'head', q.head, 'start', q.start, 'at', q.at, 'rev', q.rev) end
+  end
+  for _, t in pairs(topics) do
+    if t and t.changed then
+      call('HSET', t.key, 'bytes', t.bytes)
+      if t.appended > 0 then call('HINCRBY', t.key, 'appended', t.appended) end
+      if t.removed > 0 then call('HINCRBY', t.key, 'removed', t.removed) end
+    end
+  end
+  for _, g in pairs(groups) do
+    if g then
+      for p, next in pairs(g.moved or {}) do call('HSET', g.key, 'next:' .. p, next) end
+      for total, by in pairs(g.totals) do if by ~= 0 then call('HINCRBY', g.key, total, by) end end
+    end
+  end
+  for name, g in pairs(touched) do
+    local held = call('ZRANGE', g.key .. ':L', 0, 0, 'WITHSCORES')[2]
+    local waits = call('ZRANGE', g.key .. ':W', 0, 0, 'WITHSCORES')[2]
+    local due = math.min(tonumber(held) or math.huge, tonumber(waits) or math.huge)
+    if due < math.huge then call('ZADD', P .. 'due', due, name) else call('ZREM', P .. 'due', name) end
+  end
+  if stamp then call('SET', P .. 'n', stamp) end
+  local news = {}
+  for id in pairs(woken) do
+    call('HINCRBY', P .. 'w', id, 1)
+    news[#news + 1] = id
+  end
+  return news
+end
