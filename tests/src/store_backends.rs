@@ -46,10 +46,22 @@ impl Backend for OnDisk {
     fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
         async move {
             let options = EmbeddedOptions::new(self.dir.path(), clock.clone());
-            Arc::new(EmbeddedStore::open(options).expect("the store opens")) as Arc<dyn MessageStore>
+            Arc::new(open_unlocked(&options)) as Arc<dyn MessageStore>
         }
         .boxed()
     }
+}
+
+/// Opens a store that was just let go of. Tests beside this one start servers: until such a process has become its program, it
+/// holds the files of this one, and so the lock.
+fn open_unlocked(options: &EmbeddedOptions) -> EmbeddedStore {
+    for _ in 0..500 {
+        match EmbeddedStore::open(options.clone()) {
+            Err(OpenError::Locked { .. }) => std::thread::sleep(std::time::Duration::from_millis(10)),
+            opened => return opened.expect("the store opens"),
+        }
+    }
+    panic!("the store is not let go of")
 }
 
 /// The embedded store on a disk that loses power before each opening, with whatever was not synced, and that fails when it
@@ -328,7 +340,7 @@ impl Moving {
     fn embedded(&self, clock: &Clock) -> Arc<EmbeddedStore> {
         let dirs = self.dirs.lock();
         let dir = dirs.last().expect("there is one from the start");
-        Arc::new(EmbeddedStore::open(EmbeddedOptions::new(dir.path(), clock.clone())).expect("the store opens"))
+        Arc::new(open_unlocked(&EmbeddedOptions::new(dir.path(), clock.clone())))
     }
 
     fn url(&self) -> &str {

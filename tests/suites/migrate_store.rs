@@ -313,7 +313,7 @@ const TAMPERED: [(&str, &str); 8] = [
         "UPDATE cursors SET nexts[1] = 0 WHERE grp = (SELECT max(grp) FROM cursors)",
     ),
     (
-        "UPDATE plugin_values SET value = value || '\x00'",
+        "UPDATE plugin_values SET value = value || decode('00', 'hex')",
         "UPDATE plugin_values SET value = substring(value FOR length(value) - 1)",
     ),
     (

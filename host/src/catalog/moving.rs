@@ -29,7 +29,7 @@ const TABLES: [(&str, &[&str]); 14] = [
 const NUMBERED: [&str; 5] = ["topic_ids", "group_ids", "plugin_acceptances", "schema_versions", "audit_logs"];
 /// Tables that have no counterpart in the other database, as what is in them is none of the catalog's content.
 #[cfg(test)]
-const NOT_MOVED: [&str; 4] = ["catalog_version", "brokers", "wanted_plugins", "store_moves"];
+const NOT_MOVED: [&str; 5] = ["catalog_version", "brokers", "wanted_plugins", "store_moves", "identity"];
 
 /// Rows of a page; plugins are large.
 fn page_of(table: &str) -> usize {
@@ -413,9 +413,9 @@ mod tests {
         .await
         .unwrap();
         for table in &tables {
-            assert!(TABLES.iter().any(|(known, _)| known == table), "{table}");
+            assert!(TABLES.iter().any(|(known, _)| known == table) || NOT_MOVED.contains(&table.as_str()), "{table}");
         }
-        assert_eq!(tables.len(), TABLES.len());
+        assert!(TABLES.iter().all(|(known, _)| tables.iter().any(|table| table == known)));
         let postgres: String = super::super::postgres::MIGRATIONS.iter().map(|migration| migration.sql).collect();
         let made = postgres.split("CREATE TABLE ").skip(1).filter_map(|rest| rest.split_whitespace().next());
         for table in made.filter(|table| *table != "IF") {

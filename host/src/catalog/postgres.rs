@@ -32,6 +32,8 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one migration may take, waiting for another one's end included: it may rewrite a table.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+/// How often one is run again that met brokers' locks in a circle.
+const DEADLOCKS_MAX: u32 = 10;
 
 /// A change of the tables that this binary brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,9 +189,22 @@ async fn run_missing(connection: &mut PgConnection) -> Result<Vec<&'static Migra
     refuse_newer(&before)?;
     let missing = missing(&before);
     for migration in &missing {
-        within(MIGRATION_TIMEOUT, connection.execute(sqlx::raw_sql(migration.sql))).await?;
+        let mut left = DEADLOCKS_MAX;
+        while let Err(error) = within(MIGRATION_TIMEOUT, connection.execute(sqlx::raw_sql(migration.sql))).await {
+            if left == 0 || !is_deadlock(&error) {
+                return Err(error);
+            }
+            left -= 1;
+            within(LOOK_TIMEOUT, connection.execute(sqlx::raw_sql("ROLLBACK"))).await?;
+        }
     }
     Ok(missing)
+}
+
+/// Brokers lock several tables, and so may a migration: who is ended begins again.
+fn is_deadlock(error: &CatalogError) -> bool {
+    let CatalogError::Unavailable(sqlx::Error::Database(error)) = error else { return false };
+    error.code().as_deref() == Some("40P01")
 }
 
 /// Simple messages all: through a pooler too, each is answered whole by one session.

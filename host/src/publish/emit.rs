@@ -117,7 +117,7 @@ impl Publisher {
 
     fn emitted_draft(&self, target: &Topic, parent: MessageId, (emitted, n): (Emitted, usize)) -> Draft {
         let now = self.clock.now();
-        let partition = self.partition(target, Some(emitted.key.as_deref().unwrap_or(&parent.to_string())));
+        let partition = super::partition(target, Some(emitted.key.as_deref().unwrap_or(&parent.to_string())), 0);
         Draft {
             id: MessageId::new(now, target.id, partition, child_entropy(parent, &emitted.stage, n)),
             published_at: now,

@@ -121,7 +121,7 @@ impl Publisher {
     pub async fn replay(&self, request: PublishRequest, dead_letter: Position) -> Result<Published, PublishError> {
         let topic = Arc::clone(&request.topic);
         check_size(&request)?;
-        let work = vec![self.work(0, request, self.clock.now())];
+        let work = vec![self.work(0, request, self.clock.now(), self.turn())];
         let mut results = vec![None];
         self.attempt(&topic, work, (false, vec![dead_letter]), &mut results).await;
         results.pop().flatten().unwrap_or(Err(PublishError::NotAttempted))
@@ -132,13 +132,14 @@ impl Publisher {
         let (now, count) = (self.clock.now(), requests.len());
         let mut groups: Vec<(Arc<Topic>, Vec<Work>)> = Vec::new();
         let mut places = HashMap::new();
+        let turn = self.turn();
         for (index, request) in requests.into_iter().enumerate() {
             if let Err(error) = check(&request) {
                 results[index] = Some(Err(error));
                 continue;
             }
             let topic = Arc::clone(&request.topic);
-            let work = self.work(index, request, now);
+            let work = self.work(index, request, now, turn);
             match groups.last_mut() {
                 // Most batches go to one topic.
                 Some((last, works)) if last.id == topic.id => works.push(work),
@@ -160,8 +161,8 @@ impl Publisher {
         groups
     }
 
-    fn work(&self, index: usize, request: PublishRequest, now: Timestamp) -> Work {
-        let partition = self.partition(&request.topic, request.key.as_deref());
+    fn work(&self, index: usize, request: PublishRequest, now: Timestamp, turn: u32) -> Work {
+        let partition = partition(&request.topic, request.key.as_deref(), turn);
         let enters = request.deliver_at.map_or(now, |due| due.max(now));
         let id = MessageId::new(enters, request.topic.id, partition, self.entropy.next_u64());
         let key = request.idempotency_key.as_ref();
@@ -296,20 +297,25 @@ impl Publisher {
         (published, Entry::DeadLetter { message }, Vec::new())
     }
 
-    /// The key's partition, always the same one; without a key, all in turn.
-    fn partition(&self, topic: &Topic, key: Option<&str>) -> Partition {
-        let count = u32::from(topic.settings.partition_count.max(1));
-        let number = match key {
-            _ if count == 1 => 0,
-            Some(key) => crc32c::crc32c(key.as_bytes()),
-            None => self.next_partition.fetch_add(1, Ordering::Relaxed) as u32,
-        };
-        (number % count) as Partition
+    /// Calls take partitions in turn. All of one call without a key goes to one: whoever stores it waits for no other.
+    fn turn(&self) -> u32 {
+        self.next_partition.fetch_add(1, Ordering::Relaxed) as u32
     }
 
     fn final_partition(&self, topic: &Topic, work: &Work, draft: &Draft) -> Partition {
-        if draft.key == work.request.key { work.id.partition() } else { self.partition(topic, draft.key.as_deref()) }
+        if draft.key == work.request.key {
+            work.id.partition()
+        } else {
+            partition(topic, draft.key.as_deref(), self.turn())
+        }
     }
+}
+
+/// The key's partition, always the same one; without a key, the one whose turn it is.
+fn partition(topic: &Topic, key: Option<&str>, turn: u32) -> Partition {
+    let count = u32::from(topic.settings.partition_count.max(1));
+    let number = key.map_or(turn, |key| crc32c::crc32c(key.as_bytes()));
+    (number % count) as Partition
 }
 
 fn places(work: &[Work]) -> impl Iterator<Item = usize> {
