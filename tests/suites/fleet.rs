@@ -64,6 +64,24 @@ async fn brokers_start_for_the_first_time_at_one_moment() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_streams_places_are_free_when_others_are_told_of_the_end_of_its_leases() {
+    let [a, b, c] = fleet("streams_elsewhere").await;
+    a.create_topic("orders", "Queue").await;
+    let mut stream = a.stream("orders", "g", 2).await;
+    for number in 0..20 {
+        b.publish("orders", format!("order {number}")).await;
+    }
+    // Leases last for half a minute: acknowledged at the others, each makes room for the next at once.
+    for number in 0..20 {
+        let got = stream.next().await;
+        assert_eq!(got.payload(), format!("order {number}"));
+        let other = if number % 2 == 0 { &b } else { &c };
+        let ack = json!({"consumerGroup": "g", "receipt": got.receipt()});
+        other.post(&format!("/messages/{}/ack", got.id()), &ack).await.expect(200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_one_broker_is_told_holds_for_all_when_it_is_answered() {
     let [a, b, c] = fleet("three_brokers").await;
     assert_eq!(nodes(&b).await, NODES);

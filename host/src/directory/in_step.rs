@@ -125,8 +125,10 @@ impl Directory {
                 self.store.delete_group(topic.id, stray).await?;
             }
         }
+        // A group that a Redis has lost had what came since it was emptied coming to it.
+        let start = if topic.settings.storage == Storage::Redis { SeekTo::Earliest } else { SeekTo::Latest };
         for subscription in subscriptions {
-            self.store.put_group(group_spec(&subscription, SeekTo::Latest)).await?;
+            self.store.put_group(group_spec(&subscription, start)).await?;
         }
         Ok(())
     }

@@ -112,6 +112,11 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn lease(&self, request: LeaseRequest) -> Result<Leased, StoreError>;
     /// Ends or extends leases; one result per item, in order. One item's refusal does not touch the others.
     async fn settle(&self, settles: Vec<Settle>) -> Result<Vec<Result<Settled, SettleRefused>>, StoreError>;
+    /// Which of these leases have ended: settled, expired, or by a seek, whichever broker that was asked of. A store that one broker
+    /// has need not know: that broker does.
+    async fn ended(&self, _receipts: &[Receipt]) -> Result<Vec<Receipt>, StoreError> {
+        Ok(Vec::new())
+    }
     /// A receiver that changes whenever messages of the topic may have become leasable: appended, due, freed by a
     /// retry, an expiry, a seek. `None` if there is no such topic.
     fn appended(&self, topic: TopicId) -> Option<watch::Receiver<u64>>;

@@ -12,8 +12,8 @@ use tokio::sync::watch;
 
 use super::{
     AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRef,
-    LeaseRequest, Leased, MessageStore, Page, ReadRequest, RetainReport, SeekTo, Settle, SettleRefused, Settled,
-    StoreError, TopicSpec, TopicStats,
+    LeaseRequest, Leased, MessageStore, Page, ReadRequest, Receipt, RetainReport, SeekTo, Settle, SettleRefused,
+    Settled, StoreError, TopicSpec, TopicStats,
 };
 use crate::clock::Timestamp;
 use crate::message::{GroupId, MessageId, Position, TopicId};
@@ -178,6 +178,16 @@ impl MessageStore for RoutedStore {
         let (mut own, mut redis) = (own.into_iter(), redis.into_iter());
         let next = |there: &bool| if *there { redis.next() } else { own.next() };
         Ok(in_redis.iter().filter_map(next).collect())
+    }
+
+    async fn ended(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, StoreError> {
+        let (in_redis, own): (Vec<Receipt>, Vec<Receipt>) =
+            receipts.iter().partition(|receipt| self.homes.is_in_redis(receipt.position.topic));
+        let mut ended = if own.is_empty() { Vec::new() } else { self.own.ended(&own).await? };
+        if !in_redis.is_empty() {
+            ended.extend(self.redis.ended(&in_redis).await?);
+        }
+        Ok(ended)
     }
 
     fn appended(&self, topic: TopicId) -> Option<watch::Receiver<u64>> {

@@ -1,5 +1,6 @@
 //! Which leases were handed to event streams and are still held. Invariant: a stream holds at most its `maxInFlight`; a
-//! slot is free again when its lease is ended through this broker, or at its deadline. Bounded by the number of streams and
+//! slot is free again when its lease is ended through this broker, or at its deadline; in a fleet, when the store says that it
+//! was ended through another one. Bounded by the number of streams and
 //! their own bounds, as each entry ends with its lease.
 
 use std::collections::HashMap;
@@ -175,6 +176,13 @@ impl Slots {
     /// These leases have ended: given back, or by a seek. Those that were granted since are others.
     pub(in crate::api) fn ended(&self, receipts: &[Receipt]) {
         self.end(|_, entry| receipts.contains(&entry.receipt));
+    }
+
+    /// The leases that a stream holds, as far as this broker knows.
+    pub(super) fn of_stream(&self, stream: &Arc<StreamSlots>) -> Vec<Receipt> {
+        let entries = self.held.lock();
+        let of_stream = |entry: &&Entry| Arc::ptr_eq(&entry.stream, stream);
+        entries.by_position.values().filter(of_stream).map(|entry| entry.receipt).collect()
     }
 
     /// The leases of a group whose cursor is about to be moved.

@@ -30,6 +30,8 @@ use crate::store::{Lease, LeaseRef, Receipt, Settle, Settlement};
 
 /// Leases of one stream at once: what one answer of the consume route may hold.
 const IN_FLIGHT_MAX: u32 = 1000;
+/// How often a full stream of a fleet asks whether leases have ended elsewhere.
+const ASK_EVERY: Duration = Duration::from_millis(50);
 const IN_FLIGHT_DEFAULT: u32 = 10;
 
 /// What to stream.
@@ -188,7 +190,18 @@ impl Feed {
                 }
                 return Some(self.write(&leases));
             }
-            let until = next_end.map_or(quiet_until, |end| end.min(quiet_until));
+            let mut until = next_end.map_or(quiet_until, |end| end.min(quiet_until));
+            if self.broker.fleet.is_some() {
+                // What is settled through another broker is not told here.
+                let held = self.slots.of_stream(&self.own);
+                if let Ok(ended) = self.broker.store.ended(&held).await
+                    && !ended.is_empty()
+                {
+                    self.slots.ended(&ended);
+                    continue;
+                }
+                until = until.min(now.plus(ASK_EVERY));
+            }
             tokio::select! {
                 () = self.own.freed() => {}
                 () = self.broker.clock.sleep_until(until) => {}

@@ -40,7 +40,7 @@ use tokio::sync::watch;
 use self::sql::{Tx, failed};
 use super::{
     AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRequest,
-    Leased, MessageStore, Page, ReadRequest, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
+    Leased, MessageStore, Page, ReadRequest, Receipt, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
     TopicSpec, TopicStats,
 };
 use crate::clock::{Clock, Timestamp};
@@ -341,6 +341,10 @@ impl MessageStore for PostgresStore {
 
     async fn settle(&self, settles: Vec<Settle>) -> Result<Vec<Result<Settled, SettleRefused>>, StoreError> {
         repeated!(self.shared, self.shared.settle(&settles))
+    }
+
+    async fn ended(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, StoreError> {
+        repeated!(self.shared, self.shared.ended(receipts))
     }
 
     fn appended(&self, topic: TopicId) -> Option<watch::Receiver<u64>> {

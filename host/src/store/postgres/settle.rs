@@ -10,10 +10,10 @@ use super::Shared;
 use super::control::group_spec;
 use super::ends::{End, Ending, Totals, group_specs};
 use super::grant::{Grant, grants, named_by};
-use super::sql::{Tx, commit, failed, g, ms, t, time, topic_id};
+use super::sql::{Tx, commit, failed, g, ms, now, t, time, topic_id};
 use crate::clock::Timestamp;
 use crate::message::{FailedAttempt, Failure, GroupId, TopicId};
-use crate::store::{GroupSpec, LeaseRef, Settle, SettleRefused, Settled, Settlement, StoreError};
+use crate::store::{GroupSpec, LeaseRef, Receipt, Settle, SettleRefused, Settled, Settlement, StoreError};
 
 type Row = (i64, i64);
 type Results = Vec<Result<Settled, SettleRefused>>;
@@ -74,6 +74,33 @@ impl Shared {
         commit(tx).await?;
         woken.into_iter().for_each(|topic| self.wake(topic));
         Ok(results)
+    }
+}
+
+impl Shared {
+    /// See [`crate::store::MessageStore::ended`].
+    pub(super) async fn ended(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, StoreError> {
+        let rows: BTreeSet<Row> = receipts.iter().map(|receipt| named_by(receipt).0).collect();
+        let (epochs, numbers): (Vec<i64>, Vec<i64>) = rows.into_iter().unzip();
+        let mut tx = self.look().await?;
+        let now = now(&mut tx, &self.clock).await?;
+        let rows =
+            sqlx::query(grants!("JOIN unnest($1::bigint[], $2::bigint[]) AS w(epoch, number) USING (epoch, number)"))
+                .bind(epochs)
+                .bind(numbers)
+                .fetch_all(&mut *tx)
+                .await
+                .map_err(failed)?;
+        let mut grants: HashMap<Row, Grant> = HashMap::new();
+        for row in &rows {
+            let grant = Grant::read(row)?;
+            grants.insert((grant.epoch, grant.number), grant);
+        }
+        let lives = |receipt: &&Receipt| {
+            let (row, nth) = named_by(receipt);
+            grants.get(&row).is_some_and(|grant| grant.is_open(nth) && grant.deadline_of(nth) > now)
+        };
+        Ok(receipts.iter().filter(|receipt| !lives(receipt)).copied().collect())
     }
 }
 

@@ -126,7 +126,13 @@ impl Shared {
         }
         let mut doomed = Vec::new();
         while !list.is_empty() {
-            doomed.push(Doomed::read(list.list()?, None, now)?);
+            match Doomed::read(list.list()?, None, now) {
+                Ok(one) => doomed.push(one),
+                // It holds up nothing else that is due.
+                Err(error) => {
+                    tracing::error!(%error, "a message that is to be a dead letter cannot be read; it stays where it is")
+                }
+            }
         }
         let all: Vec<&Doomed> = doomed.iter().collect();
         match self.bury(&all, now, true).await {

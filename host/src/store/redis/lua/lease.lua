@@ -68,7 +68,16 @@ local function take_fresh(q)
     if #found == 0 then next = q.head end
     for _, e in ipairs(found) do
       local till = settled_until(g, q, e.seq)
-      if not till and (not e.target or e.target == g.id) and not take(q, e) then
+      if till then
+        -- What is passed over counts as a look, too: no call goes through all of a backlog.
+        looks = looks - 1
+        full = full or looks < 1
+        next = math.min(till, q.head)
+        break
+      elseif e.target and e.target ~= g.id then
+        looks, weight = looks - 1, weight - e.cost
+        full = full or looks < 1 or weight < 1
+      elseif not take(q, e) then
         next = e.seq
         break
       end
