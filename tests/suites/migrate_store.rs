@@ -242,7 +242,13 @@ async fn a_move_that_is_killed_goes_on_or_is_abandoned() {
             .expect("it starts");
         tokio::time::sleep(patience).await;
         if running.try_wait().expect("it is ours").is_some() {
-            break moved(&running.wait_with_output().expect("it has ended"));
+            let ran = running.wait_with_output().expect("it has ended");
+            if kills > 0 && ran.status.code() == Some(2) {
+                // The one before was killed when all was done, and only to be told.
+                assert!(refused(&ran).1.contains("was moved to"));
+                break None;
+            }
+            break Some(moved(&ran));
         }
         running.kill().expect("it is ours");
         running.wait().expect("it is ours");
@@ -257,7 +263,9 @@ async fn a_move_that_is_killed_goes_on_or_is_abandoned() {
         patience += Duration::from_millis(60);
     };
     assert!(kills > 0 && looked, "it was too quick to be killed");
-    assert_eq!((&document["topics"], &document["values"]), (&expected["topics"], &expected["values"]));
+    if let Some(document) = document {
+        assert_eq!((&document["topics"], &document["values"]), (&expected["topics"], &expected["values"]));
+    }
 
     // A move back that is given up leaves the fleet as it was, and no half of a directory.
     let back = data_dir.with_extension("back");

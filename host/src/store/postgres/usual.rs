@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 
 use super::Shared;
 use super::grant::{Entry, Grant};
-use super::sql::{Stored, body_at, commit, failed, g, ms, t, time};
+use super::sql::{Stored, Tx, body_at, commit, failed, g, ms, t, time};
 use crate::clock::Timestamp;
 use crate::store::{Lease, LeaseRequest, Leased, Mode, StoreError};
 
@@ -73,7 +73,7 @@ impl Shared {
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
-        let Some(first) = rows.first() else { return Ok(None) };
+        let Some(first) = rows.first() else { return unusual(tx).await };
         let (part, now, others, head) = of_partition(first).map_err(failed)?;
         let place = (t(request.topic), part);
         let (mut entries, mut messages, mut since) =
@@ -82,7 +82,7 @@ impl Shared {
             let (lane, seq) = (row.try_get(5).map_err(failed)?, row.try_get(6).map_err(failed)?);
             let body = body_at(row, 7)?;
             if body.head.expires_at.is_some_and(|at| at.0 <= now) {
-                return Ok(None);
+                return unusual(tx).await;
             }
             let stamp = row.try_get(14).map_err(failed)?;
             since = row.try_get(15).map_err(failed)?;
@@ -93,7 +93,7 @@ impl Shared {
         let fits = |len: usize| i64::try_from(len).is_ok_and(|len| len <= bytes_left);
         if count > 0 && messages.first().is_some_and(|first| !fits(first.payload.len())) {
             // Only the first of all is granted whatever its size.
-            return Ok(None);
+            return unusual(tx).await;
         }
         let next = entries.last().map_or(0, |last| last.seq + 1);
         let held = (now.saturating_add(ms(request.duration)), request.holder.to_string());
@@ -111,6 +111,13 @@ impl Shared {
         let leases = messages.into_iter().enumerate().map(lease).collect();
         Ok(Some(Taken { leases, others, rest: next < head }))
     }
+}
+
+/// Lets go of the cursor before the general lease looks at it: one that is dropped with its transaction stays locked for a moment,
+/// and would be passed over.
+async fn unusual(tx: Tx) -> Result<Option<Taken>, StoreError> {
+    commit(tx).await?;
+    Ok(None)
 }
 
 /// Its number, the time, whether others have something, and where it ends.
