@@ -23,6 +23,7 @@ use proptest::test_runner::{Config, RngSeed, TestRunner};
 use sluice::message::GroupId;
 use sluice::store::embedded::{Drive, EmbeddedLimits};
 use sluice_tests::store_backends::{Moving, OnPostgres, OnRedis, PowerCuts, cramped};
+use sluice_tests::store_bed::Backend;
 use sluice_tests::store_disk::Fault;
 
 use ops::{Item, Op, Trouble};
@@ -89,18 +90,15 @@ fn a_store_on_a_failing_disk_does_what_the_oracle_does() {
     judge(ops::op_or_trouble(), &cramped(), Drive::Callers);
 }
 
-/// Slower by far than the embedded store, and so with a fiftieth of the lives. Each has a database of its own, and one broker or
-/// three.
-#[test]
-fn a_store_on_postgresql_does_what_the_oracle_does() {
+/// Lives over servers, so many times fewer than of the embedded store: they are slower by far. `backend` is given a coin.
+fn judge_over<B: Backend>(fewer: u32, ops: impl Strategy<Value = Op>, is_fleet: bool, backend: impl Fn(bool) -> B) {
     let config = config(300);
-    let (seed, config) = (config.rng_seed, Config { cases: config.cases.div_ceil(50), ..config });
-    let lives = (prop::collection::vec(ops::op(), 1..120), any::<bool>(), any::<bool>());
-    let judged = TestRunner::new(config).run(&lives, |(ops, dead_letter_expired, many_brokers)| {
+    let (seed, config) = (config.rng_seed, Config { cases: config.cases.div_ceil(fewer), ..config });
+    let lives = (prop::collection::vec(ops, 1..120), any::<bool>(), any::<bool>());
+    let judged = TestRunner::new(config).run(&lives, |(ops, dead_letter_expired, coin)| {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(async {
-            let backend = if many_brokers { OnPostgres::fleet("model") } else { OnPostgres::named("model") };
-            let mut run = Run::undisturbed(backend, many_brokers, dead_letter_expired).await;
+            let mut run = Run::undisturbed(backend(coin), is_fleet && coin, dead_letter_expired).await;
             for op in &ops {
                 run.step(op).await;
             }
@@ -111,53 +109,25 @@ fn a_store_on_postgresql_does_what_the_oracle_does() {
     if let Err(failure) = judged {
         panic!("with SLUICE_MODEL_SEED {seed:?}: {failure}");
     }
+}
+
+/// Each has a database of its own, and one broker or three.
+#[test]
+fn a_store_on_postgresql_does_what_the_oracle_does() {
+    judge_over(50, ops::op(), true, |many| if many { OnPostgres::fleet("model") } else { OnPostgres::named("model") });
 }
 
 /// Each opening moves all there is from a folder to a database, or back.
 #[test]
 fn a_store_that_is_moved_does_what_the_oracle_does() {
-    let config = config(300);
-    let (seed, config) = (config.rng_seed, Config { cases: config.cases.div_ceil(50), ..config });
     let ops = prop_oneof![8 => ops::op(), 1 => Just(Op::Restart)];
-    let lives = (prop::collection::vec(ops, 1..120), any::<bool>(), any::<bool>());
-    let judged = TestRunner::new(config).run(&lives, |(ops, dead_letter_expired, up)| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let backend = if up { Moving::up("model") } else { Moving::down("model") };
-            let mut run = Run::undisturbed(backend, false, dead_letter_expired).await;
-            for op in &ops {
-                run.step(op).await;
-            }
-            run.drain().await;
-        });
-        Ok(())
-    });
-    if let Err(failure) = judged {
-        panic!("with SLUICE_MODEL_SEED {seed:?}: {failure}");
-    }
+    judge_over(50, ops, false, |up| if up { Moving::up("model") } else { Moving::down("model") });
 }
 
 /// The same for a store that lacks lanes, a schedule, order, and delivery at most once: what needs these is asked of it without.
 #[test]
 fn a_store_in_redis_does_what_the_oracle_does() {
-    let config = config(300);
-    let (seed, config) = (config.rng_seed, Config { cases: config.cases.div_ceil(10), ..config });
-    let lives = (prop::collection::vec(ops::op(), 1..120), any::<bool>(), any::<bool>());
-    let judged = TestRunner::new(config).run(&lives, |(ops, dead_letter_expired, many_brokers)| {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        runtime.block_on(async {
-            let backend = if many_brokers { OnRedis::fleet("model") } else { OnRedis::named("model") };
-            let mut run = Run::undisturbed(backend, many_brokers, dead_letter_expired).await;
-            for op in &ops {
-                run.step(op).await;
-            }
-            run.drain().await;
-        });
-        Ok(())
-    });
-    if let Err(failure) = judged {
-        panic!("with SLUICE_MODEL_SEED {seed:?}: {failure}");
-    }
+    judge_over(10, ops::op(), true, |many| if many { OnRedis::fleet("model") } else { OnRedis::named("model") });
 }
 
 /// Found by seed 7: overwriting an erased message synced a segment whose blocks waited for their sync. When that failed they

@@ -1,6 +1,7 @@
-//! A data directory that no broker runs on: `verify` says what is damaged, `repair` writes what is left to a new one.
-//! Invariant: the directory is not changed, and brokers are kept out of it meanwhile. Knows how catalog and store belong
-//! together; what is in either is read by them. `moving` takes all of it to a fleet's database or back.
+//! A data directory that no broker runs on: `verify` says what is damaged, `repair` writes what is left to a new one, `moving`
+//! takes all of it to a fleet's database or back. Invariant: brokers are kept out of it meanwhile; a directory that is verified or
+//! repaired is not changed, and one that is moved from keeps what it has. Knows how catalog and store belong together; what is
+//! in either is read by them.
 
 mod catalog;
 pub mod mark;

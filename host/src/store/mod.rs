@@ -113,7 +113,7 @@ pub trait MessageStore: Send + Sync + 'static {
     /// Ends or extends leases; one result per item, in order. One item's refusal does not touch the others.
     async fn settle(&self, settles: Vec<Settle>) -> Result<Vec<Result<Settled, SettleRefused>>, StoreError>;
     /// Which of these leases have ended: settled, expired, or by a seek, whichever broker that was asked of. A store that one broker
-    /// has need not know: that broker does.
+    /// has need not know: that broker does. One that names none leaves their places taken until their deadlines.
     async fn ended(&self, _receipts: &[Receipt]) -> Result<Vec<Receipt>, StoreError> {
         Ok(Vec::new())
     }

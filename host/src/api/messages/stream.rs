@@ -192,7 +192,7 @@ impl Feed {
             }
             let mut until = next_end.map_or(quiet_until, |end| end.min(quiet_until));
             if self.broker.fleet.is_some() {
-                // What is settled through another broker is not told here.
+                // What is settled through another broker is not told here. A store that does not answer is asked again.
                 let held = self.slots.of_stream(&self.own);
                 if let Ok(ended) = self.broker.store.ended(&held).await
                     && !ended.is_empty()
