@@ -4,13 +4,11 @@
 export CARGO_TARGET_DIR ?= $(CURDIR)/target
 WASM := wasm32-wasip2
 BIN := $(CARGO_TARGET_DIR)/debug
-# What `make test` also runs over PostgreSQL: the core of what a broker does, but for what holds the time that a broker told to a
-# millisecond against that of the database.
+# What `make test` also runs over PostgreSQL: the core of what a broker does.
 CORE := batches:: delivery:: idempotency:: pipelines:: pipeline_revisions:: request_reply:: seek:: webhooks::
-OVER_POSTGRES := $(CORE) --skip a_seek_goes_to_a_time
+OVER_POSTGRES := $(CORE)
 # The same over three brokers, but for what looks at figures of the one that it comes to.
-OVER_FLEET := batches:: idempotency:: pipelines:: seek:: webhooks:: $(addprefix --skip ,what_expires_behind_another \
-	a_webhook_is_sent_again_what_stands a_seek_goes_to_a_time)
+OVER_FLEET := batches:: idempotency:: pipelines:: seek:: webhooks:: --skip what_expires_behind_another
 # The same with topics in Redis, but for what asks for what Redis lacks, or looks into the data directory.
 OVER_REDIS := $(CORE) dead_letters:: $(addprefix --skip ,ordered at_most_once exactly_once delayed most_urgent \
 	a_repeat_after_a_crash a_webhook_is_sent_again_what_stands a_replay_that_cannot_read_on)

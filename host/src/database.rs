@@ -61,6 +61,16 @@ impl<DB: Database> Transaction<DB> {
     }
 }
 
+impl<DB: Database> Transaction<DB> {
+    /// Takes all of it back, at once: one that is dropped is taken back in a moment.
+    ///
+    /// # Errors
+    /// When the database does not answer.
+    pub async fn rollback(self) -> Result<(), sqlx::Error> {
+        in_time(self.0.patience, self.0.transaction.rollback()).await
+    }
+}
+
 impl<DB: Database> Deref for Transaction<DB> {
     type Target = Session<DB>;
     fn deref(&self) -> &Session<DB> {

@@ -55,6 +55,7 @@ mod rolling;
 mod rollouts;
 mod seek;
 mod soak;
+mod store_usual;
 mod streams;
 mod swaps;
 mod telemetry;

@@ -331,6 +331,11 @@ async fn a_broker_starts_without_the_redis_of_its_topics_and_serves_them_later()
     assert_eq!(broker.get("//health").await.expect(200)["parts"]["redis"], "Degraded");
     broker.publish("others", "x").answer().await.expect(202);
     broker.publish("news", "b").answer().await.expect_problem(503, "STORE_UNAVAILABLE");
+    // Neither does it keep anything else from being made: what is to be removed there waits.
+    let more = json!({"name": "more", "type": "Queue", "storage": "redis"});
+    broker.post("/topics", &more).await.expect_problem(503, "STORE_UNAVAILABLE");
+    broker.create_topic("further", "Queue").await;
+    broker.publish("further", "y").answer().await.expect(202);
     redis.restart().await;
     serves(&broker, "Healthy").await;
     broker.publish("news", "b").answer().await.expect(202);

@@ -122,8 +122,14 @@ async fn retry_after_is_honoured() {
     let (broker, receiver) = (Broker::start().await, Receiver::start().await);
     topic_with_push(&broker, &receiver, json!({})).await;
     receiver.answers([Scripted::from(503).header("retry-after", "600")]);
-    broker.publish("events", "work").await;
+    let published = broker.publish("events", "work").await;
     receiver.received(1).await;
+    // Not while the answer is under way: its lease would end first.
+    wait::until("the answer is taken", async || {
+        let message = broker.get(&format!("/messages/{}", published.message_id)).await.expect(200);
+        (message["groups"][0]["status"] == "Retrying").then_some(())
+    })
+    .await;
     broker.clock().advance(Duration::from_secs(300)).await;
     assert_eq!(receiver.requests().len(), 1, "not before the endpoint wants it");
     until_received_by(Duration::from_secs(30), &broker, &receiver, 2).await;

@@ -46,43 +46,25 @@ pub struct Migration {
     pub sql: &'static str,
 }
 
+macro_rules! migration {
+    ($version:literal, $file:literal) => {
+        Migration { version: $version, file: $file, sql: include_str!(concat!("../../../migrations/postgres/", $file)) }
+    };
+}
+
 /// All of `migrations/postgres`, in order.
 pub const MIGRATIONS: &[Migration] = &[
-    Migration {
-        version: 1,
-        file: "001_initial_schema.sql",
-        sql: include_str!("../../../migrations/postgres/001_initial_schema.sql"),
-    },
-    Migration {
-        version: 2,
-        file: "002_message_store.sql",
-        sql: include_str!("../../../migrations/postgres/002_message_store.sql"),
-    },
-    Migration {
-        version: 3,
-        file: "003_brokers.sql",
-        sql: include_str!("../../../migrations/postgres/003_brokers.sql"),
-    },
-    Migration {
-        version: 4,
-        file: "004_broker_duty.sql",
-        sql: include_str!("../../../migrations/postgres/004_broker_duty.sql"),
-    },
-    Migration {
-        version: 5,
-        file: "005_store_moves.sql",
-        sql: include_str!("../../../migrations/postgres/005_store_moves.sql"),
-    },
-    Migration {
-        version: 6,
-        file: "006_store_functions.sql",
-        sql: include_str!("../../../migrations/postgres/006_store_functions.sql"),
-    },
-    Migration {
-        version: 7,
-        file: "007_topic_storage.sql",
-        sql: include_str!("../../../migrations/postgres/007_topic_storage.sql"),
-    },
+    migration!(1, "001_initial_schema.sql"),
+    migration!(2, "002_message_store.sql"),
+    migration!(3, "003_brokers.sql"),
+    migration!(4, "004_broker_duty.sql"),
+    migration!(5, "005_store_moves.sql"),
+    migration!(6, "006_store_functions.sql"),
+    migration!(7, "007_topic_storage.sql"),
+    migration!(8, "008_grant_ranges.sql"),
+    migration!(9, "009_urgent_partitions.sql"),
+    migration!(10, "010_store_usual.sql"),
+    migration!(11, "011_identity.sql"),
 ];
 
 /// A migration that a database has had.

@@ -18,7 +18,11 @@ pub(super) enum Leftover {
     Topic(TopicId, TopicId),
     /// A subscription that is not to be; a group of the store with it.
     Subscription(SubscriptionId, TopicId, GroupId),
-    /// Its store was away when the broker started: it, or a group of it, may not be there.
+    /// What a store has of a topic that is gone.
+    InStore(TopicId, TopicId),
+    /// Of a subscription that is gone.
+    GroupInStore(TopicId, GroupId),
+    /// Its store was away when it was to be changed: it, or a group of it, may not be there.
     TopicAndGroups(TopicId),
     /// Store and stages may not be what the topic's settings say.
     TopicSettings(TopicId),
@@ -27,7 +31,8 @@ pub(super) enum Leftover {
 }
 
 impl Leftover {
-    /// It may hold what the next one wants: a name, a queue's one group.
+    /// It may hold what the next one wants: a name. What a store has goes by numbers, which are given once: Redis, that may be away for
+    /// long, keeps no other topic from being made.
     fn is_in_the_way(self) -> bool {
         matches!(self, Leftover::Topic(..) | Leftover::Subscription(..))
     }
@@ -61,20 +66,38 @@ impl Directory {
         Edit { directory: self, left: self.editing.lock().await, in_the_way: None, stale: None }.mend(|_| true).await
     }
 
-    async fn mend(&self, leftover: Leftover) -> Result<(), DirectoryError> {
-        let actor = Actor::system();
-        match leftover {
+    /// Mends it, or says what is left of it, and why.
+    async fn mend(&self, leftover: Leftover) -> Result<(), (Leftover, DirectoryError)> {
+        let left = match leftover {
             Leftover::Topic(id, dead_letter) => {
                 self.pipelines.forget(Scope::Topic(id)).await;
-                gone(self.catalog.delete_topic(id, &actor).await)?;
-                self.store.delete_topic(id).await?;
-                self.store.delete_topic(dead_letter).await?;
+                let gone = gone(self.catalog.delete_topic(id, &Actor::system()).await);
+                gone.map_err(|error| (leftover, error.into()))?;
+                Leftover::InStore(id, dead_letter)
             }
             Leftover::Subscription(id, topic, group) => {
                 self.pipelines.forget(Scope::Subscription(topic, id)).await;
-                gone(self.catalog.delete_subscription(id, &actor).await)?;
-                self.remove_group(topic, group).await?;
+                let gone = gone(self.catalog.delete_subscription(id, &Actor::system()).await);
+                gone.map_err(|error| (leftover, error.into()))?;
+                Leftover::GroupInStore(topic, group)
             }
+            other => other,
+        };
+        self.mend_rest(left).await.map_err(|error| (left, error))
+    }
+
+    async fn mend_rest(&self, leftover: Leftover) -> Result<(), DirectoryError> {
+        let actor = Actor::system();
+        match leftover {
+            Leftover::Topic(..) | Leftover::Subscription(..) => {}
+            Leftover::InStore(topic, dead_letter) => {
+                self.store.delete_topic(topic).await?;
+                self.store.delete_topic(dead_letter).await?;
+            }
+            Leftover::GroupInStore(topic, group) => match self.remove_group(topic, group).await {
+                Ok(()) | Err(StoreError::NoTopic) => {}
+                Err(error) => return Err(error.into()),
+            },
             Leftover::TopicAndGroups(id) => {
                 let Some(topic) = self.topic_by_id(id) else { return Ok(()) };
                 self.reconcile_in_store(&topic).await?;
@@ -93,16 +116,16 @@ impl Directory {
         }
         Ok(())
     }
+}
 
-    /// A Queue keeps its messages, and the group that has them; unless it is gone itself.
+impl Directory {
+    /// A Queue keeps its messages, and the group that has them, for the subscription that it may have by now.
     async fn remove_group(&self, topic: TopicId, group: GroupId) -> Result<(), StoreError> {
         if group != GroupId::SHARED {
             return self.store.delete_group(topic, group).await;
         }
-        match self.store.put_group(shared_group(topic)).await {
-            Err(StoreError::NoTopic) => Ok(()),
-            other => other,
-        }
+        let known = self.subscriptions_of(topic).first().map(|subscription| group_spec(subscription, SeekTo::Latest));
+        self.store.put_group(known.unwrap_or_else(|| shared_group(topic))).await
     }
 }
 
@@ -129,10 +152,10 @@ impl Edit<'_> {
 
     /// Mends it now, or later.
     pub(super) async fn leave(&mut self, leftover: Leftover) {
-        if let Err(error) = self.directory.mend(leftover).await {
-            tracing::warn!(?leftover, %error, "what a change has left could not be mended; trying again");
-            if !self.left.contains(&leftover) {
-                self.left.push(leftover);
+        if let Err((left, error)) = self.directory.mend(leftover).await {
+            tracing::warn!(?left, %error, "what a change has left could not be mended; trying again");
+            if !self.left.contains(&left) {
+                self.left.push(left);
             }
         }
     }
@@ -146,8 +169,8 @@ impl Edit<'_> {
             }
             match self.directory.mend(leftover).await {
                 Ok(()) => tracing::info!(?leftover, "what a failed change had left is mended"),
-                Err(error) => {
-                    self.left.push(leftover);
+                Err((left, error)) => {
+                    self.left.push(left);
                     mended = mended.and(Err(error));
                 }
             }

@@ -89,6 +89,11 @@ impl Publisher {
                 chain.drop(&emitted.topic, "the topic is gone");
                 continue;
             };
+            // Allowed to be emitted to, then made anew: with its cause it would be no one unit.
+            if target.settings.storage != from.settings.storage {
+                chain.drop(&emitted.topic, "the topic is kept in another store");
+                continue;
+            }
             let bytes = emitted.payload.len();
             let owner = values.owner_beside(*message);
             let run = KvRun::of_one(values, owner);

@@ -51,6 +51,9 @@ struct Plan<'a> {
 impl Shared {
     /// See [`crate::store::MessageStore::append`].
     pub(super) async fn append(&self, batch: &Batch) -> Result<Vec<AppendOutcome>, StoreError> {
+        if let Some(outcomes) = self.append_as_usual(batch).await? {
+            return Ok(outcomes);
+        }
         let mut roomy = BTreeSet::new();
         loop {
             match self.try_append(batch, &roomy).await? {

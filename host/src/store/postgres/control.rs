@@ -16,7 +16,7 @@ use crate::store::{GroupSpec, SeekTo, StoreError, TopicSpec};
 const HOUR: i64 = 3_600_000;
 /// By retention: up to how long a class's messages are kept, and how much time one partition of `messages` spans. A partition
 /// is dropped as a whole, so what is removed by time takes up to an eighth longer to give its room back.
-const CLASSES: [(i64, i64); 5] = [
+pub(super) const CLASSES: [(i64, i64); 5] = [
     (8 * HOUR, HOUR),
     (48 * HOUR, 6 * HOUR),
     (8 * 24 * HOUR, 24 * HOUR),

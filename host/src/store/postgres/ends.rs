@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row as _};
@@ -17,8 +18,8 @@ use crate::store::embedded::ops::Body;
 use crate::store::embedded::state::settle::{EXPIRED, LEASE_EXPIRED, dead_letter_id};
 use crate::store::{GroupSpec, StoreError};
 
-/// Rows of totals that a group has; brokers take different ones.
-const SLOTS: i64 = 16;
+/// Rows of totals that a group has; calls take different ones, since what counts in one waits for the commit of the one before.
+const SLOTS: i64 = 32;
 
 /// What becomes of a message for a group.
 #[derive(Debug, Clone)]
@@ -99,9 +100,10 @@ impl Totals {
 }
 
 impl Shared {
-    /// The row of totals that this broker counts in.
+    /// The row of totals that a call counts in.
     pub(super) fn slot(&self) -> i16 {
-        i16::try_from(self.epoch.rem_euclid(SLOTS)).unwrap_or(0)
+        let turn = self.next_slot.fetch_add(1, Ordering::Relaxed);
+        i16::try_from(self.epoch.wrapping_mul(7).wrapping_add(turn).rem_euclid(SLOTS)).unwrap_or(0)
     }
 
     /// Carries endings out; returns the topics in which something waits that did not before.

@@ -153,6 +153,7 @@ impl Shared {
         now: i64,
         all: bool,
     ) -> Result<BTreeSet<TopicId>, StoreError> {
+        Grant::know(&mut grants, tx).await?;
         let specs = group_specs(tx, grants.iter().map(|grant| (grant.place.0, grant.group))).await?;
         let mut endings = Vec::new();
         for grant in &mut grants {

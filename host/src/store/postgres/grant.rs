@@ -1,9 +1,12 @@
 //! A row of `grants`: what one answer to a lease held, and what of it is open. Invariant: an entry that is settled never
 //! opens again; the row is gone when none is open.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use sqlx::Row as _;
 use sqlx::postgres::PgRow;
+use uuid::Uuid;
 
 use super::sql::{Place, Tx, damaged, failed, group_id, position};
 use crate::message::{GroupId, MessageId, Position};
@@ -38,15 +41,38 @@ pub(super) struct Grant {
     settled: Vec<u8>,
     /// Entries with a deadline of their own.
     extended: Vec<(u16, i64)>,
-    /// What `settled` and `extended` were when the row was read.
+    /// That the row does not list its messages.
+    following: Option<Following>,
+    /// Whether `settled` or `extended` are not what they were when the row was read.
     changed: bool,
+}
+
+/// Messages of a grant that follow each other in the first lane, each attempted for the first time.
+#[derive(Debug, Clone)]
+struct Following {
+    first: i64,
+    count: i32,
+    /// None of them came before.
+    since: i64,
+    /// Whether their ids, stamps and keys are known here.
+    known: bool,
+}
+
+impl Following {
+    /// Where they stand.
+    fn entries(&self) -> Vec<Entry> {
+        let id = MessageId(Uuid::nil());
+        let entry = |seq| Entry { id, lane: 0, seq, stamp: 0, key: None, attempt: 1, again: false };
+        (self.first..).take(usize::try_from(self.count).unwrap_or(0)).map(entry).collect()
+    }
 }
 
 /// A query for rows of `grants`, which it calls `g`, as [`Grant::read`] wants them.
 macro_rules! grants {
     ($from:literal) => {
         concat!(
-            "SELECT g.epoch, g.number, g.topic, g.part, g.grp, g.deadline, g.holder, g.entries, g.settled, g.extended FROM grants g ",
+            "SELECT g.epoch, g.number, g.topic, g.part, g.grp, g.deadline, g.holder, g.entries, g.settled, g.extended, g.first, g.count, \
+             g.since FROM grants g ",
             $from
         )
     };
@@ -63,14 +89,33 @@ impl Grant {
         entries: Vec<Entry>,
     ) -> Grant {
         let settled = vec![0; entries.len().div_ceil(8)];
-        Grant { epoch, number, place, group, deadline, holder, entries, settled, extended: Vec::new(), changed: false }
+        Grant {
+            epoch,
+            number,
+            place,
+            group,
+            deadline,
+            holder,
+            entries,
+            settled,
+            extended: Vec::new(),
+            following: None,
+            changed: false,
+        }
     }
 
-    /// Reads a row of `grants!`.
+    /// Reads a row of `grants!`. Of some, ids, stamps and keys are known once they are looked up only ([`Grant::know`]).
     pub fn read(row: &PgRow) -> Result<Grant, StoreError> {
         let entries: Vec<u8> = row.try_get(7).map_err(failed)?;
         let extended: Option<Vec<u8>> = row.try_get(9).map_err(failed)?;
         let broken = |error: postcard::Error| damaged("grants", &error.to_string());
+        let following = match row.try_get::<Option<i64>, _>(10).map_err(failed)? {
+            Some(first) => {
+                let (count, since) = (row.try_get(11).map_err(failed)?, row.try_get(12).map_err(failed)?);
+                Some(Following { first, count, since, known: false })
+            }
+            None => None,
+        };
         let grant = Grant {
             epoch: row.try_get(0).map_err(failed)?,
             number: row.try_get(1).map_err(failed)?,
@@ -78,7 +123,11 @@ impl Grant {
             group: row.try_get(4).map_err(failed)?,
             deadline: row.try_get(5).map_err(failed)?,
             holder: row.try_get(6).map_err(failed)?,
-            entries: postcard::from_bytes(&entries).map_err(broken)?,
+            entries: match &following {
+                Some(known) => known.entries(),
+                None => postcard::from_bytes(&entries).map_err(broken)?,
+            },
+            following,
             settled: row.try_get(8).map_err(failed)?,
             extended: extended.map_or(Ok(Vec::new()), |bytes| postcard::from_bytes(&bytes)).map_err(broken)?,
             changed: false,
@@ -177,27 +226,57 @@ impl Grant {
         Ok(())
     }
 
-    /// Writes a new row of what `store_take` gave, with where the cursor is then, and since when there may be something for it.
-    pub async fn give(&self, tx: &mut Tx, (next, since): (i64, i64), slot: i16) -> Result<(), StoreError> {
-        let entries = postcard::to_stdvec(&self.entries).map_err(|error| StoreError::Invalid(error.to_string()))?;
-        sqlx::query("SELECT store_given($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)")
-            .bind(self.epoch)
-            .bind(self.number)
-            .bind(self.place.0)
-            .bind(self.group)
-            .bind(self.place.1)
-            .bind(i32::try_from(self.entries.len()).unwrap_or(i32::MAX))
-            .bind(self.deadline)
-            .bind(&self.holder)
-            .bind(&self.settled)
-            .bind(entries)
-            .bind(next)
-            .bind(since)
-            .bind(slot)
-            .execute(&mut **tx)
+    /// Looks up what rows do not list of messages that are open. What is not there any more is none of them.
+    pub async fn know(grants: &mut [Grant], tx: &mut Tx) -> Result<(), StoreError> {
+        let unknown = |grant: &&mut Grant| grant.following.as_ref().is_some_and(|following| !following.known);
+        let mut unknown: Vec<&mut Grant> = grants.iter_mut().filter(unknown).collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let column =
+            |of: fn(&Following) -> i64| unknown.iter().filter_map(|grant| grant.following.as_ref().map(of)).collect();
+        let (firsts, sinces): (Vec<i64>, Vec<i64>) =
+            (column(|following| following.first), column(|following| following.since));
+        let rows = sqlx::query("SELECT * FROM store_following($1, $2, $3, $4, $5)")
+            .bind(unknown.iter().map(|grant| grant.place.0).collect::<Vec<i32>>())
+            .bind(unknown.iter().map(|grant| grant.place.1).collect::<Vec<i16>>())
+            .bind(firsts)
+            .bind(
+                unknown
+                    .iter()
+                    .map(|grant| i32::try_from(grant.entries.len()).unwrap_or(i32::MAX))
+                    .collect::<Vec<i32>>(),
+            )
+            .bind(sinces)
+            .fetch_all(&mut **tx)
             .await
             .map_err(failed)?;
+        let mut found: Vec<BTreeSet<usize>> = vec![BTreeSet::new(); unknown.len()];
+        for row in &rows {
+            let (grant, seq): (i64, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+            let at = usize::try_from(grant - 1).unwrap_or(usize::MAX);
+            let Some((grant, found)) = unknown.get_mut(at).zip(found.get_mut(at)) else { continue };
+            let first = grant.entries.first().map_or(0, |first| first.seq);
+            let nth = usize::try_from(seq - first).unwrap_or(usize::MAX);
+            let Some(entry) = grant.entries.get_mut(nth) else { continue };
+            entry.id = MessageId(row.try_get(2).map_err(failed)?);
+            (entry.stamp, entry.key) = (row.try_get(3).map_err(failed)?, row.try_get(4).map_err(failed)?);
+            found.insert(nth);
+        }
+        for (grant, found) in unknown.into_iter().zip(found) {
+            let gone: Vec<usize> = grant.open().map(|(nth, _)| nth).filter(|nth| !found.contains(nth)).collect();
+            gone.into_iter().for_each(|nth| grant.close(nth));
+            grant.following = grant.following.take().map(|following| Following { known: true, ..following });
+        }
         Ok(())
+    }
+
+    /// Its list, where the row is to have one from now on: settled one by one, it is not looked up each time.
+    fn list(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        if !self.following.as_ref().is_some_and(|following| following.known) {
+            return Ok(None);
+        }
+        postcard::to_stdvec(&self.entries).map(Some).map_err(|error| StoreError::Invalid(error.to_string()))
     }
 
     /// Whether it has nothing open any more.
@@ -229,10 +308,12 @@ impl Grant {
         };
         let extended: Result<Vec<Option<Vec<u8>>>, _> = kept.iter().map(extended).collect();
         let extended = extended.map_err(|error| StoreError::Invalid(error.to_string()))?;
+        let lists: Result<Vec<Option<Vec<u8>>>, _> = kept.iter().map(|grant| grant.list()).collect();
         sqlx::query(
-            "UPDATE grants g SET settled = w.settled, extended = w.extended, open = w.open, ends = w.ends \
-             FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bytea[], $5::integer[], $6::bigint[]) \
-             AS w(epoch, number, settled, extended, open, ends) WHERE g.epoch = w.epoch AND g.number = w.number",
+            "UPDATE grants g SET settled = w.settled, extended = w.extended, open = w.open, ends = w.ends, \
+             entries = coalesce(w.entries, g.entries), first = CASE WHEN w.entries IS NULL THEN g.first END \
+             FROM unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bytea[], $5::integer[], $6::bigint[], $7::bytea[]) \
+             AS w(epoch, number, settled, extended, open, ends, entries) WHERE g.epoch = w.epoch AND g.number = w.number",
         )
         .bind(kept.iter().map(|grant| grant.epoch).collect::<Vec<_>>())
         .bind(kept.iter().map(|grant| grant.number).collect::<Vec<_>>())
@@ -240,11 +321,18 @@ impl Grant {
         .bind(extended)
         .bind(kept.iter().map(|grant| i32::try_from(grant.open().count()).unwrap_or(i32::MAX)).collect::<Vec<_>>())
         .bind(kept.iter().map(|grant| grant.ends()).collect::<Vec<_>>())
+        .bind(lists?)
         .execute(&mut **tx)
         .await
         .map_err(failed)?;
         Ok(())
     }
+}
+
+/// The receipt of an answer's nth message, attempted for the first time.
+pub(super) fn first_receipt((epoch, number): (i64, i64), nth: usize, position: Position, group: GroupId) -> Receipt {
+    let grant = number.cast_unsigned() << NTH_BITS | nth as u64;
+    Receipt { position, group, epoch: epoch.cast_unsigned(), grant, attempt: 1 }
 }
 
 /// Which row a receipt names, and which entry of it.

@@ -284,8 +284,9 @@ impl Shared {
                 .fetch_all(&mut **tx)
                 .await
                 .map_err(failed)?;
-            for row in &rows {
-                let grant = Grant::read(row)?;
+            let mut grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
+            Grant::know(&mut grants, tx).await?;
+            for grant in &grants {
                 if let Some(part) = parts.iter_mut().find(|part| part.part == grant.place.1) {
                     part.held.extend(grant.open().filter_map(|(_, entry)| entry.key));
                 }

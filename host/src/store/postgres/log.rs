@@ -5,11 +5,14 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use sqlx::Row as _;
+use sqlx::encode::IsNull;
+use sqlx::error::BoxDynError;
+use sqlx::postgres::{PgArgumentBuffer, PgHasArrayType, PgTypeInfo};
+use sqlx::{Encode, Postgres, Row as _, Type};
 use uuid::Uuid;
 
 use super::Shared;
-use super::sql::{LANES, Place, Tx, failed, n, p, position, t, time, topic_id};
+use super::sql::{LANES, LATE_MOST, Place, Tx, failed, n, p, position, t, time, topic_id};
 use crate::message::{Partition, Position, TopicId};
 use crate::store::embedded::ops::{Body, Head};
 use crate::store::{StoreError, TopicSpec};
@@ -66,7 +69,30 @@ pub(super) struct Rows {
     target: Vec<Option<i32>>,
     meta_len: Vec<i32>,
     crc: Vec<i32>,
-    body: Vec<Vec<u8>>,
+    body: Vec<Whole>,
+}
+
+/// A body as the table has it: what it says of the message, then the payload.
+pub(super) struct Whole(pub Body);
+
+impl Type<Postgres> for Whole {
+    fn type_info() -> PgTypeInfo {
+        <&[u8] as Type<Postgres>>::type_info()
+    }
+}
+
+impl PgHasArrayType for Whole {
+    fn array_type_info() -> PgTypeInfo {
+        <&[u8] as PgHasArrayType>::array_type_info()
+    }
+}
+
+impl Encode<'_, Postgres> for Whole {
+    fn encode_by_ref(&self, buffer: &mut PgArgumentBuffer) -> Result<IsNull, BoxDynError> {
+        buffer.extend_from_slice(&self.0.meta);
+        buffer.extend_from_slice(&self.0.payload);
+        Ok(IsNull::No)
+    }
 }
 
 impl Part {
@@ -106,10 +132,7 @@ impl Rows {
         self.target.push(target.map(super::sql::g));
         self.meta_len.push(meta_len.cast_signed());
         self.crc.push(crc.cast_signed());
-        let mut bytes = Vec::with_capacity(body.meta.len() + body.payload.len());
-        bytes.extend_from_slice(&body.meta);
-        bytes.extend_from_slice(&body.payload);
-        self.body.push(bytes);
+        self.body.push(Whole(body.clone()));
     }
 
     /// Writes them, into partitions of `messages` that are there, and what they change of their own.
@@ -272,7 +295,7 @@ impl Log {
         original: Option<Uuid>,
     ) -> Result<Position, StoreError> {
         let place = (t(topic), p(partition));
-        let at = self.at(place);
+        let at = self.at(place).max(body.head.id.timestamp().0.min(self.now + LATE_MOST));
         let class = self.topics.get(&place.0).ok_or(StoreError::NoTopic)?.class;
         let part = self.parts.get_mut(&place).ok_or(StoreError::NoTopic)?;
         let head =

@@ -27,7 +27,7 @@ mod usual;
 mod values;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -106,6 +106,7 @@ struct Shared {
     clock: Clock,
     epoch: i64,
     next_grant: AtomicU64,
+    next_slot: AtomicI64,
     /// Topics that are known here, and who is to be told of them.
     topics: Mutex<HashMap<TopicId, watch::Sender<u64>>>,
     /// Told of each topic that has something new by what was done here.
@@ -144,6 +145,7 @@ impl PostgresStore {
             clock: options.clock,
             epoch: 0,
             next_grant: AtomicU64::new(0),
+            next_slot: AtomicI64::new(0),
             topics: Mutex::default(),
             others: OnceLock::new(),
             ranges: Mutex::default(),

@@ -31,6 +31,30 @@ impl Shared {
         if settles.is_empty() {
             return Ok(Vec::new());
         }
+        let acked = self.ack_as_usual(settles).await?;
+        if acked.len() == settles.len() {
+            return Ok(vec![Ok(Settled::Acked); settles.len()]);
+        }
+        if acked.is_empty() {
+            return self.settle_each(settles).await;
+        }
+        let rest: Vec<Settle> = settles
+            .iter()
+            .enumerate()
+            .filter(|(nth, _)| !acked.contains(nth))
+            .map(|(_, settle)| settle.clone())
+            .collect();
+        let mut rest = match self.settle_each(&rest).await {
+            Ok(results) => results.into_iter(),
+            // Asked again, what is acknowledged would be refused.
+            Err(error) => return Err(StoreError::OutcomeUnknown(format!("some were acknowledged, then {error}"))),
+        };
+        let result =
+            |nth| if acked.contains(&nth) { Ok(Settled::Acked) } else { rest.next().expect("one result each") };
+        Ok((0..settles.len()).map(result).collect())
+    }
+
+    async fn settle_each(&self, settles: &[Settle]) -> Result<Results, StoreError> {
         let mut tx = self.begin().await?;
         let mut meant: Vec<Option<Meant>> = Vec::with_capacity(settles.len());
         for settle in settles {
@@ -117,7 +141,7 @@ impl Shared {
     async fn hold(&self, tx: &mut Tx, rows: &BTreeSet<Row>) -> Result<Held, StoreError> {
         let (epochs, numbers): (Vec<i64>, Vec<i64>) = rows.iter().copied().unzip();
         let (given, ahead) = time(&self.clock);
-        let rows = sqlx::query("SELECT * FROM store_held($1, $2, $3, $4)")
+        let rows = sqlx::query("SELECT * FROM store_hold($1, $2, $3, $4)")
             .bind(epochs)
             .bind(numbers)
             .bind(given)
@@ -126,12 +150,13 @@ impl Shared {
             .await
             .map_err(failed)?;
         let mut held = Held::default();
-        for row in &rows {
-            let grant = Grant::read(row)?;
+        let mut grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
+        Grant::know(&mut grants, tx).await?;
+        for (row, grant) in rows.iter().zip(grants) {
             if let Entry::Vacant(unknown) = held.groups.entry((grant.place.0, grant.group)) {
-                unknown.insert(group_spec(row.try_get(10).map_err(failed)?)?);
+                unknown.insert(group_spec(row.try_get(13).map_err(failed)?)?);
             }
-            held.now = row.try_get(11).map_err(failed)?;
+            held.now = row.try_get(14).map_err(failed)?;
             held.grants.insert((grant.epoch, grant.number), grant);
         }
         Ok(held)
@@ -234,8 +259,9 @@ async fn find_held(tx: &mut Tx, lease: &LeaseRef) -> Result<Option<Meant>, Store
         .fetch_all(&mut **tx)
         .await
         .map_err(failed)?;
-    for row in &rows {
-        let grant = Grant::read(row)?;
+    let mut grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
+    Grant::know(&mut grants, tx).await?;
+    for grant in &grants {
         let found = grant.open().find(|(_, entry)| entry.id == *message).map(|(nth, _)| nth);
         if let Some(nth) = found {
             return Ok(Some(Meant { row: (grant.epoch, grant.number), nth }));

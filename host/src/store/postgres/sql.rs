@@ -17,6 +17,10 @@ pub(super) type Tx = crate::database::Transaction<Postgres>;
 /// A partition: topic and number.
 pub(super) type Place = (i32, i16);
 
+/// Milliseconds that a message may say it came later than the database has it: so far may brokers' clocks be ahead of that one's.
+/// It enters the log when it says, so that who looks for its time finds it.
+pub(super) const LATE_MOST: i64 = 500;
+
 /// Lanes of a partition.
 pub(super) const LANES: usize = 10;
 
@@ -111,7 +115,12 @@ pub(super) fn damaged(table: &str, detail: &str) -> StoreError {
 
 /// Commits. Where the answer is lost, so is what came of it.
 pub(super) async fn commit(tx: Tx) -> Result<(), StoreError> {
-    tx.commit().await.map_err(|error| match error {
+    tx.commit().await.map_err(ended)
+}
+
+/// What an error means that came for an answer to what ends with a commit.
+pub(super) fn ended(error: sqlx::Error) -> StoreError {
+    match error {
         // The transaction was refused: a conflict, no room, a deferred check. Any other word may be a pooler's or of a server
         // that was stopped, behind a commit that was passed on.
         sqlx::Error::Database(refused)
@@ -122,7 +131,7 @@ pub(super) async fn commit(tx: Tx) -> Result<(), StoreError> {
             failed(sqlx::Error::Database(refused))
         }
         lost => StoreError::OutcomeUnknown(format!("the database: {lost}")),
-    })
+    }
 }
 
 /// The columns of a message, in this order, for [`Stored::read`].

@@ -1,19 +1,30 @@
-//! The usual lease, which is nearly each: new messages of one partition after the other, without priorities, order, retries or
-//! anything that is due. Invariant: where anything is not so, nothing is granted here, and `lease` decides. Two questions and two
-//! answers for a partition, since what is asked most often costs most.
+//! What is asked most often, and costs most therefore: the usual append, lease and acknowledgement, one question each
+//! (`migrations/postgres/010_store_usual.sql`). Invariant: where anything is not as usual nothing is done here, and `append`, `lease`
+//! and `settle` decide.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
-use sqlx::Row as _;
 use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row as _};
+use uuid::Uuid;
 
-use super::Shared;
-use super::grant::{Entry, Grant};
-use super::sql::{Stored, Tx, body_at, commit, failed, g, ms, t, time};
+use super::control::{CLASSES, range_of};
+use super::grant::{first_receipt, named_by};
+use super::log::Whole;
+use super::sql::{LATE_MOST, Tx, body_at, commit, damaged, ended, failed, g, ms, n, p, position, t, time};
+use super::{ANSWER_TIMEOUT, Shared};
 use crate::clock::Timestamp;
-use crate::store::{Lease, LeaseRequest, Leased, Mode, StoreError};
+use crate::database;
+use crate::message::{MessageId, Offset, Position};
+use crate::store::embedded::ops::{Body, Head};
+use crate::store::embedded::state::append::{Batch, Prepared};
+use crate::store::{
+    AppendOutcome, Lease, LeaseRef, LeaseRequest, Leased, Mode, Receipt, Settle, Settlement, StoreError,
+};
 
-/// Partitions that one call takes from.
+/// Partitions that one call leases from.
 const PARTITIONS_MAX: usize = 16;
 
 /// What one partition gave.
@@ -23,6 +34,86 @@ struct Taken {
     others: bool,
     /// Whether this one has.
     rest: bool,
+}
+
+impl Shared {
+    /// Stores messages for one partition that nothing is to be decided of; none where something is.
+    pub(super) async fn append_as_usual(&self, batch: &Batch) -> Result<Option<Vec<AppendOutcome>>, StoreError> {
+        let Some((place, bodies)) = plain(batch) else { return Ok(None) };
+        let (given, ahead) = time(&self.clock);
+        let (known_from, known_until) = self.known_ranges();
+        let published = bodies.iter().map(|body| body.head.id.timestamp().0).max().unwrap_or(0);
+        let cost: u64 = bodies.iter().map(|body| body.head.cost()).sum();
+        let mut tx = self.begin().await?;
+        let stored: Option<i64> = sqlx::query_scalar(
+            "SELECT store_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)",
+        )
+        .bind(t(batch.topic))
+        .bind(p(place))
+        .bind(n(batch.revision))
+        .bind(published)
+        .bind(LATE_MOST)
+        .bind(known_from)
+        .bind(known_until)
+        .bind(n(cost))
+        .bind(bodies.iter().map(|body| body.head.id.0).collect::<Vec<Uuid>>())
+        .bind(told(&bodies, |head| head.expires_at.map(|at| at.0)))
+        .bind(told(&bodies, |head| head.key.map(u64::cast_signed)))
+        .bind(told(&bodies, |head| head.target.map(g)))
+        .bind(bodies.iter().map(|body| body.head.meta_len.cast_signed()).collect::<Vec<i32>>())
+        .bind(bodies.iter().map(|body| body.head.crc.cast_signed()).collect::<Vec<i32>>())
+        .bind(bodies.iter().map(|body| Whole((*body).clone())).collect::<Vec<_>>())
+        .bind(given)
+        .bind(ahead)
+        .fetch_one(&mut *tx)
+        .await
+        .map_err(failed)?;
+        // Also where nothing was done: its connection is free at once then.
+        commit(tx).await?;
+        let Some(first) = stored else { return Ok(None) };
+        self.wake(batch.topic);
+        let outcome = |seq| AppendOutcome::Stored(position((t(batch.topic), p(place)), 0, seq));
+        Ok(Some((first..).take(bodies.len()).map(outcome).collect()))
+    }
+
+    /// From when and until when, by class, the table for now is known to be there.
+    fn known_ranges(&self) -> (Vec<i64>, Vec<i64>) {
+        let (now, known) = (self.clock.now().0, self.ranges.lock());
+        let range = |class: i16| {
+            let (from, width) = range_of(class, now);
+            if known.contains(&(class, from)) { (from, from + width) } else { (0, 0) }
+        };
+        (0..).map(range).take(CLASSES.len()).unzip()
+    }
+}
+
+/// The partition and the messages of a batch that is nothing but messages for it.
+fn plain(batch: &Batch) -> Option<(u16, Vec<&Body>)> {
+    let is_alone = batch.kv.is_empty()
+        && batch.values.read.is_empty()
+        && batch.values.written.is_empty()
+        && batch.replays.is_empty();
+    let mut bodies = Vec::with_capacity(batch.items.len());
+    let mut places = BTreeSet::new();
+    for item in batch.items.iter().filter(|_| is_alone) {
+        match &item.entry {
+            Prepared::Log { lane, body, due: None }
+                if lane.lane == 0 && item.key.is_none() && item.emitted.is_empty() =>
+            {
+                places.insert(lane.partition);
+                bodies.push(body);
+            }
+            _ => return None,
+        }
+    }
+    let place = places.pop_first()?;
+    places.is_empty().then_some((place, bodies))
+}
+
+/// Something that few messages have: nothing, where none of these has it.
+fn told<T>(bodies: &[&Body], of: impl Fn(&Head) -> Option<T>) -> Option<Vec<Option<T>>> {
+    let all: Vec<Option<T>> = bodies.iter().map(|body| of(&body.head)).collect();
+    all.iter().any(Option::is_some).then_some(all)
 }
 
 impl Shared {
@@ -58,69 +149,184 @@ impl Shared {
 
     async fn take(&self, request: &LeaseRequest, count: usize, bytes: usize) -> Result<Option<Taken>, StoreError> {
         let (given, ahead) = time(&self.clock);
-        let bytes_left = i64::try_from(request.bytes_max - bytes).unwrap_or(i64::MAX);
         let number = self.next_grant.fetch_add(1, Ordering::Relaxed).cast_signed();
         let mut tx = self.begin().await?;
-        let rows = sqlx::query("SELECT * FROM store_take($1, $2, $3, $4, $5, $6, $7)")
+        let rows = sqlx::query("SELECT * FROM store_lease($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)")
             .bind(t(request.topic))
             .bind(g(request.group))
             .bind(i64::try_from(request.max - count).unwrap_or(i64::MAX))
-            .bind(bytes_left)
+            .bind(i64::try_from(request.bytes_max - bytes).unwrap_or(i64::MAX))
+            .bind(count == 0)
             // Brokers begin with different partitions, and with another one each time.
             .bind(self.epoch.wrapping_mul(7).wrapping_add(number) & i64::from(i32::MAX))
+            .bind(self.epoch)
+            .bind(number)
+            .bind(ms(request.duration))
+            .bind(&*request.holder)
+            .bind(self.slot())
             .bind(given)
             .bind(ahead)
             .fetch_all(&mut *tx)
             .await
             .map_err(failed)?;
-        let Some(first) = rows.first() else { return unusual(tx).await };
-        let (part, now, others, head) = of_partition(first).map_err(failed)?;
-        let place = (t(request.topic), part);
-        let (mut entries, mut messages, mut since) =
-            (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()), 0);
-        for row in &rows {
-            let (lane, seq) = (row.try_get(5).map_err(failed)?, row.try_get(6).map_err(failed)?);
-            let body = body_at(row, 7)?;
-            if body.head.expires_at.is_some_and(|at| at.0 <= now) {
+        let answer = rows.first().map(Answer::read).transpose().map_err(failed)?;
+        let Some(answer) = answer.flatten().filter(|answer| answer.count == rows.len()) else {
+            return unusual(tx).await;
+        };
+        let deadline = Timestamp(answer.now).plus(request.duration);
+        let mut leases = Vec::with_capacity(rows.len());
+        for (nth, row) in rows.iter().enumerate() {
+            if row.try_get(6).map_err(failed)? {
                 return unusual(tx).await;
             }
-            let stamp = row.try_get(14).map_err(failed)?;
-            since = row.try_get(15).map_err(failed)?;
-            let key = body.head.key.map(u64::cast_signed);
-            entries.push(Entry { id: body.head.id, lane, seq, stamp, key, attempt: 1, again: false });
-            messages.push(Stored { place, lane, seq, body }.message()?);
+            let message =
+                body_at(row, 7)?.message().ok_or_else(|| damaged("messages", "a message's meta cannot be read"))?;
+            let position = position((t(request.topic), answer.part), 0, answer.first + nth as i64);
+            let receipt = first_receipt((self.epoch, number), nth, position, request.group);
+            leases.push(Lease { position, message, attempt: 1, deadline, receipt });
         }
-        let fits = |len: usize| i64::try_from(len).is_ok_and(|len| len <= bytes_left);
-        if count > 0 && messages.first().is_some_and(|first| !fits(first.payload.len())) {
-            // Only the first of all is granted whatever its size.
-            return unusual(tx).await;
-        }
-        let next = entries.last().map_or(0, |last| last.seq + 1);
-        let held = (now.saturating_add(ms(request.duration)), request.holder.to_string());
-        let grant = Grant::new((self.epoch, number), place, g(request.group), held, entries);
-        grant.give(&mut tx, (next, since), self.slot()).await?;
         commit(tx).await?;
-        let deadline = Timestamp(now).plus(request.duration);
-        let lease = |(nth, message)| Lease {
-            position: grant.position(nth),
-            message,
-            attempt: 1,
-            deadline,
-            receipt: grant.receipt(nth),
-        };
-        let leases = messages.into_iter().enumerate().map(lease).collect();
-        Ok(Some(Taken { leases, others, rest: next < head }))
+        Ok(Some(Taken { leases, others: answer.others, rest: answer.rest }))
     }
 }
 
-/// Lets go of the cursor before the general lease looks at it: one that is dropped with its transaction stays locked for a moment,
-/// and would be passed over.
+/// What an answer of `store_lease` says of all of it.
+struct Answer {
+    part: i16,
+    now: i64,
+    others: bool,
+    rest: bool,
+    first: i64,
+    count: usize,
+}
+
+impl Answer {
+    /// Nothing where the first row is not that of the first message.
+    fn read(row: &PgRow) -> Result<Option<Answer>, sqlx::Error> {
+        let Some(part) = row.try_get(0)? else { return Ok(None) };
+        let (now, others, rest, first) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+        let count = usize::try_from(row.try_get::<i32, _>(5)?).unwrap_or(0);
+        Ok(Some(Answer { part, now, others, rest, first, count }))
+    }
+}
+
+/// Takes back what was granted, and lets go of the cursor before the general lease looks at it: one that is dropped with its
+/// transaction stays locked for a moment, and would be passed over.
 async fn unusual(tx: Tx) -> Result<Option<Taken>, StoreError> {
-    commit(tx).await?;
+    tx.rollback().await.map_err(failed)?;
     Ok(None)
 }
 
-/// Its number, the time, whether others have something, and where it ends.
-fn of_partition(row: &PgRow) -> Result<(i16, i64, bool, i64), sqlx::Error> {
-    Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?, row.try_get(3)?))
+/// One answer to a lease, of which all is acknowledged.
+struct Done {
+    row: (i64, i64),
+    topic: i32,
+    part: i16,
+    group: i32,
+    first: i64,
+    /// In their order, if the caller has named them.
+    ids: Option<Vec<MessageId>>,
+    count: usize,
+    /// Which of the settlements these are.
+    items: Vec<usize>,
+}
+
+impl Shared {
+    /// Acknowledges all of usual answers at once; says of which settlements that was done. They are done whatever becomes of the others.
+    pub(super) async fn ack_as_usual(&self, settles: &[Settle]) -> Result<BTreeSet<usize>, StoreError> {
+        let all = answers(settles);
+        if all.is_empty() {
+            return Ok(BTreeSet::new());
+        }
+        let mut connection = self.pool.acquire().await.map_err(failed)?;
+        let asking = sqlx::raw_sql(AssertSqlSafe(self.done(&all))).fetch_all(&mut *connection);
+        let rows = tokio::time::timeout(ANSWER_TIMEOUT, asking).await.unwrap_or_else(|_| Err(database::no_answer()));
+        let rows = rows.map_err(ended)?;
+        let mut acked = BTreeSet::new();
+        for row in &rows {
+            let row: (i64, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
+            acked.extend(all.iter().filter(|done| done.row == row).flat_map(|done| &done.items));
+        }
+        Ok(acked)
+    }
+
+    /// As one text, which is one transaction and takes one way there and back. There is nothing in it but numbers.
+    fn done(&self, all: &[Done]) -> String {
+        let list = |of: &dyn Fn(&Done) -> String| all.iter().map(of).collect::<Vec<_>>().join(",");
+        let ids = |done: &Done| match &done.ids {
+            None => "NULL".to_owned(),
+            Some(ids) => {
+                ids.iter().fold(String::from("'\\x"), |mut text, id| {
+                    write!(text, "{}", id.0.simple()).expect("a text in memory takes it");
+                    text
+                }) + "'"
+            }
+        };
+        let (given, ahead) = time(&self.clock);
+        format!(
+            "SET LOCAL statement_timeout = '10s'; SELECT * FROM store_done(ARRAY[{}]::bigint[], ARRAY[{}]::bigint[], ARRAY[{}]::integer[], \
+             ARRAY[{}]::smallint[], ARRAY[{}]::integer[], ARRAY[{}]::bigint[], ARRAY[{}]::bigint[], ARRAY[{}]::bytea[], {}::smallint, \
+             {}::bigint, {ahead}::bigint)",
+            list(&|done| done.row.0.to_string()),
+            list(&|done| done.row.1.to_string()),
+            list(&|done| done.topic.to_string()),
+            list(&|done| done.part.to_string()),
+            list(&|done| done.group.to_string()),
+            list(&|done| done.first.to_string()),
+            list(&|done| done.count.to_string()),
+            list(&ids),
+            self.slot(),
+            given.map_or("NULL".to_owned(), |given| given.to_string()),
+        )
+    }
+}
+
+/// One acknowledgement of an answer's nth message.
+struct Ack {
+    nth: usize,
+    /// Which of the settlements it is.
+    item: usize,
+    receipt: Receipt,
+    id: Option<MessageId>,
+}
+
+/// The answers that these settlements could be all of, if there is nothing else among them.
+fn answers(settles: &[Settle]) -> Vec<Done> {
+    let mut all: BTreeMap<(i64, i64), Vec<Ack>> = BTreeMap::new();
+    for (item, settle) in settles.iter().enumerate() {
+        let (LeaseRef::Receipt { receipt, message }, Settlement::Ack) = (&settle.lease, &settle.settlement) else {
+            return Vec::new();
+        };
+        let (row, nth) = named_by(receipt);
+        all.entry(row).or_default().push(Ack { nth, item, receipt: *receipt, id: *message });
+    }
+    all.into_iter().filter_map(|(row, acks)| answer(row, acks)).collect()
+}
+
+fn answer(row: (i64, i64), mut acks: Vec<Ack>) -> Option<Done> {
+    acks.sort_unstable_by_key(|ack| ack.nth);
+    let Receipt { position: first, group, .. } = acks.first()?.receipt;
+    let follows = |(at, ack): (usize, &Ack)| {
+        let position = Position { offset: Offset(first.offset.0 + at as u64), ..first };
+        ack.nth == at && ack.receipt.position == position && ack.receipt.group == group
+    };
+    if first.offset.lane() != 0 || !acks.iter().enumerate().all(follows) {
+        return None;
+    }
+    let named: Vec<MessageId> = acks.iter().filter_map(|ack| ack.id).collect();
+    let ids = match named.len() {
+        0 => None,
+        len if len == acks.len() => Some(named),
+        _ => return None,
+    };
+    Some(Done {
+        row,
+        topic: t(first.topic),
+        part: p(first.partition),
+        group: g(group),
+        first: n(first.offset.sequence()),
+        ids,
+        count: acks.len(),
+        items: acks.iter().map(|ack| ack.item).collect(),
+    })
 }
