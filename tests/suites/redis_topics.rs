@@ -1,6 +1,8 @@
 //! Topics whose messages are in Redis. Invariant: what Redis keeps is never lost by a broker, what it loses is told and never mended in
 //! silence, and whatever it does the other topics go on. What such a topic cannot do is refused where it is asked for, with what to do.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -395,4 +397,37 @@ async fn a_cluster_has_all_of_them_on_one_node() {
     let with_keys =
         nodes.iter().filter(|node| node.ask(&["KEYS", "sluice:{*}:t:*"]).lines().any(|line| !line.is_empty()));
     assert_eq!(with_keys.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_cluster_has_done_and_not_answered_is_not_done_again() {
+    let nodes = Redis::start_cluster().await;
+    let broker = Broker::with(Settings::new().env("SLUICE__REDIS__URL", &Redis::cluster_url(&nodes))).await;
+    queue(&broker, "jobs").await;
+    broker.publish("jobs", "x").answer().await.expect(202);
+    let streams = |node: &&Redis| !node.ask(&["KEYS", "sluice:{*}:t:*:s"]).is_empty();
+    let node = nodes.iter().find(streams).expect("one of them has it");
+    let stream = node.ask(&["KEYS", "sluice:{*}:t:*:s"]);
+    let mut stored = 1;
+    for _ in 0..20 {
+        let mut other = TcpStream::connect(("127.0.0.1", node.port())).expect("it listens");
+        other.write_all(format!("AUTH {}\r\n", node.password()).as_bytes()).expect("it is read");
+        assert!(other.read(&mut [0; 64]).expect("it answers") > 0);
+        // What waits for it is done in its order, and answered after all of it: the second takes the connections of the first.
+        node.pause();
+        let losing = async {
+            wait::taken_up().await;
+            other.write_all(b"CLIENT KILL TYPE normal\r\n").expect("the system keeps it");
+            node.resume();
+        };
+        let (answer, ()) = tokio::join!(broker.publish("jobs", "x").answer(), losing);
+        serves(&broker, "Healthy").await;
+        let before = std::mem::replace(&mut stored, node.ask(&["XLEN", &stream]).parse().expect("a number"));
+        assert!(stored <= before + 1, "one publish stored {} messages: {}", stored - before, answer.text());
+        if answer.status == 503 && stored > before {
+            answer.expect_problem(503, "OUTCOME_UNKNOWN");
+            return;
+        }
+    }
+    panic!("no answer was ever lost");
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::script::{Args, Reply, Script};
 use crate::entropy::Entropy;
-use crate::redis::link::{Address, Link, Told, trouble};
+use crate::redis::link::{Address, Link, Told};
 use crate::redis::look::{field, inspect};
 use crate::redis::{Pause, Trouble};
 use crate::store::StoreError;
@@ -198,7 +198,7 @@ impl Server {
         let is_full = written.as_ref().is_err_and(|error| error.code() == Some("OOM"));
         self.is_full(is_full);
         // It serves who consumes, and so gets room again.
-        if is_full { Ok(()) } else { written.map_err(|error| trouble(&error)) }
+        if is_full { Ok(()) } else { written.map_err(|error| link.trouble(&error)) }
     }
 
     /// Has it write its append-only file anew.
@@ -282,8 +282,8 @@ impl Server {
                     StoreError::Unavailable(format!("Redis: {why}"))
                 }
             }
-            (ErrorKind::Server(_) | ErrorKind::Extension, _) => {
-                // It says that it did not: it loads, follows another server, or cannot save.
+            (ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::ClusterConnectionNotFound, _) => {
+                // It says that it did not (it loads, follows another server, moves a slot, or cannot save), or was not asked.
                 self.lose(&why);
                 StoreError::Unavailable(format!("Redis: {why}"))
             }
