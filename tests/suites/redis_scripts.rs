@@ -1,0 +1,47 @@
+//! What the scripts of the store in Redis do with what only Redis can bring about: scripts that ended in their midst, values that were
+//! damaged, memory that is full. Invariant: whatever of it happens, the store goes on by itself, and a script's work stays bounded.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice::message::GroupId;
+use sluice::store::{GroupSpec, LeaseRef, Receipt, Settle, SettleRefused, Settled, Settlement};
+use sluice_tests::servers::{Options, Redis};
+use sluice_tests::store_backends::OnRedis;
+use sluice_tests::store_bed::{Bed, GROUP, LEASE, OTHER, TOPIC, failure, group, texts};
+use sluice_tests::wait;
+
+async fn on(redis: Arc<OnRedis>) -> Bed {
+    Bed::new(redis).await
+}
+
+/// Has the shared Redis run a script over one key.
+fn run(script: &str, key: &str) -> String {
+    Redis::shared().ask(&["EVAL", script, "1", key])
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_goes_on_after_a_script_that_ended_in_its_midst() {
+    let redis = Arc::new(OnRedis::named("midst"));
+    let bed = on(Arc::clone(&redis)).await.simple().await;
+    bed.publish(&["a", "b", "c"]).await;
+    let copy = |id: &str| {
+        let copy = format!(
+            "local e = redis.call('XRANGE', KEYS[1], '3-0', '3-0')[1] return redis.call('XADD', KEYS[1], '{id}', unpack(e[2]))"
+        );
+        assert_eq!(run(&copy, &redis.key("t:1:0:s")), id);
+    };
+    copy("4-0");
+    let next = bed.publish(&["d", "e"]).await;
+    assert_eq!(next.iter().map(|position| position.offset.0).collect::<Vec<_>>(), [4, 5]);
+    assert_eq!(bed.figures(GROUP).await.waiting, 6);
+    // No script leaves a gap; were there one, nobody would wait for what is in it.
+    copy("9-0");
+    assert_eq!(bed.publish(&["f"]).await[0].offset.0, 9);
+    assert_eq!(bed.figures(GROUP).await.waiting, 8);
+    assert_eq!(bed.log().await, ["a", "b", "c", "c", "d", "e", "c", "f"]);
+    let all = bed.take(20).await;
+    assert_eq!(texts(&all), ["a", "b", "c", "c", "d", "e", "c", "f"]);
+    bed.ack(&all).await;
+    assert_eq!(bed.figures(GROUP).await.waiting, 0);
+}
