@@ -246,11 +246,15 @@ async fn an_emptied_redis_is_told_and_its_topics_go_on() {
     let broker = Broker::with(with(&redis)).await;
     create(&broker, "news", "PubSub", json!({})).await;
     subscribe(&broker, "news", "g", 3).await;
-    broker.publish("news", "lost").answer().await.expect(202);
+    let lost = broker.publish("news", "lost").answer().await.expect(202);
     let held = broker.consume("news", "g").collect(1).await.remove(0);
     redis.flush();
     // Whoever comes first has the topic made anew, and is served.
-    broker.publish("news", "kept").answer().await.expect(202);
+    let kept = broker.publish("news", "kept").answer().await.expect(202);
+    let after = |published: &Value| published["offset"].as_u64().expect("a number");
+    assert!(after(&kept) > after(&lost) && after(&lost) == 0, "no offset comes twice: {kept}");
+    let page = broker.get("/topics/news/messages?partition=0&from=1").await.expect(200);
+    assert_eq!(page["messages"][0]["offset"], kept["offset"], "who has read the one comes to the other: {page}");
     assert_eq!(held.try_ack().await.status, 410, "what it held is gone");
     let delivery = broker.consume("news", "g").collect(1).await.remove(0);
     assert_eq!(delivery.payload(), "kept");
@@ -258,6 +262,11 @@ async fn an_emptied_redis_is_told_and_its_topics_go_on() {
     assert_eq!(broker.metric(LOSSES).await, Some(1.0));
     assert!(broker.log().contains("Redis has lost what it held"), "{}", broker.log());
     broker.get("/topics/news/dlq").await.expect(200);
+    redis.flush();
+    let last = broker.publish("news", "again").answer().await.expect(202);
+    assert!(after(&last) > after(&kept), "{last}");
+    assert_eq!(payloads(&broker.consume("news", "g").drain(1).await), ["again"]);
+    assert_eq!(broker.metric(LOSSES).await, Some(2.0));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

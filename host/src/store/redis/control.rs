@@ -32,7 +32,9 @@ impl Shared {
         self.check_open()?;
         self.opened().await?;
         let _one_at_a_time = self.editing.lock().await;
-        self.run(&PUT_TOPIC, &put_topic(&spec)?).await?;
+        // One that is known is changed, or made anew where Redis has lost it.
+        let free = self.known.lock().free(spec.id);
+        self.run(&PUT_TOPIC, &put_topic(&spec, free)?.text(self.time())).await?;
         self.known.lock().put_topic(spec);
         Ok(())
     }

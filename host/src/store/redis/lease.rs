@@ -53,6 +53,7 @@ impl Shared {
         while !list.is_empty() {
             leases.push(granted(request, epoch, deadline, list.list()?)?);
         }
+        self.known.lock().gave(request.topic, leases.iter().map(|lease| lease.position.offset.sequence()));
         if buries {
             // A tick does it otherwise.
             let only = format!("{}:{}", request.topic.0, request.group.0);
