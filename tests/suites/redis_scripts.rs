@@ -45,3 +45,38 @@ async fn a_partition_goes_on_after_a_script_that_ended_in_its_midst() {
     bed.ack(&all).await;
     assert_eq!(bed.figures(GROUP).await.waiting, 0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_buried_for_want_of_memory_holds_up_no_lease() {
+    const DOOMED: usize = 1100;
+    let server = Redis::start(Options::new()).await;
+    let bed = on(Arc::new(OnRedis::at(server.url()))).await.with_dead_letters().await;
+    bed.put_group(GroupSpec { attempts_max: 2, ..group(TOPIC, GROUP) }).await.expect("the store does it");
+    bed.publish(&vec!["doomed"; DOOMED]).await;
+    let again = bed.take(DOOMED).await.into_iter().map(|lease| Settle {
+        lease: LeaseRef::Receipt { receipt: lease.receipt, message: None },
+        settlement: Settlement::Retry { at: bed.clock.now(), failure: failure() },
+    });
+    bed.settle(again.collect()).await.expect("the store does it");
+    assert_eq!(bed.take(DOOMED).await.len(), DOOMED);
+    bed.clock.advance(Duration::from_secs(1));
+    bed.publish(&["late", "later"]).await;
+    assert_eq!(bed.take(2).await.len(), 2);
+    assert_eq!(server.ask(&["CONFIG", "SET", "maxmemory", "1mb"]), "OK");
+    bed.pass(LEASE).await;
+    let late = bed.take(10).await;
+    assert_eq!(texts(&late), ["late", "later"]);
+    bed.ack(&late).await;
+    assert_eq!(bed.figures(GROUP).await.waiting, DOOMED as u64, "they wait to be buried");
+    assert!(
+        bed.tick().await.expect("the store does it").is_some_and(|next| next > bed.clock.now()),
+        "and not in haste"
+    );
+    assert_eq!(server.ask(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
+    wait::until("all of them are dead letters", async || {
+        bed.pass(Duration::from_secs(2)).await;
+        let figures = bed.figures(GROUP).await;
+        (figures.waiting == 0 && figures.dead_lettered_total == DOOMED as u64).then_some(())
+    })
+    .await;
+}

@@ -78,6 +78,11 @@ impl Server {
         self.address.url.to_string()
     }
 
+    /// Whether it takes only what gives memory back.
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
+    }
+
     /// Why it takes no writes now.
     pub(super) fn fault(&self) -> Option<String> {
         if self.is_full.load(Ordering::Relaxed) {

@@ -11,7 +11,7 @@
 -- t:T:P   hash: next and first sequence, time of the last message, pipeline revision      t:T:P:s  stream of messages
 --         t:T:P:x  sequences that were erased      t:T:P:tg, :tg:G  those for one group alone
 -- t:T:g:G hash: settings, totals, a cursor a partition      :E:P all open below the cursor, of these :R:P may go now
---         :S:P  ranges settled above the cursor      :L held, by deadline      :W waiting, by time
+--         :S:P  ranges settled above the cursor      :L held, by deadline      :W waiting, by time      :D to be buried, by when that is tried
 --         :H  what is held: attempt epoch grant id holder      :A attempts before      :F failures      :N snapshots
 local P = string.sub(KEYS[1], 1, -2)
 local call = redis.call
@@ -173,7 +173,7 @@ local function forget(g, p, seq)
   local m = p .. ':' .. seq
   call('ZREM', g.key .. ':E:' .. p, seq)
   call('ZREM', g.key .. ':R:' .. p, seq)
-  call('ZREM', g.key .. ':L', m)
+  if call('ZREM', g.key .. ':L', m) == 0 then call('ZREM', g.key .. ':D', m) end
   call('ZREM', g.key .. ':W', m)
   call('HDEL', g.key .. ':H', m)
   call('HDEL', g.key .. ':A', m)
@@ -360,8 +360,7 @@ local function clear(g, q)
   local p = q.p
   for _, seq in ipairs(call('ZRANGE', g.key .. ':E:' .. p, 0, -1)) do
     local m = p .. ':' .. seq
-    call('ZREM', g.key .. ':L', m)
-    call('ZREM', g.key .. ':W', m)
+    for _, what in ipairs({ ':L', ':W', ':D' }) do call('ZREM', g.key .. what, m) end
     call('HDEL', g.key .. ':H', m)
     call('HDEL', g.key .. ':A', m)
     call('HDEL', g.key .. ':F', m)
@@ -412,7 +411,10 @@ local function flush()
   for name, g in pairs(touched) do
     local held = call('ZRANGE', g.key .. ':L', 0, 0, 'WITHSCORES')[2]
     local waits = call('ZRANGE', g.key .. ':W', 0, 0, 'WITHSCORES')[2]
-    local due = math.min(tonumber(held) or math.huge, tonumber(waits) or math.huge)
+    local doomed = tonumber(call('ZRANGE', g.key .. ':D', 0, 0, 'WITHSCORES')[2])
+    -- What cannot be buried keeps nobody from all else that is due.
+    if doomed then doomed = math.max(doomed, tonumber(call('HGET', g.key, 'bury_at') or '0')) end
+    local due = math.min(tonumber(held) or math.huge, tonumber(waits) or math.huge, doomed or math.huge)
     if due < math.huge then call('ZADD', P .. 'due', due, name) else call('ZREM', P .. 'due', name) end
   end
   if stamp then call('SET', P .. 'n', stamp) end
