@@ -47,6 +47,25 @@ async fn a_partition_goes_on_after_a_script_that_ended_in_its_midst() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_discarded_one_by_one_is_one_range() {
+    let redis = Arc::new(OnRedis::named("ranges"));
+    let bed = on(Arc::clone(&redis)).await.with_dead_letters().await;
+    bed.publish(&["0", "1", "2", "3", "4", "5", "6", "7"]).await;
+    for lease in bed.take(8).await {
+        assert_eq!(bed.end(&lease, Settlement::DeadLetter { failure: failure() }).await, Ok(Settled::DeadLettered));
+    }
+    let dead = bed.dead().await;
+    for (number, ranges) in [(5, "1"), (3, "2"), (1, "3"), (2, "2"), (4, "1"), (7, "2"), (6, "1")] {
+        assert_eq!(bed.discard_dead_letters(vec![dead[number].0]).await.expect("the store does it"), 1);
+        assert_eq!(Redis::shared().ask(&["ZCARD", &redis.key("t:2:g:0:S:0")]), ranges, "after {number}");
+    }
+    assert_eq!(bed.dead().await, dead[..1]);
+    assert_eq!(bed.discard_dead_letters(vec![dead[0].0]).await.expect("the store does it"), 1);
+    assert_eq!(Redis::shared().ask(&["ZCARD", &redis.key("t:2:g:0:S:0")]), "0");
+    assert_eq!(bed.dead().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_be_buried_for_want_of_memory_holds_up_no_lease() {
     const DOOMED: usize = 1100;
     let server = Redis::start(Options::new()).await;

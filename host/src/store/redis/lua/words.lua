@@ -140,8 +140,19 @@ local function settled_until(g, q, seq)
   return till and till > seq and till or nil
 end
 
+-- A range is one with those that it touches.
 local function settle_range(g, q, from, till)
-  call('ZADD', g.key .. ':S:' .. q.p, from, from .. ':' .. till)
+  local key = g.key .. ':S:' .. q.p
+  local function join(found)
+    local first, last = string.match(found or '', '^(%d+):(%d+)$')
+    if not first or tonumber(last) < from then return false end
+    call('ZREM', key, found)
+    from, till = math.min(from, tonumber(first)), math.max(till, tonumber(last))
+    return true
+  end
+  join(call('ZREVRANGEBYSCORE', key, from, '-inf', 'LIMIT', 0, 1)[1])
+  while join(call('ZRANGEBYSCORE', key, from, till, 'LIMIT', 0, 1)[1]) do end
+  call('ZADD', key, from, from .. ':' .. till)
 end
 
 -- What a cursor has come past needs no range.
