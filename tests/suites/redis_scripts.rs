@@ -99,3 +99,24 @@ async fn what_cannot_be_buried_for_want_of_memory_holds_up_no_lease() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_that_others_have_ended_are_told() {
+    let bed = on(Arc::new(OnRedis::fleet("told"))).await.simple().await;
+    bed.put_group(group(TOPIC, OTHER)).await.expect("the store does it");
+    bed.publish(&["a", "b", "c", "d"]).await;
+    let leases = bed.take(4).await;
+    let receipts: Vec<Receipt> = leases.iter().map(|lease| lease.receipt).collect();
+    let ended = async || bed.ended(&receipts).await.expect("the store does it");
+    assert_eq!(ended().await, []);
+    bed.ack(&leases[1..2]).await;
+    assert_eq!(bed.end(&leases[2], Settlement::Release).await, Ok(Settled::Released));
+    assert_eq!(ended().await, receipts[1..3]);
+    // Its message is held again, by another lease.
+    assert_eq!(texts(&bed.take(1).await), ["c"]);
+    assert_eq!(ended().await, receipts[1..3]);
+    bed.clock.advance(LEASE + Duration::from_secs(1));
+    assert_eq!(ended().await, receipts);
+    let nowhere = Receipt { group: GroupId(77), ..receipts[0] };
+    assert_eq!(bed.ended(&[nowhere]).await.expect("the store does it"), [nowhere]);
+}

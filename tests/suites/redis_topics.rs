@@ -400,6 +400,29 @@ async fn brokers_on_one_database_share_topics_in_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_stream_of_a_topic_in_redis_goes_on_when_others_are_told_of_the_end_of_its_leases() {
+    let redis = durable().await;
+    let database = Postgres::shared_with_tables("streams_in_redis");
+    let settings = |node: &str| Settings::new().on(&database, node).env("SLUICE__REDIS__URL", &redis.url());
+    let [a, b] = ["a", "b"].map(|node| Broker::with(settings(node)));
+    let (a, b) = (a.await, b.await);
+    queue(&a, "jobs").await;
+    wait::until("the other broker knows the topic", async || (b.get("/topics/jobs").await.status == 200).then_some(()))
+        .await;
+    let mut stream = a.stream("jobs", "g", 2).await;
+    for number in 0..10 {
+        b.publish("jobs", number.to_string()).answer().await.expect(202);
+    }
+    // Leases last for half a minute.
+    for number in 0..10 {
+        let got = stream.next().await;
+        assert_eq!(got.payload(), number.to_string());
+        let ack = json!({"consumerGroup": "g", "receipt": got.receipt()});
+        b.post(&format!("/messages/{}/ack", got.id()), &ack).await.expect(200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_has_all_of_them_on_one_node() {
     let nodes = Redis::start_cluster().await;
     two_serve(&Redis::cluster_url(&nodes), "streams_clustered").await;

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::bury::Doomed;
-use super::script::{Args, LEASE, Reply, SETTLE, strange};
+use super::script::{Args, ENDED, LEASE, Reply, SETTLE, strange};
 use super::{Shared, codec};
 use crate::clock::Timestamp;
 use crate::message::{FailedAttempt, Failure};
@@ -77,6 +77,29 @@ impl Shared {
             }
         }
         Ok(results)
+    }
+
+    /// See [`crate::store::MessageStore::ended`].
+    pub(super) async fn ended(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, StoreError> {
+        self.check_open()?;
+        self.opened().await?;
+        let mut ended = Vec::new();
+        for some in receipts.chunks(SETTLES_MAX) {
+            let args = some.iter().fold(Args::new().text(self.time()).int(some.len()), |args, receipt| {
+                args.text(receipt.position.topic.0.to_string())
+                    .text(receipt.group.0.to_string())
+                    .text(format!("{}:{}", receipt.position.partition, receipt.position.offset.0))
+                    .text(receipt.epoch.to_string())
+                    .text(receipt.grant.to_string())
+            });
+            let mut list = self.run(&ENDED, &args).await?.list()?;
+            for receipt in some {
+                if list.int()? == 1 {
+                    ended.push(*receipt);
+                }
+            }
+        }
+        Ok(ended)
     }
 
     async fn settle_some(&self, settles: &[Settle]) -> Result<Vec<SettleResult>, StoreError> {
