@@ -120,3 +120,22 @@ async fn leases_that_others_have_ended_are_told() {
     let nowhere = Receipt { group: GroupId(77), ..receipts[0] };
     assert_eq!(bed.ended(&[nowhere]).await.expect("the store does it"), [nowhere]);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_settled_beside_a_damaged_message_is_answered_as_settled() {
+    let redis = Arc::new(OnRedis::named("damaged"));
+    let bed = on(Arc::clone(&redis)).await.with_dead_letters().await;
+    bed.publish(&["a", "b"]).await;
+    let leases = bed.take(2).await;
+    let damage = "local a, b = unpack(redis.call('XRANGE', KEYS[1], '-', '+')) redis.call('DEL', KEYS[1]) \
+                  redis.call('XADD', KEYS[1], a[1], unpack(a[2])) \
+                  return redis.call('XADD', KEYS[1], b[1], 'h', b[2][2], 'b', 'x')";
+    assert_eq!(run(damage, &redis.key("t:1:0:s")), "2-0");
+    let by = |nth: usize| LeaseRef::Receipt { receipt: leases[nth].receipt, message: None };
+    let settles = vec![
+        Settle { lease: by(0), settlement: Settlement::Ack },
+        Settle { lease: by(1), settlement: Settlement::DeadLetter { failure: failure() } },
+    ];
+    let told = bed.settle(settles).await.expect("the store does it");
+    assert_eq!(told, [Ok(Settled::Acked), Err(SettleRefused::NotFound)]);
+}

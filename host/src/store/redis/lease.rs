@@ -119,8 +119,11 @@ impl Shared {
         let changed = told.iter().any(|told| matches!(told, Told::Settled(Ok(_))));
         let buried = match self.bury(&doomed, now, false).await {
             Ok(buried) => buried,
-            // The others are settled.
-            Err(error) if changed => return Err(StoreError::OutcomeUnknown(error.to_string())),
+            // The leases of these live on, or are over: whoever comes again with them is told that, and no ack is doubted for them.
+            Err(error) if changed => {
+                tracing::warn!(%error, count = doomed.len(), "messages that were to be dead letters are so when their leases end");
+                Vec::new()
+            }
             Err(error) => return Err(error),
         };
         let mut buried = buried.into_iter();
@@ -195,7 +198,14 @@ fn told_of(mut told: Reply, settle: &Settle, now: Timestamp) -> Result<Told, Sto
                 Settlement::Retry { failure, .. } | Settlement::DeadLetter { failure } => failure.clone(),
                 _ => Failure::default(),
             };
-            return Ok(Told::Bury(Box::new(Doomed::read(told, Some(failure), now)?)));
+            return Ok(match Doomed::read(told, Some(failure), now) {
+                Ok(doomed) => Told::Bury(Box::new(doomed)),
+                // All else of the call is settled, and is told so.
+                Err(error) => {
+                    tracing::error!(%error, "a message that is to be a dead letter cannot be read; it stays where it is");
+                    Told::Settled(Err(SettleRefused::NotFound))
+                }
+            });
         }
         other => return Err(strange("settle", &format!("the word '{other}'"))),
     }))
