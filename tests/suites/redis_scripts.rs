@@ -4,8 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use sluice::message::GroupId;
-use sluice::store::{GroupSpec, LeaseRef, Receipt, Settle, SettleRefused, Settled, Settlement};
+use sluice::store::{GroupSpec, LeaseRef, Receipt, Settle, SettleRefused, Settled, Settlement, StoreError};
 use sluice_tests::servers::{Options, Redis};
 use sluice_tests::store_backends::OnRedis;
 use sluice_tests::store_bed::{Bed, GROUP, LEASE, OTHER, TOPIC, failure, group, texts};
@@ -44,6 +46,54 @@ async fn a_partition_goes_on_after_a_script_that_ended_in_its_midst() {
     assert_eq!(texts(&all), ["a", "b", "c", "c", "d", "e", "c", "f"]);
     bed.ack(&all).await;
     assert_eq!(bed.figures(GROUP).await.waiting, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_is_not_lost_between_two_places_when_a_script_ends_in_its_midst() {
+    let redis = Arc::new(OnRedis::named("between"));
+    let bed = on(Arc::clone(&redis)).await.with_dead_letters().await;
+    // What is no set ends a script where it comes to it.
+    let broken = async |name: &str, doing: &dyn Fn() -> BoxFuture<'static, Result<(), StoreError>>| {
+        let (key, aside) = (redis.key(name), redis.key("aside"));
+        let moved = Redis::shared().ask(&["EXISTS", &key]) == "1";
+        if moved {
+            assert_eq!(Redis::shared().ask(&["RENAME", &key, &aside]), "OK");
+        }
+        assert_eq!(Redis::shared().ask(&["SET", &key, "x"]), "OK");
+        let done = doing().await;
+        assert!(matches!(done, Err(StoreError::OutcomeUnknown(_))), "{name}: {done:?}");
+        if moved {
+            assert_eq!(Redis::shared().ask(&["RENAME", &aside, &key]), "OK");
+        } else {
+            assert_eq!(Redis::shared().ask(&["DEL", &key]), "1");
+        }
+    };
+    bed.publish(&["a"]).await;
+    for (at, name) in [(bed.clock.now(), "t:1:g:1:R:0"), (bed.later(Duration::from_secs(5)), "t:1:g:1:W")] {
+        let lease = bed.take_one().await;
+        let settle = Settle {
+            lease: LeaseRef::Receipt { receipt: lease.receipt, message: None },
+            settlement: Settlement::Retry { at, failure: failure() },
+        };
+        let store = bed.shared();
+        let retry = move || {
+            let (store, settle) = (Arc::clone(&store), settle.clone());
+            async move { store.settle(vec![settle]).await.map(drop) }.boxed()
+        };
+        broken(name, &retry).await;
+        bed.pass(LEASE + Duration::from_secs(1)).await;
+    }
+    // The last lease ends, and its message is not a dead letter before the copy is there.
+    assert_eq!(bed.take_one().await.attempt, 3);
+    bed.clock.advance(LEASE + Duration::from_secs(1));
+    let store = bed.shared();
+    let tick = move || {
+        let store = Arc::clone(&store);
+        async move { store.tick().await.map(drop) }.boxed()
+    };
+    broken("t:2:0:s", &tick).await;
+    bed.pass(Duration::from_secs(2)).await;
+    assert_eq!(bed.dead().await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -257,4 +257,10 @@ fn no_server() -> RedisError {
 fn was_not_run(error: &RedisError) -> bool {
     use ServerErrorKind::{Moved, ReadOnly, TryAgain};
     matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | TryAgain) | ErrorKind::ClusterConnectionNotFound)
+        && !is_of_a_script(error)
+}
+
+/// Whether a script ended with it, in its midst: Redis says where in the script it was.
+pub(crate) fn is_of_a_script(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("on @user_script"))
 }

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::script::{Args, Reply, Script};
 use crate::entropy::Entropy;
-use crate::redis::link::{Address, Link, Told};
+use crate::redis::link::{Address, Link, Told, is_of_a_script};
 use crate::redis::look::{field, inspect};
 use crate::redis::{Pause, Trouble};
 use crate::store::StoreError;
@@ -278,8 +278,8 @@ impl Server {
                 self.is_full(true);
                 StoreError::Busy(full())
             }
-            // A script that failed in the midst is a fault of ours.
-            (ErrorKind::Server(ServerErrorKind::ResponseError), _) => {
+            // A script that failed in the midst is a fault of ours, or its Cluster moves the slot.
+            (kind, _) if kind == ErrorKind::Server(ServerErrorKind::ResponseError) || is_of_a_script(error) => {
                 tracing::error!(script = script.name, why, "a script of the store failed");
                 if script.writes {
                     StoreError::OutcomeUnknown(format!("Redis: {why}"))

@@ -49,8 +49,8 @@ for _, name in ipairs(names) do
       if not passed and attempt < g.max then
         again(g, p, seq, attempt, nil)
       else
-        call('ZREM', g.key .. ':L', m)
         call('ZADD', g.key .. ':D', now, m)
+        call('ZREM', g.key .. ':L', m)
       end
     end
     bury(t, g)

@@ -1,6 +1,7 @@
 -- What every script of the store knows: its keys, topics, partitions, groups, and how a message's delivery begins and ends.
 -- Invariant: whatever a script changes it changes before it answers, and a script that refuses has changed nothing but what
--- had aged. Keys are named here, below the one key that a script is given: all have its hash tag, and so lie on one node.
+-- had aged. Should it end in its midst all the same, each message is still where it is looked for: it goes to its next place before it
+-- leaves the one before. Keys are named here, below the one key that a script is given: all have its hash tag, and so lie on one node.
 --
 -- m       hash: the last epoch, the version of all settings, what the store was born as, whether an erasure waits for a rewrite
 -- n       the stamp of the last message: the order of all appends
@@ -194,8 +195,6 @@ end
 -- A lease ends, and its message waits: for so long, or not at all.
 local function again(g, p, seq, attempts, at)
   local m = p .. ':' .. seq
-  call('ZREM', g.key .. ':L', m)
-  call('HDEL', g.key .. ':H', m)
   if attempts > 0 then call('HSET', g.key .. ':A', m, attempts) else call('HDEL', g.key .. ':A', m) end
   if at then
     call('ZADD', g.key .. ':W', at, m)
@@ -203,6 +202,8 @@ local function again(g, p, seq, attempts, at)
     call('ZADD', g.key .. ':R:' .. p, seq, seq)
     wake(g.topic)
   end
+  call('ZREM', g.key .. ':L', m)
+  call('HDEL', g.key .. ':H', m)
 end
 
 local function place_of(m)
@@ -215,8 +216,8 @@ local function ready(g, now, most)
   local due = call('ZRANGEBYSCORE', g.key .. ':W', '-inf', now, 'LIMIT', 0, most)
   for _, m in ipairs(due) do
     local p, seq = place_of(m)
-    call('ZREM', g.key .. ':W', m)
     call('ZADD', g.key .. ':R:' .. p, seq, seq)
+    call('ZREM', g.key .. ':W', m)
     wake(g.topic)
   end
   if #due > 0 then touch(g) end
