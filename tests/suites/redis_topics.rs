@@ -243,7 +243,7 @@ async fn killed_brokers_and_a_killed_redis_lose_nothing_that_was_acknowledged() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_emptied_redis_is_told_and_its_topics_go_on() {
     let redis = durable().await;
-    let broker = Broker::with(with(&redis)).await;
+    let mut broker = Broker::with(with(&redis)).await;
     create(&broker, "news", "PubSub", json!({})).await;
     subscribe(&broker, "news", "g", 3).await;
     let lost = broker.publish("news", "lost").answer().await.expect(202);
@@ -267,6 +267,13 @@ async fn an_emptied_redis_is_told_and_its_topics_go_on() {
     assert!(after(&last) > after(&kept), "{last}");
     assert_eq!(payloads(&broker.consume("news", "g").drain(1).await), ["again"]);
     assert_eq!(broker.metric(LOSSES).await, Some(2.0));
+    // One that starts remembers nothing of it but that the topic was there.
+    broker.kill();
+    redis.flush();
+    broker.restart().await;
+    let restarted = broker.publish("news", "once more").answer().await.expect(202);
+    assert!(after(&restarted) > after(&last), "{restarted}");
+    assert_eq!(payloads(&broker.consume("news", "g").drain(1).await), ["once more"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -256,7 +256,11 @@ impl MessageStore for RedisStore {
     }
 
     async fn put_topic(&self, topic: TopicSpec) -> Result<(), StoreError> {
-        self.shared.put_topic(topic).await
+        self.shared.put_topic(topic, None).await
+    }
+
+    async fn put_topic_again(&self, topic: TopicSpec) -> Result<(), StoreError> {
+        self.shared.put_topic(topic, Some(0)).await
     }
 
     async fn delete_topic(&self, topic: TopicId) -> Result<(), StoreError> {
