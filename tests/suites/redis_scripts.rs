@@ -97,6 +97,20 @@ async fn a_message_is_not_lost_between_two_places_when_a_script_ends_in_its_mids
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_of_the_past_is_told_by_what_it_lacks_where_its_version_is_the_same() {
+    let redis = Arc::new(OnRedis::named("past"));
+    let bed = on(Arc::clone(&redis)).await.simple().await;
+    bed.tick().await.expect("the store does it");
+    bed.publish(&["a"]).await;
+    for gone in [["DEL", &redis.key("t:1"), ""], ["SREM", &redis.key("topics"), "1"]] {
+        let gone: Vec<&str> = gone.into_iter().filter(|word| !word.is_empty()).collect();
+        assert_eq!(Redis::shared().ask(&gone), "1");
+    }
+    bed.publish(&["b"]).await;
+    assert_eq!(bed.log().await.last().map(String::as_str), Some("b"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_discarded_one_by_one_is_one_range() {
     let redis = Arc::new(OnRedis::named("ranges"));
     let bed = on(Arc::clone(&redis)).await.with_dead_letters().await;

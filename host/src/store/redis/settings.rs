@@ -2,7 +2,7 @@
 //! the truth as long as it is the Redis that it was; one that was emptied, or has gone back in time, is told all settings again, by
 //! whoever notices first. Never brings a message back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::watch;
 
@@ -94,6 +94,19 @@ impl Known {
         }
     }
 
+    /// Whether Redis is not the one that it was. Settings are never taken back: a smaller version is one of the past, as is the same
+    /// without a topic that was there.
+    fn is_lost(&self, read: &Read) -> bool {
+        if self.born.is_empty() {
+            return false;
+        }
+        let lacks_one = || {
+            let there: BTreeSet<TopicId> = read.topics.iter().map(|(spec, _)| spec.id).collect();
+            self.topics.keys().any(|topic| !there.contains(topic))
+        };
+        read.born != self.born || read.version < self.version || (read.version == self.version && lacks_one())
+    }
+
     pub(super) fn forget_topic(&mut self, topic: TopicId) {
         self.topics.remove(&topic);
     }
@@ -146,12 +159,7 @@ impl Shared {
     pub(super) async fn catch_up(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.editing.lock().await;
         let read = self.read_settings().await?;
-        let lost = {
-            let known = self.known.lock();
-            // Settings are never taken back: a smaller version is one of the past.
-            !known.born.is_empty() && (read.born != known.born || read.version < known.version)
-        };
-        if !lost {
+        if !self.known.lock().is_lost(&read) {
             self.take_over(read);
             return Ok(());
         }
