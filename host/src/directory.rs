@@ -266,8 +266,11 @@ impl Directory {
             version: 1,
         };
         let made = async {
-            self.put_into_store(&dead_letter).await?;
-            self.put_into_store(&topic).await?;
+            for new in [&dead_letter, &topic] {
+                self.find_homes(std::slice::from_ref(new));
+                self.store.put_topic(topic_spec(new)).await?;
+                self.put_shared_group(new).await?;
+            }
             self.catalog.insert_topic(&topic, &dead_letter, actor).await?;
             // A crash here leaves a topic without its schema's stage: the next start adds it, before anything is served.
             self.refresh_topic_stages(&topic, "topic created", actor).await
@@ -337,7 +340,7 @@ impl Directory {
         };
         self.change(|snapshot| snapshot.put_topic(topic.clone()));
         // It stands: what the store can't take now, it takes later.
-        if self.store.put_topic(topic_spec(&topic)).await.is_err() {
+        if self.store.put_topic_again(topic_spec(&topic)).await.is_err() {
             edit.leave(Leftover::TopicSettings(topic.id)).await;
         }
         Ok(Arc::new(topic))
@@ -587,9 +590,14 @@ impl Directory {
         self.changes.send_modify(|change| *change += 1);
     }
 
+    /// A topic that the catalog has.
     async fn put_into_store(&self, topic: &Topic) -> Result<(), DirectoryError> {
         self.find_homes(std::slice::from_ref(topic));
-        self.store.put_topic(topic_spec(topic)).await?;
+        self.store.put_topic_again(topic_spec(topic)).await?;
+        self.put_shared_group(topic).await
+    }
+
+    async fn put_shared_group(&self, topic: &Topic) -> Result<(), DirectoryError> {
         if needs_shared_group(topic, !self.subscriptions_of(topic.id).is_empty()) {
             self.store.put_group(shared_group(topic.id)).await?;
         }

@@ -398,6 +398,8 @@ impl Backend for Moving {
 pub struct OnRedis {
     name: String,
     brokers: usize,
+    /// The server's address; none: the one that all tests share.
+    url: Option<String>,
 }
 
 impl OnRedis {
@@ -405,13 +407,25 @@ impl OnRedis {
     #[must_use]
     pub fn named(test: &str) -> OnRedis {
         static MADE: AtomicU64 = AtomicU64::new(0);
-        OnRedis { name: format!("{test}-{}", MADE.fetch_add(1, Ordering::Relaxed)), brokers: 1 }
+        OnRedis { name: format!("{test}-{}", MADE.fetch_add(1, Ordering::Relaxed)), brokers: 1, url: None }
     }
 
     /// The same, with three brokers that take calls in turn.
     #[must_use]
     pub fn fleet(test: &str) -> OnRedis {
         OnRedis { brokers: 3, ..OnRedis::named(test) }
+    }
+
+    /// The same on a server of the test's own.
+    #[must_use]
+    pub fn at(url: String) -> OnRedis {
+        OnRedis { url: Some(url), ..OnRedis::named("alone") }
+    }
+
+    /// What Redis has under one of the store's names.
+    #[must_use]
+    pub fn key(&self, name: &str) -> String {
+        format!("sluice:{{{}}}:{name}", self.name)
     }
 }
 
@@ -420,7 +434,8 @@ impl Backend for OnRedis {
 
     fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
         async move {
-            let url = Redis::shared().url().parse().expect("the server gives addresses");
+            let url = self.url.clone().unwrap_or_else(|| Redis::shared().url());
+            let url = url.parse().expect("the server gives addresses");
             let settings = sluice::config::Redis { url, ca_file: None };
             let mut brokers = Vec::new();
             for number in 0..self.brokers {

@@ -11,7 +11,7 @@ use sluice::clock::Timestamp;
 use sluice::message::{GroupId, MessageId, Position, TopicId};
 use sluice::store::{
     AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRequest,
-    Leased, MessageStore, Page, ReadRequest, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
+    Leased, MessageStore, Page, ReadRequest, Receipt, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
     TopicSpec, TopicStats,
 };
 use tokio::sync::watch;
@@ -124,6 +124,10 @@ impl MessageStore for Fleet {
 
     async fn settle(&self, settles: Vec<Settle>) -> Result<Vec<Result<Settled, SettleRefused>>, StoreError> {
         self.passed_on(self.next().settle(settles).await)
+    }
+
+    async fn ended(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, StoreError> {
+        self.next().ended(receipts).await
     }
 
     fn appended(&self, topic: TopicId) -> Option<watch::Receiver<u64>> {

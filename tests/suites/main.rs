@@ -48,6 +48,7 @@ mod powers;
 mod quotas;
 mod receivers;
 mod redis;
+mod redis_scripts;
 mod redis_topics;
 mod reload;
 mod request_reply;

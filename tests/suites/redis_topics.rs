@@ -1,6 +1,8 @@
 //! Topics whose messages are in Redis. Invariant: what Redis keeps is never lost by a broker, what it loses is told and never mended in
 //! silence, and whatever it does the other topics go on. What such a topic cannot do is refused where it is asked for, with what to do.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -241,14 +243,18 @@ async fn killed_brokers_and_a_killed_redis_lose_nothing_that_was_acknowledged() 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_emptied_redis_is_told_and_its_topics_go_on() {
     let redis = durable().await;
-    let broker = Broker::with(with(&redis)).await;
+    let mut broker = Broker::with(with(&redis)).await;
     create(&broker, "news", "PubSub", json!({})).await;
     subscribe(&broker, "news", "g", 3).await;
-    broker.publish("news", "lost").answer().await.expect(202);
+    let lost = broker.publish("news", "lost").answer().await.expect(202);
     let held = broker.consume("news", "g").collect(1).await.remove(0);
     redis.flush();
     // Whoever comes first has the topic made anew, and is served.
-    broker.publish("news", "kept").answer().await.expect(202);
+    let kept = broker.publish("news", "kept").answer().await.expect(202);
+    let after = |published: &Value| published["offset"].as_u64().expect("a number");
+    assert!(after(&kept) > after(&lost) && after(&lost) == 0, "no offset comes twice: {kept}");
+    let page = broker.get("/topics/news/messages?partition=0&from=1").await.expect(200);
+    assert_eq!(page["messages"][0]["offset"], kept["offset"], "who has read the one comes to the other: {page}");
     assert_eq!(held.try_ack().await.status, 410, "what it held is gone");
     let delivery = broker.consume("news", "g").collect(1).await.remove(0);
     assert_eq!(delivery.payload(), "kept");
@@ -256,6 +262,18 @@ async fn an_emptied_redis_is_told_and_its_topics_go_on() {
     assert_eq!(broker.metric(LOSSES).await, Some(1.0));
     assert!(broker.log().contains("Redis has lost what it held"), "{}", broker.log());
     broker.get("/topics/news/dlq").await.expect(200);
+    redis.flush();
+    let last = broker.publish("news", "again").answer().await.expect(202);
+    assert!(after(&last) > after(&kept), "{last}");
+    assert_eq!(payloads(&broker.consume("news", "g").drain(1).await), ["again"]);
+    assert_eq!(broker.metric(LOSSES).await, Some(2.0));
+    // One that starts remembers nothing of it but that the topic was there.
+    broker.kill();
+    redis.flush();
+    broker.restart().await;
+    let restarted = broker.publish("news", "once more").answer().await.expect(202);
+    assert!(after(&restarted) > after(&last), "{restarted}");
+    assert_eq!(payloads(&broker.consume("news", "g").drain(1).await), ["once more"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -394,10 +412,66 @@ async fn brokers_on_one_database_share_topics_in_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_stream_of_a_topic_in_redis_goes_on_when_others_are_told_of_the_end_of_its_leases() {
+    let redis = durable().await;
+    let database = Postgres::shared_with_tables("streams_in_redis");
+    let settings = |node: &str| Settings::new().on(&database, node).env("SLUICE__REDIS__URL", &redis.url());
+    let [a, b] = ["a", "b"].map(|node| Broker::with(settings(node)));
+    let (a, b) = (a.await, b.await);
+    queue(&a, "jobs").await;
+    wait::until("the other broker knows the topic", async || (b.get("/topics/jobs").await.status == 200).then_some(()))
+        .await;
+    let mut stream = a.stream("jobs", "g", 2).await;
+    for number in 0..10 {
+        b.publish("jobs", number.to_string()).answer().await.expect(202);
+    }
+    // Leases last for half a minute.
+    for number in 0..10 {
+        let got = stream.next().await;
+        assert_eq!(got.payload(), number.to_string());
+        let ack = json!({"consumerGroup": "g", "receipt": got.receipt()});
+        b.post(&format!("/messages/{}/ack", got.id()), &ack).await.expect(200);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cluster_has_all_of_them_on_one_node() {
     let nodes = Redis::start_cluster().await;
     two_serve(&Redis::cluster_url(&nodes), "streams_clustered").await;
     let with_keys =
         nodes.iter().filter(|node| node.ask(&["KEYS", "sluice:{*}:t:*"]).lines().any(|line| !line.is_empty()));
     assert_eq!(with_keys.count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_cluster_has_done_and_not_answered_is_not_done_again() {
+    let nodes = Redis::start_cluster().await;
+    let broker = Broker::with(Settings::new().env("SLUICE__REDIS__URL", &Redis::cluster_url(&nodes))).await;
+    queue(&broker, "jobs").await;
+    broker.publish("jobs", "x").answer().await.expect(202);
+    let streams = |node: &&Redis| !node.ask(&["KEYS", "sluice:{*}:t:*:s"]).is_empty();
+    let node = nodes.iter().find(streams).expect("one of them has it");
+    let stream = node.ask(&["KEYS", "sluice:{*}:t:*:s"]);
+    let mut stored = 1;
+    for _ in 0..20 {
+        let mut other = TcpStream::connect(("127.0.0.1", node.port())).expect("it listens");
+        other.write_all(format!("AUTH {}\r\n", node.password()).as_bytes()).expect("it is read");
+        assert!(other.read(&mut [0; 64]).expect("it answers") > 0);
+        // What waits for it is done in its order, and answered after all of it: the second takes the connections of the first.
+        node.pause();
+        let losing = async {
+            wait::taken_up().await;
+            other.write_all(b"CLIENT KILL TYPE normal\r\n").expect("the system keeps it");
+            node.resume();
+        };
+        let (answer, ()) = tokio::join!(broker.publish("jobs", "x").answer(), losing);
+        serves(&broker, "Healthy").await;
+        let before = std::mem::replace(&mut stored, node.ask(&["XLEN", &stream]).parse().expect("a number"));
+        assert!(stored <= before + 1, "one publish stored {} messages: {}", stored - before, answer.text());
+        if answer.status == 503 && stored > before {
+            answer.expect_problem(503, "OUTCOME_UNKNOWN");
+            return;
+        }
+    }
+    panic!("no answer was ever lost");
 }

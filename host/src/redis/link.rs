@@ -20,6 +20,10 @@ use crate::config::{RedisKind, RedisUrl};
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// How long one of several servers may take: the next one is asked then.
 const CONNECT_ONE_MAX: Duration = Duration::from_secs(1);
+/// How often a Cluster is asked again that has refused a command before it ran.
+const REPEATS: u32 = 2;
+/// And how soon.
+const REPEAT_AFTER: Duration = Duration::from_millis(20);
 
 /// Where to, whom to believe, and how long to wait.
 #[derive(Debug)]
@@ -73,7 +77,26 @@ impl Link {
     pub(crate) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> RedisResult<T> {
         match self {
             Link::Server(server) => asked(server.clone(), command).await,
-            Link::Cluster(cluster) => asked(cluster.clone(), command).await,
+            Link::Cluster(cluster) => {
+                for _ in 0..REPEATS {
+                    match asked(cluster.clone(), command).await {
+                        // The client learns meanwhile where it is now.
+                        Err(error) if was_not_run(&error) => tokio::time::sleep(REPEAT_AFTER).await,
+                        other => return other,
+                    }
+                }
+                asked(cluster.clone(), command).await
+            }
+        }
+    }
+
+    /// What an error means to who asked.
+    pub(crate) fn trouble(&self, error: &RedisError) -> Trouble {
+        match (self, error.kind()) {
+            (Link::Server(_), ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::CrossSlot)) => {
+                Trouble::Refused(super::look::A_CLUSTERS.to_owned())
+            }
+            _ => Trouble::Away(error.to_string()),
         }
     }
 
@@ -116,8 +139,8 @@ impl Address {
             .use_protocol(ProtocolVersion::RESP3)
             .connection_timeout(CONNECT_ONE_MAX)
             .response_timeout(self.patience)
-            // Who waits is not to wait for repeats: what fails is looked at by who keeps the connection.
-            .retries(1)
+            // It would also repeat what was sent and not answered, which may have been done: see [`was_not_run`].
+            .retries(0)
             .push_sender(move |info| {
                 told(info);
                 Ok::<_, ::redis::aio::SendError>(())
@@ -228,12 +251,16 @@ fn no_server() -> RedisError {
     RedisError::from((ErrorKind::InvalidClientConfig, "no server is named"))
 }
 
-/// What an error means to who asked.
-pub(crate) fn trouble(error: &RedisError) -> Trouble {
-    match error.kind() {
-        ErrorKind::Server(ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::CrossSlot) => {
-            Trouble::Refused(super::look::A_CLUSTERS.to_owned())
-        }
-        _ => Trouble::Away(error.to_string()),
-    }
+/// Whether a Cluster has refused a command before it ran, or was not sent it, so that it may be sent again. An answer that was lost is
+/// none of these: a script would run twice. Nor is `ASK` followed: while a slot moves, the keys of a script are here and there,
+/// and where it does not find them it would begin them anew.
+fn was_not_run(error: &RedisError) -> bool {
+    use ServerErrorKind::{Moved, ReadOnly, TryAgain};
+    matches!(error.kind(), ErrorKind::Server(Moved | ReadOnly | TryAgain) | ErrorKind::ClusterConnectionNotFound)
+        && !is_of_a_script(error)
+}
+
+/// Whether a script ended with it, in its midst: Redis says where in the script it was.
+pub(crate) fn is_of_a_script(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("on @user_script"))
 }

@@ -5,7 +5,7 @@
 use ::redis::{Value, cmd};
 
 use super::Trouble;
-use super::link::{Link, trouble};
+use super::link::Link;
 
 /// The first version whose scripts, channels and figures are those that are relied on.
 const VERSION_MIN: u32 = 7;
@@ -21,7 +21,7 @@ pub(crate) async fn look(link: &Link, mark: &str) -> Result<(), Trouble> {
     // One that is full, or that follows another one, says so to a write alone.
     let mut write = cmd("SET");
     write.arg(format!("{mark}:look")).arg(1).arg("PX").arg(60_000);
-    link.ask::<()>(&write).await.map_err(|error| trouble(&error))
+    link.ask::<()>(&write).await.map_err(|error| link.trouble(&error))
 }
 
 /// The same without a write; what each server says of itself.
@@ -29,7 +29,7 @@ pub(crate) async fn look(link: &Link, mark: &str) -> Result<(), Trouble> {
 /// # Errors
 /// As with [`look`].
 pub(crate) async fn inspect(link: &Link) -> Result<Vec<String>, Trouble> {
-    let info: Value = link.ask(&cmd("INFO")).await.map_err(|error| trouble(&error))?;
+    let info: Value = link.ask(&cmd("INFO")).await.map_err(|error| link.trouble(&error))?;
     let told = texts(info);
     if told.is_empty() {
         return Err(Trouble::Away("it answers INFO with nothing".to_owned()));

@@ -22,7 +22,7 @@ use prometheus::Registry;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use self::link::{Address, Link, Told, trouble};
+use self::link::{Address, Link, Told};
 use self::look::look;
 use self::metrics::RedisMetrics;
 use self::wakes::Ears;
@@ -259,7 +259,7 @@ impl Redis {
         let link = Link::connect(&self.0.address, &told).await?;
         self.look(&link).await?;
         let subscribed = tokio::time::timeout(LOOK_MAX, link.subscribe(&self.0.channel)).await;
-        subscribed.map_err(|_| silent())?.map_err(|error| trouble(&error))?;
+        subscribed.map_err(|_| silent())?.map_err(|error| link.trouble(&error))?;
         Ok(link)
     }
 

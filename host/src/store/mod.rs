@@ -80,6 +80,10 @@ pub trait MessageStore: Send + Sync + 'static {
 
     /// Creates the topic, or changes its settings; its partition count cannot change. Idempotent.
     async fn put_topic(&self, topic: TopicSpec) -> Result<(), StoreError>;
+    /// The same for a topic that was made before: a store that can lose one begins it then above all that it gave.
+    async fn put_topic_again(&self, topic: TopicSpec) -> Result<(), StoreError> {
+        self.put_topic(topic).await
+    }
     /// Removes the topic, its groups and all its messages; `Ok` if there is none. Its id is never used again.
     async fn delete_topic(&self, topic: TopicId) -> Result<(), StoreError>;
     /// The topics that exist, so that a catalog can be held against them at start.

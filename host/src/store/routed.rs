@@ -95,6 +95,10 @@ impl MessageStore for RoutedStore {
         self.of(topic.id).put_topic(topic).await
     }
 
+    async fn put_topic_again(&self, topic: TopicSpec) -> Result<(), StoreError> {
+        self.of(topic.id).put_topic_again(topic).await
+    }
+
     async fn delete_topic(&self, topic: TopicId) -> Result<(), StoreError> {
         self.of(topic).delete_topic(topic).await
     }

@@ -30,6 +30,11 @@ impl Shared {
                 "ok" => {
                     let outcomes = outcomes(&batch, reply.list()?)?;
                     self.wake_all(reply.list()?)?;
+                    let stored = outcomes.iter().filter_map(|outcome| match outcome {
+                        AppendOutcome::Stored(position) => Some(position.offset.sequence()),
+                        _ => None,
+                    });
+                    self.known.lock().gave(batch.topic, stored);
                     return Ok(outcomes);
                 }
                 "replayed" => return Ok(vec![AppendOutcome::NotAttempted; batch.items.len()]),

@@ -111,12 +111,13 @@ impl Shared {
     /// Ends what is over: of one group, or of all.
     pub(super) async fn end_overdue(&self, only: &str) -> Result<Ended, StoreError> {
         let waited = if only.is_empty() { self.known.lock().waited() } else { Vec::new() };
-        let mut args = Args::new().text(self.time()).text(only).int(waited.len());
+        let may_bury = !self.server.is_out_of_memory();
+        let mut args = Args::new().text(self.time()).text(only).flag(may_bury).int(waited.len());
         for topic in &waited {
             args = args.text(topic.0.to_string());
         }
         let mut reply = self.run(&TICK, &args).await?;
-        let (mut more, next) = (reply.int()? == 1, reply.maybe()?.map(Timestamp));
+        let (more, next) = (reply.int()? == 1, reply.maybe()?.map(Timestamp));
         let (born, version, mut list) = (reply.text()?, reply.int()?, reply.list()?);
         self.wake_all(reply.list()?)?;
         let (mut heard, now) = (reply.list()?, Timestamp(reply.int()?));
@@ -140,7 +141,6 @@ impl Shared {
             // Copies take memory, and there is none: they are made when there is. All else goes on.
             Err(StoreError::Busy(why)) => {
                 tracing::debug!(why, "dead letters wait for memory");
-                more = false;
             }
             Err(error) => return Err(error),
         }

@@ -21,8 +21,8 @@ const ORPHANS_MAX: i64 = 1000;
 const ROUNDS_MAX: usize = 100;
 
 impl Shared {
-    /// See [`crate::store::MessageStore::put_topic`].
-    pub(super) async fn put_topic(&self, spec: TopicSpec) -> Result<(), StoreError> {
+    /// See [`crate::store::MessageStore::put_topic`]; one that was made before is made `anew` where Redis has lost it.
+    pub(super) async fn put_topic(&self, spec: TopicSpec, anew: Option<u64>) -> Result<(), StoreError> {
         if spec.partitions == 0 || spec.partitions > PARTITIONS_MAX {
             return Err(StoreError::Invalid(format!("a topic has 1 to {PARTITIONS_MAX} partitions")));
         }
@@ -32,7 +32,9 @@ impl Shared {
         self.check_open()?;
         self.opened().await?;
         let _one_at_a_time = self.editing.lock().await;
-        self.run(&PUT_TOPIC, &put_topic(&spec)?).await?;
+        // One that is known was made before, too.
+        let anew = self.known.lock().free(spec.id).or(anew);
+        self.run(&PUT_TOPIC, &put_topic(&spec, anew)?.text(self.time())).await?;
         self.known.lock().put_topic(spec);
         Ok(())
     }

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::bury::Doomed;
-use super::script::{Args, LEASE, Reply, SETTLE, strange};
+use super::script::{Args, ENDED, LEASE, Reply, SETTLE, strange};
 use super::{Shared, codec};
 use crate::clock::Timestamp;
 use crate::message::{FailedAttempt, Failure};
@@ -53,6 +53,7 @@ impl Shared {
         while !list.is_empty() {
             leases.push(granted(request, epoch, deadline, list.list()?)?);
         }
+        self.known.lock().gave(request.topic, leases.iter().map(|lease| lease.position.offset.sequence()));
         if buries {
             // A tick does it otherwise.
             let only = format!("{}:{}", request.topic.0, request.group.0);
@@ -78,6 +79,29 @@ impl Shared {
         Ok(results)
     }
 
+    /// See [`crate::store::MessageStore::ended`].
+    pub(super) async fn ended(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, StoreError> {
+        self.check_open()?;
+        self.opened().await?;
+        let mut ended = Vec::new();
+        for some in receipts.chunks(SETTLES_MAX) {
+            let args = some.iter().fold(Args::new().text(self.time()).int(some.len()), |args, receipt| {
+                args.text(receipt.position.topic.0.to_string())
+                    .text(receipt.group.0.to_string())
+                    .text(format!("{}:{}", receipt.position.partition, receipt.position.offset.0))
+                    .text(receipt.epoch.to_string())
+                    .text(receipt.grant.to_string())
+            });
+            let mut list = self.run(&ENDED, &args).await?.list()?;
+            for receipt in some {
+                if list.int()? == 1 {
+                    ended.push(*receipt);
+                }
+            }
+        }
+        Ok(ended)
+    }
+
     async fn settle_some(&self, settles: &[Settle]) -> Result<Vec<SettleResult>, StoreError> {
         let mut args = Args::new().text(self.time()).int(settles.len());
         for settle in settles {
@@ -95,8 +119,11 @@ impl Shared {
         let changed = told.iter().any(|told| matches!(told, Told::Settled(Ok(_))));
         let buried = match self.bury(&doomed, now, false).await {
             Ok(buried) => buried,
-            // The others are settled.
-            Err(error) if changed => return Err(StoreError::OutcomeUnknown(error.to_string())),
+            // The leases of these live on, or are over: whoever comes again with them is told that, and no ack is doubted for them.
+            Err(error) if changed => {
+                tracing::warn!(%error, count = doomed.len(), "messages that were to be dead letters are so when their leases end");
+                Vec::new()
+            }
             Err(error) => return Err(error),
         };
         let mut buried = buried.into_iter();
@@ -171,7 +198,14 @@ fn told_of(mut told: Reply, settle: &Settle, now: Timestamp) -> Result<Told, Sto
                 Settlement::Retry { failure, .. } | Settlement::DeadLetter { failure } => failure.clone(),
                 _ => Failure::default(),
             };
-            return Ok(Told::Bury(Box::new(Doomed::read(told, Some(failure), now)?)));
+            return Ok(match Doomed::read(told, Some(failure), now) {
+                Ok(doomed) => Told::Bury(Box::new(doomed)),
+                // All else of the call is settled, and is told so.
+                Err(error) => {
+                    tracing::error!(%error, "a message that is to be a dead letter cannot be read; it stays where it is");
+                    Told::Settled(Err(SettleRefused::NotFound))
+                }
+            });
         }
         other => return Err(strange("settle", &format!("the word '{other}'"))),
     }))

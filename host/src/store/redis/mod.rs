@@ -30,7 +30,7 @@ use self::server::Server;
 use self::settings::Known;
 use super::{
     AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRequest,
-    Leased, MessageStore, Page, ReadRequest, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
+    Leased, MessageStore, Page, ReadRequest, Receipt, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
     TopicSpec, TopicStats,
 };
 use crate::clock::{Clock, Timestamp};
@@ -256,7 +256,11 @@ impl MessageStore for RedisStore {
     }
 
     async fn put_topic(&self, topic: TopicSpec) -> Result<(), StoreError> {
-        self.shared.put_topic(topic).await
+        self.shared.put_topic(topic, None).await
+    }
+
+    async fn put_topic_again(&self, topic: TopicSpec) -> Result<(), StoreError> {
+        self.shared.put_topic(topic, Some(0)).await
     }
 
     async fn delete_topic(&self, topic: TopicId) -> Result<(), StoreError> {
@@ -306,6 +310,10 @@ impl MessageStore for RedisStore {
 
     async fn settle(&self, settles: Vec<Settle>) -> Result<Vec<Result<Settled, SettleRefused>>, StoreError> {
         self.shared.settle(&settles).await
+    }
+
+    async fn ended(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, StoreError> {
+        self.shared.ended(receipts).await
     }
 
     fn appended(&self, topic: TopicId) -> Option<watch::Receiver<u64>> {

@@ -40,6 +40,7 @@ scripts! {
     DELETE_GROUP "delete_group" " flags=allow-oom" true;
     DELETE_TOPIC "delete_topic" " flags=allow-oom" true;
     DISCARD "discard" " flags=allow-oom" true;
+    ENDED "ended" " flags=no-writes" false;
     EPOCHS "epochs" " flags=no-writes" false;
     ERASE "erase" " flags=allow-oom" true;
     FORGET_EPOCHS "forget_epochs" " flags=allow-oom" true;

@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use super::script::{Args, Reply, Script};
 use crate::entropy::Entropy;
-use crate::redis::link::{Address, Link, Told, trouble};
+use crate::redis::link::{Address, Link, Told, is_of_a_script};
 use crate::redis::look::{field, inspect};
 use crate::redis::{Pause, Trouble};
 use crate::store::StoreError;
@@ -76,6 +76,11 @@ impl Server {
     /// Where it is, without its password.
     pub(super) fn place(&self) -> String {
         self.address.url.to_string()
+    }
+
+    /// Whether it takes only what gives memory back.
+    pub(super) fn is_out_of_memory(&self) -> bool {
+        self.is_full.load(Ordering::Relaxed)
     }
 
     /// Why it takes no writes now.
@@ -198,7 +203,7 @@ impl Server {
         let is_full = written.as_ref().is_err_and(|error| error.code() == Some("OOM"));
         self.is_full(is_full);
         // It serves who consumes, and so gets room again.
-        if is_full { Ok(()) } else { written.map_err(|error| trouble(&error)) }
+        if is_full { Ok(()) } else { written.map_err(|error| link.trouble(&error)) }
     }
 
     /// Has it write its append-only file anew.
@@ -273,8 +278,8 @@ impl Server {
                 self.is_full(true);
                 StoreError::Busy(full())
             }
-            // A script that failed in the midst is a fault of ours.
-            (ErrorKind::Server(ServerErrorKind::ResponseError), _) => {
+            // A script that failed in the midst is a fault of ours, or its Cluster moves the slot.
+            (kind, _) if kind == ErrorKind::Server(ServerErrorKind::ResponseError) || is_of_a_script(error) => {
                 tracing::error!(script = script.name, why, "a script of the store failed");
                 if script.writes {
                     StoreError::OutcomeUnknown(format!("Redis: {why}"))
@@ -282,8 +287,8 @@ impl Server {
                     StoreError::Unavailable(format!("Redis: {why}"))
                 }
             }
-            (ErrorKind::Server(_) | ErrorKind::Extension, _) => {
-                // It says that it did not: it loads, follows another server, or cannot save.
+            (ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::ClusterConnectionNotFound, _) => {
+                // It says that it did not (it loads, follows another server, moves a slot, or cannot save), or was not asked.
                 self.lose(&why);
                 StoreError::Unavailable(format!("Redis: {why}"))
             }

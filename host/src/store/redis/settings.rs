@@ -2,7 +2,7 @@
 //! the truth as long as it is the Redis that it was; one that was emptied, or has gone back in time, is told all settings again, by
 //! whoever notices first. Never brings a message back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::sync::watch;
 
@@ -25,6 +25,14 @@ struct KnownTopic {
     spec: TopicSpec,
     groups: BTreeMap<GroupId, GroupSpec>,
     told: watch::Sender<u64>,
+    /// The first sequence that was given in none of its partitions, as far as is known here.
+    free: u64,
+}
+
+impl KnownTopic {
+    fn new(spec: TopicSpec) -> KnownTopic {
+        KnownTopic { spec, groups: BTreeMap::new(), told: watch::channel(0).0, free: 0 }
+    }
 }
 
 impl Known {
@@ -62,9 +70,21 @@ impl Known {
         match self.topics.get_mut(&spec.id) {
             Some(topic) => topic.spec = spec,
             None => {
-                let topic = KnownTopic { spec, groups: BTreeMap::new(), told: watch::channel(0).0 };
-                self.topics.insert(topic.spec.id, topic);
+                self.topics.insert(spec.id, KnownTopic::new(spec));
             }
+        }
+    }
+
+    /// The first sequence that was not given, of a topic that is known.
+    pub(super) fn free(&self, topic: TopicId) -> Option<u64> {
+        self.topics.get(&topic).map(|topic| topic.free)
+    }
+
+    /// These were given.
+    pub(super) fn gave(&mut self, topic: TopicId, sequences: impl Iterator<Item = u64>) {
+        let Some(last) = sequences.max() else { return };
+        if let Some(topic) = self.topics.get_mut(&topic) {
+            topic.free = topic.free.max(last.saturating_add(1));
         }
     }
 
@@ -72,6 +92,19 @@ impl Known {
         if let Some(topic) = self.topics.get_mut(&spec.topic) {
             topic.groups.insert(spec.group, spec);
         }
+    }
+
+    /// Whether Redis is not the one that it was. Settings are never taken back: a smaller version is one of the past, as is the same
+    /// without a topic that was there.
+    fn is_lost(&self, read: &Read) -> bool {
+        if self.born.is_empty() {
+            return false;
+        }
+        let lacks_one = || {
+            let there: BTreeSet<TopicId> = read.topics.iter().map(|(spec, _)| spec.id).collect();
+            self.topics.keys().any(|topic| !there.contains(topic))
+        };
+        read.born != self.born || read.version < self.version || (read.version == self.version && lacks_one())
     }
 
     pub(super) fn forget_topic(&mut self, topic: TopicId) {
@@ -126,12 +159,7 @@ impl Shared {
     pub(super) async fn catch_up(&self) -> Result<(), StoreError> {
         let _one_at_a_time = self.editing.lock().await;
         let read = self.read_settings().await?;
-        let lost = {
-            let known = self.known.lock();
-            // Settings are never taken back: a smaller version is one of the past.
-            !known.born.is_empty() && (read.born != known.born || read.version < known.version)
-        };
-        if !lost {
+        if !self.known.lock().is_lost(&read) {
             self.take_over(read);
             return Ok(());
         }
@@ -147,8 +175,9 @@ impl Shared {
         }
         let epoch = self.epoch.get().copied().unwrap_or(0);
         self.run(&REGISTER, &Args::new().int(epoch).text(&*self.node).text(self.new_mark())).await?;
-        for (spec, groups) in remembered {
-            self.run(&PUT_TOPIC, &put_topic(&spec)?).await?;
+        for (spec, groups, free) in remembered {
+            // Nobody who has read it is ahead of what comes.
+            self.run(&PUT_TOPIC, &put_topic(&spec, Some(free))?.text(self.time())).await?;
             for group in groups {
                 // What came in between is nobody's past: all of it waits.
                 self.run(&PUT_GROUP, &put_group(&GroupSpec { start: SeekTo::Earliest, ..group })?).await?;
@@ -162,11 +191,12 @@ impl Shared {
     }
 
     /// Topics that take dead letters first: the others name them.
-    fn remembered(&self) -> Vec<(TopicSpec, Vec<GroupSpec>)> {
+    fn remembered(&self) -> Vec<(TopicSpec, Vec<GroupSpec>, u64)> {
         let known = self.known.lock();
-        let all = known.topics.values().map(|topic| (topic.spec.clone(), topic.groups.values().cloned().collect()));
-        let mut all: Vec<(TopicSpec, Vec<GroupSpec>)> = all.collect();
-        all.sort_by_key(|(spec, _)| spec.dead_letter.is_some());
+        let all = known.topics.values();
+        let all = all.map(|topic| (topic.spec.clone(), topic.groups.values().cloned().collect(), topic.free));
+        let mut all: Vec<(TopicSpec, Vec<GroupSpec>, u64)> = all.collect();
+        all.sort_by_key(|(spec, ..)| spec.dead_letter.is_some());
         all
     }
 
@@ -195,9 +225,9 @@ impl Shared {
         let mut before = std::mem::take(&mut known.topics);
         (known.born, known.version) = (read.born, read.version);
         for (spec, groups) in read.topics {
-            let told = before.remove(&spec.id).map_or_else(|| watch::channel(0).0, |topic| topic.told);
+            let topic = before.remove(&spec.id).unwrap_or_else(|| KnownTopic::new(spec.clone()));
             let groups = groups.into_iter().map(|group| (group.group, group)).collect();
-            known.topics.insert(spec.id, KnownTopic { spec, groups, told });
+            known.topics.insert(spec.id, KnownTopic { spec, groups, ..topic });
         }
     }
 
@@ -230,8 +260,8 @@ fn groups_of(mut reply: Reply) -> Result<Vec<GroupId>, StoreError> {
     Ok(all)
 }
 
-/// What makes a topic.
-pub(super) fn put_topic(spec: &TopicSpec) -> Result<Args, StoreError> {
+/// What makes a topic, but the time. One that is made `anew` begins above what it gave before, and not below that.
+pub(super) fn put_topic(spec: &TopicSpec, anew: Option<u64>) -> Result<Args, StoreError> {
     let json = serde_json::to_string(spec).map_err(|error| StoreError::Invalid(error.to_string()))?;
     Ok(Args::new()
         .text(spec.id.0.to_string())
@@ -243,7 +273,8 @@ pub(super) fn put_topic(spec: &TopicSpec) -> Result<Args, StoreError> {
         .int(spec.dedup_keys_max)
         .text(spec.dead_letter.map(|dead| dead.0.to_string()).unwrap_or_default())
         .flag(spec.dead_letter_expired)
-        .flag(spec.dead_letter_payload))
+        .flag(spec.dead_letter_payload)
+        .maybe(anew.map(|free| i64::try_from(free).unwrap_or(i64::MAX))))
 }
 
 /// What makes a group.

@@ -10,11 +10,11 @@ local function one()
   if (arg() == '1') ~= over then return 0 end
   if t.dead ~= dead or not grave(t) then return 0 end
   local p, seq = place_of(m)
+  -- As the copy says: that is when it failed, a moment ago.
+  push(grave(t), '0', math.min(at, now), head, body)
   forget(g, p, seq)
   count(g, 'dead', 1)
   touch(g)
-  -- As the copy says: that is when it failed, a moment ago.
-  push(grave(t), '0', math.min(at, now), head, body)
   return 1
 end
 for n = 1, num() do

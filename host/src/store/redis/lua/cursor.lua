@@ -21,7 +21,8 @@ elseif what == 'purge' then
     local q = part(t, tostring(n))
     gone = gone + fresh(g, q)
     for _, seq in ipairs(call('ZRANGE', g.key .. ':E:' .. q.p, 0, -1)) do
-      if not call('ZSCORE', g.key .. ':L', q.p .. ':' .. seq) then
+      local m = q.p .. ':' .. seq
+      if not call('ZSCORE', g.key .. ':L', m) and not call('ZSCORE', g.key .. ':D', m) then
         forget(g, q.p, seq)
         gone = gone + 1
       end

@@ -11,10 +11,10 @@ ready(g, now, 1000)
 
 local function open(p, seq, score, record)
   local m = p .. ':' .. seq
-  call('ZREM', g.key .. ':R:' .. p, seq)
   call('ZADD', g.key .. ':E:' .. p, seq, seq)
-  call('ZADD', g.key .. ':L', score, m)
   call('HSET', g.key .. ':H', m, record)
+  call('ZADD', g.key .. ':L', score, m)
+  call('ZREM', g.key .. ':R:' .. p, seq)
 end
 
 -- Whether a message was dealt with: granted, or passed over for good.

@@ -28,6 +28,7 @@ for _, g in ipairs(groups_of(t)) do
   local held = call('ZCOUNT', g.key .. ':L', '(' .. now, '+inf')
   local waits = call('ZCOUNT', g.key .. ':W', '(' .. now, '+inf')
   waiting = waiting + call('ZCARD', g.key .. ':L') - held + call('ZCARD', g.key .. ':W') - waits
+    waiting = waiting + call('ZCARD', g.key .. ':D')
   if waiting + held + waits == 0 then since = nil end
   local v = call('HMGET', g.key, 'acked', 'dead', 'expired', 'delivered')
   all[#all + 1] = { g.id, math.max(waiting, 0), held, waits, since or '', v[1] or '0', v[2] or '0', v[3] or '0', v[4] or '0' }

@@ -1,6 +1,7 @@
 -- What every script of the store knows: its keys, topics, partitions, groups, and how a message's delivery begins and ends.
 -- Invariant: whatever a script changes it changes before it answers, and a script that refuses has changed nothing but what
--- had aged. Keys are named here, below the one key that a script is given: all have its hash tag, and so lie on one node.
+-- had aged. Should it end in its midst all the same, each message is still where it is looked for: it goes to its next place before it
+-- leaves the one before. Keys are named here, below the one key that a script is given: all have its hash tag, and so lie on one node.
 --
 -- m       hash: the last epoch, the version of all settings, what the store was born as, whether an erasure waits for a rewrite
 -- n       the stamp of the last message: the order of all appends
@@ -11,7 +12,7 @@
 -- t:T:P   hash: next and first sequence, time of the last message, pipeline revision      t:T:P:s  stream of messages
 --         t:T:P:x  sequences that were erased      t:T:P:tg, :tg:G  those for one group alone
 -- t:T:g:G hash: settings, totals, a cursor a partition      :E:P all open below the cursor, of these :R:P may go now
---         :S:P  ranges settled above the cursor      :L held, by deadline      :W waiting, by time
+--         :S:P  ranges settled above the cursor      :L held, by deadline      :W waiting, by time      :D to be buried, by when that is tried
 --         :H  what is held: attempt epoch grant id holder      :A attempts before      :F failures      :N snapshots
 local P = string.sub(KEYS[1], 1, -2)
 local call = redis.call
@@ -140,8 +141,19 @@ local function settled_until(g, q, seq)
   return till and till > seq and till or nil
 end
 
+-- A range is one with those that it touches.
 local function settle_range(g, q, from, till)
-  call('ZADD', g.key .. ':S:' .. q.p, from, from .. ':' .. till)
+  local key = g.key .. ':S:' .. q.p
+  local function join(found)
+    local first, last = string.match(found or '', '^(%d+):(%d+)$')
+    if not first or tonumber(last) < from then return false end
+    call('ZREM', key, found)
+    from, till = math.min(from, tonumber(first)), math.max(till, tonumber(last))
+    return true
+  end
+  join(call('ZREVRANGEBYSCORE', key, from, '-inf', 'LIMIT', 0, 1)[1])
+  while join(call('ZRANGEBYSCORE', key, from, till, 'LIMIT', 0, 1)[1]) do end
+  call('ZADD', key, from, from .. ':' .. till)
 end
 
 -- What a cursor has come past needs no range.
@@ -173,7 +185,7 @@ local function forget(g, p, seq)
   local m = p .. ':' .. seq
   call('ZREM', g.key .. ':E:' .. p, seq)
   call('ZREM', g.key .. ':R:' .. p, seq)
-  call('ZREM', g.key .. ':L', m)
+  if call('ZREM', g.key .. ':L', m) == 0 then call('ZREM', g.key .. ':D', m) end
   call('ZREM', g.key .. ':W', m)
   call('HDEL', g.key .. ':H', m)
   call('HDEL', g.key .. ':A', m)
@@ -183,8 +195,6 @@ end
 -- A lease ends, and its message waits: for so long, or not at all.
 local function again(g, p, seq, attempts, at)
   local m = p .. ':' .. seq
-  call('ZREM', g.key .. ':L', m)
-  call('HDEL', g.key .. ':H', m)
   if attempts > 0 then call('HSET', g.key .. ':A', m, attempts) else call('HDEL', g.key .. ':A', m) end
   if at then
     call('ZADD', g.key .. ':W', at, m)
@@ -192,6 +202,8 @@ local function again(g, p, seq, attempts, at)
     call('ZADD', g.key .. ':R:' .. p, seq, seq)
     wake(g.topic)
   end
+  call('ZREM', g.key .. ':L', m)
+  call('HDEL', g.key .. ':H', m)
 end
 
 local function place_of(m)
@@ -204,8 +216,8 @@ local function ready(g, now, most)
   local due = call('ZRANGEBYSCORE', g.key .. ':W', '-inf', now, 'LIMIT', 0, most)
   for _, m in ipairs(due) do
     local p, seq = place_of(m)
-    call('ZREM', g.key .. ':W', m)
     call('ZADD', g.key .. ':R:' .. p, seq, seq)
+    call('ZREM', g.key .. ':W', m)
     wake(g.topic)
   end
   if #due > 0 then touch(g) end
@@ -229,25 +241,64 @@ local function touch_keys(t)
 end
 
 local stamp
+-- What is known of a message beside its place.
+local function list(t, q, e)
+  local m = q.p .. ':' .. e.seq
+  call('HSET', t.key .. ':i', e.id, m)
+  if e.orig then
+    local known = call('HGET', t.key .. ':o', e.orig)
+    call('HSET', t.key .. ':o', e.orig, (known and known .. ',' or '') .. m)
+  end
+  if e.target then
+    call('ZADD', q.key .. ':tg', e.seq, e.seq)
+    call('ZADD', q.key .. ':tg:' .. e.target, e.seq, e.seq)
+  end
+  q.head, q.at, q.changed = e.seq + 1, math.max(q.at, e.at), true
+  t.bytes, t.appended, t.changed = t.bytes + e.cost, t.appended + 1, true
+  wake(t)
+end
+
+-- A script that ended in its midst (its Cluster moved the slot) has left messages above what the partition knows of: they are
+-- in the log, and it goes on after them. They are what one script adds, at most.
+local function catch_up(t, q)
+  local about, last = call('XINFO', 'STREAM', q.s), nil
+  for n = 1, #about, 2 do
+    if about[n] == 'last-generated-id' then last = tonumber(string.match(about[n + 1], '^%d+')) end
+  end
+  q.head = math.max(q.head, q.start)
+  while q.head < last do
+    local found = entries(q, q.head, 16)
+    for _, e in ipairs(found) do
+      for seq = q.head, math.min(e.seq, q.head + 10000) - 1 do call('ZADD', q.key .. ':x', seq, seq) end
+      stamp = math.max(stamp, e.stamp)
+      list(t, q, e)
+    end
+    if #found == 0 then
+      for seq = q.head, math.min(last, q.head + 10000) - 1 do call('ZADD', q.key .. ':x', seq, seq) end
+      q.head, q.changed = last, true
+    end
+  end
+end
+
 -- Adds a message; `head` lacks what only this knows: when it came, and its place in the order of all.
 local function push(t, p, now, head, body)
   local q = part(t, p)
-  local seq, at = q.head, math.max(now, q.at)
-  stamp = (stamp or tonumber(call('GET', P .. 'n') or '0')) + 1
   local target, cost, id, orig = string.match(head, '^%S+ (%S+) (%S+) %S+ (%S+) (%S+)')
-  call('XADD', q.s, (seq + 1) .. '-0', 'h', at .. ' ' .. stamp .. ' ' .. head, 'b', body)
-  call('HSET', t.key .. ':i', id, p .. ':' .. seq)
-  if orig ~= '-' then
-    local known = call('HGET', t.key .. ':o', orig)
-    call('HSET', t.key .. ':o', orig, (known and known .. ',' or '') .. p .. ':' .. seq)
+  stamp = stamp or tonumber(call('GET', P .. 'n') or '0')
+  local at
+  local function add()
+    at, stamp = math.max(now, q.at), stamp + 1
+    return redis.pcall('XADD', q.s, (q.head + 1) .. '-0', 'h', at .. ' ' .. stamp .. ' ' .. head, 'b', body)
   end
-  if target ~= '-' then
-    call('ZADD', q.key .. ':tg', seq, seq)
-    call('ZADD', q.key .. ':tg:' .. target, seq, seq)
+  local added = add()
+  if type(added) == 'table' and string.find(added.err, 'equal or smaller', 1, true) then
+    catch_up(t, q)
+    added = add()
   end
-  q.head, q.at, q.changed = seq + 1, at, true
-  t.bytes, t.appended, t.changed = t.bytes + tonumber(cost), t.appended + 1, true
-  wake(t)
+  if type(added) == 'table' then error(added) end
+  local seq = q.head
+  list(t, q, { seq = seq, at = at, id = id, cost = tonumber(cost), target = target ~= '-' and target or nil,
+    orig = orig ~= '-' and orig or nil })
   return seq, at
 end
 
@@ -321,8 +372,7 @@ local function clear(g, q)
   local p = q.p
   for _, seq in ipairs(call('ZRANGE', g.key .. ':E:' .. p, 0, -1)) do
     local m = p .. ':' .. seq
-    call('ZREM', g.key .. ':L', m)
-    call('ZREM', g.key .. ':W', m)
+    for _, what in ipairs({ ':L', ':W', ':D' }) do call('ZREM', g.key .. what, m) end
     call('HDEL', g.key .. ':H', m)
     call('HDEL', g.key .. ':A', m)
     call('HDEL', g.key .. ':F', m)
@@ -373,7 +423,10 @@ local function flush()
   for name, g in pairs(touched) do
     local held = call('ZRANGE', g.key .. ':L', 0, 0, 'WITHSCORES')[2]
     local waits = call('ZRANGE', g.key .. ':W', 0, 0, 'WITHSCORES')[2]
-    local due = math.min(tonumber(held) or math.huge, tonumber(waits) or math.huge)
+    local doomed = tonumber(call('ZRANGE', g.key .. ':D', 0, 0, 'WITHSCORES')[2])
+    -- What cannot be buried keeps nobody from all else that is due.
+    if doomed then doomed = math.max(doomed, tonumber(call('HGET', g.key, 'bury_at') or '0')) end
+    local due = math.min(tonumber(held) or math.huge, tonumber(waits) or math.huge, doomed or math.huge)
     if due < math.huge then call('ZADD', P .. 'due', due, name) else call('ZREM', P .. 'due', name) end
   end
   if stamp then call('SET', P .. 'n', stamp) end
