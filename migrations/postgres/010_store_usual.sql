@@ -37,8 +37,13 @@ BEGIN
         came bigint;
     BEGIN
         SELECT t.class, (t.spec->>'retention_bytes')::numeric INTO of_class, most FROM store_topics t WHERE t.topic = of_topic;
-        IF most IS NOT NULL AND (SELECT sum(p.bytes) FROM store_partitions p WHERE p.topic = of_topic) + cost > most THEN
-            RETURN NULL;
+        IF most IS NOT NULL THEN
+            -- What it has room for is looked at once the partition is locked, as by `store_lock`.
+            PERFORM 1 FROM store_partitions p WHERE p.topic = of_topic AND p.part = of_part FOR UPDATE;
+            SELECT (t.spec->>'retention_bytes')::numeric INTO most FROM store_topics t WHERE t.topic = of_topic;
+            IF (SELECT sum(p.bytes) FROM store_partitions p WHERE p.topic = of_topic) + cost > most THEN
+                RETURN NULL;
+            END IF;
         END IF;
         moment := greatest(moment, least(published, moment + ahead_most));
         UPDATE store_partitions p SET heads[1] = p.heads[1] + count, at = greatest(p.at, moment), revision = of_revision,
@@ -76,6 +81,7 @@ BEGIN
         partitions bigint;
         head bigint;
         since bigint;
+        last_at bigint;
         held bigint;
     BEGIN
         PERFORM set_config('synchronous_commit', 'off', true);
@@ -90,13 +96,15 @@ BEGIN
             RETURN;
         END IF;
         -- Whose turn it is, which mostly has something; else the next one that has.
-        SELECT k.part, greatest(k.nexts[1], q.starts[1]), k.seen, q.heads[1], q.bytes INTO part, first, since, head, held
+        SELECT k.part, greatest(k.nexts[1], q.starts[1]), k.seen, q.heads[1], q.at, q.bytes
+                INTO part, first, since, head, last_at, held
             FROM cursors k JOIN store_partitions q ON q.topic = k.topic AND q.part = k.part
             WHERE k.topic = of_topic AND k.grp = of_group AND k.part = (turn % partitions)::smallint
                 AND q.heads[1] > greatest(k.nexts[1], q.starts[1])
             FOR UPDATE OF k SKIP LOCKED;
         IF NOT FOUND THEN
-            SELECT k.part, greatest(k.nexts[1], q.starts[1]), k.seen, q.heads[1], q.bytes INTO part, first, since, head, held
+            SELECT k.part, greatest(k.nexts[1], q.starts[1]), k.seen, q.heads[1], q.at, q.bytes
+                INTO part, first, since, head, last_at, held
                 FROM cursors k JOIN store_partitions q ON q.topic = k.topic AND q.part = k.part
                 WHERE k.topic = of_topic AND k.grp = of_group AND q.heads[1] > greatest(k.nexts[1], q.starts[1])
                 ORDER BY (k.part - turn % partitions + partitions) % partitions LIMIT 1 FOR UPDATE OF k SKIP LOCKED;
@@ -105,14 +113,10 @@ BEGIN
             RETURN;
         END IF;
         -- Looked at once the cursor is locked: who moves it has left ranges with it.
-        SELECT EXISTS (SELECT 1 FROM settled_ranges s WHERE s.topic = of_topic AND s.grp = of_group)
-                OR EXISTS (SELECT 1 FROM store_partitions q JOIN cursors k ON k.topic = q.topic AND k.part = q.part
-                    WHERE q.topic = of_topic AND q.urgent AND k.grp = of_group AND k.nexts[2:10] <> q.heads[2:10]),
-                EXISTS (SELECT 1 FROM cursors k JOIN store_partitions q ON q.topic = k.topic AND q.part = k.part
-                    WHERE k.topic = of_topic AND k.grp = of_group AND k.part <> store_lease.part
-                        AND q.heads[1] > greatest(k.nexts[1], q.starts[1]))
-            INTO odd, others;
-        IF odd THEN
+        IF EXISTS (SELECT 1 FROM settled_ranges s WHERE s.topic = of_topic AND s.grp = of_group)
+            OR EXISTS (SELECT 1 FROM store_partitions q JOIN cursors k ON k.topic = q.topic AND k.part = q.part
+                WHERE q.topic = of_topic AND q.urgent AND k.grp = of_group AND k.nexts[2:10] <> q.heads[2:10])
+        THEN
             RETURN;
         END IF;
         count := least(most, head - first);
@@ -129,13 +133,24 @@ BEGIN
             END IF;
         END IF;
         rest := first + count < head;
+        -- Where there is more here, that is all that is asked.
+        others := rest OR EXISTS (SELECT 1 FROM cursors k JOIN store_partitions q ON q.topic = k.topic AND q.part = k.part
+            WHERE k.topic = of_topic AND k.grp = of_group AND k.part <> store_lease.part
+                AND q.heads[1] > greatest(k.nexts[1], q.starts[1]));
+        -- What comes from now on is not older than the last; what is there already is looked up once in a while.
+        IF rest THEN
+            last_at := since;
+            IF first / 1024 <> (first + count) / 1024 THEN
+                SELECT n.at INTO last_at FROM messages n WHERE n.topic = of_topic AND n.part = store_lease.part AND n.lane = 0
+                    AND n.class = of_class AND n.seq = store_lease.first + store_lease.count - 1 AND n.at >= since;
+            END IF;
+        END IF;
         INSERT INTO grants (epoch, number, topic, part, grp, open, deadline, ends, holder, settled, entries, first, count, since)
             VALUES (of_epoch, of_number, of_topic, store_lease.part, of_group, store_lease.count, store_lease.moment + duration,
                 store_lease.moment + duration, by_whom, decode(repeat('00', (store_lease.count + 7) / 8), 'hex'), '', store_lease.first,
                 store_lease.count, since);
         UPDATE cursors k SET nexts[1] = store_lease.first + store_lease.count, granted = k.granted + store_lease.count,
-                seen = coalesce((SELECT n.at FROM messages n WHERE n.topic = of_topic AND n.part = store_lease.part AND n.lane = 0
-                    AND n.class = of_class AND n.seq = store_lease.first + store_lease.count - 1 AND n.at >= since), k.seen)
+                seen = coalesce(last_at, k.seen)
             WHERE k.topic = of_topic AND k.grp = of_group AND k.part = store_lease.part;
         INSERT INTO group_totals AS t (topic, grp, slot, delivered) VALUES (of_topic, of_group, of_slot, store_lease.count)
             ON CONFLICT (topic, grp, slot) DO UPDATE SET delivered = t.delivered + excluded.delivered;
@@ -183,28 +198,38 @@ BEGIN
     END
     $$;
 
+    -- The ids of messages that follow each other, those that are still there.
+    CREATE FUNCTION store_ids(of_topic integer, of_part smallint, first bigint, count integer, since bigint)
+    RETURNS bytea LANGUAGE plpgsql STABLE SET plan_cache_mode = force_generic_plan SET enable_seqscan = off AS $$
+    BEGIN
+        RETURN (SELECT string_agg(uuid_send(m.id), '' ORDER BY m.seq) FROM messages m
+            WHERE m.topic = of_topic AND m.part = of_part AND m.lane = 0
+                AND m.class = (SELECT t.class FROM store_topics t WHERE t.topic = of_topic)
+                AND m.seq >= first AND m.seq < first + count AND m.at >= since);
+    END
+    $$;
+
     -- The usual acknowledgement: all of an answer to a usual lease at once. Ends those leases of which this is so, and says which.
     CREATE FUNCTION store_done(epochs bigint[], numbers bigint[], topics integer[], parts smallint[], groups integer[], firsts bigint[],
-        counts bigint[], known_ids bytea[], of_slot smallint, given bigint, ahead bigint)
-    RETURNS TABLE (epoch bigint, number bigint) LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off AS $$
+        counts integer[], known_ids bytea[], of_slot smallint, given bigint, ahead bigint)
+    RETURNS TABLE (epoch bigint, number bigint)
+    LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off AS $$
     #variable_conflict use_column
     BEGIN
-        RETURN QUERY WITH done AS (
-            DELETE FROM grants g
-            USING unnest(epochs, numbers, topics, parts, groups, firsts, counts, known_ids)
-                AS w(epoch, number, topic, part, grp, first, count, ids)
-            WHERE g.epoch = w.epoch AND g.number = w.number AND g.topic = w.topic AND g.part = w.part AND g.grp = w.grp
-                AND g.first = w.first AND g.open = w.count AND g.count = w.count
-                AND g.extended IS NULL AND g.deadline > store_now(given, ahead)
-                AND (w.ids IS NULL OR w.ids = (SELECT string_agg(uuid_send(m.id), '' ORDER BY m.seq) FROM messages m
-                    WHERE m.topic = g.topic AND m.part = g.part AND m.lane = 0 AND m.seq >= g.first AND m.seq < g.first + g.count
-                        AND m.class = (SELECT t.class FROM store_topics t WHERE t.topic = g.topic) AND m.at >= g.since))
-            RETURNING g.epoch, g.number, g.topic, g.grp, g.open),
-        counted AS (
-            INSERT INTO group_totals AS t (topic, grp, slot, acked)
-            SELECT d.topic, d.grp, of_slot, sum(d.open) FROM done d GROUP BY d.topic, d.grp ORDER BY d.topic, d.grp
-            ON CONFLICT (topic, grp, slot) DO UPDATE SET acked = t.acked + excluded.acked)
-        SELECT d.epoch, d.number FROM done d;
+        FOR nth IN 1 .. cardinality(epochs) LOOP
+            -- The time is looked at once it is locked.
+            PERFORM 1 FROM grants g WHERE g.epoch = epochs[nth] AND g.number = numbers[nth] FOR UPDATE;
+            DELETE FROM grants g WHERE g.epoch = epochs[nth] AND g.number = numbers[nth] AND g.topic = topics[nth]
+                AND g.part = parts[nth] AND g.grp = groups[nth] AND g.first = firsts[nth] AND g.count = counts[nth]
+                AND g.open = g.count AND g.extended IS NULL AND g.deadline > store_now(given, ahead)
+                AND (known_ids[nth] IS NULL OR known_ids[nth] = store_ids(g.topic, g.part, g.first, g.count, g.since))
+                RETURNING g.epoch, g.number INTO epoch, number;
+            IF FOUND THEN
+                INSERT INTO group_totals AS t (topic, grp, slot, acked) VALUES (topics[nth], groups[nth], of_slot, counts[nth])
+                    ON CONFLICT (topic, grp, slot) DO UPDATE SET acked = t.acked + excluded.acked;
+                RETURN NEXT;
+            END IF;
+        END LOOP;
     END
     $$;
 

@@ -51,10 +51,12 @@ impl Directory {
     /// The right to change.
     pub(super) async fn edit(&self) -> Edit<'_> {
         let mut edit = Edit { directory: self, left: self.editing.lock().await, in_the_way: None, stale: None };
-        edit.in_the_way = edit.mend(Leftover::is_in_the_way).await.err();
         if self.is_shared {
             edit.stale = self.follow().await.err();
         }
+        let mended = edit.mend(Leftover::is_in_the_way).await;
+        // What is left of it may not be any more.
+        edit.in_the_way = mended.err().filter(|_| edit.left.iter().any(|leftover| leftover.is_in_the_way()));
         edit
     }
 
@@ -63,7 +65,12 @@ impl Directory {
     /// # Errors
     /// Why something is left still.
     pub async fn mend_leftovers(&self) -> Result<(), DirectoryError> {
-        Edit { directory: self, left: self.editing.lock().await, in_the_way: None, stale: None }.mend(|_| true).await
+        let mut edit = Edit { directory: self, left: self.editing.lock().await, in_the_way: None, stale: None };
+        if self.is_shared && !edit.left.is_empty() {
+            // A queue's group may have a new subscription by now, that another broker has made.
+            self.follow().await?;
+        }
+        edit.mend(|_| true).await
     }
 
     /// Mends it, or says what is left of it, and why.

@@ -109,8 +109,9 @@ impl Shared {
             "WITH gone AS (DELETE FROM messages m \
                  USING unnest($1::integer[], $2::smallint[], $3::smallint[], $4::bigint[]) AS w(topic, part, lane, seq) \
                  WHERE m.topic = w.topic AND m.part = w.part AND m.lane = w.lane AND m.seq = w.seq \
-                 RETURNING m.topic, m.part, octet_length(m.body)::bigint + 64 AS cost), \
-             counted AS (SELECT topic, part, sum(cost)::bigint AS cost FROM gone GROUP BY topic, part) \
+                 RETURNING m.topic, m.part, m.lane, m.seq, octet_length(m.body)::bigint + 64 AS cost), \
+             counted AS (SELECT g.topic, g.part, sum(g.cost)::bigint AS cost FROM gone g JOIN store_partitions q USING (topic, part) \
+                 WHERE g.seq >= q.starts[g.lane + 1] GROUP BY g.topic, g.part) \
              UPDATE store_partitions q SET bytes = q.bytes - c.cost FROM counted c WHERE q.topic = c.topic AND q.part = c.part",
         ] {
             sqlx::query(sql)

@@ -6,11 +6,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::Row as _;
 
-use super::Shared;
 use super::control::group_spec;
 use super::ends::{End, Ending, Totals, group_specs};
 use super::grant::{Grant, grants, named_by};
 use super::sql::{Tx, commit, failed, g, ms, now, t, time, topic_id};
+use super::{ATTEMPTS_MAX, Shared};
 use crate::clock::Timestamp;
 use crate::message::{FailedAttempt, Failure, GroupId, TopicId};
 use crate::store::{GroupSpec, LeaseRef, Receipt, Settle, SettleRefused, Settled, Settlement, StoreError};
@@ -44,10 +44,14 @@ impl Shared {
             .filter(|(nth, _)| !acked.contains(nth))
             .map(|(_, settle)| settle.clone())
             .collect();
-        let mut rest = match self.settle_each(&rest).await {
-            Ok(results) => results.into_iter(),
-            // Asked again, what is acknowledged would be refused.
-            Err(error) => return Err(StoreError::OutcomeUnknown(format!("some were acknowledged, then {error}"))),
+        let mut left = ATTEMPTS_MAX;
+        let mut rest = loop {
+            match self.settle_each(&rest).await {
+                Ok(results) => break results.into_iter(),
+                Err(error) if left > 1 && self.may_repeat(&error) => left -= 1,
+                // Asked again, what is acknowledged would be refused.
+                Err(error) => return Err(StoreError::OutcomeUnknown(format!("some were acknowledged, then {error}"))),
+            }
         };
         let result =
             |nth| if acked.contains(&nth) { Ok(Settled::Acked) } else { rest.next().expect("one result each") };

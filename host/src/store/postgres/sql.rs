@@ -115,12 +115,7 @@ pub(super) fn damaged(table: &str, detail: &str) -> StoreError {
 
 /// Commits. Where the answer is lost, so is what came of it.
 pub(super) async fn commit(tx: Tx) -> Result<(), StoreError> {
-    tx.commit().await.map_err(ended)
-}
-
-/// What an error means that came for an answer to what ends with a commit.
-pub(super) fn ended(error: sqlx::Error) -> StoreError {
-    match error {
+    tx.commit().await.map_err(|error| match error {
         // The transaction was refused: a conflict, no room, a deferred check. Any other word may be a pooler's or of a server
         // that was stopped, behind a commit that was passed on.
         sqlx::Error::Database(refused)
@@ -131,7 +126,7 @@ pub(super) fn ended(error: sqlx::Error) -> StoreError {
             failed(sqlx::Error::Database(refused))
         }
         lost => StoreError::OutcomeUnknown(format!("the database: {lost}")),
-    }
+    })
 }
 
 /// The columns of a message, in this order, for [`Stored::read`].

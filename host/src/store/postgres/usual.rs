@@ -13,7 +13,7 @@ use uuid::Uuid;
 use super::control::{CLASSES, range_of};
 use super::grant::{first_receipt, named_by};
 use super::log::Whole;
-use super::sql::{LATE_MOST, Tx, body_at, commit, damaged, ended, failed, g, ms, n, p, position, t, time};
+use super::sql::{LATE_MOST, Tx, body_at, commit, damaged, failed, g, ms, n, p, position, t, time};
 use super::{ANSWER_TIMEOUT, Shared};
 use crate::clock::Timestamp;
 use crate::database;
@@ -68,9 +68,11 @@ impl Shared {
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
-        // Also where nothing was done: its connection is free at once then.
+        let Some(first) = stored else {
+            tx.rollback().await.map_err(failed)?;
+            return Ok(None);
+        };
         commit(tx).await?;
-        let Some(first) = stored else { return Ok(None) };
         self.wake(batch.topic);
         let outcome = |seq| AppendOutcome::Stored(position((t(batch.topic), p(place)), 0, seq));
         Ok(Some((first..).take(bodies.len()).map(outcome).collect()))
@@ -241,7 +243,7 @@ impl Shared {
         let mut connection = self.pool.acquire().await.map_err(failed)?;
         let asking = sqlx::raw_sql(AssertSqlSafe(self.done(&all))).fetch_all(&mut *connection);
         let rows = tokio::time::timeout(ANSWER_TIMEOUT, asking).await.unwrap_or_else(|_| Err(database::no_answer()));
-        let rows = rows.map_err(ended)?;
+        let rows = rows.map_err(answered)?;
         let mut acked = BTreeSet::new();
         for row in &rows {
             let row: (i64, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
@@ -264,8 +266,8 @@ impl Shared {
         };
         let (given, ahead) = time(&self.clock);
         format!(
-            "SET LOCAL statement_timeout = '10s'; SELECT * FROM store_done(ARRAY[{}]::bigint[], ARRAY[{}]::bigint[], ARRAY[{}]::integer[], \
-             ARRAY[{}]::smallint[], ARRAY[{}]::integer[], ARRAY[{}]::bigint[], ARRAY[{}]::bigint[], ARRAY[{}]::bytea[], {}::smallint, \
+            "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s'; SELECT * FROM store_done(ARRAY[{}]::bigint[], ARRAY[{}]::bigint[], ARRAY[{}]::integer[], \
+             ARRAY[{}]::smallint[], ARRAY[{}]::integer[], ARRAY[{}]::bigint[], ARRAY[{}]::integer[], ARRAY[{}]::bytea[], {}::smallint, \
              {}::bigint, {ahead}::bigint)",
             list(&|done| done.row.0.to_string()),
             list(&|done| done.row.1.to_string()),
@@ -288,6 +290,21 @@ struct Ack {
     item: usize,
     receipt: Receipt,
     id: Option<MessageId>,
+}
+
+/// What an error means that came for an answer to a whole transaction. The server's word that it was refused is one, but where that
+/// may be a pooler's, or of a server that was stopped behind a commit.
+fn answered(error: sqlx::Error) -> StoreError {
+    match error {
+        sqlx::Error::Database(refused)
+            if refused.code().is_some_and(|code| {
+                code != "40003" && !["08", "57P", "XX"].iter().any(|class| code.starts_with(class))
+            }) =>
+        {
+            failed(sqlx::Error::Database(refused))
+        }
+        lost => StoreError::OutcomeUnknown(format!("the database: {lost}")),
+    }
 }
 
 /// The answers that these settlements could be all of, if there is nothing else among them.
