@@ -215,16 +215,20 @@ BEGIN
     RETURNS TABLE (epoch bigint, number bigint)
     LANGUAGE plpgsql SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off AS $$
     #variable_conflict use_column
+    DECLARE
+        until bigint;
     BEGIN
         FOR nth IN 1 .. cardinality(epochs) LOOP
-            -- The time is looked at once it is locked.
-            PERFORM 1 FROM grants g WHERE g.epoch = epochs[nth] AND g.number = numbers[nth] FOR UPDATE;
             DELETE FROM grants g WHERE g.epoch = epochs[nth] AND g.number = numbers[nth] AND g.topic = topics[nth]
                 AND g.part = parts[nth] AND g.grp = groups[nth] AND g.first = firsts[nth] AND g.count = counts[nth]
                 AND g.open = g.count AND g.extended IS NULL AND g.deadline > store_now(given, ahead)
                 AND (known_ids[nth] IS NULL OR known_ids[nth] = store_ids(g.topic, g.part, g.first, g.count, g.since))
-                RETURNING g.epoch, g.number INTO epoch, number;
+                RETURNING g.epoch, g.number, g.deadline INTO epoch, number, until;
             IF FOUND THEN
+                IF until <= store_now(given, ahead) THEN
+                    -- It was locked by another, and has ended meanwhile: to be asked again.
+                    RAISE EXCEPTION 'a lease ended while it was waited for' USING ERRCODE = 'serialization_failure';
+                END IF;
                 INSERT INTO group_totals AS t (topic, grp, slot, acked) VALUES (topics[nth], groups[nth], of_slot, counts[nth])
                     ON CONFLICT (topic, grp, slot) DO UPDATE SET acked = t.acked + excluded.acked;
                 RETURN NEXT;

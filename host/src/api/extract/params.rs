@@ -212,9 +212,14 @@ where
 }
 
 async fn path_params<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<RawPathParams, Problem> {
-    RawPathParams::from_request_parts(parts, state)
+    let params = RawPathParams::from_request_parts(parts, state)
         .await
-        .map_err(|_| Problem::invalid_at("", "the path holds a percent-encoding that is not UTF-8"))
+        .map_err(|_| Problem::invalid_at("", "the path holds a percent-encoding that is not UTF-8"))?;
+    // Nothing has it in its name, and a fleet's database could not even be asked.
+    if params.iter().any(|(_, text)| text.contains('\0')) {
+        return Err(Problem::invalid_at("", "the path holds the character U+0000"));
+    }
+    Ok(params)
 }
 
 fn one<T: FromStr<Err: Display>>(params: &RawPathParams, index: usize, faults: &mut Faults) -> Option<T> {
