@@ -5,6 +5,7 @@
 //! on after each transaction then never meets what a session remembers.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
@@ -13,6 +14,8 @@ use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::BoxStream;
 use sqlx::error::BoxDynError;
 use sqlx::{Connection, Database, Either, Execute, Executor, Pool, SqlStr};
+
+pub mod desk;
 
 /// How long an idle connection may take to show that it still works.
 const PING_TIMEOUT: Duration = Duration::from_secs(2);
@@ -29,7 +32,7 @@ pub async fn answers(connection: &mut impl Connection) -> Result<(), sqlx::Error
 }
 
 /// A transaction; without a commit it never was.
-pub struct Transaction<DB: Database>(Session<DB>);
+pub struct Transaction<DB: Database>(Session<DB, sqlx::Transaction<'static, DB>>);
 
 impl<DB: Database> fmt::Debug for Transaction<DB> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -49,7 +52,7 @@ impl<DB: Database> Transaction<DB> {
         patience: Option<Duration>,
     ) -> Result<Transaction<DB>, sqlx::Error> {
         let transaction = in_time(patience, pool.begin_with(begin)).await?;
-        Ok(Transaction(Session { transaction, patience }))
+        Ok(Transaction(Session { held: transaction, patience, database: PhantomData }))
     }
 
     /// Commits.
@@ -57,40 +60,31 @@ impl<DB: Database> Transaction<DB> {
     /// # Errors
     /// When the database refuses, or does not answer: then it may be committed or not.
     pub async fn commit(self) -> Result<(), sqlx::Error> {
-        in_time(self.0.patience, self.0.transaction.commit()).await
-    }
-}
-
-impl<DB: Database> Transaction<DB> {
-    /// Takes all of it back, at once: one that is dropped is taken back in a moment.
-    ///
-    /// # Errors
-    /// When the database does not answer.
-    pub async fn rollback(self) -> Result<(), sqlx::Error> {
-        in_time(self.0.patience, self.0.transaction.rollback()).await
+        in_time(self.0.patience, self.0.held.commit()).await
     }
 }
 
 impl<DB: Database> Deref for Transaction<DB> {
-    type Target = Session<DB>;
-    fn deref(&self) -> &Session<DB> {
+    type Target = Session<DB, sqlx::Transaction<'static, DB>>;
+    fn deref(&self) -> &Self::Target {
         &self.0
     }
 }
 
 impl<DB: Database> DerefMut for Transaction<DB> {
-    fn deref_mut(&mut self) -> &mut Session<DB> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
         &mut self.0
     }
 }
 
-/// What statements run on.
-pub struct Session<DB: Database> {
-    transaction: sqlx::Transaction<'static, DB>,
+/// What statements run on: a transaction of a pool's connection, or one of a connection that is lent.
+pub struct Session<DB: Database, H> {
+    held: H,
     patience: Option<Duration>,
+    database: PhantomData<DB>,
 }
 
-impl<DB: Database> fmt::Debug for Session<DB> {
+impl<DB: Database, H> fmt::Debug for Session<DB, H> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Session")
     }
@@ -106,9 +100,10 @@ async fn in_time<T>(
     }
 }
 
-impl<'c, DB> Executor<'c> for &'c mut Session<DB>
+impl<'c, DB, H> Executor<'c> for &'c mut Session<DB, H>
 where
     DB: Database,
+    H: DerefMut<Target = DB::Connection> + Send,
     for<'x> &'x mut DB::Connection: Executor<'x, Database = DB>,
 {
     type Database = DB;
@@ -118,7 +113,7 @@ where
         'c: 'e,
         E: 'q + Execute<'q, DB>,
     {
-        let connection: &'c mut DB::Connection = &mut self.transaction;
+        let connection: &'c mut DB::Connection = &mut self.held;
         let Some(patience) = self.patience else { return connection.fetch_many(query) };
         let rows = tokio_stream::StreamExt::timeout(connection.fetch_many(Nameless(query)), patience);
         rows.map(|row| row.unwrap_or_else(|_| Err(no_answer()))).boxed()
@@ -129,7 +124,7 @@ where
         'c: 'e,
         E: 'q + Execute<'q, DB>,
     {
-        let connection: &'c mut DB::Connection = &mut self.transaction;
+        let connection: &'c mut DB::Connection = &mut self.held;
         match self.patience {
             None => connection.fetch_optional(query),
             patience => in_time(patience, connection.fetch_optional(Nameless(query))).boxed(),
@@ -144,7 +139,7 @@ where
     where
         'c: 'e,
     {
-        let connection: &'c mut DB::Connection = &mut self.transaction;
+        let connection: &'c mut DB::Connection = &mut self.held;
         connection.prepare_with(sql, parameters)
     }
 }

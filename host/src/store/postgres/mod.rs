@@ -33,8 +33,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use sqlx::PgPool;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::PgConnectOptions;
 use tokio::sync::watch;
 
 use self::sql::{Tx, failed};
@@ -44,7 +43,7 @@ use super::{
     TopicSpec, TopicStats,
 };
 use crate::clock::{Clock, Timestamp};
-use crate::database;
+use crate::database::desk::Desk;
 use crate::message::{GroupId, MessageId, Position, TopicId};
 
 /// How a broker opens the store.
@@ -62,8 +61,6 @@ pub struct PostgresOptions {
 
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A connection that has served so lately is not asked whether it still does.
-const FRESH: Duration = Duration::from_secs(1);
 /// Longer than the server takes for a statement before it gives up (10 s): then it does not answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// The same for what goes through a whole topic.
@@ -102,7 +99,7 @@ pub struct PostgresStore {
 
 /// What all parts of the store use.
 struct Shared {
-    pool: PgPool,
+    desk: Arc<Desk>,
     clock: Clock,
     epoch: i64,
     next_grant: AtomicU64,
@@ -125,23 +122,10 @@ impl PostgresStore {
     /// # Errors
     /// `Unavailable` when the database cannot be reached.
     pub async fn open(options: PostgresOptions) -> Result<PostgresStore, StoreError> {
-        let pool = PgPoolOptions::new()
-            .max_connections(options.connections_max)
-            .acquire_timeout(ACQUIRE_TIMEOUT)
-            .test_before_acquire(false)
-            .before_acquire(|connection, was| {
-                let rested = was.idle_for >= FRESH;
-                Box::pin(
-                    async move { if rested { database::answers(connection).await.map(|()| true) } else { Ok(true) } },
-                )
-            })
-            .after_release(|connection, _| Box::pin(async move { database::answers(connection).await.map(|()| true) }))
-            .connect_with(options.connect)
-            .await
-            .map_err(failed)?;
+        let desk = Desk::new(options.connect, options.connections_max, ACQUIRE_TIMEOUT);
         let node = options.node.to_string();
         let mut shared = Shared {
-            pool,
+            desk,
             clock: options.clock,
             epoch: 0,
             next_grant: AtomicU64::new(0),
@@ -208,17 +192,17 @@ async fn says_what_is_stored(tx: &mut Tx) -> Result<(), StoreError> {
 impl Shared {
     /// Begins a transaction; without a commit it never was.
     async fn begin(&self) -> Result<Tx, StoreError> {
-        Tx::begin(&self.pool, BEGIN, Some(ANSWER_TIMEOUT)).await.map_err(failed)
+        Tx::begin(&self.desk, BEGIN, ANSWER_TIMEOUT).await.map_err(failed)
     }
 
     /// The same for what goes through a whole topic.
     async fn begin_slow(&self) -> Result<Tx, StoreError> {
-        Tx::begin(&self.pool, BEGIN_SLOW, Some(SLOW_ANSWER_TIMEOUT)).await.map_err(failed)
+        Tx::begin(&self.desk, BEGIN_SLOW, SLOW_ANSWER_TIMEOUT).await.map_err(failed)
     }
 
     /// Begins one that only reads, one state of the tables.
     async fn look(&self) -> Result<Tx, StoreError> {
-        Tx::begin(&self.pool, BEGIN_LOOK, Some(ANSWER_TIMEOUT)).await.map_err(failed)
+        Tx::begin(&self.desk, BEGIN_LOOK, ANSWER_TIMEOUT).await.map_err(failed)
     }
 
     fn check_open(&self) -> Result<(), StoreError> {
@@ -424,7 +408,7 @@ impl MessageStore for PostgresStore {
 
     async fn close(&self) -> Result<(), StoreError> {
         self.shared.closed.store(true, Ordering::Release);
-        self.shared.pool.close().await;
+        self.shared.desk.close().await;
         Ok(())
     }
 }

@@ -14,7 +14,6 @@ use super::ends::Totals;
 use super::grant::{Grant, grants};
 use super::log::array;
 use super::sql::{LANES, Tx, commit, failed, lane_number, ms, now, place_of, t};
-use crate::database;
 use crate::message::TopicId;
 use crate::store::{RetainReport, StoreError};
 
@@ -264,9 +263,8 @@ impl Shared {
             };
             for sql in [detach, format!("DROP TABLE IF EXISTS {name}")] {
                 // Not in a transaction, where a table can't be detached beside others.
-                let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&self.pool);
-                let done = tokio::time::timeout(DETACH_TIMEOUT, done).await;
-                let Err(error) = done.unwrap_or_else(|_| Err(database::no_answer())) else { continue };
+                let connection = self.desk.lend().await.map_err(failed)?;
+                let Err(error) = connection.ask(sql, DETACH_TIMEOUT).await else { continue };
                 // Another broker may be at it, and the table gone, or half detached: then it is gone before long.
                 let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
                 if ["42P01", "55000", "55006"].contains(&&*code) {

@@ -3,7 +3,7 @@
 
 use bytes::Bytes;
 use sqlx::postgres::PgRow;
-use sqlx::{Postgres, Row as _};
+use sqlx::Row as _;
 use uuid::Uuid;
 
 use crate::clock::{Clock, Timestamp};
@@ -12,7 +12,7 @@ use crate::store::StoreError;
 use crate::store::embedded::ops::{Body, ENTRY_OVERHEAD_BYTES, Head};
 
 /// A transaction.
-pub(super) type Tx = crate::database::Transaction<Postgres>;
+pub(super) type Tx = crate::database::desk::Transaction;
 
 /// A partition: topic and number.
 pub(super) type Place = (i32, i16);

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Row as _};
+use sqlx::Row as _;
 use uuid::Uuid;
 
 use super::control::{CLASSES, range_of};
@@ -16,7 +16,6 @@ use super::log::Whole;
 use super::sql::{LATE_MOST, Tx, body_at, commit, damaged, failed, g, ms, n, p, position, t, time};
 use super::{ANSWER_TIMEOUT, Shared};
 use crate::clock::Timestamp;
-use crate::database;
 use crate::message::{MessageId, Offset, Position};
 use crate::store::embedded::ops::{Body, Head};
 use crate::store::embedded::state::append::{Batch, Prepared};
@@ -240,10 +239,8 @@ impl Shared {
         if all.is_empty() {
             return Ok(BTreeSet::new());
         }
-        let mut connection = self.pool.acquire().await.map_err(failed)?;
-        let asking = sqlx::raw_sql(AssertSqlSafe(self.done(&all))).fetch_all(&mut *connection);
-        let rows = tokio::time::timeout(ANSWER_TIMEOUT, asking).await.unwrap_or_else(|_| Err(database::no_answer()));
-        let rows = rows.map_err(answered)?;
+        let connection = self.desk.lend().await.map_err(failed)?;
+        let rows = connection.ask(self.done(&all), ANSWER_TIMEOUT).await.map_err(answered)?;
         let mut acked = BTreeSet::new();
         for row in &rows {
             let row: (i64, i64) = (row.try_get(0).map_err(failed)?, row.try_get(1).map_err(failed)?);
