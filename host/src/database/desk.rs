@@ -224,7 +224,9 @@ fn may_pass(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(error) => matches!(
             error.kind(),
-            std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionAborted | std::io::ErrorKind::ConnectionReset
+            std::io::ErrorKind::ConnectionRefused
+                | std::io::ErrorKind::ConnectionAborted
+                | std::io::ErrorKind::ConnectionReset
         ),
         // It is starting, or stopping; it has no connection left.
         sqlx::Error::Database(refused) => refused.code().is_some_and(|code| ["57P03", "53300"].contains(&&*code)),

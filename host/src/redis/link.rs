@@ -6,10 +6,12 @@ use std::time::Duration;
 use ::redis::aio::{ConnectionLike, MultiplexedConnection};
 use ::redis::cluster::ClusterClientBuilder;
 use ::redis::cluster_async::ClusterConnection;
+use ::redis::cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo};
 use ::redis::sentinel::{SentinelClientBuilder, SentinelServerType};
 use ::redis::{
     AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ErrorKind, FromRedisValue, IntoConnectionInfo as _,
     ProtocolVersion, PushInfo, RedisConnectionInfo, RedisError, RedisResult, ServerErrorKind, TlsCertificates, TlsMode,
+    Value,
 };
 
 use super::Trouble;
@@ -97,6 +99,21 @@ impl Link {
                 Trouble::Refused(super::look::A_CLUSTERS.to_owned())
             }
             _ => Trouble::Away(error.to_string()),
+        }
+    }
+
+    /// Asks each server that has something to tell, or to do, of its own.
+    ///
+    /// # Errors
+    /// The first one's that did not do it, and the network's.
+    pub(crate) async fn ask_each(&self, command: &Cmd) -> RedisResult<()> {
+        match self {
+            Link::Server(server) => asked::<Value>(server.clone(), command).await.map(drop),
+            Link::Cluster(cluster) => {
+                let each =
+                    RoutingInfo::MultiNode((MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::AllSucceeded)));
+                cluster.clone().route_command(command.clone(), each).await.map(drop)
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 //! is in the table. Decides nothing.
 
 use bytes::Bytes;
-use sqlx::postgres::PgRow;
 use sqlx::Row as _;
+use sqlx::postgres::PgRow;
 use uuid::Uuid;
 
 use crate::clock::{Clock, Timestamp};

@@ -81,9 +81,22 @@ impl Shared {
         {
             return Err(StoreError::Invalid("there is no such offset".to_owned()));
         }
+        self.check_open()?;
+        self.opened().await?;
         let args = put_group(&spec)?;
-        self.call(spec.topic, &PUT_GROUP, &args).await?;
-        self.known.lock().put_group(spec);
+        let mut asked = self.put_known_group(&spec, &args).await;
+        if matches!(asked, Err(StoreError::NoTopic)) && self.is_known(spec.topic) {
+            self.catch_up().await?;
+            asked = self.put_known_group(&spec, &args).await;
+        }
+        asked
+    }
+
+    /// Nothing comes between Redis and what is known of it here.
+    async fn put_known_group(&self, spec: &GroupSpec, args: &Args) -> Result<(), StoreError> {
+        let _one_at_a_time = self.editing.lock().await;
+        self.run(&PUT_GROUP, args).await?;
+        self.known.lock().put_group(spec.clone());
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //! the truth as long as it is the Redis that it was; one that was emptied, or has gone back in time, is told all settings again, by
 //! whoever notices first. Never brings a message back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use tokio::sync::watch;
 
@@ -95,14 +95,18 @@ impl Known {
     }
 
     /// Whether Redis is not the one that it was. Settings are never taken back: a smaller version is one of the past, as is the same
-    /// without a topic that was there.
+    /// without a topic or a group that was there.
     fn is_lost(&self, read: &Read) -> bool {
         if self.born.is_empty() {
             return false;
         }
         let lacks_one = || {
-            let there: BTreeSet<TopicId> = read.topics.iter().map(|(spec, _)| spec.id).collect();
-            self.topics.keys().any(|topic| !there.contains(topic))
+            let there: BTreeMap<TopicId, &Vec<GroupSpec>> =
+                read.topics.iter().map(|(spec, groups)| (spec.id, groups)).collect();
+            let lacks = |group: &GroupId, groups: &[GroupSpec]| !groups.iter().any(|there| there.group == *group);
+            self.topics.iter().any(|(topic, known)| {
+                there.get(topic).is_none_or(|groups| known.groups.keys().any(|group| lacks(group, groups)))
+            })
         };
         read.born != self.born || read.version < self.version || (read.version == self.version && lacks_one())
     }
