@@ -2,12 +2,13 @@
 //! comes back whether it still serves, and had to be asked to do so in time as well: two ways there and back for the four of a short
 //! transaction. Invariant: what is lent has nothing begun and no answer outstanding; one that may have is mended first, in time, or closed.
 
+use std::collections::VecDeque;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sqlx::postgres::{PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgRow};
 use sqlx::{Connection as _, Postgres};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -16,26 +17,38 @@ use crate::telemetry::Stopwatch;
 
 /// A connection that has served so lately is not asked whether it still does.
 const FRESH: Duration = Duration::from_secs(1);
+/// A connection that nobody has needed for so long is closed.
+const IDLE: Duration = Duration::from_secs(10 * 60);
 /// A connection is closed that has served for so long: what the server keeps for it grows with each statement that it has seen.
 const LIFE: Duration = Duration::from_secs(30 * 60);
-/// How long a server that is starting, or has no connection left, is let be before it is asked again.
-const RETRY: Duration = Duration::from_millis(100);
+/// How long a server that is starting, or has no connection left, is let be before it is asked again: twice as long each time.
+const RETRY: Duration = Duration::from_millis(10);
+const RETRY_MAX: Duration = Duration::from_secs(1);
 /// How long a connection may take to take back what was begun on it.
 const MEND_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long the end of the desk waits for what is lent.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// See the module.
 pub struct Desk {
     options: PgConnectOptions,
+    most: u32,
     /// How long a call waits for a connection.
     patience: Duration,
-    spare: Mutex<Vec<Spare>>,
+    spares: Mutex<Spares>,
     permits: Arc<Semaphore>,
 }
 
-/// A connection that nobody has.
+/// Connections that nobody has, the longest rested first.
+#[derive(Default)]
+struct Spares {
+    rested: VecDeque<Spare>,
+    is_closed: bool,
+}
+
 struct Spare {
     known: Known,
-    rested: Stopwatch,
+    since: Stopwatch,
 }
 
 /// A connection, and since when it is open.
@@ -49,7 +62,7 @@ impl Desk {
     #[must_use]
     pub fn new(options: PgConnectOptions, most: u32, patience: Duration) -> Arc<Desk> {
         let permits = Arc::new(Semaphore::new(most as usize));
-        Arc::new(Desk { options, patience, spare: Mutex::default(), permits })
+        Arc::new(Desk { options, most, patience, spares: Mutex::default(), permits })
     }
 
     /// Lends a connection.
@@ -59,50 +72,78 @@ impl Desk {
     pub async fn lend(self: &Arc<Desk>) -> Result<Lent, sqlx::Error> {
         let lending = async {
             let permit = Arc::clone(&self.permits).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
-            let known = match self.spare().await {
-                Some(known) => known,
-                None => self.open().await?,
-            };
-            Ok(Lent { held: Some((known, permit)), desk: Arc::clone(self), is_clean: true })
+            let known = self.known().await?;
+            Ok(Lent { held: Some((known, permit)), desk: Arc::clone(self), state: State::Clean })
         };
         tokio::time::timeout(self.patience, lending).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
-    async fn spare(&self) -> Option<Known> {
+    /// One that rests, or a new one.
+    async fn known(&self) -> Result<Known, sqlx::Error> {
+        let mut wait = RETRY;
         loop {
             // In a statement of its own: the lock is not held across the question.
-            let spare = self.spare.lock().pop();
-            let Spare { mut known, rested } = spare?;
-            if rested.elapsed() < FRESH || answers(&mut known.connection).await.is_ok() {
-                return Some(known);
+            let spare = self.spares.lock().rested.pop_back();
+            if let Some(Spare { mut known, since }) = spare {
+                if since.elapsed() < FRESH || answers(&mut known.connection).await.is_ok() {
+                    return Ok(known);
+                }
+                // What has rested longer will not answer either: to ask them one by one would take all the time that there is.
+                let silent = std::mem::take(&mut self.spares.lock().rested);
+                drop(silent);
             }
-        }
-    }
-
-    async fn open(&self) -> Result<Known, sqlx::Error> {
-        loop {
             match PgConnection::connect_with(&self.options).await {
                 Ok(connection) => return Ok(Known { connection, opened: Stopwatch::start() }),
-                Err(error) if may_pass(&error) => tokio::time::sleep(RETRY).await,
+                Err(error) if may_pass(&error) => tokio::time::sleep(wait).await,
                 Err(error) => return Err(error),
             }
+            wait = (wait * 2).min(RETRY_MAX);
         }
     }
 
     fn take_back(&self, known: Known) {
-        if !self.permits.is_closed() && known.opened.elapsed() < LIFE {
-            self.spare.lock().push(Spare { known, rested: Stopwatch::start() });
+        let mut old = Vec::new();
+        let mut spares = self.spares.lock();
+        if spares.is_closed || known.opened.elapsed() >= LIFE {
+            old.push(Spare { known, since: Stopwatch::start() });
+        } else {
+            spares.rested.push_back(Spare { known, since: Stopwatch::start() });
         }
+        while spares.rested.front().is_some_and(|spare| spare.since.elapsed() >= IDLE) {
+            old.extend(spares.rested.pop_front());
+        }
+        drop(spares);
+        // Closed without the lock.
+        drop(old);
     }
 
-    /// Lends none any more, and closes those that are here.
+    /// Lends none any more, waits for those that are lent, and closes all.
     pub async fn close(&self) {
+        let waited = tokio::time::timeout(CLOSE_TIMEOUT, self.permits.acquire_many(self.most)).await;
+        if waited.is_err() {
+            tracing::warn!("a call to the database has not ended; its connection is left to it");
+        }
         self.permits.close();
-        let spare = std::mem::take(&mut *self.spare.lock());
-        for Spare { known, .. } in spare {
+        let spares = {
+            let mut spares = self.spares.lock();
+            spares.is_closed = true;
+            std::mem::take(&mut spares.rested)
+        };
+        for Spare { known, .. } in spares {
             let _closed = tokio::time::timeout(MEND_TIMEOUT, known.connection.close()).await;
         }
     }
+}
+
+/// What a connection may have that is not ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// Nothing.
+    Clean,
+    /// An answer is outstanding, of what is a transaction by itself.
+    Asked,
+    /// A transaction is begun.
+    Begun,
 }
 
 /// A connection that is lent. It goes back when this is dropped.
@@ -110,8 +151,7 @@ pub struct Lent {
     /// Always there until it is dropped.
     held: Option<(Known, OwnedSemaphorePermit)>,
     desk: Arc<Desk>,
-    /// Whether nothing is begun on it, and all that was asked is answered.
-    is_clean: bool,
+    state: State,
 }
 
 const HELD: &str = "it is held until it is dropped";
@@ -132,20 +172,39 @@ impl DerefMut for Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         let Some((mut known, permit)) = self.held.take() else { return };
-        if self.is_clean {
-            self.desk.take_back(known);
+        let (desk, state) = (Arc::clone(&self.desk), self.state);
+        if state == State::Clean {
+            desk.take_back(known);
             return;
         }
-        let (desk, Ok(runtime)) = (Arc::clone(&self.desk), tokio::runtime::Handle::try_current()) else { return };
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            drop(known);
+            return;
+        };
         runtime.spawn(async move {
-            // The answer that nobody waits for comes first; a server that has nothing to take back says so with a warning.
-            let mended = in_time(Some(MEND_TIMEOUT), sqlx::raw_sql("ROLLBACK").execute(&mut known.connection)).await;
-            if mended.is_ok() {
+            if mended(&mut known.connection, state).await {
                 desk.take_back(known);
+            } else {
+                // Before the permit: there are not to be more than that at once.
+                drop(known);
             }
             drop(permit);
         });
     }
+}
+
+/// Whether a connection serves again: all answers are here that nobody has waited for, and nothing is begun. One to a server that only
+/// reads does not serve: after a fail-over, a new one leads to where is written.
+async fn mended(connection: &mut PgConnection, state: State) -> bool {
+    if state == State::Asked {
+        return answers(connection).await.is_ok();
+    }
+    let asking = async {
+        sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
+        let reads_only: String = sqlx::Row::try_get(&sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection).await?, 0)?;
+        Ok(reads_only)
+    };
+    in_time(Some(MEND_TIMEOUT), asking).await.is_ok_and(|reads_only| reads_only == "off")
 }
 
 impl Lent {
@@ -153,11 +212,11 @@ impl Lent {
     ///
     /// # Errors
     /// The server's, and when it does not answer.
-    pub async fn ask(mut self, sql: String, patience: Duration) -> Result<Vec<sqlx::postgres::PgRow>, sqlx::Error> {
-        self.is_clean = false;
+    pub async fn ask(mut self, sql: String, patience: Duration) -> Result<Vec<PgRow>, sqlx::Error> {
+        self.state = State::Asked;
         let asking = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).fetch_all(&mut *self);
         let rows = tokio::time::timeout(patience, asking).await.unwrap_or_else(|_| Err(no_answer()))?;
-        self.is_clean = true;
+        self.state = State::Clean;
         Ok(rows)
     }
 }
@@ -173,7 +232,7 @@ impl Transaction {
     /// When the database refuses, or does not answer.
     pub async fn begin(desk: &Arc<Desk>, begin: &'static str, patience: Duration) -> Result<Transaction, sqlx::Error> {
         let mut held = desk.lend().await?;
-        held.is_clean = false;
+        held.state = State::Begun;
         let mut session = Session { held, patience: Some(patience), database: PhantomData };
         session.run(begin).await?;
         Ok(Transaction(session))
@@ -183,19 +242,23 @@ impl Transaction {
     ///
     /// # Errors
     /// When the database refuses, or does not answer: then it may be committed or not.
-    pub async fn commit(mut self) -> Result<(), sqlx::Error> {
-        self.0.run("COMMIT").await?;
-        self.0.held.is_clean = true;
-        Ok(())
+    pub async fn commit(self) -> Result<(), sqlx::Error> {
+        self.end("COMMIT").await
     }
 
     /// Takes all of it back, at once: one that is dropped is taken back in a moment.
     ///
     /// # Errors
     /// When the database does not answer.
-    pub async fn rollback(mut self) -> Result<(), sqlx::Error> {
-        self.0.run("ROLLBACK").await?;
-        self.0.held.is_clean = true;
+    pub async fn rollback(self) -> Result<(), sqlx::Error> {
+        self.end("ROLLBACK").await
+    }
+
+    async fn end(mut self, how: &'static str) -> Result<(), sqlx::Error> {
+        // Refused or not, nothing is begun behind it.
+        self.0.held.state = State::Asked;
+        self.0.run(how).await?;
+        self.0.held.state = State::Clean;
         Ok(())
     }
 }
@@ -221,13 +284,9 @@ impl DerefMut for Transaction {
 
 /// Whether a server that cannot be reached may be before long.
 fn may_pass(error: &sqlx::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     match error {
-        sqlx::Error::Io(error) => matches!(
-            error.kind(),
-            std::io::ErrorKind::ConnectionRefused
-                | std::io::ErrorKind::ConnectionAborted
-                | std::io::ErrorKind::ConnectionReset
-        ),
+        sqlx::Error::Io(error) => [ConnectionRefused, ConnectionAborted, ConnectionReset].contains(&error.kind()),
         // It is starting, or stopping; it has no connection left.
         sqlx::Error::Database(refused) => refused.code().is_some_and(|code| ["57P03", "53300"].contains(&&*code)),
         _ => false,
