@@ -255,11 +255,15 @@ impl Transaction {
     }
 
     async fn end(mut self, how: &'static str) -> Result<(), sqlx::Error> {
-        // Refused or not, nothing is begun behind it.
-        self.0.held.state = State::Asked;
-        self.0.run(how).await?;
-        self.0.held.state = State::Clean;
-        Ok(())
+        let ended = self.0.run(how).await;
+        match &ended {
+            Ok(()) => self.0.held.state = State::Clean,
+            // Nothing is begun behind it.
+            Err(sqlx::Error::Database(_)) => self.0.held.state = State::Asked,
+            // It may not even have been sent.
+            Err(_) => {}
+        }
+        ended
     }
 }
 
