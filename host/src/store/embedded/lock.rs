@@ -12,7 +12,7 @@ const LOCK: &str = "LOCK";
 
 /// See the module.
 #[derive(Debug)]
-pub struct DirLock(#[expect(dead_code, reason = "held for its lock")] File);
+pub struct DirLock(File);
 
 impl DirLock {
     /// Takes the directory.
@@ -44,6 +44,16 @@ impl DirLock {
     }
 }
 
+impl Drop for DirLock {
+    /// Let go of by word: a process that this one is just starting has the same descriptors until it runs its own program,
+    /// and closing ours would leave the directory locked until then.
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::debug!(%error, "the lock file could not be unlocked; closing it does as well");
+        }
+    }
+}
+
 fn try_lock(file: &mut File, dir: &Path) -> Result<(), OpenError> {
     match file.try_lock() {
         Ok(()) => Ok(()),
@@ -55,5 +65,22 @@ fn try_lock(file: &mut File, dir: &Path) -> Result<(), OpenError> {
             Err(OpenError::Locked { dir: dir.display().to_string(), holder: holder.trim().to_owned() })
         }
         Err(TryLockError::Error(error)) => Err(OpenError::io("locking the data directory")(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::DirLock;
+
+    #[test]
+    fn a_directory_is_free_once_its_lock_is_dropped_whoever_still_has_a_descriptor_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let lock = DirLock::take(dir.path()).unwrap();
+        // As a process has it that was forked and has not run its program yet.
+        let inherited = lock.0.try_clone().unwrap();
+        assert!(DirLock::take(dir.path()).unwrap_err().to_string().contains("in use by another process"));
+        drop(lock);
+        DirLock::take(dir.path()).unwrap();
+        drop(inherited);
     }
 }
