@@ -128,7 +128,9 @@ async fn a_fleet_under_chaos_breaks_no_promise() {
     while let Some(ended) = clients.join_next().await {
         ended.expect("a client does not panic");
     }
+    println!("{} troubles are over; {} keys are repeated", told.len(), shared.keyed.lock().len());
     clients::repeat_keyed(&shared, &mut random).await;
+    println!("what is left is consumed");
     let draining = shared.lines.iter().map(|line| clients::drain(&shared, line, StdRng::seed_from_u64(seed)));
     futures_util::future::join_all(draining).await;
     let mut violations = clients::not_posted(&receiver, &shared.lines[0].history).await;

@@ -201,7 +201,8 @@ async fn mended(connection: &mut PgConnection, state: State) -> bool {
     }
     let asking = async {
         sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
-        let reads_only: String = sqlx::Row::try_get(&sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection).await?, 0)?;
+        let reads_only: String =
+            sqlx::Row::try_get(&sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection).await?, 0)?;
         Ok(reads_only)
     };
     in_time(Some(MEND_TIMEOUT), asking).await.is_ok_and(|reads_only| reads_only == "off")

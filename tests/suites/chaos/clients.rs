@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::{StreamExt as _, stream};
 use http::Method;
 use rand::RngExt as _;
 use rand::rngs::StdRng;
@@ -23,6 +24,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 const SWAP_EVERY: Duration = Duration::from_millis(700);
 /// How long a client waits for an answer before it takes it for lost.
 const ANSWER: Duration = Duration::from_secs(40);
+/// Requests of the end that are under way at one time: half an hour's keys, one after the other, would take minutes.
+const AT_ONCE: usize = 16;
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 
 pub(super) async fn publish(shared: &Shared, worker: usize, mut random: StdRng) {
@@ -58,13 +61,16 @@ pub(super) async fn publish(shared: &Shared, worker: usize, mut random: StdRng) 
 /// Every publish under an idempotency key, once more, wherever it was sent before: what was stored answers as its duplicate.
 pub(super) async fn repeat_keyed(shared: &Shared, random: &mut StdRng) {
     let keyed = std::mem::take(&mut *shared.keyed.lock());
-    for (number, tag) in keyed {
-        let line = &shared.lines[number];
-        line.history.publish_asked(&tag);
-        let answer = shared.any(random).publish(line.topic, tag.as_str()).idempotency_key(&tag).answer().await;
-        assert!([200, 202].contains(&answer.status), "{answer}");
-        note(shared, number, &tag, &answer);
-    }
+    let asked = keyed.into_iter().map(|(number, tag)| (number, tag, shared.any(random)));
+    stream::iter(asked)
+        .for_each_concurrent(AT_ONCE, async |(number, tag, broker)| {
+            let line = &shared.lines[number];
+            line.history.publish_asked(&tag);
+            let answer = broker.publish(line.topic, tag.as_str()).idempotency_key(&tag).answer().await;
+            assert!([200, 202].contains(&answer.status), "{answer}");
+            note(shared, number, &tag, &answer);
+        })
+        .await;
 }
 
 fn note(shared: &Shared, number: usize, tag: &str, answer: &Answer) {
@@ -170,9 +176,9 @@ pub(super) async fn drain(shared: &Shared, line: &Line, mut random: StdRng) {
     while empty < 2 * LEASE_SECONDS {
         let deliveries = deliveries(&line.history, &shared.any(&mut random), (line.topic, 1000)).await;
         empty = if deliveries.is_empty() { empty + 1 } else { 0 };
-        for delivery in deliveries {
-            ack(&line.history, &shared.any(&mut random), &delivery).await;
-        }
+        let asked = deliveries.into_iter().map(|delivery| (delivery, shared.any(&mut random)));
+        let ack = async |(delivery, broker)| ack(&line.history, &broker, &delivery).await;
+        stream::iter(asked).for_each_concurrent(AT_ONCE, ack).await;
         if line.history.promise() == Promise::AtMostOnce && empty >= 3 {
             return;
         }
