@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use sluice::message::GroupId;
-use sluice::store::{GroupSpec, LeaseRef, Receipt, Settle, SettleRefused, Settled, Settlement, StoreError};
+use sluice::store::{GroupSpec, LeaseRef, Receipt, SeekTo, Settle, SettleRefused, Settled, Settlement, StoreError};
 use sluice_tests::servers::{Options, Redis};
 use sluice_tests::store_backends::OnRedis;
 use sluice_tests::store_bed::{Bed, GROUP, LEASE, OTHER, TOPIC, failure, group, texts};
@@ -111,6 +111,41 @@ async fn a_redis_of_the_past_is_told_by_what_it_lacks_where_its_version_is_the_s
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redis_that_comes_back_with_less_gives_no_offset_twice() {
+    let mut server = Redis::start(Options::new().set("appendonly", "no")).await;
+    let redis = Arc::new(OnRedis::at(server.url()));
+    let bed = on(Arc::clone(&redis)).await.simple().await;
+    bed.publish(&["a", "b", "c"]).await;
+    bed.ack(&bed.take(1).await).await;
+    assert_eq!(server.ask(&["SAVE"]), "OK");
+    let lost = bed.publish(&["d", "e"]).await;
+    server.restart().await;
+    wait::until("the store serves again", async || bed.tick().await.is_ok().then_some(())).await;
+    let after = bed.publish(&["f", "g"]).await;
+    assert!(after[0].offset > lost[1].offset, "{after:?} after {lost:?}");
+    assert_eq!(after[1].offset.0, after[0].offset.0 + 1, "only the first one of a partition leaps");
+    assert_eq!(bed.log().await, ["a", "b", "c", "f", "g"]);
+    assert_eq!(bed.figures(GROUP).await.waiting, 4, "nobody waits for what is not there");
+    bed.seek(TOPIC, GROUP, SeekTo::Offset(0, lost[0].offset)).await.expect("the store does it");
+    assert_eq!(bed.figures(GROUP).await.waiting, 2);
+    bed.ack(&bed.take(1).await).await;
+    assert_eq!(bed.figures(GROUP).await.waiting, 1);
+    bed.seek(TOPIC, GROUP, SeekTo::Earliest).await.expect("the store does it");
+    assert_eq!(bed.figures(GROUP).await.waiting, 5);
+    let all = bed.take(10).await;
+    assert_eq!(texts(&all), ["a", "b", "c", "f", "g"]);
+    bed.ack(&all).await;
+    assert_eq!(bed.figures(GROUP).await.waiting, 0);
+    assert_ne!(server.ask(&["HGET", &redis.key("t:1:0"), "gaps"]), "");
+    bed.pass(Duration::from_secs(366 * 24 * 3600)).await;
+    bed.retain().await.expect("the store does it");
+    assert_eq!(bed.log().await, [""; 0]);
+    bed.publish(&["h"]).await;
+    assert_eq!(server.ask(&["HGET", &redis.key("t:1:0"), "gaps"]), "", "what is trimmed has none");
+    assert_eq!(texts(&bed.take(10).await), ["h"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_discarded_one_by_one_is_one_range() {
     let redis = Arc::new(OnRedis::named("ranges"));
     let bed = on(Arc::clone(&redis)).await.with_dead_letters().await;
@@ -162,6 +197,34 @@ async fn what_cannot_be_buried_for_want_of_memory_holds_up_no_lease() {
         (figures.waiting == 0 && figures.dead_lettered_total == DOOMED as u64).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_for_whose_copy_there_is_no_memory_is_nobodys_until_it_is_made() {
+    let server = Redis::start(Options::new()).await;
+    let bed = on(Arc::new(OnRedis::at(server.url()))).await.with_dead_letters().await;
+    bed.publish(&["a", "b"]).await;
+    let leases = bed.take(2).await;
+    assert_eq!(server.ask(&["CONFIG", "SET", "maxmemory", "1mb"]), "OK");
+    let by = |nth: usize| LeaseRef::Receipt { receipt: leases[nth].receipt, message: None };
+    let dead = || Settle { lease: by(1), settlement: Settlement::DeadLetter { failure: failure() } };
+    let told = bed.settle(vec![Settle { lease: by(0), settlement: Settlement::Ack }, dead(), dead()]).await;
+    let expected = [Ok(Settled::Acked), Ok(Settled::DeadLettered), Err(SettleRefused::LeaseExpired)];
+    assert_eq!(told.expect("the store does it"), expected);
+    bed.pass(LEASE * 2).await;
+    assert_eq!(texts(&bed.take(2).await), [""; 0], "nobody gets it again");
+    assert_eq!(bed.figures(GROUP).await.waiting, 1, "it waits to be buried");
+    assert_eq!(server.ask(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
+    let letters = wait::until("it is a dead letter", async || {
+        bed.pass(Duration::from_secs(2)).await;
+        let letters = bed.dead().await;
+        (!letters.is_empty()).then_some(letters)
+    })
+    .await;
+    let facts = letters[0].1.meta.dead_letter.as_ref().expect("it says why");
+    assert_eq!((facts.attempts, &facts.last), (1, &failure()));
+    let tried: Vec<_> = facts.failures.as_slice().iter().map(|failed| failed.attempt).collect();
+    assert_eq!(tried, [1], "what went wrong is told once");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -105,6 +105,14 @@ pub(crate) async fn a_holder_settles_without_a_receipt(bed: Bed) {
     let again = bed.lease(request).await.unwrap().leases;
     assert_eq!(end(by(GROUP, "alice", &again[0])).await, Err(SettleRefused::LeaseExpired), "bob has it now");
     assert_eq!(end(by(GROUP, "bob", &again[0])).await, Ok(Settled::Acked));
+    bed.publish(&["c"]).await;
+    let lease = bed.take_one().await;
+    let mut nack = by(GROUP, "alice", &lease);
+    nack[0].settlement = Settlement::Retry { at: bed.later(Duration::from_secs(5)), failure: failure() };
+    assert!(matches!(end(nack).await, Ok(Settled::Retrying { .. })));
+    let found = bed.get(lease.message.id).await.unwrap().expect("it waits");
+    let of_group = found.groups.iter().find(|state| state.group == GROUP).expect("the group has it");
+    assert_eq!(of_group.failures.as_slice()[0].attempt, 1, "the attempt that failed, though its name alone was said");
 }
 
 pub(crate) async fn a_retry_waits_and_counts(bed: Bed) {

@@ -1,5 +1,5 @@
-//! Dead letters: the copy that a broker makes of a message, since only brokers can read it, and the script that ends its lease with it.
-//! Invariant: the copy is in its topic and the lease over, or neither; of two brokers that bury a message one does.
+//! Dead letters: the copy that a broker makes of a message, since only brokers can read it, and the script that puts it in its place.
+//! Invariant: the message waits to be buried or its copy is in its topic, never both; of two brokers that bury a message one does.
 
 use bytes::Bytes;
 
@@ -25,7 +25,8 @@ pub(super) struct Doomed {
 }
 
 impl Doomed {
-    /// As `settle` and `tick` tell of it; without a failure, its time has passed.
+    /// As `settle` and `tick` tell of it. Without a failure that is known it is the one remembered, or time has passed: that of a
+    /// lease, or its own.
     pub(super) fn read(mut told: Reply, failure: Option<Failure>, now: Timestamp) -> Result<Doomed, StoreError> {
         let (topic, group) = (codec::topic(&told.text()?)?, codec::group(&told.text()?)?);
         let (place, record, dead) = (told.text()?, told.text()?, codec::topic(&told.text()?)?);
@@ -37,13 +38,17 @@ impl Doomed {
         let position = codec::position(topic, partition, seq)?;
         let mut words = record.split(' ');
         let first = words.next().unwrap_or_default();
-        let passed = first == "X";
-        let attempts = if passed { words.next().unwrap_or_default() } else { first };
+        let attempts = if ["X", "F"].contains(&first) { words.next().unwrap_or_default() } else { first };
         let attempts: u32 = attempts.parse().map_err(|_| wrong())?;
-        let failure = failure.unwrap_or_else(|| if passed { expired() } else { lease_expired() });
-        if !passed {
-            failures.push(FailedAttempt { attempt: attempts, at: now, failure: failure.clone() });
-        }
+        let remembered = || failures.as_slice().last().map(|failed| failed.failure.clone());
+        let failure = match first {
+            "X" => expired(),
+            "F" => failure.or_else(remembered).unwrap_or_default(),
+            _ => {
+                failures.push(FailedAttempt { attempt: attempts, at: now, failure: lease_expired() });
+                lease_expired()
+            }
+        };
         let mut copy = original.clone();
         copy.id = dead_letter_id(now, dead, original.id, group);
         let facts = facts(((&original, position), (group, name)), (attempts, failures), failure, now);
@@ -76,10 +81,10 @@ fn expired() -> Failure {
 }
 
 impl Shared {
-    /// Buries messages whose leases live, or whose time has passed (`over`); which of them it were.
-    pub(super) async fn bury(&self, all: &[&Doomed], now: Timestamp, over: bool) -> Result<Vec<bool>, StoreError> {
+    /// Buries what is to be; what is not buried now is told again by a look at what is over.
+    pub(super) async fn bury(&self, all: &[&Doomed], now: Timestamp) -> Result<(), StoreError> {
         if all.is_empty() {
-            return Ok(Vec::new());
+            return Ok(());
         }
         let mut args = Args::new().text(self.time()).int(all.len());
         for doomed in all {
@@ -91,21 +96,16 @@ impl Shared {
                 .text(doomed.dead.0.to_string())
                 .text(codec::head(&doomed.copy, Some(doomed.original)))
                 .bytes(codec::bytes(&doomed.copy))
-                .int(now.0)
-                .flag(over);
+                .int(now.0);
         }
         let mut reply = self.run(&BURY, &args).await?;
         let (mut list, woken) = (reply.list()?, reply.list()?);
-        let mut buried = Vec::with_capacity(all.len());
         for doomed in all {
-            let done = list.int()? == 1;
-            if !done {
+            if list.int()? == 0 {
                 tracing::debug!(position = ?doomed.position, at = now.0, "somebody was quicker than its end");
             }
-            buried.push(done);
         }
-        self.wake_all(woken)?;
-        Ok(buried)
+        self.wake_all(woken)
     }
 
     /// Ends what is over: of one group, or of all.
@@ -136,8 +136,8 @@ impl Shared {
             }
         }
         let all: Vec<&Doomed> = doomed.iter().collect();
-        match self.bury(&all, now, true).await {
-            Ok(_) => {}
+        match self.bury(&all, now).await {
+            Ok(()) => {}
             // Copies take memory, and there is none: they are made when there is. All else goes on.
             Err(StoreError::Busy(why)) => {
                 tracing::debug!(why, "dead letters wait for memory");

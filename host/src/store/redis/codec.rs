@@ -76,10 +76,11 @@ pub(super) fn failure(failed: FailedAttempt) -> Result<Bytes, StoreError> {
 pub(super) fn failures(mut list: super::script::Reply) -> Result<Failures, StoreError> {
     let mut all = Failures::default();
     while !list.is_empty() {
-        let bytes = list.bytes()?;
+        let (attempt, bytes) = (list.small()?, list.bytes()?);
         let failed: Option<FailedAttempt> =
             postcard::from_bytes(&bytes).map_err(|error| strange("a failure", &error.to_string()))?;
-        failed.into_iter().for_each(|failed| all.push(failed));
+        // Who settles by its name does not know the attempt; the script does.
+        failed.into_iter().for_each(|failed| all.push(FailedAttempt { attempt, ..failed }));
     }
     Ok(all)
 }

@@ -1,5 +1,5 @@
-//! Granting and settling. Invariant: a grant, and the end of one, are each one script; a dead letter is made in the script that ends its
-//! lease, which does nothing if the lease is another one by then. Decides nothing about backoff.
+//! Granting and settling. Invariant: a grant, and the end of one, are each one script; what is to be a dead letter is
+//! nobody's from then on, and its copy follows (`bury.rs`). Decides nothing about backoff.
 
 use std::sync::atomic::Ordering;
 
@@ -116,22 +116,13 @@ impl Shared {
         self.wake_all(woken)?;
         let doomed: Vec<&Doomed> =
             told.iter().filter_map(|told| if let Told::Bury(doomed) = told { Some(&**doomed) } else { None }).collect();
-        let changed = told.iter().any(|told| matches!(told, Told::Settled(Ok(_))));
-        let buried = match self.bury(&doomed, now, false).await {
-            Ok(buried) => buried,
-            // The leases of these live on, or are over: whoever comes again with them is told that, and no ack is doubted for them.
-            Err(error) if changed => {
-                tracing::warn!(%error, count = doomed.len(), "messages that were to be dead letters are so when their leases end");
-                Vec::new()
-            }
-            Err(error) => return Err(error),
-        };
-        let mut buried = buried.into_iter();
+        // All is decided: nobody gets these again, and no answer is doubted for the want of their copies.
+        if let Err(error) = self.bury(&doomed, now).await {
+            tracing::warn!(%error, count = doomed.len(), "dead letters wait for their copies; they are made as soon as that can be done");
+        }
         let result = |told| match told {
             Told::Settled(result) => result,
-            // Its lease has ended between the two scripts.
-            Told::Bury(_) if buried.next() == Some(true) => Ok(Settled::DeadLettered),
-            Told::Bury(_) => Err(SettleRefused::LeaseExpired),
+            Told::Bury(_) => Ok(Settled::DeadLettered),
         };
         Ok(told.into_iter().map(result).collect())
     }
@@ -166,19 +157,14 @@ fn settle_args(args: Args, settle: &Settle, now: Timestamp) -> Result<Args, Stor
             .text(message.0.simple().to_string())
             .text(&**holder),
     };
-    let attempt = match &settle.lease {
-        LeaseRef::Receipt { receipt, .. } => receipt.attempt,
-        LeaseRef::Holder { .. } => 0,
-    };
+    // Its number is what the script knows of the lease.
+    let failed = |failure: &Failure| codec::failure(FailedAttempt { attempt: 0, at: now, failure: failure.clone() });
     Ok(match &settle.settlement {
         Settlement::Ack => args.text("A").int(0).text(""),
         Settlement::Release => args.text("L").int(0).text(""),
         Settlement::Extend { duration } => args.text("E").int(duration.as_millis()).text(""),
-        Settlement::DeadLetter { .. } => args.text("D").int(0).text(""),
-        Settlement::Retry { at, failure } => {
-            let failed = FailedAttempt { attempt, at: now, failure: failure.clone() };
-            args.text("T").int(at.0).bytes(codec::failure(failed)?)
-        }
+        Settlement::DeadLetter { failure } => args.text("D").int(0).bytes(failed(failure)?),
+        Settlement::Retry { at, failure } => args.text("T").int(at.0).bytes(failed(failure)?),
     })
 }
 

@@ -237,10 +237,11 @@ impl Server {
     }
 
     async fn ask(&self, link: &Link, script: &'static Script, args: &Args) -> Result<Value, RedisError> {
-        if script.known(&self.key, args).is_none()
-            && let Ok(digest) = link.ask::<String>(&script.load()).await
-        {
-            script.is_known_as(digest);
+        if script.known(&self.key, args).is_none() {
+            self.begin_anew(link).await?;
+            if let Ok(digest) = link.ask::<String>(&script.load()).await {
+                script.is_known_as(digest);
+            }
         }
         if let Some(call) = script.known(&self.key, args) {
             match asked(link.ask::<Value>(&call).await) {
@@ -249,7 +250,13 @@ impl Server {
             }
         }
         // It has lost its scripts, or keeps none.
+        self.begin_anew(link).await?;
         asked(link.ask::<Value>(&script.whole(&self.key, args)).await)
+    }
+
+    /// A server that lacks scripts may be another one than before, whose last save was in the same second.
+    async fn begin_anew(&self, link: &Link) -> Result<(), RedisError> {
+        link.ask::<()>(cmd("HDEL").arg(&self.key).arg("saved")).await
     }
 
     /// Says it once.

@@ -9,10 +9,10 @@ call('SADD', P .. 'topics', id)
 call('HINCRBY', KEYS[1], 'settings', 1)
 topics[id] = nil
 local anew, now = num(), clock()
-if not t and anew then
-  -- Ten a millisecond, from the beginning of time, are more than a partition has taken. Fourteen digits are what a number has here as a word.
-  local from = math.max(anew, now * 10)
-  for n = 0, tonumber(count_of) - 1 do call('HSET', key .. ':' .. n, 'head', from, 'start', from) end
+for n = 0, t and -1 or tonumber(count_of) - 1 do
+  -- See `begin_anew`.
+  local from = anew and math.max(anew, now * 10) or 0
+  call('HSET', key .. ':' .. n, 'head', from, 'start', from, 'run', run())
 end
 touch_keys(topic(id))
 return { 'ok' }

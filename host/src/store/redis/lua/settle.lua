@@ -1,6 +1,6 @@
--- Ends or extends leases. What is to be a dead letter is only looked at here: its copy is made by who can read it, and `bury.lua`
--- ends the lease with it.
-local now, results, pending = clock(), {}, {}
+-- Ends or extends leases. A message that is to be a dead letter is kept from everybody here; its copy is made by who can read it,
+-- and `bury.lua` puts that in its place. `tick.lua` tells of it again until somebody has.
+local now, results = clock(), {}
 
 local function one()
   local how, tid, gid = arg(), arg(), arg()
@@ -11,7 +11,7 @@ local function one()
   local g = t and group(t, gid)
   if not g then return { 'not_found' } end
   local m = p and (p .. ':' .. seq) or call('HGET', t.key .. ':i', id)
-  local record = m and not pending[g.key .. m] and call('HGET', g.key .. ':H', m)
+  local record = m and call('HGET', g.key .. ':H', m)
   if not record then return { 'expired' } end
   local attempt, of, number, whose, held_by = string.match(record, '^(%d+) (%S+) (%S+) (%S+) (.*)$')
   if not attempt then return { 'expired' } end
@@ -34,13 +34,17 @@ local function one()
     again(g, p, n, attempt - 1, nil)
     return { 'released' }
   elseif kind == 'T' and attempt < g.max then
-    remember(g, m, failure)
+    remember(g, m, attempt, failure)
     again(g, p, n, attempt, at > now and at or nil)
     return { 'retrying', at }
   end
   local dead, e = grave(t), read(part(t, p), n)
   if dead and e then
-    pending[g.key .. m] = true
+    remember(g, m, attempt, failure)
+    record = 'F ' .. attempt
+    call('HSET', g.key .. ':H', m, record)
+    call('ZADD', g.key .. ':D', now + 1000, m)
+    call('ZREM', g.key .. ':L', m)
     return { 'bury', t.id, g.id, m, record, t.dead, t.dead_payload, g.name, failures(g, m), e.head, e.body }
   end
   forget(g, p, n)

@@ -44,9 +44,8 @@ for _, name in ipairs(names) do
     for _, m in ipairs(over) do
       local p, seq = place_of(m)
       local record = call('HGET', g.key .. ':H', m) or 'X 0'
-      local passed = string.match(record, '^X (%d+)$')
-      local attempt = tonumber(passed or string.match(record, '^%d+'))
-      if not passed and attempt < g.max then
+      local attempt = tonumber(string.match(record, '^%d+'))
+      if attempt and attempt < g.max then
         again(g, p, seq, attempt, nil)
       else
         call('ZADD', g.key .. ':D', now, m)

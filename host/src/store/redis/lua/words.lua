@@ -3,13 +3,15 @@
 -- had aged. Should it end in its midst all the same, each message is still where it is looked for: it goes to its next place before it
 -- leaves the one before. Keys are named here, below the one key that a script is given: all have its hash tag, and so lie on one node.
 --
--- m       hash: the last epoch, the version of all settings, what the store was born as, whether an erasure waits for a rewrite
+-- m       hash: the last epoch, the version of all settings, what the store was born as, whether an erasure waits for a rewrite;
+--         which run of which server has it, and when that had last saved
 -- n       the stamp of the last message: the order of all appends
 -- topics  set of numbers     nodes  hash: epoch -> broker     seen  sorted set: broker, by when it was there last     w  hash: topic -> how often something became leasable
 -- due     sorted set: topic:group, by when a lease or a wait ends next      aging  sorted set: topic, by when its next key ages out
 -- t:T     hash: settings and totals      t:T:d, :da  keys with their outcomes; by when they came
 --         t:T:i  id -> place      t:T:o  id of an original -> places of its dead letters      t:T:g  set of groups
--- t:T:P   hash: next and first sequence, time of the last message, pipeline revision      t:T:P:s  stream of messages
+-- t:T:P   hash: next and first sequence, time of the last message, pipeline revision, the server's run that appended last, gaps
+--         t:T:P:s  stream of messages
 --         t:T:P:x  sequences that were erased      t:T:P:tg, :tg:G  those for one group alone
 -- t:T:g:G hash: settings, totals, a cursor a partition      :E:P all open below the cursor, of these :R:P may go now
 --         :S:P  ranges settled above the cursor      :L held, by deadline      :W waiting, by time      :D to be buried, by when that is tried
@@ -54,9 +56,12 @@ local function part(t, p)
   local key = t.key .. ':' .. p
   local found = parts[key]
   if not found then
-    local v = call('HMGET', key, 'head', 'start', 'at', 'rev')
+    local v = call('HMGET', key, 'head', 'start', 'at', 'rev', 'run', 'gaps')
     found = { key = key, s = key .. ':s', p = p, head = tonumber(v[1] or '0'), start = tonumber(v[2] or '0'),
-      at = tonumber(v[3] or '0'), rev = tonumber(v[4] or '0') }
+      at = tonumber(v[3] or '0'), rev = tonumber(v[4] or '0'), run = v[5], gaps = {} }
+    for from, till in string.gmatch(v[6] or '', '(%d+):(%d+)') do
+      found.gaps[#found.gaps + 1] = { tonumber(from), tonumber(till) }
+    end
     parts[key] = found
   end
   return found
@@ -168,16 +173,20 @@ local function drop_ranges(g, q, next)
   end
 end
 
--- Failed attempts that are remembered, the latest eight, as whoever reads them has written them.
+-- Failed attempts that are remembered, the latest eight: each with its number, and as whoever reads it has written it.
 local function failures(g, m)
   local raw = call('HGET', g.key .. ':F', m)
   return raw and cmsgpack.unpack(raw) or {}
 end
 
-local function remember(g, m, failure)
+local function remember(g, m, attempt, failure)
   local all = failures(g, m)
+  all[#all + 1] = attempt
   all[#all + 1] = failure
-  if #all > 8 then table.remove(all, 1) end
+  if #all > 16 then
+    table.remove(all, 1)
+    table.remove(all, 1)
+  end
   call('HSET', g.key .. ':F', m, cmsgpack.pack(all))
 end
 
@@ -280,11 +289,47 @@ local function catch_up(t, q)
   end
 end
 
+-- Which run of which server this is. It is looked for where the server's last save is another one than it was, as after each start
+-- and each fail-over; brokers forget that time (`saved`) before they give a server its scripts.
+local running
+local function run()
+  if running then return running end
+  local saved, known = tostring(call('LASTSAVE')), call('HMGET', KEYS[1], 'saved', 'run')
+  running = known[2]
+  if not running or known[1] ~= saved then
+    running = string.match(call('INFO', 'server'), 'run_id:(%x+)')
+    call('HSET', KEYS[1], 'saved', saved, 'run', running)
+  end
+  return running
+end
+
+local function gaps_of(q)
+  local words = {}
+  for n, gap in ipairs(q.gaps) do words[n] = gap[1] .. ':' .. gap[2] end
+  return table.concat(words, ',')
+end
+
+-- A server that was started, or has taken over, may have less than was given before: what its predecessor had not written yet, or
+-- all since a backup. An offset stands for one message, so it goes on above all that it can have given: a partition has taken fewer than
+-- ten a millisecond since the beginning of time. Fourteen digits are what a number has here as a word.
+local function begin_anew(t, q, now)
+  if call('EXISTS', q.s) == 1 then catch_up(t, q) end
+  local from = math.max(q.head, now * 10)
+  if q.head == q.start then
+    q.start = from
+  elseif from > q.head then
+    q.gaps[#q.gaps + 1] = { q.head, from }
+  end
+  q.head, q.run = from, run()
+  call('HSET', q.key, 'head', q.head, 'start', q.start, 'run', q.run, 'gaps', gaps_of(q))
+end
+
 -- Adds a message; `head` lacks what only this knows: when it came, and its place in the order of all.
 local function push(t, p, now, head, body)
   local q = part(t, p)
   local target, cost, id, orig = string.match(head, '^%S+ (%S+) (%S+) %S+ (%S+) (%S+)')
   stamp = stamp or tonumber(call('GET', P .. 'n') or '0')
+  if q.run ~= run() then begin_anew(t, q, now) end
   local at
   local function add()
     at, stamp = math.max(now, q.at), stamp + 1
@@ -322,8 +367,10 @@ end
 -- How many of a stretch are not there, or for others alone.
 local function absent(g, q, from, till)
   local below = '(' .. till
-  return call('ZCOUNT', q.key .. ':x', from, below) + call('ZCOUNT', q.key .. ':tg', from, below)
+  local none = call('ZCOUNT', q.key .. ':x', from, below) + call('ZCOUNT', q.key .. ':tg', from, below)
     - call('ZCOUNT', q.key .. ':tg:' .. g.id, from, below)
+  for _, gap in ipairs(q.gaps) do none = none + math.max(math.min(gap[2], till) - math.max(gap[1], from), 0) end
+  return none
 end
 
 -- How many a group has not come to.
@@ -341,6 +388,7 @@ end
 -- Whether a group has yet to be done with a message.
 local function is_open(g, q, seq)
   if seq < q.start or seq >= q.head or call('ZSCORE', q.key .. ':x', seq) then return false end
+  for _, gap in ipairs(q.gaps) do if seq >= gap[1] and seq < gap[2] then return false end end
   if call('ZSCORE', g.key .. ':E:' .. q.p, seq) then return true end
   return seq >= cursor(g, q) and not settled_until(g, q, seq)
 end
@@ -405,7 +453,11 @@ end
 -- Writes what was counted and moved; every script that changes something ends with it.
 local function flush()
   for _, q in pairs(parts) do
-    if q.changed then call('HSET', q.key, 'head', q.head, 'start', q.start, 'at', q.at, 'rev', q.rev) end
+    if q.changed then
+      -- What is trimmed has no gaps.
+      while q.gaps[1] and q.gaps[1][2] <= q.start do table.remove(q.gaps, 1) end
+      call('HSET', q.key, 'head', q.head, 'start', q.start, 'at', q.at, 'rev', q.rev, 'gaps', gaps_of(q))
+    end
   end
   for _, t in pairs(topics) do
     if t and t.changed then
