@@ -8,6 +8,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use sluice::message::GroupId;
 use sluice::store::{GroupSpec, LeaseRef, Receipt, SeekTo, Settle, SettleRefused, Settled, Settlement, StoreError};
+use sluice_tests::binary::repository;
 use sluice_tests::servers::{Options, Redis};
 use sluice_tests::store_backends::OnRedis;
 use sluice_tests::store_bed::{Bed, GROUP, LEASE, OTHER, TOPIC, failure, group, texts};
@@ -143,6 +144,57 @@ async fn a_redis_that_comes_back_with_less_gives_no_offset_twice() {
     bed.publish(&["h"]).await;
     assert_eq!(server.ask(&["HGET", &redis.key("t:1:0"), "gaps"]), "", "what is trimmed has none");
     assert_eq!(texts(&bed.take(10).await), ["h"]);
+    // It comes back without all of that, and without what it had leapt to.
+    bed.clock.advance(Duration::from_secs(1));
+    let before = bed.publish(&["i"]).await[0];
+    bed.clock.advance(Duration::from_secs(1));
+    server.restart().await;
+    wait::until("the store serves again", async || bed.tick().await.is_ok().then_some(())).await;
+    assert!(bed.publish(&["j"]).await[0].offset > before.offset);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_that_all_was_taken_off_goes_on_behind_a_gap() {
+    let mut server = Redis::start(Options::new()).await;
+    let redis = Arc::new(OnRedis::at(server.url()));
+    let bed = on(Arc::clone(&redis)).await.with_dead_letters().await;
+    let bury = async |text: &str| {
+        bed.publish(&[text]).await;
+        let end = Settlement::DeadLetter { failure: failure() };
+        assert_eq!(bed.end(&bed.take_one().await, end).await, Ok(Settled::DeadLettered));
+        bed.dead().await.last().expect("it is on the list").0
+    };
+    let before = bury("a").await;
+    assert_eq!(bed.discard_dead_letters(vec![before]).await.expect("the store does it"), 1);
+    server.restart().await;
+    wait::until("the store serves again", async || bed.tick().await.is_ok().then_some(())).await;
+    let after = bury("b").await;
+    assert!(after.offset.0 > before.offset.0 + 1);
+    assert_eq!(bed.discard_dead_letters(vec![after]).await.expect("the store does it"), 1);
+    assert_eq!(bed.dead().await, []);
+    assert_eq!(server.ask(&["ZCARD", &redis.key("t:2:g:0:S:0")]), "0", "the cursor is behind it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_rights_that_the_readme_names_are_enough() {
+    let readme = std::fs::read_to_string(repository().join("README.md")).expect("there is a README");
+    let rights =
+        readme.split("An ACL for it: `").nth(1).and_then(|rest| rest.split('`').next()).expect("it names them");
+    let server = Redis::start(Options::new()).await;
+    let mut acl = vec!["ACL", "SETUSER", "sluice", "on", ">word"];
+    acl.extend(rights.split(' '));
+    assert_eq!(server.ask(&acl), "OK");
+    let url = format!("redis://sluice:word@127.0.0.1:{}/0", server.port());
+    let bed = on(Arc::new(OnRedis::at(url))).await.with_dead_letters().await;
+    let published = bed.publish(&["a", "b"]).await;
+    let leases = bed.take(2).await;
+    assert_eq!(bed.end(&leases[0], Settlement::DeadLetter { failure: failure() }).await, Ok(Settled::DeadLettered));
+    assert_eq!(bed.dead().await.len(), 1);
+    assert_eq!(bed.log().await.len(), published.len());
+    assert!(bed.erase(leases[1].message.id).await.expect("the store does it"));
+    bed.retain().await.expect("the store does it");
+    bed.tick().await.expect("the store does it");
+    assert_eq!(server.ask(&["ACL", "LOG"]), "", "nothing was denied");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -214,6 +266,7 @@ async fn a_dead_letter_for_whose_copy_there_is_no_memory_is_nobodys_until_it_is_
     bed.pass(LEASE * 2).await;
     assert_eq!(texts(&bed.take(2).await), [""; 0], "nobody gets it again");
     assert_eq!(bed.figures(GROUP).await.waiting, 1, "it waits to be buried");
+    bed.seek(TOPIC, GROUP, SeekTo::Latest).await.expect("the store does it");
     assert_eq!(server.ask(&["CONFIG", "SET", "maxmemory", "0"]), "OK");
     let letters = wait::until("it is a dead letter", async || {
         bed.pass(Duration::from_secs(2)).await;
@@ -264,5 +317,7 @@ async fn what_is_settled_beside_a_damaged_message_is_answered_as_settled() {
         Settle { lease: by(1), settlement: Settlement::DeadLetter { failure: failure() } },
     ];
     let told = bed.settle(settles).await.expect("the store does it");
-    assert_eq!(told, [Ok(Settled::Acked), Err(SettleRefused::NotFound)]);
+    assert_eq!(told, [Ok(Settled::Acked), Ok(Settled::DeadLettered)]);
+    bed.pass(LEASE * 2).await;
+    assert_eq!(texts(&bed.take(2).await), [""; 0], "nobody gets it again");
 }

@@ -186,10 +186,10 @@ fn told_of(mut told: Reply, settle: &Settle, now: Timestamp) -> Result<Told, Sto
             };
             return Ok(match Doomed::read(told, Some(failure), now) {
                 Ok(doomed) => Told::Bury(Box::new(doomed)),
-                // All else of the call is settled, and is told so.
+                // It is nobody's all the same, and the look at what is over tells of it.
                 Err(error) => {
-                    tracing::error!(%error, "a message that is to be a dead letter cannot be read; it stays where it is");
-                    Told::Settled(Err(SettleRefused::NotFound))
+                    tracing::error!(%error, "a message that is a dead letter cannot be read: its copy cannot be made");
+                    Told::Settled(Ok(Settled::DeadLettered))
                 }
             });
         }

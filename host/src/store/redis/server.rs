@@ -156,6 +156,7 @@ impl Server {
         });
         let link = Link::connect(&self.address, &told).await?;
         self.look(&link).await?;
+        self.begin_anew(&link).await.map_err(|error| link.trouble(&error))?;
         Ok(link)
     }
 
@@ -206,14 +207,19 @@ impl Server {
         if is_full { Ok(()) } else { written.map_err(|error| link.trouble(&error)) }
     }
 
-    /// Has it write its append-only file anew.
+    /// Has it write its append-only file anew; one that cannot at this time is asked again.
     ///
     /// # Errors
     /// Why it does not.
     pub(super) async fn rewrite(&self) -> Result<(), String> {
         let link = self.link.load_full().ok_or("it does not answer")?;
         // Of a Cluster each: it names no key, and would go to any.
-        link.ask_each(&cmd("BGREWRITEAOF")).await.map_err(|error| error.to_string())
+        let Err(error) = link.ask_each(&cmd("BGREWRITEAOF")).await else { return Ok(()) };
+        if error.code() != Some("NOPERM") && !error.to_string().contains("unknown command") {
+            let again = link.ask::<()>(cmd("HSETNX").arg(&self.key).arg("rewrite").arg(1)).await;
+            again.map_err(|error| error.to_string())?;
+        }
+        Err(error.to_string())
     }
 
     /// Runs a script.
@@ -254,7 +260,7 @@ impl Server {
         asked(link.ask::<Value>(&script.whole(&self.key, args)).await)
     }
 
-    /// A server that lacks scripts may be another one than before, whose last save was in the same second.
+    /// A server may be another one than before, whose last save was in the same second: its next script looks.
     async fn begin_anew(&self, link: &Link) -> Result<(), RedisError> {
         link.ask::<()>(cmd("HDEL").arg(&self.key).arg("saved")).await
     }

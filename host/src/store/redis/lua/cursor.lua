@@ -10,7 +10,7 @@ if what == 'seek' then
   if not found then return { 'invalid', fault } end
   for p, seq in pairs(found) do
     local q = part(t, p)
-    clear(g, q)
+    clear(g, q, seq)
     move(g, q, seq)
   end
   wake(t)
@@ -78,7 +78,7 @@ for mark in string.gmatch(kept, '[^;]+') do
   if p then
     local q = part(t, p)
     floor = math.min(math.max(tonumber(floor), q.start), q.head)
-    clear(g, q)
+    clear(g, q, floor)
     move(g, q, floor)
     for from, till in string.gmatch(ranges, '(%d+):(%d+)') do
       from, till = math.max(tonumber(from), floor), math.min(tonumber(till), q.head)

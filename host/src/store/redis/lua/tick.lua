@@ -13,7 +13,12 @@ local function bury(t, g)
   for n = 1, math.min(#doomed, room) do
     local m = doomed[n]
     local p, seq = place_of(m)
-    local record = call('HGET', g.key .. ':H', m) or 'X 0'
+    local record = call('HGET', g.key .. ':H', m)
+    if not record then
+      -- Of a script that ended in its midst.
+      record = 'X 0'
+      call('HSET', g.key .. ':H', m, record)
+    end
     local e = grave(t) and read(part(t, p), seq)
     if not e then
       forget(g, p, seq)

@@ -94,7 +94,9 @@ local function cursor(g, q)
     next = tonumber(call('HGET', g.key, 'next:' .. q.p) or '0')
     g.nexts[q.p] = next
   end
-  return math.max(next, q.start)
+  next = math.max(next, q.start)
+  for _, gap in ipairs(q.gaps) do if next >= gap[1] and next < gap[2] then next = gap[2] end end
+  return next
 end
 
 local function move(g, q, next)
@@ -194,8 +196,7 @@ local function forget(g, p, seq)
   local m = p .. ':' .. seq
   call('ZREM', g.key .. ':E:' .. p, seq)
   call('ZREM', g.key .. ':R:' .. p, seq)
-  if call('ZREM', g.key .. ':L', m) == 0 then call('ZREM', g.key .. ':D', m) end
-  call('ZREM', g.key .. ':W', m)
+  for _, what in ipairs({ ':L', ':W', ':D' }) do call('ZREM', g.key .. what, m) end
   call('HDEL', g.key .. ':H', m)
   call('HDEL', g.key .. ':A', m)
   call('HDEL', g.key .. ':F', m)
@@ -290,15 +291,16 @@ local function catch_up(t, q)
 end
 
 -- Which run of which server this is. It is looked for where the server's last save is another one than it was, as after each start
--- and each fail-over; brokers forget that time (`saved`) before they give a server its scripts.
+-- and each fail-over; brokers forget that time (`saved`) when they connect, and before they give a server its scripts. Who may not ask for
+-- it (`LASTSAVE`) looks each time.
 local running
 local function run()
   if running then return running end
-  local saved, known = tostring(call('LASTSAVE')), call('HMGET', KEYS[1], 'saved', 'run')
+  local saved, known = redis.pcall('LASTSAVE'), call('HMGET', KEYS[1], 'saved', 'run')
   running = known[2]
-  if not running or known[1] ~= saved then
-    running = string.match(call('INFO', 'server'), 'run_id:(%x+)')
-    call('HSET', KEYS[1], 'saved', saved, 'run', running)
+  if not running or type(saved) == 'table' or known[1] ~= tostring(saved) then
+    running = string.match(call('INFO', 'server'), 'run_id:(%x+)') or ''
+    call('HSET', KEYS[1], 'saved', tostring(saved), 'run', running)
   end
   return running
 end
@@ -310,11 +312,13 @@ local function gaps_of(q)
 end
 
 -- A server that was started, or has taken over, may have less than was given before: what its predecessor had not written yet, or
--- all since a backup. An offset stands for one message, so it goes on above all that it can have given: a partition has taken fewer than
--- ten a millisecond since the beginning of time. Fourteen digits are what a number has here as a word.
+-- all since a backup. An offset stands for one message, so it goes on above all that it can have given: a hundred a millisecond since
+-- 2020, which is what scripts can add at most. Fourteen digits are what a number has here as a word.
+local function above(head, now) return math.max(head, (now - 1577836800000) * 100) end
+
 local function begin_anew(t, q, now)
   if call('EXISTS', q.s) == 1 then catch_up(t, q) end
-  local from = math.max(q.head, now * 10)
+  local from = above(q.head, now)
   if q.head == q.start then
     q.start = from
   elseif from > q.head then
@@ -393,39 +397,44 @@ local function is_open(g, q, seq)
   return seq >= cursor(g, q) and not settled_until(g, q, seq)
 end
 
+-- The next sequence from one on that is not settled, erased, or in a gap.
+local function unsettled(g, q, seq)
+  while true do
+    local till = settled_until(g, q, seq)
+    if not till and call('ZSCORE', q.key .. ':x', seq) then till = seq + 1 end
+    for _, gap in ipairs(q.gaps) do if seq >= gap[1] and seq < gap[2] then till = gap[2] end end
+    if not till then return seq end
+    seq = till
+  end
+end
+
 -- A group is done with a message, leased or not; false if it was before.
 local function discard(g, q, seq)
   if not is_open(g, q, seq) then return false end
-  local next = cursor(g, q)
+  local next = unsettled(g, q, cursor(g, q))
   if seq < next then
     forget(g, q.p, seq)
     touch(g)
-  elseif seq == next then
-    next = seq + 1
-    while true do
-      local till = settled_until(g, q, next)
-      if not till then break end
-      next = till
-    end
-    move(g, q, next)
-    drop_ranges(g, q, next)
+    return true
+  end
+  if seq == next then
+    next = unsettled(g, q, seq + 1)
   else
     settle_range(g, q, seq, seq + 1)
   end
+  move(g, q, next)
+  drop_ranges(g, q, next)
   return true
 end
 
--- A partition of a group has no exceptions any more.
-local function clear(g, q)
-  local p = q.p
-  for _, seq in ipairs(call('ZRANGE', g.key .. ':E:' .. p, 0, -1)) do
-    local m = p .. ':' .. seq
-    for _, what in ipairs({ ':L', ':W', ':D' }) do call('ZREM', g.key .. what, m) end
-    call('HDEL', g.key .. ':H', m)
-    call('HDEL', g.key .. ':A', m)
-    call('HDEL', g.key .. ':F', m)
+-- A partition of a group has no exceptions any more, but for what is a dead letter already, waits for its copy alone, and does not
+-- come again by where the cursor goes.
+local function clear(g, q, next)
+  for _, seq in ipairs(call('ZRANGE', g.key .. ':E:' .. q.p, 0, -1)) do
+    local is_dead = string.match(call('HGET', g.key .. ':H', q.p .. ':' .. seq) or '', '^F ')
+    if not is_dead or tonumber(seq) >= next then forget(g, q.p, seq) end
   end
-  call('UNLINK', g.key .. ':E:' .. p, g.key .. ':R:' .. p, g.key .. ':S:' .. p)
+  call('UNLINK', g.key .. ':R:' .. q.p, g.key .. ':S:' .. q.p)
   touch(g)
 end
 
