@@ -17,7 +17,7 @@ use sqlx::PgPool;
 use sqlx::postgres::PgConnectOptions;
 
 /// The functions of the short way, and those that it stands for.
-const FUNCTIONS: [&str; 6] = ["store_append", "store_done", "store_hold", "store_lease", "store_lock", "store_write"];
+const FUNCTIONS: [&str; 6] = ["store_append", "store_done", "store_hold", "store_give", "store_lock", "store_write"];
 
 struct On(PgConnectOptions);
 

@@ -65,6 +65,7 @@ pub const MIGRATIONS: &[Migration] = &[
     migration!(9, "009_urgent_partitions.sql"),
     migration!(10, "010_store_usual.sql"),
     migration!(11, "011_identity.sql"),
+    migration!(12, "012_store_give.sql"),
 ];
 
 /// A migration that a database has had.

@@ -73,8 +73,9 @@ async fn groups(
 ) -> Result<Vec<GroupStats>, StoreError> {
     let rows = sqlx::query(
         "SELECT g.grp, coalesce(sum(t.acked), 0)::bigint, coalesce(sum(t.dead_lettered), 0)::bigint, \
-             coalesce(sum(t.expired), 0)::bigint, coalesce(sum(t.delivered), 0)::bigint \
-         FROM store_groups g LEFT JOIN group_totals t USING (topic, grp) WHERE g.topic = $1 GROUP BY g.grp ORDER BY g.grp",
+             coalesce(sum(t.expired), 0)::bigint, \
+             (coalesce(sum(t.delivered), 0) + (SELECT coalesce(sum(k.given), 0) FROM cursors k WHERE k.topic = g.topic AND k.grp = g.grp))::bigint \
+         FROM store_groups g LEFT JOIN group_totals t USING (topic, grp) WHERE g.topic = $1 GROUP BY g.topic, g.grp ORDER BY g.grp",
     )
     .bind(t(topic))
     .fetch_all(&mut **tx)

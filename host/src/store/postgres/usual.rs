@@ -1,5 +1,5 @@
 //! What is asked most often, and costs most therefore: the usual append, lease and acknowledgement, one question each
-//! (`migrations/postgres/010_store_usual.sql`). Invariant: where anything is not as usual nothing is done here, and `append`, `lease`
+//! (`migrations/postgres/010_store_usual.sql`, of which `012_store_give.sql` has the lease anew). Invariant: where anything is not as usual nothing is done here, and `append`, `lease`
 //! and `settle` decide.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -152,7 +152,7 @@ impl Shared {
         let (given, ahead) = time(&self.clock);
         let number = self.next_grant.fetch_add(1, Ordering::Relaxed).cast_signed();
         let mut tx = self.begin().await?;
-        let rows = sqlx::query("SELECT * FROM store_lease($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)")
+        let rows = sqlx::query("SELECT * FROM store_give($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)")
             .bind(t(request.topic))
             .bind(g(request.group))
             .bind(i64::try_from(request.max - count).unwrap_or(i64::MAX))
@@ -164,7 +164,6 @@ impl Shared {
             .bind(number)
             .bind(ms(request.duration))
             .bind(&*request.holder)
-            .bind(self.slot())
             .bind(given)
             .bind(ahead)
             .fetch_all(&mut *tx)
@@ -177,11 +176,11 @@ impl Shared {
         let deadline = Timestamp(answer.now).plus(request.duration);
         let mut leases = Vec::with_capacity(rows.len());
         for (nth, row) in rows.iter().enumerate() {
-            if row.try_get(6).map_err(failed)? {
+            if row.try_get(1).map_err(failed)? {
                 return unusual(tx).await;
             }
             let message =
-                body_at(row, 7)?.message().ok_or_else(|| damaged("messages", "a message's meta cannot be read"))?;
+                body_at(row, 2)?.message().ok_or_else(|| damaged("messages", "a message's meta cannot be read"))?;
             let position = position((t(request.topic), answer.part), 0, answer.first + nth as i64);
             let receipt = first_receipt((self.epoch, number), nth, position, request.group);
             leases.push(Lease { position, message, attempt: 1, deadline, receipt });
@@ -191,7 +190,7 @@ impl Shared {
     }
 }
 
-/// What an answer of `store_lease` says of all of it.
+/// What an answer of `store_give` says of all of it.
 struct Answer {
     part: i16,
     now: i64,
@@ -204,10 +203,10 @@ struct Answer {
 impl Answer {
     /// Nothing where the first row is not that of the first message.
     fn read(row: &PgRow) -> Result<Option<Answer>, sqlx::Error> {
-        let Some(part) = row.try_get(0)? else { return Ok(None) };
-        let (now, others, rest, first) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
-        let count = usize::try_from(row.try_get::<i32, _>(5)?).unwrap_or(0);
-        Ok(Some(Answer { part, now, others, rest, first, count }))
+        let Some(about) = row.try_get::<Option<Vec<i64>>, _>(0)? else { return Ok(None) };
+        let [part, now, others, rest, first, count] = about[..] else { return Ok(None) };
+        let (Ok(part), Ok(count)) = (i16::try_from(part), usize::try_from(count)) else { return Ok(None) };
+        Ok(Some(Answer { part, now, others: others != 0, rest: rest != 0, first, count }))
     }
 }
 

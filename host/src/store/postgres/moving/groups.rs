@@ -318,7 +318,8 @@ async fn tried(
 async fn totals(tx: &mut Tx, topic: TopicId, group: GroupId) -> Result<[u64; 4], StoreError> {
     let (acked, dead_lettered, expired, delivered): (i64, i64, i64, i64) = sqlx::query_as(
         "SELECT coalesce(sum(acked), 0)::bigint, coalesce(sum(dead_lettered), 0)::bigint, coalesce(sum(expired), 0)::bigint, \
-         coalesce(sum(delivered), 0)::bigint FROM group_totals WHERE topic = $1 AND grp = $2",
+         (coalesce(sum(delivered), 0) + (SELECT coalesce(sum(k.given), 0) FROM cursors k WHERE k.topic = $1 AND k.grp = $2))::bigint \
+         FROM group_totals WHERE topic = $1 AND grp = $2",
     )
     .bind(t(topic))
     .bind(g(group))
