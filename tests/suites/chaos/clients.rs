@@ -36,7 +36,7 @@ pub(super) async fn publish(shared: &Shared, worker: usize, mut random: StdRng) 
         let publish = match line.history.promise() {
             Promise::Ordered => {
                 // A key has one publisher, which waits for each answer: only so is there an order to keep.
-                let key = format!("{worker}-{}", random.random_range(0..3));
+                let key = format!("{worker}-{}", random.random_range(0..30));
                 line.history.publish_under_key_asked(&tag, &key);
                 publish.key(&key)
             }

@@ -92,9 +92,11 @@ impl Shared {
         };
         let messages = bodies(&mut tx, request.topic, &chosen).await?;
         let buries = topic.1.dead_letter.is_some() && topic.1.dead_letter_expired;
-        let (grants, order) = self.grants_of(request, &chosen, now);
+        // What others have ended since the look began is among it: the new lease is to be told as one that began after the old.
+        let since = if chosen.granted.is_empty() { now } else { super::sql::now(&mut tx, &self.clock).await? };
+        let (grants, order) = self.grants_of(request, &chosen, since);
         woken.extend(self.write(&mut tx, request, &parts, &chosen, &grants, (now, buries)).await?);
-        let deadline = Timestamp(now).plus(request.duration);
+        let deadline = Timestamp(since).plus(request.duration);
         let mut leases = Vec::with_capacity(order.len());
         for ((part, lane, candidate), (grant, nth)) in chosen.granted.iter().zip(order) {
             // A message that was erased since the look has no lease.
