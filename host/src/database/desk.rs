@@ -46,6 +46,14 @@ struct Spares {
     is_closed: bool,
 }
 
+impl Spares {
+    /// Those that have rested for so long are taken out.
+    fn rested_for(&mut self, time: Duration) -> Vec<Spare> {
+        let old = self.rested.iter().take_while(|spare| spare.since.elapsed() >= time).count();
+        self.rested.drain(..old).collect()
+    }
+}
+
 struct Spare {
     known: Known,
     since: Stopwatch,
@@ -89,7 +97,7 @@ impl Desk {
                     return Ok(known);
                 }
                 // What has rested longer will not answer either: to ask them one by one would take all the time that there is.
-                let silent = std::mem::take(&mut self.spares.lock().rested);
+                let silent = self.spares.lock().rested_for(FRESH);
                 drop(silent);
             }
             match PgConnection::connect_with(&self.options).await {
@@ -109,9 +117,7 @@ impl Desk {
         } else {
             spares.rested.push_back(Spare { known, since: Stopwatch::start() });
         }
-        while spares.rested.front().is_some_and(|spare| spare.since.elapsed() >= IDLE) {
-            old.extend(spares.rested.pop_front());
-        }
+        old.extend(spares.rested_for(IDLE));
         drop(spares);
         // Closed without the lock.
         drop(old);
@@ -196,16 +202,15 @@ impl Drop for Lent {
 /// Whether a connection serves again: all answers are here that nobody has waited for, and nothing is begun. One to a server that only
 /// reads does not serve: after a fail-over, a new one leads to where is written.
 async fn mended(connection: &mut PgConnection, state: State) -> bool {
-    if state == State::Asked {
-        return answers(connection).await.is_ok();
-    }
-    let asking = async {
-        sqlx::raw_sql("ROLLBACK").execute(&mut *connection).await?;
-        let reads_only: String =
-            sqlx::Row::try_get(&sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection).await?, 0)?;
-        Ok(reads_only)
+    let sql = match state {
+        State::Begun => "ROLLBACK; SHOW transaction_read_only",
+        State::Clean | State::Asked => "SHOW transaction_read_only",
     };
-    in_time(Some(MEND_TIMEOUT), asking).await.is_ok_and(|reads_only| reads_only == "off")
+    let asking = async {
+        let rows = sqlx::raw_sql(sql).fetch_all(connection).await?;
+        rows.first().map(|row| sqlx::Row::try_get::<String, _>(row, 0)).transpose()
+    };
+    in_time(Some(MEND_TIMEOUT), asking).await.is_ok_and(|reads_only| reads_only.as_deref() == Some("off"))
 }
 
 impl Lent {
