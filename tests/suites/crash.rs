@@ -114,9 +114,12 @@ async fn set_up(broker: &Broker, receiver: &Receiver) -> Arc<[Line]> {
     lines
 }
 
-/// What a killed broker leaves is no damage.
+/// What a killed broker leaves is no damage, where it keeps messages in its directory.
 fn assert_sound(broker: &Broker) {
     let data_dir = broker.data_dir();
+    if !data_dir.join("store").is_dir() {
+        return;
+    }
     let checked = broker.cli(&["verify", "--data-dir", data_dir.to_str().expect("a temporary folder's path is text")]);
     assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }

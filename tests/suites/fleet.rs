@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use reqwest::Method;
 use serde_json::json;
+use sluice_tests::broker::files_below;
 use sluice_tests::link::{Link, State};
 use sluice_tests::receiver::Scripted;
 use sluice_tests::servers::Postgres;
@@ -200,6 +201,36 @@ async fn a_new_version_and_a_new_pipeline_at_once_both_hold() {
             is_it.then_some(())?;
         }
         Some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_another_broker_has_deleted_leaves_no_machine_code() {
+    let brokers = fleet("deleting_brokers").await;
+    let [a, b, c] = &brokers;
+    let wasm = [("content-type", "application/wasm")];
+    let uploaded = a.send(Method::POST, "/plugins/own-tag/versions?version=1", &wasm, guest::tag(1)).await.expect(201);
+    let digest = uploaded["digest"].as_str().expect("a digest").trim_start_matches("sha256:").to_owned();
+    b.create_topic("orders", "Queue").await;
+    let count = || {
+        let kept = |broker: &&Broker| {
+            let maps = std::fs::read_to_string(format!("/proc/{}/maps", broker.process_id())).expect("the broker runs");
+            let mut files = files_below(&broker.data_dir().join("plugin-cache")).into_iter();
+            maps.contains(&digest) || files.any(|file| file.to_string_lossy().contains(&digest))
+        };
+        brokers.iter().filter(kept).count()
+    };
+    b.put_pipeline("orders", json!([{"name": "t", "plugin": "own-tag"}])).await;
+    sluice_tests::wait::until("all have it", async || (count() == 3).then_some(())).await;
+    a.put_pipeline("orders", json!([])).await;
+    c.delete("/plugins/own-tag/versions/1").await.expect(204);
+    sluice_tests::wait::until("none has it", async || {
+        // What ran it is let go of when it has been idle for a while.
+        for broker in &brokers {
+            broker.clock().advance(Duration::from_secs(60)).await;
+        }
+        (count() == 0).then_some(())
     })
     .await;
 }

@@ -113,6 +113,8 @@ impl Pipelines {
     /// Machine code of what was refused or deleted must not pile up.
     pub(super) async fn discard_unless_known(&self, digest: &str) {
         if !self.registry.digests().contains(digest) {
+            // Nor is it kept for revisions to come.
+            self.wanted.lock().retain(|kept| kept.digest != digest);
             self.components.discard(digest).await;
         }
     }

@@ -64,7 +64,9 @@ impl Pipelines {
             return Ok(());
         }
         let mut not_now = None;
-        self.registry.take_over(self.catalog.plugin_versions().await?);
+        for gone in self.registry.take_over(self.catalog.plugin_versions().await?) {
+            self.discard_unless_known(&gone).await;
+        }
         for record in self.catalog.pipelines().await? {
             let before = self.lane(record.scope).map(|lane| lane.current());
             if before.as_ref().is_some_and(|before| before.number >= record.revision) {

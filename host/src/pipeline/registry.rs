@@ -116,27 +116,29 @@ impl PluginRegistry {
         entry.versions.sort_by_key(|version| std::cmp::Reverse(version.accepted));
     }
 
-    /// The catalog holds these now: other brokers have accepted and removed some.
-    pub fn take_over(&self, versions: Vec<PluginVersion>) {
+    /// The catalog holds these now: other brokers have accepted and removed some. Gives the components of those that were removed.
+    #[must_use]
+    pub fn take_over(&self, versions: Vec<PluginVersion>) -> Vec<String> {
         let mut now: BTreeMap<String, Vec<PluginVersion>> = BTreeMap::new();
         for version in versions {
             now.entry(version.plugin.clone()).or_default().push(version);
         }
-        let gone: Vec<(String, String)> = {
+        let gone: Vec<PluginVersion> = {
             let plugins = self.plugins.lock();
             let is_there = |version: &PluginVersion| {
                 now.get(&version.plugin).is_some_and(|all| all.iter().any(|known| known.version == version.version))
             };
             let all = plugins.values().flat_map(|entry| &entry.versions);
-            all.filter(|version| !is_there(version)).map(|gone| (gone.plugin.clone(), gone.version.clone())).collect()
+            all.filter(|version| !is_there(version)).cloned().collect()
         };
-        gone.iter().for_each(|(plugin, label)| self.removed(plugin, label));
+        gone.iter().for_each(|gone| self.removed(&gone.plugin, &gone.version));
         for version in now.into_values().flatten() {
             // `latest` moves to a version that was there before, too.
             if self.resolve(&version.plugin, &version.version).as_ref() != Some(&version) {
                 self.accepted(version);
             }
         }
+        gone.into_iter().map(|gone| gone.digest).collect()
     }
 
     /// A version was removed from the catalog.
