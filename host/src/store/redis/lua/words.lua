@@ -311,11 +311,12 @@ local function gaps_of(q)
   return table.concat(words, ',')
 end
 
--- A server that was started, or has taken over, may have less than was given before: what its predecessor had not written yet, or
--- all since a backup. An offset stands for one message, so it goes on above all that it can have given: a hundred a millisecond since
--- 2020, which is what scripts can add at most. Fourteen digits are what a number has here as a word.
+-- A sequence above all that were given: a hundred a millisecond since 2020, which is what scripts can add at most. Fourteen digits
+-- are what a number has here as a word.
 local function above(head, now) return math.max(head, (now - 1577836800000) * 100) end
 
+-- A server that was started, or has taken over, may have less than was given before: what its predecessor had not written yet, or
+-- all since a backup. An offset stands for one message, so the partition goes on above them, and the gap is remembered.
 local function begin_anew(t, q, now)
   if call('EXISTS', q.s) == 1 then catch_up(t, q) end
   local from = above(q.head, now)
