@@ -32,6 +32,8 @@ pub struct Link {
     address: SocketAddr,
     server: Arc<Mutex<SocketAddr>>,
     state: Arc<watch::Sender<State>>,
+    /// Ends connections of before.
+    moves: Arc<watch::Sender<()>>,
     listening: JoinHandle<()>,
 }
 
@@ -44,15 +46,16 @@ impl Link {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("there is a free port");
         let address = listener.local_addr().expect("it is bound");
         let state = Arc::new(watch::Sender::new(State::Good));
-        let (told, server) = (Arc::clone(&state), Arc::new(Mutex::new(server)));
+        let moves = Arc::new(watch::Sender::new(()));
+        let (told, moved, server) = (Arc::clone(&state), Arc::clone(&moves), Arc::new(Mutex::new(server)));
         let leads_to = Arc::clone(&server);
         let listening = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 let server = *leads_to.lock();
-                tokio::spawn(carry(client, server, told.subscribe()));
+                tokio::spawn(carry(client, server, told.subscribe(), moved.subscribe()));
             }
         });
-        Link { address, server, state, listening }
+        Link { address, server, state, moves, listening }
     }
 
     /// Where it listens.
@@ -64,8 +67,12 @@ impl Link {
     /// Leads to another server from now on, as an address does that a fail-over moves; connections of before are reset.
     pub fn lead_to(&self, server: SocketAddr) {
         *self.server.lock() = server;
-        self.be(State::Cut);
-        self.be(State::Good);
+        self.moves.send_replace(());
+    }
+
+    /// The same, but connections of before stay where they are.
+    pub fn lead_new_to(&self, server: SocketAddr) {
+        *self.server.lock() = server;
     }
 
     /// Makes it so, for connections of before and of later.
@@ -93,7 +100,12 @@ impl Drop for Link {
     }
 }
 
-async fn carry(client: TcpStream, server: SocketAddr, mut state: watch::Receiver<State>) {
+async fn carry(
+    client: TcpStream,
+    server: SocketAddr,
+    mut state: watch::Receiver<State>,
+    mut moved: watch::Receiver<()>,
+) {
     let carried = {
         let mut state = state.clone();
         async move {
@@ -113,6 +125,7 @@ async fn carry(client: TcpStream, server: SocketAddr, mut state: watch::Receiver
     tokio::select! {
         () = carried => {}
         _ = state.wait_for(|state| *state == State::Cut) => {}
+        _ = moved.changed() => {}
     }
 }
 

@@ -1,13 +1,21 @@
 //! The smallest load balancer: a proxy of TCP before several servers. Invariant: each connection goes to the next server in turn,
-//! and past those that refuse it; it never looks into what it carries.
+//! and past those that refuse it; it never looks into what it carries, and waits for no test: one that waits for a command of its own
+//! lets nothing else run on its thread.
 
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinHandle;
 
 static TURN: AtomicUsize = AtomicUsize::new(0);
+/// What all of them run on.
+static CARRYING: LazyLock<Runtime> = LazyLock::new(|| {
+    let one_thread = Builder::new_multi_thread().worker_threads(1).thread_name("round-robin").enable_all().build();
+    one_thread.expect("there is room for a thread")
+});
 
 /// A running one; ends when it is dropped, but for the connections that there are.
 #[derive(Debug)]
@@ -22,9 +30,11 @@ impl RoundRobin {
     /// # Panics
     /// When it cannot listen at `address`.
     pub async fn before(servers: Vec<SocketAddr>, address: &str) -> RoundRobin {
-        let listener = TcpListener::bind(address).await.expect("the address is free");
+        let address = address.to_owned();
+        let binding = CARRYING.spawn(async { TcpListener::bind(address).await.expect("the address is free") });
+        let listener = binding.await.expect("it is bound");
         let address = listener.local_addr().expect("it is bound");
-        let listening = tokio::spawn(async move {
+        let listening = CARRYING.spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 tokio::spawn(carry(client, servers.clone()));
             }
