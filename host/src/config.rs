@@ -16,7 +16,7 @@ mod test_clock;
 mod value;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -81,6 +81,20 @@ impl Config {
         Config::load_from(flags, &env, Path::new(""))
     }
 
+    /// Where a broker with the settings of this process listens, seen from this machine, whatever else is wrong with them.
+    #[must_use]
+    pub fn own_url() -> String {
+        let env: Vec<(String, String)> = std::env::vars().collect();
+        let merged = layers::gather(&Flags::default(), &env, Path::new("")).merged;
+        let listen = merged.extract_inner::<String>("listen").ok();
+        let listen = listen.and_then(|text| guide::listen_address(&text).ok()).filter(|address| address.port() != 0);
+        let mut address = listen.unwrap_or_else(|| ([127, 0, 0, 1], 5000).into());
+        if address.ip().is_unspecified() {
+            address.set_ip(Ipv4Addr::LOCALHOST.into());
+        }
+        format!("http://{address}")
+    }
+
     /// Reads the settings from these sources; `directory` stands for the current one.
     ///
     /// # Errors
@@ -97,6 +111,9 @@ impl Config {
             }
         };
         warnings.extend(check::warnings(&config));
+        if config.storage.is_none() && merged.find_value("postgres.url").is_ok() {
+            warnings.push("storage is embedded: the database that postgres.url names is not used".to_owned());
+        }
         let origins =
             KEYS.iter().filter_map(|key| Some((key.path, merged.find_metadata(key.path)?.name.to_string()))).collect();
         Ok(Loaded { config, warnings, origins })

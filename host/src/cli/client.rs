@@ -45,9 +45,9 @@ const OWN_TOKEN_TTL: Duration = Duration::from_secs(86_400);
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Broker")]
 pub(super) struct ClientArgs {
-    /// The broker's address
-    #[arg(long, global = true, env = "SLUICE_URL", hide_env_values = true, default_value = "http://127.0.0.1:5000")]
-    url: String,
+    /// The broker's address [default: on this machine, at the port that a broker with these settings listens on: 5000]
+    #[arg(long, global = true, env = "SLUICE_URL", hide_env_values = true)]
+    url: Option<String>,
     /// The token to show [default: made from the local development secret]
     #[arg(long, global = true, env = "SLUICE_TOKEN", hide_env_values = true)]
     token: Option<String>,
@@ -100,10 +100,11 @@ pub(super) struct Answer {
 impl Client {
     /// Prepares requests; nothing is sent yet.
     pub(super) fn new(args: &ClientArgs) -> Result<Client, Failure> {
-        let base = Url::parse(&args.url)
+        let url = args.url.clone().unwrap_or_else(Config::own_url);
+        let base = Url::parse(&url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
-            .ok_or_else(|| Failure::Usage(format!("--url takes http://HOST:PORT, not '{}'", args.url)))?;
+            .ok_or_else(|| Failure::Usage(format!("--url takes http://HOST:PORT, not '{url}'")))?;
         let token = args.token.clone().or_else(|| own_token(&base, args));
         let http = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
@@ -464,7 +465,7 @@ mod tests {
     use super::*;
 
     fn args(url: &str, token: Option<&str>) -> ClientArgs {
-        ClientArgs { url: url.to_owned(), token: token.map(str::to_owned), data_dir: None, json: false }
+        ClientArgs { url: Some(url.to_owned()), token: token.map(str::to_owned), data_dir: None, json: false }
     }
 
     fn client(url: &str) -> Client {

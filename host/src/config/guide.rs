@@ -18,6 +18,8 @@ enum Meaning {
     Translated(&'static str, fn(&str) -> Result<Value, String>),
     /// OTLP's endpoint, from the collector port of Jaeger.
     Jaeger,
+    /// Addresses, of which one is listened on.
+    Urls,
     /// A port where nothing listens.
     BrokerPort,
 }
@@ -46,7 +48,7 @@ const NAMES: &[(&str, Meaning)] = &[
 /// Names that stand in the environment alone.
 const ENV_NAMES: &[(&str, Meaning)] = &[
     ("JWT_SECRET", Meaning::Setting("jwt.secret")),
-    ("ASPNETCORE_URLS", Meaning::Translated("listen", listen_url)),
+    ("ASPNETCORE_URLS", Meaning::Urls),
     ("ASPNETCORE_ENVIRONMENT", Meaning::Translated("profile", environment)),
 ];
 
@@ -158,6 +160,16 @@ fn read(name: &str, meaning: Meaning, text: &str) -> Result<Mapped, String> {
             Ok(setting(path, key.kind.parse(text)?))
         }
         Meaning::Translated(path, translate) => Ok(setting(path, translate(text)?)),
+        Meaning::Urls => {
+            let (address, left_out) = listen_url(text)?;
+            let warning = (!left_out.is_empty()).then(|| {
+                format!(
+                    "{name}: nothing listens on {}: TLS is ended in front of Sluice (an ingress, a load balancer, a reverse proxy)",
+                    left_out.join(" and ")
+                )
+            });
+            Ok(Mapped { setting: Some(("listen", Value::from(address.to_string()))), warning })
+        }
         Meaning::Jaeger => {
             let (endpoint, changed) = otlp_endpoint(text)?;
             let warning = changed.then(|| {
@@ -219,13 +231,14 @@ fn environment(text: &str) -> Result<Value, String> {
     }
 }
 
-/// `http://+:5000`: .NET's wildcard hosts, and exactly one address.
-fn listen_url(text: &str) -> Result<Value, String> {
-    let urls: Vec<&str> = text.split(';').map(str::trim).filter(|url| !url.is_empty()).collect();
-    if urls.iter().any(|url| url.to_ascii_lowercase().starts_with("https:")) {
+/// `http://+:5000`: .NET's wildcard hosts, and exactly one address. Those of https beside it are left out.
+fn listen_url(text: &str) -> Result<(SocketAddr, Vec<&str>), String> {
+    let urls = text.split(';').map(str::trim).filter(|url| !url.is_empty());
+    let (secure, urls): (Vec<&str>, Vec<&str>) = urls.partition(|url| url.to_ascii_lowercase().starts_with("https:"));
+    if urls.is_empty() && !secure.is_empty() {
         return Err(
-            "asks for https, but TLS is ended in front of Sluice (an ingress, a load balancer, a reverse proxy); \
-                    give the http address alone, such as http://+:5000"
+            "asks for https alone, but TLS is ended in front of Sluice (an ingress, a load balancer, a reverse proxy); \
+                    give an http address, such as http://+:5000"
                 .to_owned(),
         );
     }
@@ -240,7 +253,7 @@ fn listen_url(text: &str) -> Result<Value, String> {
         Some((_, port)) if port.parse::<u16>().is_ok() => host_and_port.to_owned(),
         _ => format!("{host_and_port}:80"),
     };
-    listen_address(&with_port).map(|address| Value::from(address.to_string()))
+    listen_address(&with_port).map(|address| (address, secure))
 }
 
 /// Reads `HOST:PORT`, where the host is an IP address, `localhost`, or a wildcard.
@@ -317,7 +330,7 @@ mod tests {
     #[test]
     fn what_cannot_be_done_is_refused_with_a_way_out() {
         for (name, text, says) in [
-            ("ASPNETCORE_URLS", "http://+:5000;https://+:5001", "TLS is ended in front"),
+            ("ASPNETCORE_URLS", "https://+:5001", "TLS is ended in front"),
             ("ASPNETCORE_URLS", "http://+:5000;http://+:5050", "one address"),
             ("ASPNETCORE_URLS", "http://example.com:5000", "HOST:PORT"),
             ("ASPNETCORE_ENVIRONMENT", "Moon", "Production"),
@@ -347,6 +360,9 @@ mod tests {
 
     #[test]
     fn a_broker_port_is_warned_of() {
+        let urls = from_env("ASPNETCORE_URLS", "http://+:5000;https://+:5001").expect("the guide's").expect("accepted");
+        assert_eq!(urls.setting, Some(("listen", "0.0.0.0:5000".into())));
+        assert!(urls.warning.expect("warned").contains("nothing listens on https://+:5001"));
         let mapped = from_env("Messaging__BrokerPort", "5050").expect("the guide's").expect("accepted");
         assert!(mapped.setting.is_none() && mapped.warning.expect("warned").contains("5050"));
     }

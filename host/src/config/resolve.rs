@@ -113,8 +113,9 @@ fn storage(values: &Values<'_>, faults: &mut Vec<String>) -> Option<Postgres> {
         }
         return None;
     };
+    // So that one word switches, whatever else is set.
     if wants("embedded") {
-        faults.push("storage is embedded, but postgres.url names a database: remove one of them".to_owned());
+        return None;
     }
     let url = url.parse::<PostgresUrl>().map_err(|wrong| faults.push(format!("postgres.url {wrong}"))).ok()?;
     let connections_max = values.get("postgres.connections_max").unwrap_or(POSTGRES_CONNECTIONS);

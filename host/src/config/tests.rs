@@ -161,6 +161,20 @@ fn no_setting_is_read_and_forgotten() {
 }
 
 #[test]
+fn one_word_switches_the_storage() {
+    let database = ("ConnectionStrings__PostgreSQL", "Host=postgres;Database=messaging;Username=u;Password=p");
+    let with = |word| load(&[database, ("SLUICE__STORAGE", word), ("SLUICE__JWT__SECRET", "s")], &[]).expect("valid");
+    assert!(with("postgres").config.storage.is_some());
+    let embedded = with("embedded");
+    assert!(embedded.config.storage.is_none());
+    assert!(
+        embedded.warnings.iter().any(|one| one.contains("postgres.url names is not used")),
+        "{:?}",
+        embedded.warnings
+    );
+}
+
+#[test]
 fn a_file_takes_every_setting_too() {
     let text: String = TURNED
         .iter()
@@ -212,10 +226,6 @@ fn faults_name_the_setting_and_the_way_out() {
         (&[("SLUICE__REDIS__CA_FILE", "/ca.pem"), ("SLUICE__REDIS__URL", "redis://h")], "asks for no TLS"),
         (&[("SLUICE__REDIS__URL", "redis://a,b")], "redis.url names several hosts"),
         (&[("SLUICE__STORAGE", "postgres")], "postgres.url does not say where"),
-        (
-            &[("SLUICE__STORAGE", "embedded"), ("ConnectionStrings__PostgreSQL", "postgres://u@h/d")],
-            "remove one of them",
-        ),
         (&[("ConnectionStrings__PostgreSQL", "postgres://u@h/d")], "jwt.secret is not set"),
         (&[("ConnectionStrings__PostgreSQL", "postgres://u@h")], "postgres.url names no database"),
         (&[("JWT_SECRET", "one"), ("JWT__Secret", "two")], "different secrets"),

@@ -180,8 +180,11 @@ async fn the_image_alone_serves_is_reached_from_outside_and_stops_when_asked() {
     let port = line.trim().strip_prefix("listening on http://0.0.0.0:").unwrap_or_else(|| panic!("{line}")).to_owned();
     let url = format!("http://127.0.0.1:{port}");
 
-    let mut asking = variables.clone();
-    asking.push(("SLUICE_URL".to_owned(), url.clone()));
+    // It looks where the broker of these variables listens.
+    let asking: Variables = variables
+        .iter()
+        .map(|(name, value)| (name.clone(), value.replace(":5000", &format!(":{port};https://+:5001"))))
+        .collect();
     let probe: Vec<&str> = probe[1..].iter().map(String::as_str).collect();
     let healthy = sluice(&probe, &asking);
     assert!(healthy.status.success(), "{}", said(&healthy));
