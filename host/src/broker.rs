@@ -290,7 +290,7 @@ impl Broker {
                 (Arc::new(store), Catalog::open(&data_dir.join("catalog.db"), clock.clone()).await?, None)
             }
             Some(postgres) => {
-                let catalog = Catalog::connect(&postgres.url, clock.clone()).await?;
+                let catalog = Catalog::connect_once_there(&postgres.url, clock.clone()).await?;
                 if let Some(settings) = &config.redis {
                     redis = Some(Redis::open(settings, &catalog.identity().await?, &entropy, &registry).await?);
                 }

@@ -13,7 +13,7 @@ use futures_util::StreamExt as _;
 use futures_util::future::{BoxFuture, FutureExt as _};
 use futures_util::stream::BoxStream;
 use sqlx::error::BoxDynError;
-use sqlx::{Connection, Database, Either, Execute, Executor, Pool, SqlStr};
+use sqlx::{AnyConnection, Connection, Database, Either, Execute, Executor, Pool, Row as _, SqlStr};
 
 pub mod desk;
 
@@ -29,6 +29,17 @@ pub fn no_answer() -> sqlx::Error {
 /// place for hours.
 pub async fn answers(connection: &mut impl Connection) -> Result<(), sqlx::Error> {
     tokio::time::timeout(PING_TIMEOUT, connection.ping()).await.unwrap_or_else(|_| Err(no_answer()))
+}
+
+/// Whether a connection can still be used to write, in time. After a fail-over one may lead to a server that only reads from now on:
+/// a new one leads to where is written, as soon as the address does.
+///
+/// # Errors
+/// When it does not answer.
+pub async fn writes(connection: &mut AnyConnection) -> Result<bool, sqlx::Error> {
+    let asking = sqlx::raw_sql("SHOW transaction_read_only").fetch_one(connection);
+    let row = tokio::time::timeout(PING_TIMEOUT, asking).await.unwrap_or_else(|_| Err(no_answer()))?;
+    Ok(row.try_get::<String, _>(0)? == "off")
 }
 
 /// A transaction; without a commit it never was.

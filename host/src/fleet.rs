@@ -4,7 +4,7 @@
 
 mod standing;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -30,8 +30,8 @@ use crate::telemetry::Stopwatch;
 
 /// How often the catalog is asked whether it has changed: the longest that a broker works on what is old.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
-/// How often a broker shows that it is there; [`ALIVE`] is four of these.
-const BEAT_EVERY: Duration = Duration::from_secs(1);
+/// How often a broker shows that it is there; [`ALIVE`] is six of these. Both together are how long a lost one's work waits at most.
+const BEAT_EVERY: Duration = Duration::from_millis(500);
 /// How long a change waits for brokers that don't follow: one that hangs is not counted any more after [`ALIVE`].
 const SETTLE_MAX: Duration = Duration::from_secs(5);
 /// How long it waits for brokers that make plugins ready: the slowest compile for some ten seconds.
@@ -114,6 +114,8 @@ pub struct Fleet {
     is_wrong: AtomicBool,
     /// Whether it could not show itself, since somebody asked.
     lapsed: AtomicBool,
+    /// It was counted again.
+    counted: Notify,
     news: Notify,
     hints: Hints,
     has_left: Notify,
@@ -141,6 +143,7 @@ impl Fleet {
             load: OnceLock::new(),
             is_wrong: AtomicBool::new(false),
             lapsed: AtomicBool::new(false),
+            counted: Notify::new(),
             news: Notify::new(),
             hints: Hints::default(),
             has_left: Notify::new(),
@@ -189,6 +192,7 @@ impl Fleet {
             Ok(Heard::Counted { drain, at }) => {
                 self.parts.duty.drain(*drain);
                 self.shown_at.store(at.0, Ordering::Release);
+                self.counted.notify_one();
                 self.tell_time(*at, asked, TIME_WITHIN);
             }
             _ => self.lapsed.store(true, Ordering::Release),
@@ -444,9 +448,9 @@ impl Fleet {
     /// What brokers that are lost were about to send is free for the others. After a database that answered nobody, all look
     /// lost until they have shown themselves: who has not been there for as long itself calls nobody lost.
     async fn keep_standing_in(&self, stores: &(Arc<PostgresStore>, Option<Arc<RedisStore>>)) {
-        let mut steady = Stopwatch::start();
+        let (mut steady, mut told) = (Stopwatch::start(), BTreeSet::new());
         loop {
-            tokio::time::sleep(BEAT_EVERY).await;
+            self.counted.notified().await;
             if !self.is_member() || self.lapsed.swap(false, Ordering::AcqRel) {
                 steady = Stopwatch::start();
             }
@@ -456,21 +460,33 @@ impl Fleet {
             // By the time when it last showed itself: a database that answers nobody from now on makes nobody look lost.
             let when = Timestamp(self.shown_at.load(Ordering::Acquire));
             // A catalog that fails is told of by who shows this broker.
-            for (node, instance) in self.parts.catalog.lost(&self.parts.node, when).await.unwrap_or_default() {
-                tracing::warn!(node, "a broker is lost; the others send what it was about to");
-                let ended = end_sending(stores, &node).await.map_err(|error| error.to_string());
-                let gone = async {
-                    self.parts.catalog.forget_lost((&node, &instance), when).await.map_err(|error| error.to_string())
-                };
-                // What fails is seen again.
-                if let Err(error) = match ended {
-                    Ok(()) => gone.await,
-                    failed => failed,
-                } {
-                    tracing::warn!(error, node, "what it was about to send cannot be freed yet; trying again");
+            let Ok(lost) = self.parts.catalog.lost(&self.parts.node, when).await else { continue };
+            told.retain(|one| lost.contains(one));
+            // One that fails is there at the next look: it is forgotten once nothing of it is left.
+            let all = lost.iter().map(|one| self.stand_in(stores, one, when));
+            for (one, done) in lost.iter().zip(futures_util::future::join_all(all).await) {
+                let node = &one.0;
+                match done {
+                    Ok(()) => tracing::warn!(node, "a broker is lost; the others send what it was about to"),
+                    Err(error) if told.insert(one.clone()) => tracing::warn!(
+                        error,
+                        node,
+                        "a broker is lost; what it was about to send cannot all be freed yet, it is tried again and again"
+                    ),
+                    Err(_) => {}
                 }
             }
         }
+    }
+
+    async fn stand_in(
+        &self,
+        stores: &(Arc<PostgresStore>, Option<Arc<RedisStore>>),
+        (node, instance): &(String, String),
+        when: Timestamp,
+    ) -> Result<(), String> {
+        end_sending(stores, node).await.map_err(|error| error.to_string())?;
+        self.parts.catalog.forget_lost((node, instance), when).await.map_err(|error| error.to_string())
     }
 
     /// Waits until this broker has signed off, for at most `patience`.
@@ -566,16 +582,18 @@ impl std::fmt::Debug for Fleet {
     }
 }
 
-/// What a broker has leased to send it itself ends, in both stores.
+/// What a broker has leased to send it itself ends, in both stores. Neither waits for the other: a Redis that is away does not keep
+/// what is in the database from being sent.
 async fn end_sending(
     (store, streams): &(Arc<PostgresStore>, Option<Arc<RedisStore>>),
     node: &str,
 ) -> Result<(), StoreError> {
-    if let Some(streams) = streams
-        && let Err(error) = streams.end_sending(node).await
-    {
-        // A Redis that is away does not keep what is in the database from being sent.
-        tracing::debug!(%error, node, "what it was about to send from Redis waits until its leases end");
-    }
-    store.end_sending(node).await
+    let of_streams = async {
+        match streams {
+            Some(streams) => streams.end_sending(node).await,
+            None => Ok(()),
+        }
+    };
+    let (in_database, in_redis) = tokio::join!(store.end_sending(node), of_streams);
+    in_database.and(in_redis)
 }

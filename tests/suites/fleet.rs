@@ -383,6 +383,92 @@ async fn an_endpoint_gets_each_message_once_whichever_broker_takes_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_brokers_send_what_one_of_them_was_given_and_tell_what_they_do() {
+    let [a, b, c] = fleet("sending_brokers").await;
+    let (receiver, release) = (Receiver::start().await, Arc::new(Notify::new()));
+    receiver.answers((0..2000).map(|_| Scripted::from(200).held_until(Arc::clone(&release))));
+    a.create_topic("news", "PubSub").await;
+    a.subscribe_push("news", "g", &receiver.url(), json!({})).await;
+    let batch: Vec<_> = (0..500).map(|n| json!({"topicName": "news", "payload": n})).collect();
+    for _ in 0..4 {
+        a.post("/messages/publish/batch", &json!({ "messages": batch })).await.expect(200);
+    }
+    sluice_tests::wait::until("each of them sends", async || {
+        for node in NODES {
+            (of(&b, node).await["load"]["webhooksInFlight"].as_u64() > Some(0)).then_some(())?;
+        }
+        Some(())
+    })
+    .await;
+    // A file that is none, at one of them: any broker that is asked tells of it.
+    std::fs::write(b.plugins_dir().join("broken.wasm"), "none").expect("the folder takes a file");
+    sluice_tests::wait::until("it is told", async || (of(&c, "b").await["plugins"]["refused"] == 1).then_some(()))
+        .await;
+    assert_eq!(of(&c, "a").await["plugins"]["refused"], 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_revision_comes_once_each_broker_has_its_plugins_ready() {
+    let url = Postgres::shared_with_tables("prepared_brokers");
+    let [a, b, _c] = NODES.map(|node| Broker::with(Settings::new().on(&url, node)));
+    let (a, b, _c) = (a.await, b.await, _c.await);
+    let wasm = [("content-type", "application/wasm")];
+    a.send(Method::POST, "/plugins/own-filter/versions?version=1.0.0", &wasm, guest::filter_v2()).await.expect(201);
+    b.create_topic("orders", "Queue").await;
+    // The database itself refuses a revision that comes too early.
+    let mut sql = PgConnection::connect(&url).await.expect("the server answers");
+    let watch = "CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         IF NOT EXISTS (SELECT FROM wanted_plugins) OR (SELECT count(*) FROM brokers WHERE serving AND (node = 'a' OR prepared >= \
+             (SELECT max(id) FROM wanted_plugins))) <> 3 THEN RAISE EXCEPTION 'too early'; END IF; RETURN NEW; END $$; \
+         CREATE TRIGGER watch BEFORE INSERT ON pipeline_revisions FOR EACH ROW EXECUTE FUNCTION watch()";
+    sql.execute(watch).await.expect("the owner may");
+    let stages = json!([{"name": "f", "plugin": "own-filter", "config": {"headerMatches": {"keep": "me"}}}]);
+    a.put_pipeline("orders", stages).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_somebody_holds_keeps_nothing_else_from_coming_when_it_is_due() {
+    let url = Postgres::shared_with_tables("held_topic");
+    let a = Broker::with(Settings::new().on(&url, "a")).await;
+    for topic in ["held", "buried", "free"] {
+        a.create_topic(topic, "Queue").await;
+    }
+    let last_try = json!({"topicName": "buried", "consumerGroup": "g", "type": "Pull", "maxRetries": 0});
+    a.post("/subscriptions", &last_try).await.expect(201);
+    a.subscribe("free", "g").await;
+    a.publish("buried", "never acknowledged").await;
+    a.publish("free", "again").await;
+    assert_eq!(
+        a.consume("buried", "g").ack_timeout(60).await.len() + a.consume("free", "g").ack_timeout(60).await.len(),
+        2
+    );
+    for n in 0..1200 {
+        a.publish("held", n).field("delay", "PT30S").await;
+    }
+    a.publish("free", "later").field("delay", "PT31S").await;
+    let mut holder = PgConnection::connect(&url).await.expect("the server answers");
+    holder
+        .execute(
+            "BEGIN; SELECT 1 FROM store_partitions p JOIN topics t ON t.topic_id = p.topic \
+             WHERE t.name IN ('held', 'buried.dlq') FOR UPDATE OF p",
+        )
+        .await
+        .expect("nobody has them");
+    a.clock().advance(Duration::from_secs(61)).await;
+    let mut came: Vec<String> =
+        a.consume("free", "g").drain(2).await.iter().map(|one| one.payload().to_owned()).collect();
+    came.sort_unstable();
+    assert_eq!(came, ["again", "later"]);
+    holder.execute("ROLLBACK").await.expect("they are given back");
+    a.consume("held", "g").drain(1200).await;
+    sluice_tests::wait::until("it is buried", async || {
+        let letters = a.get("/topics/buried/dlq").await.expect(200);
+        (letters["deadLetters"].as_array().map(Vec::len) == Some(1)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_broker_that_crashed_was_about_to_send_is_sent_by_the_others() {
     let url = Postgres::shared_with_tables("crashing_brokers");
     let mut a = Broker::with(Settings::new().on(&url, "a")).await;
@@ -412,12 +498,20 @@ async fn a_name_has_one_broker_and_one_that_is_gone_is_not_listed() {
     let mut a = Broker::with(Settings::new().on(&url, "a")).await;
     let mut b = Broker::with(Settings::new().on(&url, "b")).await;
     assert_eq!(nodes(&a).await, ["a", "b"]);
+    // Pods have another name each time.
+    let mut sql = PgConnection::connect(&url).await.expect("the server answers");
+    sql.execute("INSERT INTO store_openings (node) SELECT 'pod-' || n FROM generate_series(1, 300) n")
+        .await
+        .expect("a table");
     let said = refused(&url, "a");
     assert!(said.contains("a broker named 'a' is there already"), "{said}");
     assert!(b.stop().await.success());
     assert_eq!(nodes(&a).await, ["a"]);
     // One that crashed is waited for, and takes its own name again.
     a.crash().await;
+    let known: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM store_openings").fetch_one(&mut sql).await.expect("a number");
+    assert!((1..=101).contains(&known), "{known} starts are kept");
     assert_eq!(nodes(&a).await, ["a"]);
 }
 

@@ -124,6 +124,42 @@ async fn a_database_that_fails_over_to_its_synchronous_standby_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_to_a_server_that_only_reads_are_not_kept() {
+    let first = Postgres::start(Options::new()).await;
+    let url = first.url();
+    first.make_tables(&url);
+    let standby = first.synchronous_standby().await;
+    let [at_first, at_standby] = [&first, &standby].map(|server| SocketAddr::from(([127, 0, 0, 1], server.port())));
+    let link = Link::to(at_first).await;
+    let bed = Bed::on(first, [link.url(&url), link.url(&url)]).await;
+    // As a name does that a fail-over has not moved yet.
+    link.lead_to(at_standby);
+    for broker in &bed.brokers {
+        wait::until("it serves nothing", async || (broker.get("//health/ready").await.status == 503).then_some(()))
+            .await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    link.lead_new_to(at_first);
+    bed.healed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_database_that_comes_after_its_brokers_is_waited_for() {
+    let mut postgres = Postgres::start(Options::new()).await;
+    let url = postgres.url();
+    postgres.make_tables(&url);
+    postgres.kill();
+    let starting = Broker::with(Settings::new().on(&url, "a"));
+    let later = async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        postgres.restart().await;
+    };
+    let (broker, ()) = tokio::join!(starting, later);
+    broker.create_topic(TOPIC, "Queue").await;
+    broker.publish(TOPIC, "x").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_database_that_answers_nobody_for_a_while_is_waited_for() {
     let bed = Bed::with(Options::new()).await;
     bed.postgres.pause();

@@ -3,11 +3,14 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use sluice_tests::receiver::{Request, Scripted};
 use sluice_tests::servers::{Options, Postgres, Redis};
 use sluice_tests::{Broker, Client, Delivery, Receiver, Settings, binary, guest, wait};
+use tokio::sync::Notify;
 
 const LOSSES: &str = "sluice_redis_store_losses_total";
 const UP: &str = "sluice_redis_store_up";
@@ -432,6 +435,36 @@ async fn a_full_stream_of_a_topic_in_redis_goes_on_when_others_are_told_of_the_e
         let ack = json!({"consumerGroup": "g", "receipt": got.receipt()});
         b.post(&format!("/messages/{}/ack", got.id()), &ack).await.expect(200);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_lost_broker_was_about_to_send_is_sent_once_redis_answers_again() {
+    let redis = durable().await;
+    let database = Postgres::shared_with_tables("lost_beside_redis");
+    let settings = |node: &str| Settings::new().on(&database, node).env("SLUICE__REDIS__URL", &redis.url());
+    let (mut a, receiver) = (Broker::with(settings("a")).await, Receiver::start().await);
+    // No answer ever: what is sent stays leased, for an hour. The other one is in the database.
+    receiver.answers([(); 2].map(|()| Scripted::from(200).held_until(Arc::new(Notify::new()))));
+    create(&a, "streamed", "PubSub", json!({})).await;
+    a.create_topic("kept", "PubSub").await;
+    for topic in ["streamed", "kept"] {
+        a.subscribe_push(topic, "g", &receiver.url(), json!({"ackTimeout": "PT1H"})).await;
+        a.publish(topic, topic).answer().await.expect(202);
+    }
+    receiver.received(2).await;
+    let b = Broker::with(settings("b")).await;
+    redis.pause();
+    a.kill();
+    let topics = |requests: Vec<Request>| {
+        let mut topics: Vec<String> = requests.iter().map(|one| one.message().payload.expect("it is text")).collect();
+        topics.sort_unstable();
+        topics
+    };
+    assert_eq!(topics(receiver.received(3).await), ["kept", "kept", "streamed"]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    redis.resume();
+    assert_eq!(topics(receiver.received(4).await), ["kept", "kept", "streamed", "streamed"]);
+    drop(b);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use super::{Catalog, CatalogError};
 use crate::clock::Timestamp;
 
 /// How long a broker counts without being seen: several times what lies between two signs of it.
-pub const ALIVE: Duration = Duration::from_secs(4);
+pub const ALIVE: Duration = Duration::from_secs(3);
 
 /// How long a component is wanted for a revision to come: longer than that waits for brokers.
 const WANTED_MS: i64 = 600_000;

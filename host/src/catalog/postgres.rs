@@ -23,6 +23,7 @@ use super::{Catalog, CatalogError};
 use crate::clock::{Clock, Timestamp};
 use crate::config::PostgresUrl;
 use crate::database;
+use crate::telemetry::Stopwatch;
 
 /// One writes at a time, and a broker holds in memory what it reads often.
 const CONNECTIONS_MAX: u32 = 4;
@@ -32,8 +33,13 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one migration may take, waiting for another one's end included: it may rewrite a table.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+/// How long a server is let be that does not answer a broker that starts.
+const AWAY_PAUSE: Duration = Duration::from_secs(1);
 /// How often one is run again that met brokers' locks in a circle.
 const DEADLOCKS_MAX: u32 = 10;
+/// How long one is tried again that brokers keep from its locks, and how long they are let go first each time.
+const LOCKED_MAX: Duration = Duration::from_secs(20);
+const LOCKED_PAUSE: Duration = Duration::from_secs(1);
 
 /// A change of the tables that this binary brings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +98,25 @@ impl Catalog {
         Catalog::pooled(url, clock, CONNECTIONS_MAX)
     }
 
+    /// The same, once the server answers: after a machine's start a broker is there before its database.
+    ///
+    /// # Errors
+    /// As [`Catalog::connect`], but for a server that is away or starting.
+    pub async fn connect_once_there(url: &PostgresUrl, clock: Clock) -> Result<Catalog, CatalogError> {
+        let mut is_told = false;
+        loop {
+            match Catalog::connect(url, clock.clone()).await {
+                Err(error) if is_away(&error) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(%error, "the database cannot be reached yet; trying again each second");
+                    }
+                    tokio::time::sleep(AWAY_PAUSE).await;
+                }
+                done => return done,
+            }
+        }
+    }
+
     /// The same catalog by one connection more, which waits for none of the others.
     ///
     /// # Errors
@@ -102,14 +127,14 @@ impl Catalog {
 
     fn pooled(url: &PostgresUrl, clock: Clock, connections_max: u32) -> Result<Catalog, CatalogError> {
         sqlx::any::install_default_drivers();
-        // Whether a connection still answers is asked with less patience than the pool has by itself, also of one that comes
-        // back: it may have been given up in the middle of something.
+        // Whether a connection still serves is asked with less patience than the pool has by itself, also of one that comes
+        // back: it may have been given up in the middle of something, or been refused as one to a server that only reads.
         let pool = AnyPoolOptions::new()
             .max_connections(connections_max)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
-            .before_acquire(|connection, _| Box::pin(async move { database::answers(connection).await.map(|()| true) }))
-            .after_release(|connection, _| Box::pin(async move { database::answers(connection).await.map(|()| true) }))
+            .before_acquire(|connection, _| Box::pin(database::writes(connection)))
+            .after_release(|connection, _| Box::pin(database::writes(connection)))
             .connect_lazy_with(AnyConnectOptions::from_str(url.expose())?);
         Ok(Catalog { pool, engine: Engine::Postgres, clock })
     }
@@ -172,22 +197,30 @@ async fn run_missing(connection: &mut PgConnection) -> Result<Vec<&'static Migra
     refuse_newer(&before)?;
     let missing = missing(&before);
     for migration in &missing {
-        let mut left = DEADLOCKS_MAX;
+        let (mut left, begun) = (DEADLOCKS_MAX, Stopwatch::start());
         while let Err(error) = within(MIGRATION_TIMEOUT, connection.execute(sqlx::raw_sql(migration.sql))).await {
-            if left == 0 || !is_deadlock(&error) {
-                return Err(error);
+            match sqlstate(&error).as_deref() {
+                // Brokers lock several tables, and so may a migration: who is ended begins again.
+                Some("40P01") if left > 0 => left -= 1,
+                // What waits for it meanwhile goes first.
+                Some("55P03") if begun.elapsed() < LOCKED_MAX => tokio::time::sleep(LOCKED_PAUSE).await,
+                _ => return Err(error),
             }
-            left -= 1;
             within(LOOK_TIMEOUT, connection.execute(sqlx::raw_sql("ROLLBACK"))).await?;
         }
     }
     Ok(missing)
 }
 
-/// Brokers lock several tables, and so may a migration: who is ended begins again.
-fn is_deadlock(error: &CatalogError) -> bool {
-    let CatalogError::Unavailable(sqlx::Error::Database(error)) = error else { return false };
-    error.code().as_deref() == Some("40P01")
+/// Whether a server may answer before long: nobody listens yet, it is starting, or has no connection left.
+fn is_away(error: &CatalogError) -> bool {
+    matches!(error, CatalogError::Unavailable(sqlx::Error::Io(_)))
+        || sqlstate(error).is_some_and(|code| ["57P03", "53300"].contains(&&*code))
+}
+
+fn sqlstate(error: &CatalogError) -> Option<String> {
+    let CatalogError::Unavailable(sqlx::Error::Database(error)) = error else { return None };
+    error.code().map(Into::into)
 }
 
 /// Simple messages all: through a pooler too, each is answered whole by one session.

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::catalog::members::{ALIVE, Heard};
+use crate::clock::Timestamp;
 use crate::telemetry::Stopwatch;
 
 /// See the module.
@@ -20,6 +21,8 @@ pub(super) struct Standing {
 struct Now {
     /// Since it last showed itself; none while another one has its name.
     shown: Option<Stopwatch>,
+    /// When that was, by the database's time.
+    shown_at: Option<Timestamp>,
     /// Whether it takes requests, and says so.
     serves: bool,
     place: Place,
@@ -41,10 +44,14 @@ impl Now {
 }
 
 impl Standing {
-    /// What came of showing itself, which began with `watch`; whether it was not counted before that.
+    /// What came of showing itself, which began with `watch`; whether it was not counted before that. A machine that stood still
+    /// has not seen time pass: the database has.
     pub(super) fn heard(&self, heard: Option<&Heard>, watch: Stopwatch) -> bool {
         let mut now = self.now.lock();
-        let lapsed = !now.is_counted();
+        let at = heard.and_then(|heard| if let Heard::Counted { at, .. } = heard { Some(*at) } else { None });
+        let stood_still = now.shown_at.zip(at).is_some_and(|(before, at)| at >= before.plus(ALIVE));
+        now.shown_at = at.or(now.shown_at);
+        let lapsed = !now.is_counted() || stood_still;
         if lapsed || matches!(heard, Some(Heard::Taken | Heard::Moved)) {
             now.place = Place::Outside;
         }
@@ -124,7 +131,6 @@ mod tests {
     use futures_util::FutureExt as _;
 
     use super::*;
-    use crate::clock::Timestamp;
 
     const COUNTED: Heard = Heard::Counted { drain: false, at: Timestamp(0) };
 
@@ -164,5 +170,21 @@ mod tests {
         standing.heard(Some(&COUNTED), Stopwatch::start());
         standing.has_followed(1);
         assert!(!standing.is_inside() && standing.is_to_follow());
+    }
+
+    #[tokio::test]
+    async fn who_stood_still_with_its_machine_follows_again() {
+        let standing = Standing::default();
+        let seen = |ms| standing.heard(Some(&Heard::Counted { drain: false, at: Timestamp(ms) }), Stopwatch::start());
+        assert!(seen(1_000));
+        standing.follows(1);
+        standing.has_followed(1);
+        assert!(!seen(1_500) && standing.is_inside());
+        // Its own time has not passed meanwhile.
+        assert!(seen(61_500) && !standing.is_inside() && standing.is_to_follow());
+        standing.follows(2);
+        standing.has_followed(2);
+        // A database's clock that is set back says nothing.
+        assert!(!seen(1_000) && !seen(1_500) && standing.is_inside());
     }
 }

@@ -2,6 +2,7 @@
 //! two at once do it once: rows are taken under their locks, and what another has taken is passed over.
 
 use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
 
 use sqlx::Row as _;
 
@@ -13,6 +14,7 @@ use super::sql::{Tx, body_at, commit, failed, now, topic_id};
 use crate::clock::Timestamp;
 use crate::message::TopicId;
 use crate::store::StoreError;
+use crate::telemetry::Stopwatch;
 
 /// Rows that one transaction takes of each kind.
 const BATCH: i64 = 1000;
@@ -20,14 +22,22 @@ const BATCH: i64 = 1000;
 const BATCH_BYTES: i64 = 64 << 20;
 /// Answers to leases that one transaction ends.
 const GRANTS_MAX: i64 = 100;
+/// How long a topic is set aside.
+const ASIDE_FOR: Duration = Duration::from_secs(5);
+/// How soon what is due is looked at again while something is set aside.
+const LOOK_AGAIN_MS: i64 = 100;
+/// Topics that are tried one by one in a call.
+const APART_MAX: usize = 16;
+/// So many starts ago at least was one that is forgotten, of a broker that is not there.
+const OPENINGS_KEPT: i64 = 100;
 
 impl Shared {
     /// See [`crate::store::MessageStore::tick`].
     pub(super) async fn tick(&self) -> Result<Option<Timestamp>, StoreError> {
         // Each whatever became of the one before: one topic's trouble is not all topics'.
         let done = [
-            self.enter_due().await,
-            self.end_expired().await,
+            self.each_apart(Part::Due).await,
+            self.each_apart(Part::Ended).await,
             self.ready_retries().await,
             self.age_keys().await.map(|()| false),
             self.hear_of_others().await.map(|()| false),
@@ -49,6 +59,7 @@ impl Shared {
         if full {
             return Ok(Some(Timestamp(now)));
         }
+        let waits = !self.set_aside().is_empty();
         let next: Option<i64> = sqlx::query_scalar(
             "SELECT least((SELECT min(due) FROM scheduled), (SELECT min(ends) FROM grants), \
              (SELECT min(at) FROM retries WHERE at > 0 AND at < 9223372036854775807))",
@@ -56,12 +67,53 @@ impl Shared {
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
-        Ok(next.map(Timestamp))
+        // What is set aside is due, and is not to be looked at without end.
+        let earliest = if waits { now + LOOK_AGAIN_MS } else { now };
+        Ok(next.map(|next| Timestamp(next.max(earliest))))
+    }
+
+    /// Does a part for all topics; if that fails, for each that was met by itself, and sets aside those where it fails again: one that
+    /// is locked for long, or damaged, does not hold up the others.
+    async fn each_apart(&self, part: Part) -> Result<bool, StoreError> {
+        let mut met = BTreeSet::new();
+        let all = Topics { only: None, but: self.set_aside() };
+        let error = match self.part(part, &all, &mut met).await {
+            Err(error) if !met.is_empty() && !self.may_repeat(&error) => error,
+            done => return done,
+        };
+        let (mut full, mut failed) = (met.len() > APART_MAX, 0);
+        met = met.into_iter().take(APART_MAX).collect();
+        for topic in &met {
+            let one = Topics { only: Some(*topic), but: Vec::new() };
+            match self.part(part, &one, &mut BTreeSet::new()).await {
+                Ok(more) => full |= more,
+                Err(error) => {
+                    failed += 1;
+                    let topic_id = topic_id(*topic).0;
+                    tracing::warn!(%error, topic_id, "what is due in a topic waits: it is tried again in some seconds, the others go on");
+                    self.aside.lock().insert(*topic, Stopwatch::start());
+                }
+            }
+        }
+        if failed == met.len() && failed > 1 { Err(error) } else { Ok(full) }
+    }
+
+    async fn part(&self, part: Part, topics: &Topics, met: &mut BTreeSet<i32>) -> Result<bool, StoreError> {
+        match part {
+            Part::Due => self.enter_due(topics, met).await,
+            Part::Ended => self.end_expired(topics, met).await,
+        }
+    }
+
+    fn set_aside(&self) -> Vec<i32> {
+        let mut aside = self.aside.lock();
+        aside.retain(|_, since| since.elapsed() < ASIDE_FOR);
+        aside.keys().copied().collect()
     }
 
     /// Scheduled messages that are due enter their logs.
-    async fn enter_due(&self) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+    async fn enter_due(&self, topics: &Topics, met: &mut BTreeSet<i32>) -> Result<bool, StoreError> {
+        let mut tx = self.begin_brief().await?;
         // One broker at a time, so that what is due earlier enters earlier.
         let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtext('sluice.scheduled'))")
             .fetch_one(&mut *tx)
@@ -71,19 +123,23 @@ impl Shared {
             return Ok(false);
         }
         let now = now(&mut tx, &self.clock).await?;
-        let sizes: Vec<(i64, i32)> = sqlx::query_as(
-            "SELECT number, octet_length(body) FROM scheduled WHERE due <= $1 ORDER BY due, number LIMIT $2",
+        let sizes: Vec<(i64, i32, i32)> = sqlx::query_as(
+            "SELECT number, octet_length(body), topic FROM scheduled WHERE due <= $1 AND ($3 IS NULL OR topic = $3) AND NOT topic = ANY($4) \
+             ORDER BY due, number LIMIT $2",
         )
         .bind(now)
         .bind(BATCH)
+        .bind(topics.only)
+        .bind(&topics.but)
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         let (mut numbers, mut bytes) = (Vec::new(), 0);
-        for (number, len) in &sizes {
+        for (number, len, topic) in &sizes {
             if !numbers.is_empty() && bytes + i64::from(*len) > BATCH_BYTES {
                 break;
             }
+            met.insert(*topic);
             bytes += i64::from(*len);
             numbers.push(*number);
         }
@@ -125,19 +181,24 @@ impl Shared {
     }
 
     /// Leases whose deadline has passed end.
-    async fn end_expired(&self) -> Result<bool, StoreError> {
-        let mut tx = self.begin().await?;
+    async fn end_expired(&self, topics: &Topics, met: &mut BTreeSet<i32>) -> Result<bool, StoreError> {
+        let mut tx = self.begin_brief().await?;
         let now = now(&mut tx, &self.clock).await?;
-        let rows = sqlx::query(grants!("WHERE g.ends <= $1 ORDER BY g.ends LIMIT $2 FOR UPDATE SKIP LOCKED"))
-            .bind(now)
-            .bind(GRANTS_MAX)
-            .fetch_all(&mut *tx)
-            .await
-            .map_err(failed)?;
+        let rows = sqlx::query(grants!(
+            "WHERE g.ends <= $1 AND ($3 IS NULL OR g.topic = $3) AND NOT g.topic = ANY($4) ORDER BY g.ends LIMIT $2 FOR UPDATE SKIP LOCKED"
+        ))
+        .bind(now)
+        .bind(GRANTS_MAX)
+        .bind(topics.only)
+        .bind(&topics.but)
+        .fetch_all(&mut *tx)
+        .await
+        .map_err(failed)?;
         if rows.is_empty() {
             return Ok(false);
         }
         let grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
+        met.extend(grants.iter().map(|grant| grant.place.0));
         let full = grants.len() as i64 >= GRANTS_MAX;
         let woken = self.end_leases(&mut tx, grants, now, false).await?;
         commit(tx).await?;
@@ -234,12 +295,18 @@ impl Shared {
             .await
             .map_err(failed)?;
             if rows.is_empty() {
-                sqlx::query("DELETE FROM store_openings WHERE node = $1 AND epoch < $2")
-                    .bind(&node)
-                    .bind(self.epoch)
-                    .execute(&mut *tx)
-                    .await
-                    .map_err(failed)?;
+                // Those of names that do not come back, too: pods have another one each time.
+                sqlx::query(
+                    "DELETE FROM store_openings o WHERE o.epoch < $2 AND (o.node = $1 OR (o.epoch < $2 - $3 \
+                     AND NOT EXISTS (SELECT 1 FROM brokers b WHERE b.node = o.node) \
+                     AND NOT EXISTS (SELECT 1 FROM grants g WHERE g.epoch = o.epoch)))",
+                )
+                .bind(&node)
+                .bind(self.epoch)
+                .bind(OPENINGS_KEPT)
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
                 return commit(tx).await;
             }
             let grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
@@ -277,20 +344,22 @@ impl Shared {
             "SELECT t.topic, w.ms FROM store_topics t \
              CROSS JOIN LATERAL (SELECT (t.spec->'dedup_window'->>'secs')::bigint * 1000 \
                  + (t.spec->'dedup_window'->>'nanos')::bigint / 1000000 AS ms) w \
-             WHERE EXISTS (SELECT 1 FROM dedup_outcomes d WHERE d.topic = t.topic AND d.at <= $1 - w.ms)",
+             WHERE NOT t.topic = ANY($2) AND EXISTS (SELECT 1 FROM dedup_outcomes d WHERE d.topic = t.topic AND d.at <= $1 - w.ms)",
         )
         .bind(now)
+        .bind(self.set_aside())
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
         drop(tx);
         for (topic, window) in topics {
-            let mut tx = self.begin().await?;
-            sqlx::query("SELECT 1 FROM store_partitions WHERE topic = $1 ORDER BY part FOR UPDATE")
-                .bind(topic)
-                .execute(&mut *tx)
-                .await
-                .map_err(failed)?;
+            let mut tx = self.begin_brief().await?;
+            let locking = sqlx::query("SELECT 1 FROM store_partitions WHERE topic = $1 ORDER BY part FOR UPDATE");
+            if let Err(error) = locking.bind(topic).execute(&mut *tx).await {
+                tracing::debug!(%error, topic_id = topic_id(topic).0, "keys of a topic are removed later: somebody holds it");
+                self.aside.lock().insert(topic, Stopwatch::start());
+                continue;
+            }
             sqlx::query(
                 "WITH aged AS (DELETE FROM dedup_outcomes WHERE ctid IN ( \
                      SELECT ctid FROM dedup_outcomes WHERE topic = $1 AND at <= $2 ORDER BY at LIMIT $3) RETURNING part), \
@@ -340,6 +409,22 @@ impl Shared {
         news.for_each(|(topic, _)| _ = self.wake_here(topic_id(*topic)));
         Ok(())
     }
+}
+
+/// Topics that are set aside, and since when.
+pub(super) type Aside = HashMap<i32, Stopwatch>;
+
+/// What is done topic by topic where one topic's trouble would be all topics'.
+#[derive(Debug, Clone, Copy)]
+enum Part {
+    Due,
+    Ended,
+}
+
+/// Which topics something is done for.
+struct Topics {
+    only: Option<i32>,
+    but: Vec<i32>,
 }
 
 /// By topic, a number that is another one when there may be something new.

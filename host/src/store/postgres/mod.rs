@@ -69,6 +69,10 @@ const SLOW_ANSWER_TIMEOUT: Duration = Duration::from_secs(630);
 /// What a broker has locked when it falls silent is free after some seconds, for the others.
 const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
+/// The same for who has more to do than what is locked.
+const BEGIN_BRIEF: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '1s';
+    SET LOCAL idle_in_transaction_session_timeout = '5s'";
 const BEGIN_SLOW: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '600s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
 /// One state of the tables, for as long as it lasts.
@@ -112,6 +116,8 @@ struct Shared {
     ranges: Mutex<std::collections::BTreeSet<(i16, i64)>>,
     /// What was heard of the topics that are waited for here, at the last look.
     heard: Mutex<expire::Heard>,
+    /// Topics whose trouble is not to be all topics'.
+    aside: Mutex<expire::Aside>,
     fault: Mutex<Option<String>>,
     closed: AtomicBool,
 }
@@ -134,6 +140,7 @@ impl PostgresStore {
             others: OnceLock::new(),
             ranges: Mutex::default(),
             heard: Mutex::default(),
+            aside: Mutex::default(),
             fault: Mutex::new(None),
             closed: AtomicBool::new(false),
         };
@@ -173,15 +180,22 @@ impl PostgresStore {
 
 /// Whether a commit that is answered is on the disk: role, database or server may be set to answer before that.
 async fn says_what_is_stored(tx: &mut Tx) -> Result<(), StoreError> {
-    let (commit, fsync): (String, String) =
-        sqlx::query_as("SELECT current_setting('synchronous_commit'), current_setting('fsync')")
-            .fetch_one(&mut **tx)
-            .await
-            .map_err(failed)?;
+    let (commit, fsync, standbys): (String, String, String) = sqlx::query_as(
+        "SELECT current_setting('synchronous_commit'), current_setting('fsync'), current_setting('synchronous_standby_names')",
+    )
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(failed)?;
     if commit == "off" {
         let why = "synchronous_commit is off for this role or database, so that what is acknowledged could be lost: set it to \
                    on (ALTER ROLE … SET synchronous_commit = on)";
         return Err(StoreError::Invalid(why.to_owned()));
+    }
+    if commit == "local" && !standbys.is_empty() {
+        tracing::warn!(
+            "synchronous_commit is local for this role or database, though PostgreSQL has synchronous standbys: a fail-over may lose \
+             what was acknowledged"
+        );
     }
     if fsync == "off" {
         tracing::warn!("PostgreSQL runs with fsync = off: a crash of its machine loses what was acknowledged");
@@ -193,6 +207,11 @@ impl Shared {
     /// Begins a transaction; without a commit it never was.
     async fn begin(&self) -> Result<Tx, StoreError> {
         Tx::begin(&self.desk, BEGIN, ANSWER_TIMEOUT).await.map_err(failed)
+    }
+
+    /// The same for who waits for no lock for long.
+    async fn begin_brief(&self) -> Result<Tx, StoreError> {
+        Tx::begin(&self.desk, BEGIN_BRIEF, ANSWER_TIMEOUT).await.map_err(failed)
     }
 
     /// The same for what goes through a whole topic.
