@@ -24,6 +24,8 @@ use self::troubles::{Bed, Healed, Trouble};
 
 const NODES: [&str; 3] = ["a", "b", "c"];
 const GROUP: &str = "workers";
+/// What is asked of each broker once a trouble is over.
+const HEALED: &str = "chaos.healed";
 const PUBLISHERS: usize = 3;
 const CONSUMERS: usize = 3;
 /// Troubles of the slice that every run of the tests has; `make soak` has all of them for half an hour.
@@ -177,6 +179,7 @@ async fn set_up(bed: &Bed, receiver: &Receiver) -> Arc<Shared> {
         line("chaos.ordered", Promise::Ordered),
     ];
     let broker: &Broker = &bed.brokers[0];
+    broker.create_topic(HEALED, "Queue").await;
     for line in &lines {
         let promise = line.history.promise();
         let guarantee = match promise {

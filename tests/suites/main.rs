@@ -14,6 +14,7 @@ mod crash;
 mod dead_letters;
 mod deleted_versions;
 mod delivery;
+mod demo;
 mod deploy;
 mod directory;
 mod dry_runs;

@@ -17,7 +17,9 @@ use crate::entropy::Entropy;
 use crate::message::TopicId;
 use crate::store::StoreError;
 use crate::store::embedded::{EmbeddedOptions, EmbeddedStore, Progress};
-use crate::store::moving::{KeysAfter, Movable, TopicDigest, TopicMove, digest, digest_values};
+use crate::store::moving::{
+    KeysAfter, LaneMove, Movable, ScheduledMove, TopicDigest, TopicMove, digest, digest_values,
+};
 use crate::store::postgres::{PostgresOptions, PostgresStore};
 
 /// The name under which the database is opened; no broker has one with a space.
@@ -291,8 +293,12 @@ pub async fn copy_messages(
         }
     }
     target.take_epoch(source.move_epoch().await?).await?;
+    // Where a move that was broken off came to.
+    let known: HashMap<TopicId, TopicMove> =
+        target.move_topics().await?.into_iter().map(|known| (known.spec.id, known)).collect();
     for topic in source.move_topics().await? {
-        copy_topic(source, target, &topic, progress).await?;
+        let lanes = known.get(&topic.spec.id).map_or(&[][..], |known| &known.lanes);
+        copy_topic((source, target), &topic, lanes, progress).await?;
     }
     let mut after = None;
     loop {
@@ -304,18 +310,16 @@ pub async fn copy_messages(
 }
 
 async fn copy_topic(
-    source: &dyn Movable,
-    target: &dyn Movable,
+    (source, target): (&dyn Movable, &dyn Movable),
     topic: &TopicMove,
+    known: &[LaneMove],
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), StoreError> {
     let id = topic.spec.id;
     target.take_topic(topic).await?;
-    let known = target.move_topics().await?.into_iter().find(|known| known.spec.id == id).map(|known| known.lanes);
     for lane in &topic.lanes {
         let place = (id, lane.partition, lane.lane);
-        // Where a move that was broken off came to.
-        let there = known.iter().flatten().find(|there| (there.partition, there.lane) == (lane.partition, lane.lane));
+        let there = known.iter().find(|there| (there.partition, there.lane) == (lane.partition, lane.lane));
         let mut next = there.map_or(0, |there| there.end).max(lane.first);
         while next < lane.end {
             let page = source.move_log(place, next).await?;
@@ -331,7 +335,9 @@ async fn copy_topic(
         let page = source.move_scheduled(id, from).await?;
         let Some(last) = page.last() else { break };
         from = last.number + 1;
+        let bytes = page.iter().map(ScheduledMove::bytes).sum();
         target.take_scheduled(id, page).await?;
+        progress(Progress::Did(bytes));
     }
     let mut after = KeysAfter::default();
     loop {
@@ -340,7 +346,7 @@ async fn copy_topic(
         after = KeysAfter { count: after.count + page.len() as u64, last: Some((last.outcome.at, last.key)) };
         target.take_keys(id, page).await?;
     }
-    target.take_groups(topic, source.move_groups(id).await?).await
+    target.take_groups(topic, source.move_groups(topic).await?).await
 }
 
 /// What two stores hold, read anew.

@@ -78,6 +78,14 @@ pub struct ScheduledMove {
     pub(in crate::store) body: Body,
 }
 
+impl ScheduledMove {
+    /// What it takes in a page.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.body.head.cost()
+    }
+}
+
 /// What is remembered under an idempotency key.
 #[derive(Debug, Clone)]
 pub struct KeyMove {
@@ -202,7 +210,7 @@ pub trait Movable: MessageStore {
     /// Idempotency keys, oldest first, some of them.
     async fn move_keys(&self, topic: TopicId, after: &KeysAfter) -> Result<Vec<KeyMove>, StoreError>;
     /// The groups of a topic, by number.
-    async fn move_groups(&self, topic: TopicId) -> Result<Vec<GroupMove>, StoreError>;
+    async fn move_groups(&self, topic: &TopicMove) -> Result<Vec<GroupMove>, StoreError>;
     /// Plugins' values in the order of namespaces and keys, some of them.
     async fn move_values(&self, after: Option<(Arc<str>, Arc<str>)>) -> Result<Vec<ValueMove>, StoreError>;
 
@@ -298,7 +306,7 @@ pub async fn digest(
     }
     found.keys = after.count;
     hash.update(keys);
-    for group in store.move_groups(id).await? {
+    for group in store.move_groups(topic).await? {
         found.groups += 1;
         let GroupMove { spec, totals, cursors, snapshots } = group;
         // Where it was to begin has been of use.

@@ -26,7 +26,7 @@ const SWAP_EVERY: Duration = Duration::from_millis(700);
 const ANSWER: Duration = Duration::from_secs(40);
 /// Requests of the end that are under way at one time: half an hour's keys, one after the other, would take minutes.
 const AT_ONCE: usize = 16;
-const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
+pub(super) const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 
 pub(super) async fn publish(shared: &Shared, worker: usize, mut random: StdRng) {
     while shared.running() {

@@ -1,17 +1,18 @@
 //! What befalls the fleet, and when it serves again. Invariant: one trouble at a time; it is over before it is looked whether the
-//! fleet has healed, which it has once each broker says that it is ready and takes a message.
+//! fleet has healed, which it has once each broker says that it is ready, takes a message, and gives and settles one.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use rand::RngExt as _;
 use rand::rngs::StdRng;
+use serde_json::json;
 use sluice_tests::broker::signal;
 use sluice_tests::link::{Link, State};
 use sluice_tests::servers::{Options, Postgres, Redis};
 use sluice_tests::{Broker, wait};
 
-use super::{NODES, Shared, broker};
+use super::{HEALED, NODES, Shared, broker};
 
 /// Longer than a broker is counted without a sign of it.
 const BEYOND_MEMBERSHIP: Duration = Duration::from_secs(6);
@@ -169,8 +170,15 @@ impl Bed {
                 if !ready.is_ok_and(|answer| answer.status == 200) {
                     return None;
                 }
-                let taken = broker.publish("sluice.replies", "healed").try_answer().await;
-                taken.is_ok_and(|answer| answer.status == 202).then_some(())
+                let taken = broker.publish(HEALED, "healed").try_answer().await;
+                taken.is_ok_and(|answer| answer.status == 202).then_some(())?;
+                let consume = broker.consume(HEALED, "healed").limit(1);
+                let answer = consume.try_answer().await.ok().filter(|answer| answer.status == 200)?;
+                let got = consume.deliveries(&answer).pop()?;
+                let ack = json!({"consumerGroup": "healed", "receipt": got.receipt()}).to_string();
+                let path = format!("/messages/{}/ack", got.id());
+                let acked = broker.try_send(http::Method::POST, &path, &super::clients::JSON, ack).await;
+                acked.is_ok_and(|answer| answer.status == 200).then_some(())
             })
             .await;
         }

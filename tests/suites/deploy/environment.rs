@@ -204,7 +204,7 @@ async fn the_image_alone_serves_is_reached_from_outside_and_stops_when_asked() {
 }
 
 /// A process that ends with the test, also when that fails.
-struct Served(Child);
+pub(super) struct Served(pub(super) Child);
 
 impl Drop for Served {
     fn drop(&mut self) {

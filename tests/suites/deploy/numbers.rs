@@ -6,8 +6,10 @@ use std::fs;
 use serde_json::Value;
 use sluice_tests::binary::{self, repository};
 use sluice_tests::outside::yaml_documents;
-use sluice_tests::{Broker, Settings};
+use sluice_tests::servers::{Options, Postgres};
+use sluice_tests::{Broker, Settings, wait};
 
+use super::environment::Served;
 use super::{DEVELOPMENT, PRODUCTION, RESOURCES, compose, containers, folder, instruction, resource, text, words};
 
 /// Connections of a broker's catalog, which come to `postgres.connections_max`.
@@ -99,14 +101,54 @@ fn before_a_stop() -> String {
 async fn what_is_told_before_a_stop_drains_the_broker() {
     let broker = Broker::with(Settings::new().env("SLUICE__NODE_ID", "pod-1")).await;
     let folder = tempfile::tempdir().expect("a temporary folder");
-    // Where its settings are, and that nobody's requests come any more, is the cluster's.
-    let script = before_a_stop().replace("--config /app/appsettings.json", "").replace("sleep 5", "true");
+    let settings = resource("ConfigMap", "messaging-config")["data"]["appsettings.json"].as_str().expect("a text");
+    fs::write(folder.path().join("appsettings.json"), settings).expect("a folder of ours can be written");
+    // Where the file is mounted, and that nobody's requests come any more, is the cluster's.
+    let script = before_a_stop().replace("/app/appsettings.json", "appsettings.json").replace("sleep 5", "true");
+    assert!(script.contains("--config appsettings.json"), "{script}");
     let mut told = broker.bash(folder.path(), &script);
+    told.env("ASPNETCORE_ENVIRONMENT", "Production").env("SLUICE__DATA_DIR", folder.path());
     told.env_remove("SLUICE_TOKEN").env("SLUICE__NODE_ID", "pod-1");
     told.env("JWT__Secret", String::from_utf8(broker.secret()).expect("text"));
     let told = told.output().expect("bash starts");
     assert!(told.status.success(), "{}", sluice_tests::outside::said(&told));
     assert_eq!(broker.get("/brokers/pod-1").await.expect(200)["status"], "Drained");
+}
+
+/// The script of a container that is `sh -c`.
+fn script_of(container: &Value) -> String {
+    let command = words(&container["command"]);
+    let [shell, flag, script] = command.as_slice() else { panic!("{command:?}") };
+    assert_eq!((shell.as_str(), flag.as_str()), ("sh", "-c"));
+    script.clone()
+}
+
+#[tokio::test]
+async fn pods_wait_for_their_database_and_then_for_its_tables() {
+    let mut postgres = Postgres::start(Options::new()).await;
+    let url = postgres.url();
+    postgres.kill();
+    let broker = resource("Deployment", "messaging-api");
+    let migrated = &broker["spec"]["template"]["spec"]["initContainers"][0];
+    let job = containers(resource("Job", "messaging-migrate")).next().expect("a container");
+    let path = format!(
+        "{}:{}",
+        binary::sluice().parent().expect("it is in a folder").display(),
+        std::env::var("PATH").unwrap_or_default()
+    );
+    let run = |container: &Value| {
+        let mut script = std::process::Command::new("sh");
+        script.args(["-c", &script_of(container)]).env("PATH", &path).env("ConnectionStrings__PostgreSQL", &url);
+        Served(script.spawn().expect("sh starts"))
+    };
+    let ended = |one: &mut Served| one.0.try_wait().expect("a child");
+    let (mut waits, mut migrates) = (run(migrated), run(job));
+    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    assert!(ended(&mut waits).is_none() && ended(&mut migrates).is_none());
+    postgres.restart().await;
+    for one in [&mut migrates, &mut waits] {
+        assert!(wait::until("it ends", async || ended(one)).await.success());
+    }
 }
 
 #[test]

@@ -79,9 +79,9 @@ impl Movable for EmbeddedStore {
         Ok(keys.map(|(key, outcome)| KeyMove { key: *key, outcome: outcome.clone() }).collect())
     }
 
-    async fn move_groups(&self, topic: TopicId) -> Result<Vec<GroupMove>, StoreError> {
+    async fn move_groups(&self, topic: &TopicMove) -> Result<Vec<GroupMove>, StoreError> {
         let state = self.core.state.lock();
-        let topic = state.topic(topic)?;
+        let topic = state.topic(topic.spec.id)?;
         Ok(topic.groups.values().map(|group| group_move(topic, group)).collect())
     }
 

@@ -52,7 +52,7 @@ impl Movable for PostgresStore {
         self.shared.move_keys(topic, after).await
     }
 
-    async fn move_groups(&self, topic: TopicId) -> Result<Vec<GroupMove>, StoreError> {
+    async fn move_groups(&self, topic: &TopicMove) -> Result<Vec<GroupMove>, StoreError> {
         self.shared.move_groups(topic).await
     }
 

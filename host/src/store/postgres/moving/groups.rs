@@ -27,9 +27,8 @@ type Waiting<'a> = (i16, i64, Option<&'a Tried>);
 const BATCH: usize = 10_000;
 
 impl Shared {
-    pub(super) async fn move_groups(&self, topic: TopicId) -> Result<Vec<GroupMove>, StoreError> {
-        let topics = self.move_topics().await?;
-        let moved = topics.into_iter().find(|moved| moved.spec.id == topic).ok_or(StoreError::NoTopic)?;
+    pub(super) async fn move_groups(&self, moved: &TopicMove) -> Result<Vec<GroupMove>, StoreError> {
+        let topic = moved.spec.id;
         let mut tx = self.begin_slow().await?;
         let specs: Vec<String> =
             sqlx::query_scalar("SELECT spec::text FROM store_groups WHERE topic = $1 ORDER BY grp")
