@@ -12,6 +12,14 @@ OVER_FLEET := batches:: idempotency:: pipelines:: seek:: webhooks:: --skip what_
 # The same with topics in Redis, but for what asks for what Redis lacks, or looks into the data directory.
 OVER_REDIS := $(CORE) dead_letters:: $(addprefix --skip ,ordered at_most_once exactly_once delayed most_urgent \
 	a_repeat_after_a_crash a_webhook_is_sent_again_what_stands a_replay_that_cannot_read_on)
+# What `make soak` runs over PostgreSQL: all suites, but for what has a storage of its own, looks into the data directory, names the broker, or
+# holds what the broker's own clock says to the millisecond.
+ALL_OVER_POSTGRES := $(addprefix --skip ,fleet rolling redis store_usual chaos migrate demo:: deploy:: outside:: languages:: full_disk:: \
+	offline:: real_events brokers_are_shown a_replay_that_cannot_read_on a_topics_figures_say)
+# And over three brokers: what asks any of them for what is all of theirs, not one for what it alone has seen (docs/api.md, "Operations").
+ALL_OVER_FLEET := bad_input:: batches:: binary_payloads:: browsing:: cli:: cli_listen:: cli_settle:: cloud_events:: dead_letters:: delivery:: \
+	directory:: encodings:: failures:: guide:: idempotency:: pipelines:: seek:: webhooks:: $(addprefix --skip ,a_script_can_tell \
+	brokers_are_shown a_replay_that_cannot_read_on a_topics_figures_say what_expires_behind_another)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo fleet run build plugins test check bench soak fuzz audit fmt clean wasm-target
@@ -64,7 +72,7 @@ bench: wasm-target ## measure each path beside a baseline in the same run, into 
 
 # Here the running takes longer than the building.
 soak: export CARGO_PROFILE_DEV_OPT_LEVEL = 1
-soak: build ## 300 kills, 100 more among clocks that jump, a million simulated steps, 100 swaps, 10 minutes of racing changes, 30 of a fleet under chaos, 30 of load (SOAK_ROUNDS, _TROUBLE, _CASES, _SWAPS, _RACES, _CHAOS, _MINUTES; SEED=n)
+soak: build ## 300 kills, 100 more among clocks that jump, a million simulated steps, 100 swaps, 10 minutes of racing changes, 30 of a fleet under chaos, 30 of load, the suites over PostgreSQL, three brokers and Redis (SOAK_ROUNDS, _TROUBLE, _CASES, _SWAPS, _RACES, _CHAOS, _MINUTES; SEED=n)
 	SLUICE_CRASH_SEED=$${SEED:-0} SLUICE_CRASH_ROUNDS=$${SOAK_ROUNDS:-300} cargo test --package sluice-tests --test suites -- a_kill_at_any_instant --nocapture
 	SLUICE_TROUBLE_SEED=$${SEED:-0} SLUICE_TROUBLE_ROUNDS=$${SOAK_TROUBLE:-100} cargo test --package sluice-tests --test suites -- crashes_pauses_and_clock_jumps --nocapture
 	SLUICE_MODEL_SEED=$${SEED:-1} SLUICE_MODEL_CASES=$${SOAK_CASES:-6000} cargo test --package sluice-tests --test store_model -- --nocapture
@@ -72,6 +80,9 @@ soak: build ## 300 kills, 100 more among clocks that jump, a million simulated s
 	SLUICE_RACES_SEED=$${SEED:-1} SLUICE_RACES_MINUTES=$${SOAK_RACES:-10} cargo test --package sluice-tests --test suites -- plugin_races --nocapture
 	SLUICE_CHAOS_SEED=$${SEED:-0} SLUICE_CHAOS_MINUTES=$${SOAK_CHAOS:-30} cargo test --package sluice-tests --test suites -- a_fleet_under_chaos --nocapture
 	SLUICE_SOAK_MINUTES=$${SOAK_MINUTES:-30} cargo test --package sluice-tests --test suites -- mixed_load --nocapture
+	SLUICE_TEST_STORAGE=postgres cargo test --workspace --test suites -- $(ALL_OVER_POSTGRES)
+	SLUICE_TEST_STORAGE=fleet cargo test --workspace --test suites -- $(ALL_OVER_FLEET)
+	SLUICE_TEST_STORAGE=redis-topics cargo test --workspace --test suites -- $(OVER_REDIS)
 
 # Instrumented, and so a build of its own. Without a sanitizer (our code is safe Rust) no nightly compiler is needed. A
 # target's finds go to $(FUZZ_DIR), the first input that fails is named there; keep it in tests/fuzz/regressions/.

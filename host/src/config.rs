@@ -83,9 +83,9 @@ impl Config {
 
     /// Where a broker with the settings of this process listens, seen from this machine, whatever else is wrong with them.
     #[must_use]
-    pub fn own_url() -> String {
+    pub fn own_url(flags: &Flags) -> String {
         let env: Vec<(String, String)> = std::env::vars().collect();
-        let merged = layers::gather(&Flags::default(), &env, Path::new("")).merged;
+        let merged = layers::gather(flags, &env, Path::new("")).merged;
         let listen = merged.extract_inner::<String>("listen").ok();
         let listen = listen.and_then(|text| guide::listen_address(&text).ok()).filter(|address| address.port() != 0);
         let mut address = listen.unwrap_or_else(|| ([127, 0, 0, 1], 5000).into());

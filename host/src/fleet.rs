@@ -2,9 +2,10 @@
 //! change that was made here is answered once all who are there know it, or have had the time to. Decides nothing about what
 //! was changed.
 
+mod lost;
 mod standing;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -15,6 +16,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use self::lost::end_sending;
 use self::standing::Standing;
 use crate::catalog::members::{ALIVE, Heard, Load, Member};
 use crate::catalog::{Catalog, CatalogError};
@@ -23,7 +25,6 @@ use crate::directory::Directory;
 use crate::duty::Duty;
 use crate::offline::mark::Marked;
 use crate::pipeline::Pipelines;
-use crate::store::StoreError;
 use crate::store::postgres::PostgresStore;
 use crate::store::redis::RedisStore;
 use crate::telemetry::Stopwatch;
@@ -63,6 +64,9 @@ pub enum JoinError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
 }
+
+/// The stores that brokers share: of the database, and of Redis.
+type Stores = (Arc<PostgresStore>, Option<Arc<RedisStore>>);
 
 /// What brokers may be told sooner than they look; without it nothing is missed.
 #[derive(Debug, Default)]
@@ -290,11 +294,7 @@ impl Fleet {
     }
 
     /// Follows the catalog, until the broker has stopped.
-    pub async fn keep_up(
-        self: Arc<Fleet>,
-        (directory, pipelines): (Arc<Directory>, Arc<Pipelines>),
-        stores: (Arc<PostgresStore>, Option<Arc<RedisStore>>),
-    ) {
+    pub async fn keep_up(self: Arc<Fleet>, (directory, pipelines): (Arc<Directory>, Arc<Pipelines>), stores: Stores) {
         let (told, heard) = watch::channel(0);
         // Each apart: what is to be made ready may take seconds, and what is to be followed may wait for a change that waits for
         // that, here or on another broker.
@@ -445,50 +445,6 @@ impl Fleet {
         }
     }
 
-    /// What brokers that are lost were about to send is free for the others. After a database that answered nobody, all look
-    /// lost until they have shown themselves: who has not been there for as long itself calls nobody lost.
-    async fn keep_standing_in(&self, stores: &(Arc<PostgresStore>, Option<Arc<RedisStore>>)) {
-        let (mut steady, mut told) = (Stopwatch::start(), BTreeSet::new());
-        loop {
-            self.counted.notified().await;
-            if !self.is_member() || self.lapsed.swap(false, Ordering::AcqRel) {
-                steady = Stopwatch::start();
-            }
-            if steady.elapsed() < ALIVE + BEAT_EVERY {
-                continue;
-            }
-            // By the time when it last showed itself: a database that answers nobody from now on makes nobody look lost.
-            let when = Timestamp(self.shown_at.load(Ordering::Acquire));
-            // A catalog that fails is told of by who shows this broker.
-            let Ok(lost) = self.parts.catalog.lost(&self.parts.node, when).await else { continue };
-            told.retain(|one| lost.contains(one));
-            // One that fails is there at the next look: it is forgotten once nothing of it is left.
-            let all = lost.iter().map(|one| self.stand_in(stores, one, when));
-            for (one, done) in lost.iter().zip(futures_util::future::join_all(all).await) {
-                let node = &one.0;
-                match done {
-                    Ok(()) => tracing::warn!(node, "a broker is lost; the others send what it was about to"),
-                    Err(error) if told.insert(one.clone()) => tracing::warn!(
-                        error,
-                        node,
-                        "a broker is lost; what it was about to send cannot all be freed yet, it is tried again and again"
-                    ),
-                    Err(_) => {}
-                }
-            }
-        }
-    }
-
-    async fn stand_in(
-        &self,
-        stores: &(Arc<PostgresStore>, Option<Arc<RedisStore>>),
-        (node, instance): &(String, String),
-        when: Timestamp,
-    ) -> Result<(), String> {
-        end_sending(stores, node).await.map_err(|error| error.to_string())?;
-        self.parts.catalog.forget_lost((node, instance), when).await.map_err(|error| error.to_string())
-    }
-
     /// Waits until this broker has signed off, for at most `patience`.
     pub async fn left(&self, patience: Duration) {
         // Who waits in vain is not counted before long, either.
@@ -580,20 +536,4 @@ impl std::fmt::Debug for Fleet {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter.debug_struct("Fleet").field("node", &self.parts.node).finish_non_exhaustive()
     }
-}
-
-/// What a broker has leased to send it itself ends, in both stores. Neither waits for the other: a Redis that is away does not keep
-/// what is in the database from being sent.
-async fn end_sending(
-    (store, streams): &(Arc<PostgresStore>, Option<Arc<RedisStore>>),
-    node: &str,
-) -> Result<(), StoreError> {
-    let of_streams = async {
-        match streams {
-            Some(streams) => streams.end_sending(node).await,
-            None => Ok(()),
-        }
-    };
-    let (in_database, in_redis) = tokio::join!(store.end_sending(node), of_streams);
-    in_database.and(in_redis)
 }

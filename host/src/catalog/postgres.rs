@@ -33,8 +33,9 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long one migration may take, waiting for another one's end included: it may rewrite a table.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
-/// How long a server is let be that does not answer a broker that starts.
+/// How long a server is let be that does not answer a broker that starts, and how often that is told.
 const AWAY_PAUSE: Duration = Duration::from_secs(1);
+const AWAY_TOLD: Duration = Duration::from_secs(60);
 /// How often one is run again that met brokers' locks in a circle.
 const DEADLOCKS_MAX: u32 = 10;
 /// How long one is tried again that brokers keep from its locks, and how long they are let go first each time.
@@ -103,12 +104,13 @@ impl Catalog {
     /// # Errors
     /// As [`Catalog::connect`], but for a server that is away or starting.
     pub async fn connect_once_there(url: &PostgresUrl, clock: Clock) -> Result<Catalog, CatalogError> {
-        let mut is_told = false;
+        let mut told: Option<Stopwatch> = None;
         loop {
             match Catalog::connect(url, clock.clone()).await {
-                Err(error) if is_away(&error) => {
-                    if !std::mem::replace(&mut is_told, true) {
+                Err(CatalogError::Unavailable(error)) if database::desk::may_pass(&error) => {
+                    if told.as_ref().is_none_or(|told| told.elapsed() >= AWAY_TOLD) {
                         tracing::warn!(%error, "the database cannot be reached yet; trying again each second");
+                        told = Some(Stopwatch::start());
                     }
                     tokio::time::sleep(AWAY_PAUSE).await;
                 }
@@ -199,23 +201,19 @@ async fn run_missing(connection: &mut PgConnection) -> Result<Vec<&'static Migra
     for migration in &missing {
         let (mut left, begun) = (DEADLOCKS_MAX, Stopwatch::start());
         while let Err(error) = within(MIGRATION_TIMEOUT, connection.execute(sqlx::raw_sql(migration.sql))).await {
-            match sqlstate(&error).as_deref() {
+            // What waits for it meanwhile goes first.
+            let pause = match sqlstate(&error).as_deref() {
                 // Brokers lock several tables, and so may a migration: who is ended begins again.
-                Some("40P01") if left > 0 => left -= 1,
-                // What waits for it meanwhile goes first.
-                Some("55P03") if begun.elapsed() < LOCKED_MAX => tokio::time::sleep(LOCKED_PAUSE).await,
+                Some("40P01") if left > 0 => Duration::ZERO,
+                Some("55P03") if begun.elapsed() < LOCKED_MAX => LOCKED_PAUSE,
                 _ => return Err(error),
-            }
+            };
+            left = left.saturating_sub(1);
             within(LOOK_TIMEOUT, connection.execute(sqlx::raw_sql("ROLLBACK"))).await?;
+            tokio::time::sleep(pause).await;
         }
     }
     Ok(missing)
-}
-
-/// Whether a server may answer before long: nobody listens yet, it is starting, or has no connection left.
-fn is_away(error: &CatalogError) -> bool {
-    matches!(error, CatalogError::Unavailable(sqlx::Error::Io(_)))
-        || sqlstate(error).is_some_and(|code| ["57P03", "53300"].contains(&&*code))
 }
 
 fn sqlstate(error: &CatalogError) -> Option<String> {

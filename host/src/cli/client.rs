@@ -64,6 +64,11 @@ impl ClientArgs {
     pub(super) fn output(&self) -> Output {
         Output::new(self.json)
     }
+
+    /// What tells of the broker that is meant where no address is given.
+    fn flags(&self) -> Flags {
+        Flags { data_dir: self.data_dir.clone(), ..Flags::default() }
+    }
 }
 
 /// The parameters of a request that were given.
@@ -100,7 +105,7 @@ pub(super) struct Answer {
 impl Client {
     /// Prepares requests; nothing is sent yet.
     pub(super) fn new(args: &ClientArgs) -> Result<Client, Failure> {
-        let url = args.url.clone().unwrap_or_else(Config::own_url);
+        let url = args.url.clone().unwrap_or_else(|| Config::own_url(&args.flags()));
         let base = Url::parse(&url)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some())
@@ -451,10 +456,11 @@ fn own_token(base: &Url, args: &ClientArgs) -> Option<String> {
         Host::Ipv4(address) => address.is_loopback(),
         Host::Ipv6(address) => address.is_loopback(),
     };
-    if !local {
+    // Else it would be shown to whoever is there; where this machine's own broker listens is no such place.
+    if !local && args.url.is_some() {
         return None;
     }
-    let config = Config::load(&Flags { data_dir: args.data_dir.clone(), ..Flags::default() }).ok()?.config;
+    let config = Config::load(&args.flags()).ok()?.config;
     let secret = config.existing_secret()?;
     let wanted = Wanted { subject: "cli".to_owned(), roles: vec![Role::Admin], topics: None, ttl: OWN_TOKEN_TTL };
     Some(make_token(&config.jwt, &secret, wanted, (&Clock::system(), &Entropy::system())))

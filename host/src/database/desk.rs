@@ -293,7 +293,8 @@ impl DerefMut for Transaction {
 }
 
 /// Whether a server that cannot be reached may be before long.
-fn may_pass(error: &sqlx::Error) -> bool {
+#[must_use]
+pub fn may_pass(error: &sqlx::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     match error {
         sqlx::Error::Io(error) => [ConnectionRefused, ConnectionAborted, ConnectionReset].contains(&error.kind()),

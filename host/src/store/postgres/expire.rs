@@ -2,11 +2,11 @@
 //! two at once do it once: rows are taken under their locks, and what another has taken is passed over.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Duration;
 
 use sqlx::Row as _;
 
 use super::Shared;
+use super::apart::{Done, Part, Topics};
 use super::ends::{End, Ending, Totals, group_specs, lease_expired};
 use super::grant::{Grant, grants};
 use super::log::Log;
@@ -14,7 +14,6 @@ use super::sql::{Tx, body_at, commit, failed, now, topic_id};
 use crate::clock::Timestamp;
 use crate::message::TopicId;
 use crate::store::StoreError;
-use crate::telemetry::Stopwatch;
 
 /// Rows that one transaction takes of each kind.
 const BATCH: i64 = 1000;
@@ -22,30 +21,29 @@ const BATCH: i64 = 1000;
 const BATCH_BYTES: i64 = 64 << 20;
 /// Answers to leases that one transaction ends.
 const GRANTS_MAX: i64 = 100;
-/// How long a topic is set aside.
-const ASIDE_FOR: Duration = Duration::from_secs(5);
-/// How soon what is due is looked at again while something is set aside.
+/// How soon what is due is looked at again while it is done elsewhere, or is set aside.
 const LOOK_AGAIN_MS: i64 = 100;
-/// Topics that are tried one by one in a call.
-const APART_MAX: usize = 16;
-/// So many starts ago at least was one that is forgotten, of a broker that is not there.
-const OPENINGS_KEPT: i64 = 100;
+/// So many starts ago at least was one that is forgotten, of a broker that is not there: longer ago than anybody is missed who comes back.
+const OPENINGS_KEPT: i64 = 10_000;
 
 impl Shared {
     /// See [`crate::store::MessageStore::tick`].
     pub(super) async fn tick(&self) -> Result<Option<Timestamp>, StoreError> {
         // Each whatever became of the one before: one topic's trouble is not all topics'.
         let done = [
+            self.ready_retries().await,
+            self.hear_of_others().await.map(|()| Done::All),
             self.each_apart(Part::Due).await,
             self.each_apart(Part::Ended).await,
-            self.ready_retries().await,
-            self.age_keys().await.map(|()| false),
-            self.hear_of_others().await.map(|()| false),
+            self.age_keys().await.map(|()| Done::All),
         ];
-        let (mut full, mut failed_first) = (false, None);
+        let (mut full, mut elsewhere, mut failed_first) = (false, false, None);
         for done in done {
             match done {
-                Ok(more) => full |= more,
+                Ok(done) => {
+                    full |= done == Done::More;
+                    elsewhere |= done == Done::Elsewhere;
+                }
                 Err(error) if failed_first.is_none() => failed_first = Some(error),
                 // The caller hears of one.
                 Err(error) => tracing::warn!(%error, "another part of what is due could not be done"),
@@ -59,7 +57,7 @@ impl Shared {
         if full {
             return Ok(Some(Timestamp(now)));
         }
-        let waits = !self.set_aside().is_empty();
+        let waits = elsewhere || self.aside.lock().is_any();
         let next: Option<i64> = sqlx::query_scalar(
             "SELECT least((SELECT min(due) FROM scheduled), (SELECT min(ends) FROM grants), \
              (SELECT min(at) FROM retries WHERE at > 0 AND at < 9223372036854775807))",
@@ -67,60 +65,25 @@ impl Shared {
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
-        // What is set aside is due, and is not to be looked at without end.
+        // That is due, and is not to be looked at without end.
         let earliest = if waits { now + LOOK_AGAIN_MS } else { now };
         Ok(next.map(|next| Timestamp(next.max(earliest))))
     }
 
-    /// Does a part for all topics; if that fails, for each that was met by itself, and sets aside those where it fails again: one that
-    /// is locked for long, or damaged, does not hold up the others.
-    async fn each_apart(&self, part: Part) -> Result<bool, StoreError> {
-        let mut met = BTreeSet::new();
-        let all = Topics { only: None, but: self.set_aside() };
-        let error = match self.part(part, &all, &mut met).await {
-            Err(error) if !met.is_empty() && !self.may_repeat(&error) => error,
-            done => return done,
-        };
-        let (mut full, mut failed) = (met.len() > APART_MAX, 0);
-        met = met.into_iter().take(APART_MAX).collect();
-        for topic in &met {
-            let one = Topics { only: Some(*topic), but: Vec::new() };
-            match self.part(part, &one, &mut BTreeSet::new()).await {
-                Ok(more) => full |= more,
-                Err(error) => {
-                    failed += 1;
-                    let topic_id = topic_id(*topic).0;
-                    tracing::warn!(%error, topic_id, "what is due in a topic waits: it is tried again in some seconds, the others go on");
-                    self.aside.lock().insert(*topic, Stopwatch::start());
-                }
-            }
-        }
-        if failed == met.len() && failed > 1 { Err(error) } else { Ok(full) }
-    }
-
-    async fn part(&self, part: Part, topics: &Topics, met: &mut BTreeSet<i32>) -> Result<bool, StoreError> {
-        match part {
-            Part::Due => self.enter_due(topics, met).await,
-            Part::Ended => self.end_expired(topics, met).await,
-        }
-    }
-
-    fn set_aside(&self) -> Vec<i32> {
-        let mut aside = self.aside.lock();
-        aside.retain(|_, since| since.elapsed() < ASIDE_FOR);
-        aside.keys().copied().collect()
-    }
-
     /// Scheduled messages that are due enter their logs.
-    async fn enter_due(&self, topics: &Topics, met: &mut BTreeSet<i32>) -> Result<bool, StoreError> {
-        let mut tx = self.begin_brief().await?;
+    pub(super) async fn enter_due(&self, topics: &Topics, met: &mut BTreeSet<i32>) -> Result<Done, StoreError> {
+        let mut tx = self.begin_for(topics).await?;
         // One broker at a time, so that what is due earlier enters earlier.
-        let alone: bool = sqlx::query_scalar("SELECT pg_try_advisory_xact_lock(hashtext('sluice.scheduled'))")
-            .fetch_one(&mut *tx)
-            .await
-            .map_err(failed)?;
-        if !alone {
-            return Ok(false);
+        let alone = match topics.only {
+            None => "SELECT pg_try_advisory_xact_lock(hashtext('sluice.scheduled'))",
+            // Who has found trouble waits for its turn to find out whose it is.
+            Some(_) => "SELECT pg_advisory_xact_lock(hashtext('sluice.scheduled')) IS NOT NULL",
+        };
+        match sqlx::query_scalar(alone).fetch_one(&mut *tx).await {
+            Ok(true) => {}
+            Ok(false) => return Ok(Done::Elsewhere),
+            Err(error) if is_held(&error) => return Ok(Done::Elsewhere),
+            Err(error) => return Err(failed(error)),
         }
         let now = now(&mut tx, &self.clock).await?;
         let sizes: Vec<(i64, i32, i32)> = sqlx::query_as(
@@ -155,7 +118,7 @@ impl Shared {
         if rows.is_empty() {
             // Before this returns: a transaction that is dropped keeps the lock for a moment.
             commit(tx).await?;
-            return Ok(false);
+            return Ok(Done::All);
         }
         let mut due = Vec::with_capacity(rows.len());
         for row in &rows {
@@ -177,12 +140,12 @@ impl Shared {
             .map_err(failed)?;
         commit(tx).await?;
         woken.into_iter().for_each(|topic| self.wake(topic));
-        Ok(full)
+        Ok(if full { Done::More } else { Done::All })
     }
 
     /// Leases whose deadline has passed end.
-    async fn end_expired(&self, topics: &Topics, met: &mut BTreeSet<i32>) -> Result<bool, StoreError> {
-        let mut tx = self.begin_brief().await?;
+    pub(super) async fn end_expired(&self, topics: &Topics, met: &mut BTreeSet<i32>) -> Result<Done, StoreError> {
+        let mut tx = self.begin_for(topics).await?;
         let now = now(&mut tx, &self.clock).await?;
         let rows = sqlx::query(grants!(
             "WHERE g.ends <= $1 AND ($3 IS NULL OR g.topic = $3) AND NOT g.topic = ANY($4) ORDER BY g.ends LIMIT $2 FOR UPDATE SKIP LOCKED"
@@ -195,7 +158,7 @@ impl Shared {
         .await
         .map_err(failed)?;
         if rows.is_empty() {
-            return Ok(false);
+            return Ok(Done::All);
         }
         let grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
         met.extend(grants.iter().map(|grant| grant.place.0));
@@ -203,7 +166,7 @@ impl Shared {
         let woken = self.end_leases(&mut tx, grants, now, false).await?;
         commit(tx).await?;
         woken.into_iter().for_each(|topic| self.wake(topic));
-        Ok(full)
+        Ok(if full { Done::More } else { Done::All })
     }
 
     /// Ends the leases of rows that are locked: those whose deadline has passed, or all.
@@ -316,7 +279,7 @@ impl Shared {
     }
 
     /// Retries whose time has come may be granted.
-    async fn ready_retries(&self) -> Result<bool, StoreError> {
+    async fn ready_retries(&self) -> Result<Done, StoreError> {
         let mut tx = self.begin().await?;
         let now = now(&mut tx, &self.clock).await?;
         let topics: Vec<i32> = sqlx::query_scalar(
@@ -333,11 +296,12 @@ impl Shared {
         commit(tx).await?;
         let full = topics.len() as i64 >= BATCH;
         topics.into_iter().collect::<BTreeSet<_>>().into_iter().for_each(|topic| self.wake(topic_id(topic)));
-        Ok(full)
+        Ok(if full { Done::More } else { Done::All })
     }
 
     /// Keys whose window has passed go.
-    async fn age_keys(&self) -> Result<(), StoreError> {
+    pub(super) async fn age_keys(&self) -> Result<(), StoreError> {
+        let keys_aside = self.aside.lock().of(Part::Keys);
         let mut tx = self.look().await?;
         let now = now(&mut tx, &self.clock).await?;
         let topics: Vec<(i32, i64)> = sqlx::query_as(
@@ -347,7 +311,7 @@ impl Shared {
              WHERE NOT t.topic = ANY($2) AND EXISTS (SELECT 1 FROM dedup_outcomes d WHERE d.topic = t.topic AND d.at <= $1 - w.ms)",
         )
         .bind(now)
-        .bind(self.set_aside())
+        .bind(keys_aside)
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
@@ -355,10 +319,17 @@ impl Shared {
         for (topic, window) in topics {
             let mut tx = self.begin_brief().await?;
             let locking = sqlx::query("SELECT 1 FROM store_partitions WHERE topic = $1 ORDER BY part FOR UPDATE");
-            if let Err(error) = locking.bind(topic).execute(&mut *tx).await {
-                tracing::debug!(%error, topic_id = topic_id(topic).0, "keys of a topic are removed later: somebody holds it");
-                self.aside.lock().insert(topic, Stopwatch::start());
-                continue;
+            match locking.bind(topic).execute(&mut *tx).await {
+                Ok(_) => {}
+                Err(error) if is_held(&error) => {
+                    tracing::debug!(
+                        topic_id = topic_id(topic).0,
+                        "keys of a topic are removed later: somebody holds it"
+                    );
+                    self.aside.lock().failed(Part::Keys, topic);
+                    continue;
+                }
+                Err(error) => return Err(failed(error)),
             }
             sqlx::query(
                 "WITH aged AS (DELETE FROM dedup_outcomes WHERE ctid IN ( \
@@ -411,21 +382,10 @@ impl Shared {
     }
 }
 
-/// Topics that are set aside, and since when.
-pub(super) type Aside = HashMap<i32, Stopwatch>;
-
-/// What is done topic by topic where one topic's trouble would be all topics'.
-#[derive(Debug, Clone, Copy)]
-enum Part {
-    Due,
-    Ended,
-}
-
-/// Which topics something is done for.
-struct Topics {
-    only: Option<i32>,
-    but: Vec<i32>,
-}
-
 /// By topic, a number that is another one when there may be something new.
 pub(super) type Heard = HashMap<i32, i64>;
+
+/// Whether somebody has held a lock for too long.
+fn is_held(error: &sqlx::Error) -> bool {
+    matches!(error, sqlx::Error::Database(refused) if refused.code().as_deref() == Some("55P03"))
+}

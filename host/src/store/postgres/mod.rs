@@ -7,6 +7,7 @@
 //! `value_spaces`, each in the order of its key. Those that still do (a seek that buries in a topic before its own, a replay beside
 //! a consumer of dead letters) are ended by the database and done again.
 
+mod apart;
 mod append;
 mod choose;
 mod control;
@@ -73,6 +74,9 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_t
 const BEGIN_BRIEF: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '1s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
+const BEGIN_PATIENT: &str =
+    "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '3s';
+    SET LOCAL idle_in_transaction_session_timeout = '5s'";
 const BEGIN_SLOW: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '600s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
 /// One state of the tables, for as long as it lasts.
@@ -117,7 +121,7 @@ struct Shared {
     /// What was heard of the topics that are waited for here, at the last look.
     heard: Mutex<expire::Heard>,
     /// Topics whose trouble is not to be all topics'.
-    aside: Mutex<expire::Aside>,
+    aside: Mutex<apart::Aside>,
     fault: Mutex<Option<String>>,
     closed: AtomicBool,
 }
@@ -212,6 +216,14 @@ impl Shared {
     /// The same for who waits for no lock for long.
     async fn begin_brief(&self) -> Result<Tx, StoreError> {
         Tx::begin(&self.desk, BEGIN_BRIEF, ANSWER_TIMEOUT).await.map_err(failed)
+    }
+
+    /// Longer for one topic, which may be no more than busy, than for all.
+    async fn begin_for(&self, topics: &apart::Topics) -> Result<Tx, StoreError> {
+        if topics.only.is_none() {
+            return self.begin_brief().await;
+        }
+        Tx::begin(&self.desk, BEGIN_PATIENT, ANSWER_TIMEOUT).await.map_err(failed)
     }
 
     /// The same for what goes through a whole topic.
