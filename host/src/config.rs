@@ -74,18 +74,13 @@ impl Config {
     /// # Errors
     /// All faults at once.
     pub fn load(flags: &Flags) -> Result<Loaded, ConfigError> {
-        // A name or value that is not UTF-8 can't be one of ours: every setting is text.
-        let env: Vec<(String, String)> = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .collect();
-        Config::load_from(flags, &env, Path::new(""))
+        Config::load_from(flags, &environment(), Path::new(""))
     }
 
     /// Where a broker with the settings of this process listens, seen from this machine, whatever else is wrong with them.
     #[must_use]
     pub fn own_url(flags: &Flags) -> String {
-        let env: Vec<(String, String)> = std::env::vars().collect();
-        let merged = layers::gather(flags, &env, Path::new("")).merged;
+        let merged = layers::gather(flags, &environment(), Path::new("")).merged;
         let listen = merged.extract_inner::<String>("listen").ok();
         let listen = listen.and_then(|text| guide::listen_address(&text).ok()).filter(|address| address.port() != 0);
         let mut address = listen.unwrap_or_else(|| ([127, 0, 0, 1], 5000).into());
@@ -118,6 +113,14 @@ impl Config {
             KEYS.iter().filter_map(|key| Some((key.path, merged.find_metadata(key.path)?.name.to_string()))).collect();
         Ok(Loaded { config, warnings, origins })
     }
+}
+
+/// A name or value that is not UTF-8 can't be one of ours: every setting is text.
+fn environment() -> Vec<(String, String)> {
+    let text = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
 }
 
 fn host() -> resolve::Host {

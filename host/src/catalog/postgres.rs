@@ -107,7 +107,7 @@ impl Catalog {
         let mut told: Option<Stopwatch> = None;
         loop {
             match Catalog::connect(url, clock.clone()).await {
-                Err(CatalogError::Unavailable(error)) if database::desk::may_pass(&error) => {
+                Err(CatalogError::Unavailable(error)) if may_come(&error) => {
                     if told.as_ref().is_none_or(|told| told.elapsed() >= AWAY_TOLD) {
                         tracing::warn!(%error, "the database cannot be reached yet; trying again each second");
                         told = Some(Stopwatch::start());
@@ -214,6 +214,13 @@ async fn run_missing(connection: &mut PgConnection) -> Result<Vec<&'static Migra
         }
     }
     Ok(missing)
+}
+
+/// Whether a server may answer before long: it is starting, or the way to it is. Not where a name is none.
+fn may_come(error: &sqlx::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, HostUnreachable, NetworkUnreachable, TimedOut, UnexpectedEof};
+    let on_the_way = [BrokenPipe, HostUnreachable, NetworkUnreachable, TimedOut, UnexpectedEof];
+    database::desk::may_pass(error) || matches!(error, sqlx::Error::Io(error) if on_the_way.contains(&error.kind()))
 }
 
 fn sqlstate(error: &CatalogError) -> Option<String> {

@@ -2,6 +2,7 @@
 //! send again is the user's decision, since a lost answer may have been a yes.
 
 use std::convert::Infallible;
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -451,13 +452,14 @@ fn causes(error: &dyn std::error::Error) -> String {
 
 /// A token from the local development secret, for a broker on this machine alone: no other may learn one.
 fn own_token(base: &Url, args: &ClientArgs) -> Option<String> {
+    // Where a broker of this machine listens, by its own settings, is this machine only if the address is one of its own.
+    let own = |address: IpAddr| args.url.is_none() && UdpSocket::bind((address, 0)).is_ok();
     let local = match base.host()? {
         Host::Domain(name) => name == "localhost",
-        Host::Ipv4(address) => address.is_loopback(),
-        Host::Ipv6(address) => address.is_loopback(),
+        Host::Ipv4(address) => address.is_loopback() || own(address.into()),
+        Host::Ipv6(address) => address.is_loopback() || own(address.into()),
     };
-    // Else it would be shown to whoever is there; where this machine's own broker listens is no such place.
-    if !local && args.url.is_some() {
+    if !local {
         return None;
     }
     let config = Config::load(&args.flags()).ok()?.config;

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::{BEAT_EVERY, Fleet, Stores};
@@ -22,93 +23,119 @@ const FREE_AGAIN: Duration = Duration::from_secs(1);
 type Lost = (String, String);
 
 impl Fleet {
-    /// What brokers that are lost were about to send is free for the others: that of the database first, that of Redis whenever it
-    /// answers. They are forgotten once nothing of theirs is left.
+    /// What brokers that are lost were about to send is free for the others. They are forgotten once nothing of theirs is left.
     pub(super) async fn keep_standing_in(&self, (store, streams): &Stores) {
-        let (free, freed) = watch::channel(Vec::new());
-        let in_redis = async {
+        let ((told, heard), in_redis) = (watch::channel(Vec::new()), Mutex::new(Vec::new()));
+        let freeing_streams = async {
             match streams {
-                Some(streams) => self.keep_freeing_streams(streams, freed).await,
+                Some(streams) => self.keep_freeing_streams(streams, heard, &in_redis).await,
                 None => std::future::pending().await,
             }
         };
-        tokio::join!(self.keep_freeing(store, streams.is_none(), free), in_redis);
+        tokio::join!(self.keep_freeing(store, streams.is_some().then_some(&in_redis), told), freeing_streams);
     }
 
     /// After a database that answered nobody, all look lost until they have shown themselves: who has not been there for as long itself
     /// calls nobody lost.
-    async fn keep_freeing(&self, store: &PostgresStore, is_all: bool, free: watch::Sender<Vec<Lost>>) {
-        let (mut steady, mut done) = (Stopwatch::start(), Vec::<Lost>::new());
+    async fn keep_freeing(
+        &self,
+        store: &PostgresStore,
+        in_redis: Option<&Mutex<Vec<Lost>>>,
+        tell: watch::Sender<Vec<Lost>>,
+    ) {
+        let (mut steady, mut freed, mut failed) = (Stopwatch::start(), Vec::<Lost>::new(), Vec::<Lost>::new());
         loop {
             self.counted.notified().await;
             if !self.is_member() || self.lapsed.swap(false, Ordering::AcqRel) {
                 steady = Stopwatch::start();
+                // Who was lost may have come and gone meanwhile.
+                freed.clear();
+                tell.send_replace(Vec::new());
             }
             if steady.elapsed() < ALIVE + BEAT_EVERY {
                 continue;
             }
             // A catalog that fails is told of by who shows this broker.
             let Ok(lost) = self.lost().await else { continue };
-            done.retain(|one| lost.contains(one));
-            for one in lost.into_iter().filter(|one| !done.contains(one)).collect::<Vec<_>>() {
+            freed.retain(|one| lost.contains(one));
+            failed.retain(|one| lost.contains(one));
+            tell.send_if_modified(|known| std::mem::replace(known, lost.clone()) != lost);
+            let left: Vec<&Lost> = lost.iter().filter(|one| !freed.contains(one)).collect();
+            let freeing = futures_util::future::join_all(left.iter().map(|one| store.end_sending(&one.0)));
+            for (one, done) in left.iter().zip(freeing.await) {
                 let node = &one.0;
-                let mut freed = store.end_sending(node).await.map_err(|error| error.to_string());
-                if freed.is_ok() && is_all {
-                    freed = self.forget(&one).await;
-                }
-                match freed {
+                match done {
                     Ok(()) => {
                         tracing::warn!(node, "a broker is lost; the others send what it was about to");
-                        done.push(one);
+                        freed.push((*one).clone());
                     }
-                    // What fails is seen again.
-                    Err(error) => {
-                        tracing::warn!(
-                            error,
-                            node,
-                            "what a lost broker was about to send cannot be freed yet; trying again"
-                        )
+                    // It is seen again.
+                    Err(error) if !failed.contains(one) => {
+                        tracing::warn!(%error, node, "what a lost broker was about to send cannot be freed yet; trying again");
+                        failed.push((*one).clone());
                     }
+                    Err(_) => {}
                 }
             }
-            free.send_if_modified(|known| std::mem::replace(known, done.clone()) != done);
+            for one in &freed {
+                if in_redis.is_none_or(|in_redis| in_redis.lock().contains(one)) {
+                    // As is who could not be forgotten.
+                    let forgotten = self.parts.catalog.forget_lost((&one.0, &one.1), self.shown_at()).await;
+                    _ = forgotten
+                        .inspect_err(|error| tracing::debug!(%error, node = one.0, "a lost broker is forgotten later"));
+                }
+            }
         }
     }
 
-    async fn keep_freeing_streams(&self, streams: &RedisStore, mut freed: watch::Receiver<Vec<Lost>>) {
-        let mut told = false;
+    async fn keep_freeing_streams(
+        &self,
+        streams: &RedisStore,
+        mut heard: watch::Receiver<Vec<Lost>>,
+        freed: &Mutex<Vec<Lost>>,
+    ) {
+        let mut is_told = false;
         loop {
-            let all = freed.borrow_and_update().clone();
-            let mut left = false;
-            for one in all {
-                let freed = match self.lost().await {
+            let lost = heard.borrow_and_update().clone();
+            freed.lock().retain(|one| lost.contains(one));
+            let mut trouble = None;
+            for one in lost {
+                let is_freed = freed.lock().contains(&one);
+                if is_freed {
+                    continue;
+                }
+                let done = match self.lost().await {
                     // It has come back meanwhile: what it sends is its own.
                     Ok(lost) if !lost.contains(&one) => continue,
                     Ok(_) => streams.end_sending(&one.0).await.map_err(|error| error.to_string()),
                     Err(error) => Err(error.to_string()),
                 };
-                let freed = match freed {
-                    Ok(()) => self.forget(&one).await,
-                    failed => failed,
-                };
-                if let Err(error) = freed {
-                    if !std::mem::replace(&mut told, true) {
+                match done {
+                    Ok(()) => freed.lock().push(one),
+                    // The others' waits as well.
+                    Err(error) => {
+                        trouble = Some((one.0, error));
+                        break;
+                    }
+                }
+            }
+            match trouble {
+                None => {
+                    is_told = false;
+                    if heard.changed().await.is_err() {
+                        return;
+                    }
+                }
+                Some((node, error)) => {
+                    if !std::mem::replace(&mut is_told, true) {
                         tracing::warn!(
                             error,
-                            node = one.0,
+                            node,
                             "what a lost broker was about to send from Redis waits until that answers"
                         );
                     }
-                    // The others' waits as well.
-                    left = true;
-                    break;
+                    tokio::time::sleep(FREE_AGAIN).await;
                 }
-                told = false;
-            }
-            if left {
-                tokio::time::sleep(FREE_AGAIN).await;
-            } else if freed.changed().await.is_err() {
-                return;
             }
         }
     }
@@ -117,11 +144,6 @@ impl Fleet {
     /// nobody look lost.
     async fn lost(&self) -> Result<Vec<Lost>, CatalogError> {
         self.parts.catalog.lost(&self.parts.node, self.shown_at()).await
-    }
-
-    async fn forget(&self, (node, instance): &Lost) -> Result<(), String> {
-        let forgotten = self.parts.catalog.forget_lost((node, instance), self.shown_at()).await;
-        forgotten.map_err(|error| error.to_string())
     }
 
     fn shown_at(&self) -> Timestamp {

@@ -13,9 +13,9 @@ use crate::telemetry::Stopwatch;
 /// How long a topic is set aside.
 const ASIDE_FOR: Duration = Duration::from_secs(10);
 /// For how long it is remembered that one was.
-const KNOWN_FOR: Duration = Duration::from_secs(60);
+const KNOWN_FOR: Duration = Duration::from_secs(600);
 /// How long one call goes on topic by topic: what else is due waits for that. At least one is tried.
-const ONE_BY_ONE_MAX: Duration = Duration::from_secs(3);
+pub(super) const ONE_BY_ONE_MAX: Duration = Duration::from_secs(3);
 
 /// Work that is due, by kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -101,6 +101,8 @@ impl Shared {
             }
             let mut met = BTreeSet::new();
             match self.part(part, &Topics { only: Some(topic), but: Vec::new() }, &mut met).await {
+                // Nothing was there that nobody holds.
+                Ok(Done::All) if met.is_empty() => {}
                 Ok(Done::All) => _ = self.aside.lock().0.remove(&(part, topic)),
                 Ok(Done::More) => done = Done::More,
                 Ok(Done::Elsewhere) => return Ok(Done::Elsewhere),

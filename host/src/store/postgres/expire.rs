@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use sqlx::Row as _;
 
 use super::Shared;
-use super::apart::{Done, Part, Topics};
+use super::apart::{Done, ONE_BY_ONE_MAX, Part, Topics};
 use super::ends::{End, Ending, Totals, group_specs, lease_expired};
 use super::grant::{Grant, grants};
 use super::log::Log;
@@ -14,6 +14,7 @@ use super::sql::{Tx, body_at, commit, failed, now, topic_id};
 use crate::clock::Timestamp;
 use crate::message::TopicId;
 use crate::store::StoreError;
+use crate::telemetry::Stopwatch;
 
 /// Rows that one transaction takes of each kind.
 const BATCH: i64 = 1000;
@@ -29,14 +30,18 @@ const OPENINGS_KEPT: i64 = 10_000;
 impl Shared {
     /// See [`crate::store::MessageStore::tick`].
     pub(super) async fn tick(&self) -> Result<Option<Timestamp>, StoreError> {
-        // Each whatever became of the one before: one topic's trouble is not all topics'.
-        let done = [
-            self.ready_retries().await,
-            self.hear_of_others().await.map(|()| Done::All),
-            self.each_apart(Part::Due).await,
-            self.each_apart(Part::Ended).await,
-            self.age_keys().await.map(|()| Done::All),
-        ];
+        let began = self.clock.now().0;
+        // Each whatever became of the others: one topic's trouble is not all topics'. What waits for no topic waits for none in trouble.
+        let at_once = async { [self.ready_retries().await, self.hear_of_others().await.map(|()| Done::All)] };
+        let in_turn = async {
+            [
+                self.each_apart(Part::Due).await,
+                self.each_apart(Part::Ended).await,
+                self.age_keys().await.map(|()| Done::All),
+            ]
+        };
+        let (at_once, in_turn) = tokio::join!(at_once, in_turn);
+        let done = at_once.into_iter().chain(in_turn);
         let (mut full, mut elsewhere, mut failed_first) = (false, false, None);
         for done in done {
             match done {
@@ -65,9 +70,9 @@ impl Shared {
         .fetch_one(&mut *tx)
         .await
         .map_err(failed)?;
-        // That is due, and is not to be looked at without end.
-        let earliest = if waits { now + LOOK_AGAIN_MS } else { now };
-        Ok(next.map(|next| Timestamp(next.max(earliest))))
+        // What was due before all this and is there still is held by somebody, and not to be looked at without end.
+        let earliest = |next: i64| if waits || next <= began { now + LOOK_AGAIN_MS } else { now };
+        Ok(next.map(|next| Timestamp(next.max(earliest(next)))))
     }
 
     /// Scheduled messages that are due enter their logs.
@@ -160,8 +165,11 @@ impl Shared {
         if rows.is_empty() {
             return Ok(Done::All);
         }
+        // Before they are read: one of them may be damaged.
+        for row in &rows {
+            met.insert(row.try_get("topic").map_err(failed)?);
+        }
         let grants = rows.iter().map(Grant::read).collect::<Result<Vec<_>, _>>()?;
-        met.extend(grants.iter().map(|grant| grant.place.0));
         let full = grants.len() as i64 >= GRANTS_MAX;
         let woken = self.end_leases(&mut tx, grants, now, false).await?;
         commit(tx).await?;
@@ -316,7 +324,11 @@ impl Shared {
         .await
         .map_err(failed)?;
         drop(tx);
+        let begun = Stopwatch::start();
         for (topic, window) in topics {
+            if begun.elapsed() >= ONE_BY_ONE_MAX {
+                break;
+            }
             let mut tx = self.begin_brief().await?;
             let locking = sqlx::query("SELECT 1 FROM store_partitions WHERE topic = $1 ORDER BY part FOR UPDATE");
             match locking.bind(topic).execute(&mut *tx).await {
