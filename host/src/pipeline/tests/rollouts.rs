@@ -88,7 +88,9 @@ impl Rig {
         loop {
             let view = self.view();
             let compared = &view.compared;
-            if compared.same + compared.verdict + compared.payload + compared.trapped + view.shed >= messages {
+            let made = compared.same + compared.verdict + compared.payload + compared.trapped;
+            // What a batch came to is counted once all of it is compared.
+            if made + view.shed >= messages && view.totals.candidate.messages == made {
                 return view;
             }
             tokio::time::sleep(Duration::from_millis(5)).await;
