@@ -122,8 +122,8 @@ impl Shared {
         match part {
             Part::Due => self.enter_due(topics, met).await,
             Part::Ended => self.end_expired(topics, met).await,
-            // Each topic has a transaction of its own anyway.
-            Part::Keys => self.age_keys().await.map(|()| Done::All),
+            // Meets none: each topic has a transaction of its own anyway.
+            Part::Keys => self.age_keys(&topics.but).await,
         }
     }
 }

@@ -34,11 +34,7 @@ impl Shared {
         // Each whatever became of the others: one topic's trouble is not all topics'. What waits for no topic waits for none in trouble.
         let at_once = async { [self.ready_retries().await, self.hear_of_others().await.map(|()| Done::All)] };
         let in_turn = async {
-            [
-                self.each_apart(Part::Due).await,
-                self.each_apart(Part::Ended).await,
-                self.age_keys().await.map(|()| Done::All),
-            ]
+            [self.each_apart(Part::Due).await, self.each_apart(Part::Ended).await, self.each_apart(Part::Keys).await]
         };
         let (at_once, in_turn) = tokio::join!(at_once, in_turn);
         let done = at_once.into_iter().chain(in_turn);
@@ -308,8 +304,7 @@ impl Shared {
     }
 
     /// Keys whose window has passed go.
-    pub(super) async fn age_keys(&self) -> Result<(), StoreError> {
-        let keys_aside = self.aside.lock().of(Part::Keys);
+    pub(super) async fn age_keys(&self, but: &[i32]) -> Result<Done, StoreError> {
         let mut tx = self.look().await?;
         let now = now(&mut tx, &self.clock).await?;
         let topics: Vec<(i32, i64)> = sqlx::query_as(
@@ -319,7 +314,7 @@ impl Shared {
              WHERE NOT t.topic = ANY($2) AND EXISTS (SELECT 1 FROM dedup_outcomes d WHERE d.topic = t.topic AND d.at <= $1 - w.ms)",
         )
         .bind(now)
-        .bind(keys_aside)
+        .bind(but)
         .fetch_all(&mut *tx)
         .await
         .map_err(failed)?;
@@ -357,7 +352,7 @@ impl Shared {
             .map_err(failed)?;
             commit(tx).await?;
         }
-        Ok(())
+        Ok(Done::All)
     }
 
     /// Hears of topics that other brokers have made or removed, and tells those who wait here of what others have added.

@@ -74,6 +74,7 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_t
 const BEGIN_BRIEF: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '1s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
+/// And for who waits for one topic alone.
 const BEGIN_PATIENT: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '3s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
