@@ -36,6 +36,20 @@ pub async fn within<T>(patience: Duration, what: &str, mut look: impl AsyncFnMut
     }
 }
 
+/// Polls until `count` is at least `enough`, for as long as it grows within [`PATIENCE`].
+///
+/// # Panics
+/// When it stands still, with `what` is counted and how far it came.
+pub async fn while_it_grows(what: &str, enough: usize, count: impl Fn() -> usize) {
+    loop {
+        let so_far = count();
+        if so_far >= enough {
+            return;
+        }
+        until(&format!("{what}: {so_far} of {enough}"), async || (count() > so_far).then_some(())).await;
+    }
+}
+
 /// Polls until `look` returns `Some`, at most [`PATIENCE`], and answers how long that took: to be printed, never judged.
 ///
 /// # Panics

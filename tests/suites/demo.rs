@@ -9,11 +9,14 @@ fn shown(more: &[&str]) {
     let demo = binary::sluice().with_file_name(format!("sluice-demo{}", std::env::consts::EXE_SUFFIX));
     let ended = Command::new(demo).args(more).env("DEMO_ONCE", "1").env_remove("SLUICE_TEST_STORAGE").output();
     let ended = ended.expect("the demo starts");
-    let said = String::from_utf8_lossy(&ended.stdout);
+    let (said, complained) = (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr));
+    // Last, behind the logs of all servers, what it ended of.
+    let panicked: Vec<&str> = complained.lines().skip_while(|line| !line.contains("panicked at")).take(2).collect();
     assert!(
         ended.status.success() && said.contains("The sums agree"),
-        "{said}{}",
-        String::from_utf8_lossy(&ended.stderr)
+        "{complained}{said}{}: {}",
+        ended.status,
+        panicked.join(" ")
     );
 }
 

@@ -230,12 +230,9 @@ async fn leave(broker: &mut Shown) {
 /// Waits until so many more messages were published, and says how many passed.
 async fn under_load(told: &Told, version: &str) {
     let before = counts(told);
-    let mut after = before;
-    wait::until("messages under load", async || {
-        after = counts(told);
-        (after.0 + after.1 >= before.0 + before.1 + UNDER_EACH_VERSION).then_some(())
-    })
-    .await;
+    let enough = before.0 + before.1 + UNDER_EACH_VERSION;
+    wait::while_it_grows("messages under load", enough, || told.lock().len()).await;
+    let after = counts(told);
     let (passed, dropped) = (after.0 - before.0, after.1 - before.1);
     let all = passed + dropped;
     println!("  {all:>5} published under load: {passed:>4} passed, {dropped:>4} dropped  {}", paint(DIM, version));
@@ -290,11 +287,8 @@ async fn sums(broker: &Shown, receiver: &Receiver, told: &Told, pulled: &Arc<Mut
     let told = told.lock().clone();
     let passed: BTreeSet<&String> =
         told.iter().filter(|(_, status)| *status == "Pending").map(|(tag, _)| tag).collect();
-    // The webhook catches up with what the load left behind; what has not come by then is waiting, and counted so.
-    let caught_up = wait::within(Duration::from_secs(30), "the webhook", async || {
-        (receiver.requests().len() >= passed.len()).then_some(())
-    });
-    caught_up.await;
+    // The webhook catches up with what the load left behind.
+    wait::while_it_grows("messages at the webhook", passed.len(), || receiver.requests().len()).await;
     let pushed: Vec<String> =
         receiver.requests().iter().map(|request| tag_of(&request.message().payload.unwrap_or_default())).collect();
     let mut waiting = 0;
