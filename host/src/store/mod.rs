@@ -134,7 +134,7 @@ pub trait MessageStore: Send + Sync + 'static {
     async fn dead_letters(&self, topic: TopicId, after: Option<Position>, limit: usize) -> Result<Page, StoreError>;
     /// Takes dead letters off that list for good.
     async fn discard_dead_letters(&self, positions: Vec<Position>) -> Result<usize, StoreError>;
-    /// Moves a group's cursor; its leases end, its retries are forgotten.
+    /// Moves a group's cursor; in the lanes that it is moved in its leases end and its retries are forgotten.
     async fn seek(&self, topic: TopicId, group: GroupId, to: SeekTo) -> Result<(), StoreError>;
     /// Keeps under a name what the group has not settled now; a snapshot of that name before is gone. What is settled
     /// between more than 10 000 messages that are not may come again.

@@ -105,7 +105,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Moves cursors in some lanes, with what is settled above them. Leases end in all lanes; those of others wait again.
+    /// Moves cursors in some lanes, with what is settled above them. Leases of others live on.
     async fn place(
         &self,
         tx: &mut Tx,
@@ -114,7 +114,6 @@ impl Shared {
         moves: &[(i16, usize, i64)],
         settled: &[(i16, i16, i64, i64)],
     ) -> Result<(), StoreError> {
-        let now = now(tx, &self.clock).await?;
         let Standing { mut nexts, mut grants, .. } = standing;
         // What was leased of a lane that is moved is forgotten, as all that was known of it.
         for grant in &mut grants {
@@ -124,7 +123,7 @@ impl Shared {
             let forgotten: Vec<usize> = grant.open().filter(|(_, entry)| moved(entry)).map(|(nth, _)| nth).collect();
             forgotten.into_iter().for_each(|nth| grant.close(nth));
         }
-        self.end_leases(tx, grants, now, true).await?;
+        Grant::write(&grants, tx).await?;
         for (part, lane, seq) in moves {
             if let Some(lanes) = nexts.get_mut(part) {
                 lanes[*lane] = *seq;
