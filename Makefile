@@ -8,7 +8,7 @@ BIN := $(CARGO_TARGET_DIR)/debug
 CORE := batches:: delivery:: idempotency:: pipelines:: pipeline_revisions:: request_reply:: seek:: webhooks::
 OVER_POSTGRES := $(CORE)
 # The same over three brokers, but for what looks at figures of the one that it comes to.
-OVER_FLEET := batches:: idempotency:: pipelines:: seek:: webhooks:: --skip what_expires_behind_another
+OVER_FLEET := batches:: idempotency:: pipelines:: seek:: webhooks:: powers::a_counter tried_values::two_versions --skip what_expires_behind_another
 # The same with topics in Redis, but for what asks for what Redis lacks, or looks into the data directory.
 OVER_REDIS := $(CORE) dead_letters:: $(addprefix --skip ,ordered at_most_once exactly_once delayed most_urgent \
 	a_repeat_after_a_crash a_webhook_is_sent_again_what_stands a_replay_that_cannot_read_on)
@@ -18,8 +18,12 @@ ALL_OVER_POSTGRES := $(addprefix --skip ,fleet rolling redis store_usual chaos m
 	offline:: real_events brokers_are_shown a_replay_that_cannot_read_on a_topics_figures_say)
 # And over three brokers: what asks any of them for what is all of theirs, not one for what it alone has seen (docs/api.md, "Operations").
 ALL_OVER_FLEET := bad_input:: batches:: binary_payloads:: browsing:: cli:: cli_listen:: cli_settle:: cloud_events:: dead_letters:: delivery:: \
-	directory:: encodings:: failures:: guide:: idempotency:: pipelines:: seek:: webhooks:: $(addprefix --skip ,a_script_can_tell \
-	brokers_are_shown a_replay_that_cannot_read_on a_topics_figures_say what_expires_behind_another)
+	directory:: encodings:: failures:: guide:: http:: idempotency:: ingest:: pipeline_revisions:: pipelines:: plugin_scope:: plugin_versions:: powers:: \
+	quotas:: receivers:: request_reply:: seek:: streams:: telemetry:: tried_values:: webhooks:: $(addprefix --skip ,a_script_can_tell \
+	brokers_are_shown a_replay_that_cannot_read_on a_topics_figures_say what_expires_behind_another a_stop_loses_nothing rates_are_limited \
+	what_was_answered_is_there a_secret_is_the_instances few_components_are what_is_no_plugin a_plugins_log a_plugins_own_figures \
+	what_a_plugin_says over_its_share plugins_of_a_prefix what_is_there_stays a_name_of_an_address whatever_a_receiver \
+	a_broker_that_stops a_stream_takes_no_more a_stream_ends_when what_a_shadow_sets)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo fleet run build plugins test check bench soak fuzz audit fmt clean wasm-target

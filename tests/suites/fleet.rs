@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use reqwest::Method;
@@ -146,6 +147,34 @@ async fn changes_of_one_pipeline_at_several_brokers_follow_each_other() {
     let mut statuses = [one, two, three];
     statuses.sort_unstable();
     assert_eq!(statuses, [200, 412, 412]);
+}
+
+/// The broker that makes a change is the first to store on it: what others run at that moment is outdated before they hear of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_broker_takes_messages_while_their_pipeline_changes() {
+    const CHANGES: usize = 12;
+    let brokers = fleet("changing_pipeline").await;
+    brokers[0].create_topic("orders", "Queue").await;
+    let done = AtomicBool::new(false);
+    let publish = async |broker: &Broker| {
+        let mut taken = 0;
+        while !done.load(Ordering::SeqCst) {
+            assert_eq!(broker.publish("orders", "x").header("keep", "me").await.status, "Pending");
+            taken += 1;
+        }
+        taken
+    };
+    let change = async {
+        for number in 0..CHANGES {
+            let config = json!({"headerMatches": {"keep": "me"}});
+            let stages = json!([{"name": format!("f{number}"), "plugin": "filter", "config": config}]);
+            brokers[number % 3].put_pipeline("orders", stages).await;
+        }
+        done.store(true, Ordering::SeqCst);
+    };
+    let (by_a, by_b, by_c, ()) = tokio::join!(publish(&brokers[0]), publish(&brokers[1]), publish(&brokers[2]), change);
+    let stored = brokers[1].get("/topics/orders/metrics").await.expect(200)["messages"].clone();
+    assert_eq!(stored, by_a + by_b + by_c);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -76,7 +76,7 @@ macro_rules! conformance {
                 retention_counts_from_when_it_is_due, a_scheduled_message_is_erased, what_is_due_already_enters_at_once;
             values: a_namespace_tells_its_room_and_takes_no_more, what_was_read_and_has_changed_refuses_the_batch,
                 values_go_with_the_items_that_they_are_written_for,
-                what_stands_on_an_item_that_is_not_stored_refuses_the_batch, values_go_with_their_topic_and_are_listed_in_order;
+                what_stands_on_an_item_that_is_not_stored_refuses_the_batch, nobody_comes_before_who_has_the_turn, values_go_with_their_topic_and_are_listed_in_order;
         }
     };
     ($engine:ident, $backend:expr; $($room:ident: $($rule:ident),+;)+) => {

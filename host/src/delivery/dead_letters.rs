@@ -348,7 +348,7 @@ impl DeadLetters {
                 }
                 // Another replay of it came first.
                 Ok(_) => return Err(not_found(topic, dead_letter_id)),
-                Err(StoreError::StaleRevision { .. }) => {}
+                Err(StoreError::StaleRevision { .. }) => self.pipelines.hear_of_changes().await,
                 Err(error) => return Err(error.into()),
             }
         }

@@ -11,11 +11,11 @@ use super::emit::{self, keeps_writes};
 use super::{Answer, PublishError, Published, Publisher, Work, draft, message, places};
 use crate::catalog::model::{Scope, Topic};
 use crate::clock::Timestamp;
-use crate::message::Position;
+use crate::message::{Position, TopicId};
 use crate::pipeline::KV_RERUNS_MAX;
 use crate::pipeline::draft::Draft;
 use crate::pipeline::kv::{Fate, KvRun, Transaction};
-use crate::store::{AppendBatch, AppendItem, AppendOutcome, Entry, KvUse, StoreError};
+use crate::store::{AppendBatch, AppendItem, AppendOutcome, Entry, KvUse, MessageStore, StoreError, ValueTurn};
 
 /// How often a batch is run again because its pipeline changed under it. Each change is an operator's act; so many in
 /// the time of one batch do not happen, and an endless loop must not.
@@ -60,8 +60,11 @@ enum Turn {
 /// The turns of a topic, and the one held. Without them conflicts are met all the same; with them a request that has met one
 /// goes alone the next time, so that many that want the same key do not keep each other from it.
 struct Turns {
+    topic: TopicId,
     all: Option<Arc<RwLock<()>>>,
     held: Option<Turn>,
+    /// Alone among other brokers, too.
+    among_brokers: Option<ValueTurn>,
 }
 
 impl Turns {
@@ -71,14 +74,16 @@ impl Turns {
         }
     }
 
-    async fn alone(&mut self) {
-        if matches!(self.held, Some(Turn::Alone { .. })) {
-            return;
+    async fn alone(&mut self, store: &dyn MessageStore) {
+        if !matches!(self.held, Some(Turn::Alone { .. })) {
+            self.held = None;
+            if let Some(all) = &self.all {
+                self.held = Some(Turn::Alone { _held: Arc::clone(all).write_owned().await });
+            }
         }
-        self.held = None;
-        if let Some(all) = &self.all {
-            self.held = Some(Turn::Alone { _held: Arc::clone(all).write_owned().await });
-        }
+        // One that was begun long ago may have ended by itself.
+        self.among_brokers = None;
+        self.among_brokers = store.value_turn(self.topic).await;
     }
 }
 
@@ -92,7 +97,8 @@ impl Publisher {
         (atomic, replays): (bool, Vec<Position>),
         results: &mut [Answer],
     ) {
-        let mut turns = Turns { all: self.pipelines.value_turns(Scope::Topic(topic.id)), held: None };
+        let all = self.pipelines.value_turns(Scope::Topic(topic.id));
+        let mut turns = Turns { topic: topic.id, all, held: None, among_brokers: None };
         // Bounded: a part is followed by at most its two halves.
         let mut waiting = vec![work];
         while let Some(work) = waiting.pop() {
@@ -120,16 +126,20 @@ impl Publisher {
             let refuses = conflicts > KV_RERUNS_MAX;
             let parts = work.len() > 1 && !atomic && !refuses;
             let values = if refuses { Transaction::refusing() } else { Transaction::new(work.len()) };
-            let outcome = self.attempt_once(topic, &work, (Arc::new(values), atomic, replays), results).await;
+            let alone = turns.among_brokers.is_some();
+            let outcome = self.attempt_once(topic, &work, (Arc::new(values), alone), (atomic, replays), results).await;
             match outcome {
                 Outcome::Done => return None,
                 Outcome::Stale(error) if stale == REVISION_RETRIES_MAX => {
                     fail_all(places(&work), &error.into(), results);
                     return None;
                 }
-                Outcome::Stale(_) => stale += 1,
+                Outcome::Stale(_) => {
+                    stale += 1;
+                    self.pipelines.hear_of_changes().await;
+                }
                 Outcome::Broken | Outcome::Conflict { linked: true } if parts => {
-                    turns.alone().await;
+                    turns.alone(&*self.store).await;
                     return Some(work);
                 }
                 Outcome::Broken | Outcome::Conflict { .. } if refuses => {
@@ -138,7 +148,7 @@ impl Publisher {
                 }
                 Outcome::Broken | Outcome::Conflict { .. } => {
                     conflicts += 1;
-                    turns.alone().await;
+                    turns.alone(&*self.store).await;
                     // One of them may have been stored meanwhile, by a repeat of its request.
                     if let Err(error) = self.answer_duplicates(topic, &mut work, results).await {
                         fail_all(places(&work), &PublishError::Store(error), results);
@@ -158,10 +168,11 @@ impl Publisher {
         &self,
         topic: &Arc<Topic>,
         work: &[Work],
-        (values, atomic, replays): (Arc<Transaction>, bool, &[Position]),
+        (values, alone): (Arc<Transaction>, bool),
+        (atomic, replays): (bool, &[Position]),
         results: &mut [Answer],
     ) -> Outcome {
-        let built = match self.build(topic, work, &values, results).await {
+        let mut built = match self.build(topic, work, &values, results).await {
             Ok(Some(built)) => built,
             // Those that were turned away have their result; an atomic batch ends with the first of them.
             Ok(None) if atomic => return Outcome::Done,
@@ -175,6 +186,7 @@ impl Publisher {
             built.unstored.into_iter().for_each(|(index, published)| results[index] = Some(Ok(published)));
             return Outcome::Done;
         }
+        built.values.alone = alone;
         let linked = !built.values.linked.is_empty();
         match self.append(topic, built, (atomic, replays.to_vec()), results).await {
             Ok(()) => Outcome::Done,

@@ -56,7 +56,7 @@ mod values;
 pub use crate::message::{FailedAttempt, Failure, Failures};
 pub use error::{SettleRefused, StoreError};
 pub use receipt::Receipt;
-pub use values::{ItemWrite, KvHead, KvRead, KvRoom, KvUse, kv_cost, kv_namespace};
+pub use values::{ItemWrite, KvHead, KvRead, KvRoom, KvUse, ValueTurn, kv_cost, kv_namespace};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,6 +100,12 @@ pub trait MessageStore: Send + Sync + 'static {
     /// Stores a batch; one outcome per item, in order. Items that are duplicates or find the topic full do not keep the
     /// others out, unless `all_or_nothing`.
     async fn append(&self, batch: AppendBatch) -> Result<Vec<AppendOutcome>, StoreError>;
+    /// Where several brokers share the store: the turn of one that has met a conflict of a topic's values. Until it is dropped, batches
+    /// of the topic that use values wait, but those that are [`KvUse::alone`]. None where there are no others, or where it cannot be had
+    /// now: a conflict is told all the same.
+    async fn value_turn(&self, _topic: TopicId) -> Option<ValueTurn> {
+        None
+    }
     /// The value of a plugin's key, for reading inside a stage.
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError>;
     /// What may be added to a namespace, and what `key` takes of it: for setting inside a stage.

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{
     AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRef,
     LeaseRequest, Leased, MessageStore, Page, ReadRequest, Receipt, RetainReport, SeekTo, Settle, SettleRefused,
-    Settled, StoreError, TopicSpec, TopicStats,
+    Settled, StoreError, TopicSpec, TopicStats, ValueTurn,
 };
 use crate::clock::Timestamp;
 use crate::message::{GroupId, MessageId, Position, TopicId};
@@ -141,6 +141,10 @@ impl MessageStore for RoutedStore {
             return Err(StoreError::Unsupported("a message and what is emitted with it are in one store"));
         }
         self.of(batch.topic).append(batch).await
+    }
+
+    async fn value_turn(&self, topic: TopicId) -> Option<ValueTurn> {
+        self.of(topic).value_turn(topic).await
     }
 
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError> {

@@ -1,9 +1,13 @@
 //! Words of the store about plugins' values, where they go with messages. Invariant: what was read is named with the version that
 //! was read, what is written with the item that it is written for. Never knows how a value is laid out.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use crate::message::TopicId;
+
+/// The turn of a topic's values, until it is dropped.
+pub type ValueTurn = Box<dyn Any + Send>;
 
 /// What the stages of a batch did with plugins' values. Each key counts with the version that was read first.
 #[derive(Debug, Clone, Default)]
@@ -15,6 +19,8 @@ pub struct KvUse {
     /// Items whose writes others of the batch have read: if one of them is not stored, the others stand on what never
     /// was, and the whole batch fails with [`super::StoreError::KvConflict`].
     pub linked: Vec<usize>,
+    /// Whether the caller has the topic's turn ([`super::MessageStore::value_turn`]), so that it does not wait for it.
+    pub alone: bool,
 }
 
 /// One read of a plugin.

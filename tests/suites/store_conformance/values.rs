@@ -1,11 +1,13 @@
 //! Plugins' values that go with messages: what was read must still be so, and what is written is written with its item.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice::store::{
     AppendBatch, AppendItem, AppendOutcome, ItemWrite, KvRead, KvUse, StoreError, kv_cost, kv_namespace,
 };
 use sluice_tests::store_bed::{Bed, TOPIC, batch, item, key};
+use sluice_tests::wait;
 
 fn space() -> Arc<str> {
     kv_namespace(TOPIC, "p")
@@ -60,7 +62,7 @@ pub(crate) async fn what_was_read_and_has_changed_refuses_the_batch(bed: Bed) {
     }
     let mut bed = bed.simple().await;
     let append = async |bed: &Bed, text: &str, read: Vec<KvRead>, written: Vec<ItemWrite>| {
-        let values = KvUse { read, written, linked: Vec::new() };
+        let values = KvUse { read, written, ..KvUse::default() };
         bed.append(AppendBatch { values, ..batch(vec![item(bed.message(text))]) }).await
     };
     append(&bed, "a", vec![read("k", 0)], vec![write(Some(0), "k", "1"), write(Some(0), "k", "2")]).await.unwrap();
@@ -115,6 +117,27 @@ pub(crate) async fn what_stands_on_an_item_that_is_not_stored_refuses_the_batch(
         assert_eq!(value(&bed, "n").await.is_some(), stored);
     }
     assert_eq!(bed.log().await, ["first", "second"]);
+}
+
+pub(crate) async fn nobody_comes_before_who_has_the_turn(bed: Bed) {
+    let bed = bed.simple().await;
+    let set = async |value: &str, alone: bool| {
+        let values = KvUse { written: vec![write(None, "k", value)], alone, ..KvUse::default() };
+        bed.append(AppendBatch { values, ..batch(Vec::new()) }).await.unwrap();
+    };
+    let Some(turn) = bed.value_turn(TOPIC).await else { return };
+    let mut other = std::pin::pin!(set("another's", false));
+    tokio::select! {
+        biased;
+        () = &mut other => panic!("it did not wait"),
+        () = wait::pause(Duration::from_millis(200)) => {}
+    }
+    bed.append(batch(vec![item(bed.message("without values"))])).await.unwrap();
+    set("whose turn it is", true).await;
+    assert_eq!(value(&bed, "k").await.map(|(_, text)| text).as_deref(), Some("whose turn it is"));
+    drop(turn);
+    other.await;
+    assert_eq!(value(&bed, "k").await.map(|(_, text)| text).as_deref(), Some("another's"));
 }
 
 pub(crate) async fn values_go_with_their_topic_and_are_listed_in_order(bed: Bed) {

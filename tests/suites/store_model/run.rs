@@ -358,7 +358,8 @@ impl Run {
             Ok(granted) => {
                 self.receipts.extend(granted.leases.iter().map(|lease| lease.receipt));
                 // A read may have failed in the midst.
-                let in_part = granted.more && self.struck() > struck;
+                let may_be_short = !self.bed.fills_leases() && !granted.leases.is_empty();
+                let in_part = granted.more && (may_be_short || self.struck() > struck);
                 self.oracles.each(|oracle| match in_part {
                     true => oracle.lease_in_part(&request, &granted),
                     false => oracle.lease(&request, &granted),

@@ -35,13 +35,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use parking_lot::Mutex;
 use sqlx::postgres::PgConnectOptions;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use self::sql::{Tx, failed};
 use super::{
     AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRequest,
     Leased, MessageStore, Page, ReadRequest, Receipt, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
-    TopicSpec, TopicStats,
+    TopicSpec, TopicStats, ValueTurn,
 };
 use crate::clock::{Clock, Timestamp};
 use crate::database::desk::Desk;
@@ -74,7 +74,7 @@ const BEGIN: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_t
 const BEGIN_BRIEF: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '1s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
-/// And for who waits for one topic alone.
+/// And for who waits for one topic alone, or for the turn of its values.
 const BEGIN_PATIENT: &str =
     "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statement_timeout = '10s'; SET LOCAL lock_timeout = '3s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
@@ -83,6 +83,9 @@ const BEGIN_SLOW: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statem
 /// One state of the tables, for as long as it lasts.
 const BEGIN_LOOK: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '10s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
+
+/// One connection of so many may be kept for a turn of values: the others are for the batches that it is kept for.
+const TURNS_SHARE: usize = 4;
 
 /// Attempts of one call.
 const ATTEMPTS_MAX: u32 = 5;
@@ -119,6 +122,8 @@ struct Shared {
     others: OnceLock<Box<dyn Fn(TopicId) + Send + Sync>>,
     /// Partitions of `messages` that are known to be there.
     ranges: Mutex<std::collections::BTreeSet<(i16, i64)>>,
+    /// Turns of values that are held here, each with a connection.
+    turns: Arc<Semaphore>,
     /// What was heard of the topics that are waited for here, at the last look.
     heard: Mutex<expire::Heard>,
     /// Topics whose trouble is not to be all topics'.
@@ -144,6 +149,7 @@ impl PostgresStore {
             topics: Mutex::default(),
             others: OnceLock::new(),
             ranges: Mutex::default(),
+            turns: Arc::new(Semaphore::new(options.connections_max as usize / TURNS_SHARE)),
             heard: Mutex::default(),
             aside: Mutex::default(),
             fault: Mutex::new(None),
@@ -224,6 +230,10 @@ impl Shared {
         if topics.only.is_none() {
             return self.begin_brief().await;
         }
+        self.begin_patient().await
+    }
+
+    async fn begin_patient(&self) -> Result<Tx, StoreError> {
         Tx::begin(&self.desk, BEGIN_PATIENT, ANSWER_TIMEOUT).await.map_err(failed)
     }
 
@@ -331,6 +341,10 @@ impl MessageStore for PostgresStore {
     async fn append(&self, batch: AppendBatch) -> Result<Vec<AppendOutcome>, StoreError> {
         let batch = append::encoded(batch)?;
         repeated!(self.shared, self.shared.append(&batch))
+    }
+
+    async fn value_turn(&self, topic: TopicId) -> Option<ValueTurn> {
+        self.shared.value_turn(topic).await
     }
 
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError> {

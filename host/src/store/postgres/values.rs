@@ -7,8 +7,9 @@ use std::sync::Arc;
 use sqlx::Row as _;
 
 use super::Shared;
-use super::sql::{Tx, failed, n};
-use crate::store::{KvHead, KvRoom, KvUse, KvValue, KvWrite, StoreError, kv_cost};
+use super::sql::{Tx, failed, n, t};
+use crate::message::TopicId;
+use crate::store::{KvHead, KvRoom, KvUse, KvValue, KvWrite, StoreError, ValueTurn, kv_cost};
 
 /// Bytes that one plugin has on one topic; beyond, `KvConflict`.
 const NAMESPACE_BYTES_MAX: u64 = 16 << 20;
@@ -24,6 +25,47 @@ pub(super) struct Values {
     spaces: HashMap<Arc<str>, (u64, u64)>,
     /// Version and bytes of the value.
     stored: HashMap<Key, (u64, usize)>,
+}
+
+impl Shared {
+    /// See [`crate::store::MessageStore::value_turn`].
+    pub(super) async fn value_turn(&self, topic: TopicId) -> Option<ValueTurn> {
+        let held = Arc::clone(&self.turns).try_acquire_owned().ok()?;
+        let turn = async {
+            let mut tx = self.begin_patient().await?;
+            sqlx::query("SELECT pg_advisory_xact_lock(hashtext('sluice.values'), $1)")
+                .bind(t(topic))
+                .execute(&mut *tx)
+                .await
+                .map_err(failed)?;
+            Ok::<_, StoreError>(tx)
+        };
+        match turn.await {
+            Ok(tx) => Some(Box::new((tx, held))),
+            Err(error) => {
+                tracing::debug!(%error, topic = topic.0, "no turn of the topic's values");
+                None
+            }
+        }
+    }
+}
+
+/// Waits for whoever has the turn of a topic's values. Before anything else is locked: whoever has it may want that.
+pub(super) async fn wait_for_turn(
+    tx: &mut Tx,
+    topic: TopicId,
+    writes: &[KvWrite],
+    values: &KvUse,
+) -> Result<(), StoreError> {
+    let uses_any = !(writes.is_empty() && values.read.is_empty() && values.written.is_empty());
+    if uses_any && !values.alone {
+        sqlx::query("SELECT pg_advisory_xact_lock_shared(hashtext('sluice.values'), $1)")
+            .bind(t(topic))
+            .execute(&mut **tx)
+            .await
+            .map_err(failed)?;
+    }
+    Ok(())
 }
 
 impl Values {
