@@ -12,7 +12,7 @@ use sluice::message::{GroupId, MessageId, Position, TopicId};
 use sluice::store::{
     AppendBatch, AppendOutcome, Capabilities, DedupOutcome, Found, GroupSpec, KvHead, KvRoom, KvValue, LeaseRequest,
     Leased, MessageStore, Page, ReadRequest, Receipt, RetainReport, SeekTo, Settle, SettleRefused, Settled, StoreError,
-    TopicSpec, TopicStats,
+    TopicSpec, TopicStats, ValueTurn,
 };
 use tokio::sync::watch;
 
@@ -99,6 +99,10 @@ impl MessageStore for Fleet {
 
     async fn append(&self, batch: AppendBatch) -> Result<Vec<AppendOutcome>, StoreError> {
         self.passed_on(self.next().append(batch).await)
+    }
+
+    async fn value_turn(&self, namespaces: Vec<Arc<str>>) -> Option<ValueTurn> {
+        self.next().value_turn(namespaces).await
     }
 
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError> {

@@ -152,7 +152,7 @@ async fn changes_of_one_pipeline_at_several_brokers_follow_each_other() {
 /// The broker that makes a change is the first to store on it: what others run at that moment is outdated before they hear of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_broker_takes_messages_while_their_pipeline_changes() {
-    const CHANGES: usize = 12;
+    const CHANGES: usize = 6;
     let brokers = fleet("changing_pipeline").await;
     brokers[0].create_topic("orders", "Queue").await;
     let done = AtomicBool::new(false);

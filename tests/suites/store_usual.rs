@@ -96,3 +96,14 @@ async fn what_is_usual_takes_one_question_each_and_what_is_not_is_decided_apart(
     assert!(bed.take(10).await.is_empty());
     called(&pool, [5, 5, 5, 8, 2, 2]).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn turns_of_values_leave_connections_to_others() {
+    let url = Postgres::shared_with_tables("turns_of_values");
+    let bed = Bed::new(On(url.parse().expect("the server gives addresses"))).await.simple().await;
+    let one = bed.value_turn(vec!["1/p".into()]).await.expect("a quarter of four");
+    assert!(bed.value_turn(vec!["2/p".into()]).await.is_none());
+    bed.publish(&["a"]).await;
+    drop(one);
+    wait::until("it is given back", async || bed.value_turn(vec!["2/p".into()]).await).await;
+}

@@ -348,7 +348,8 @@ impl DeadLetters {
                 }
                 // Another replay of it came first.
                 Ok(_) => return Err(not_found(topic, dead_letter_id)),
-                Err(StoreError::StaleRevision { .. }) => self.pipelines.hear_of_changes().await,
+                Err(StoreError::StaleRevision { .. }) if self.publisher.hears_of_changes().await => {}
+                Err(StoreError::StaleRevision { .. }) => break,
                 Err(error) => return Err(error.into()),
             }
         }

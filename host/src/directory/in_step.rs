@@ -2,7 +2,9 @@
 //! Invariant: the catalog decides. Never changes it, but for stages that are brought up to date.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::leftovers::Leftover;
 use super::specs::group_spec;
@@ -11,6 +13,9 @@ use crate::catalog::Actor;
 use crate::catalog::model::{Storage, Topic};
 use crate::message::{GroupId, TopicId};
 use crate::store::SeekTo;
+
+/// Longer than a catalog takes to answer; a change that is made here meanwhile may take longer.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
 
 impl Directory {
     /// Takes over what other brokers have changed; the version of the catalog that this is the state of then.
@@ -24,6 +29,24 @@ impl Directory {
             self.follow().await?;
         }
         Ok(self.followed.load(Ordering::Acquire))
+    }
+
+    /// The same for a batch that the store refuses as outdated: another broker has stored on a revision that may not be heard of here yet.
+    /// Whether all is known now that was changed before; where that takes long, messages do not wait for it.
+    pub async fn hear_of_changes(self: &Arc<Self>) -> bool {
+        if !self.is_shared {
+            return true; // What is outdated was changed here, where it holds at once.
+        }
+        let directory = Arc::clone(self);
+        // Carried to its end, whoever gives up.
+        let hearing = tokio::spawn(async move { directory.catch_up().await });
+        match tokio::time::timeout(HEARD_WITHIN, hearing).await {
+            Ok(Ok(Ok(_))) => return true,
+            Ok(Ok(Err(error))) => tracing::debug!(%error, "what other brokers have changed is not known yet"),
+            Ok(Err(error)) => tracing::error!(%error, "what other brokers have changed is not known"),
+            Err(_) => tracing::debug!("a change under way keeps those of other brokers from being known"),
+        }
+        false
     }
 
     /// Under `editing`, or before anybody sees the directory.

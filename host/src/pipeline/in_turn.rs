@@ -3,7 +3,6 @@
 
 use std::collections::HashSet;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use super::change::{refusal, shown};
 use super::rollout::End;
@@ -14,9 +13,6 @@ use crate::catalog::{CatalogError, NewRevision};
 
 /// How often a change begins anew: each time another broker has changed the same pipeline within the same moment.
 const TRIES_MAX: usize = 8;
-
-/// Longer than a catalog takes to answer; a change that is made here meanwhile may take longer, and messages do not wait for it.
-const HEARD_WITHIN: Duration = Duration::from_secs(2);
 
 impl Pipelines {
     /// Makes a change, once it is its turn and what other brokers have changed is known here. If the caller `insists` on a
@@ -48,19 +44,6 @@ impl Pipelines {
     pub async fn take_over(&self) -> Result<(), PipelineError> {
         let _one_at_a_time = self.changing.lock().await;
         self.take_over_in_turn().await
-    }
-
-    /// Takes over what other brokers have changed for a batch that the store refuses as outdated: one of them has stored on a revision
-    /// that is not heard of here yet. Where that takes long, or the catalog fails, the caller tries again without.
-    pub async fn hear_of_changes(&self) {
-        if self.options.fleet.is_none() {
-            return; // What is outdated was changed here, where it holds at once.
-        }
-        match tokio::time::timeout(HEARD_WITHIN, self.take_over()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "what other brokers have changed is not known yet"),
-            Err(_) => tracing::debug!("a change under way keeps others from being taken over"),
-        }
     }
 
     /// The same, for who has the turn. What can't be made for the moment refuses the changes of its own pipeline alone.

@@ -179,7 +179,7 @@ impl Transaction {
         let mut linked: Vec<usize> = state.linked.into_iter().filter_map(item).collect();
         linked.sort_unstable();
         linked.dedup();
-        Some(KvUse { read: read.collect(), written: written.collect(), linked, alone: false })
+        Some(KvUse { read: read.collect(), written: written.collect(), linked, turn: Vec::new() })
     }
 }
 

@@ -3,6 +3,7 @@
 //! has a bound. Never stores a part of what the stages saw as one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock};
 
@@ -11,15 +12,18 @@ use super::emit::{self, keeps_writes};
 use super::{Answer, PublishError, Published, Publisher, Work, draft, message, places};
 use crate::catalog::model::{Scope, Topic};
 use crate::clock::Timestamp;
-use crate::message::{Position, TopicId};
+use crate::message::Position;
 use crate::pipeline::KV_RERUNS_MAX;
 use crate::pipeline::draft::Draft;
 use crate::pipeline::kv::{Fate, KvRun, Transaction};
 use crate::store::{AppendBatch, AppendItem, AppendOutcome, Entry, KvUse, MessageStore, StoreError, ValueTurn};
+use crate::telemetry::Stopwatch;
 
 /// How often a batch is run again because its pipeline changed under it. Each change is an operator's act; so many in
 /// the time of one batch do not happen, and an endless loop must not.
 const REVISION_RETRIES_MAX: usize = 8;
+/// How long a turn among brokers is kept. The store ends one by itself soon after.
+const TURN_MAX: Duration = Duration::from_secs(3);
 
 /// What is to be stored of a batch, and what is told once it is.
 #[derive(Default)]
@@ -45,6 +49,8 @@ enum Outcome {
     Conflict {
         /// Some of its messages stand on what others of them have set: it may go in parts.
         linked: bool,
+        /// Where all that it uses is.
+        namespaces: Vec<Arc<str>>,
     },
     /// Messages stand on what was set for one that is turned away: only in parts can they be stored.
     Broken,
@@ -60,11 +66,16 @@ enum Turn {
 /// The turns of a topic, and the one held. Without them conflicts are met all the same; with them a request that has met one
 /// goes alone the next time, so that many that want the same key do not keep each other from it.
 struct Turns {
-    topic: TopicId,
     all: Option<Arc<RwLock<()>>>,
     held: Option<Turn>,
-    /// Alone among other brokers, too.
-    among_brokers: Option<ValueTurn>,
+    among_brokers: Option<AmongBrokers>,
+}
+
+/// What a request has to itself among all brokers.
+struct AmongBrokers {
+    namespaces: Vec<Arc<str>>,
+    since: Stopwatch,
+    _turn: ValueTurn,
 }
 
 impl Turns {
@@ -74,16 +85,30 @@ impl Turns {
         }
     }
 
-    async fn alone(&mut self, store: &dyn MessageStore) {
-        if !matches!(self.held, Some(Turn::Alone { .. })) {
-            self.held = None;
-            if let Some(all) = &self.all {
-                self.held = Some(Turn::Alone { _held: Arc::clone(all).write_owned().await });
-            }
+    /// Alone among the requests here.
+    async fn alone(&mut self) {
+        if matches!(self.held, Some(Turn::Alone { .. })) {
+            return;
         }
-        // One that was begun long ago may have ended by itself.
+        self.held = None;
+        if let Some(all) = &self.all {
+            self.held = Some(Turn::Alone { _held: Arc::clone(all).write_owned().await });
+        }
+    }
+
+    /// And among those of other brokers that want these values.
+    async fn alone_among_brokers(&mut self, store: &dyn MessageStore, namespaces: Vec<Arc<str>>) {
+        self.alone().await;
         self.among_brokers = None;
-        self.among_brokers = store.value_turn(self.topic).await;
+        if let Some(_turn) = store.value_turn(namespaces.clone()).await {
+            self.among_brokers = Some(AmongBrokers { namespaces, since: Stopwatch::start(), _turn });
+        }
+    }
+
+    /// What nobody else uses now. A turn is given up before it ends by itself: then others have it.
+    fn namespaces(&mut self) -> Vec<Arc<str>> {
+        self.among_brokers.take_if(|turn| turn.since.elapsed() >= TURN_MAX);
+        self.among_brokers.as_ref().map_or_else(Vec::new, |turn| turn.namespaces.clone())
     }
 }
 
@@ -98,7 +123,7 @@ impl Publisher {
         results: &mut [Answer],
     ) {
         let all = self.pipelines.value_turns(Scope::Topic(topic.id));
-        let mut turns = Turns { topic: topic.id, all, held: None, among_brokers: None };
+        let mut turns = Turns { all, held: None, among_brokers: None };
         // Bounded: a part is followed by at most its two halves.
         let mut waiting = vec![work];
         while let Some(work) = waiting.pop() {
@@ -110,6 +135,11 @@ impl Publisher {
             let second = rest.split_off(rest.len() / 2);
             waiting.extend([second, rest]);
         }
+    }
+
+    /// Knows of the revision that a batch was refused for as outdated. In vain, it is not to be tried again.
+    pub(crate) async fn hears_of_changes(&self) -> bool {
+        self.directory.hear_of_changes().await
     }
 
     /// Stores a part, or returns it if it can only be stored in parts of its own.
@@ -126,39 +156,43 @@ impl Publisher {
             let refuses = conflicts > KV_RERUNS_MAX;
             let parts = work.len() > 1 && !atomic && !refuses;
             let values = if refuses { Transaction::refusing() } else { Transaction::new(work.len()) };
-            let alone = turns.among_brokers.is_some();
-            let outcome = self.attempt_once(topic, &work, (Arc::new(values), alone), (atomic, replays), results).await;
-            match outcome {
+            let turn = turns.namespaces();
+            let outcome = self.attempt_once(topic, &work, (Arc::new(values), turn), (atomic, replays), results).await;
+            let linked = match outcome {
                 Outcome::Done => return None,
-                Outcome::Stale(error) if stale == REVISION_RETRIES_MAX => {
-                    fail_all(places(&work), &error.into(), results);
-                    return None;
-                }
-                Outcome::Stale(_) => {
+                Outcome::Stale(error) => {
                     stale += 1;
-                    self.pipelines.hear_of_changes().await;
-                }
-                Outcome::Broken | Outcome::Conflict { linked: true } if parts => {
-                    turns.alone(&*self.store).await;
-                    return Some(work);
-                }
-                Outcome::Broken | Outcome::Conflict { .. } if refuses => {
-                    fail_all(places(&work), &StoreError::KvConflict.into(), results);
-                    return None;
-                }
-                Outcome::Broken | Outcome::Conflict { .. } => {
-                    conflicts += 1;
-                    turns.alone(&*self.store).await;
-                    // One of them may have been stored meanwhile, by a repeat of its request.
-                    if let Err(error) = self.answer_duplicates(topic, &mut work, results).await {
-                        fail_all(places(&work), &PublishError::Store(error), results);
+                    if stale > REVISION_RETRIES_MAX || !self.hears_of_changes().await {
+                        fail_all(places(&work), &error.into(), results);
                         return None;
                     }
+                    continue;
                 }
                 Outcome::Failed(error) => {
                     fail_all(places(&work), &error, results);
                     return None;
                 }
+                Outcome::Broken | Outcome::Conflict { .. } if refuses => {
+                    fail_all(places(&work), &StoreError::KvConflict.into(), results);
+                    return None;
+                }
+                Outcome::Broken => {
+                    turns.alone().await;
+                    true
+                }
+                Outcome::Conflict { linked, namespaces } => {
+                    turns.alone_among_brokers(&*self.store, namespaces).await;
+                    linked
+                }
+            };
+            if parts && linked {
+                return Some(work);
+            }
+            conflicts += 1;
+            // One of them may have been stored meanwhile, by a repeat of its request.
+            if let Err(error) = self.answer_duplicates(topic, &mut work, results).await {
+                fail_all(places(&work), &PublishError::Store(error), results);
+                return None;
             }
         }
         None
@@ -168,7 +202,7 @@ impl Publisher {
         &self,
         topic: &Arc<Topic>,
         work: &[Work],
-        (values, alone): (Arc<Transaction>, bool),
+        (values, turn): (Arc<Transaction>, Vec<Arc<str>>),
         (atomic, replays): (bool, &[Position]),
         results: &mut [Answer],
     ) -> Outcome {
@@ -186,12 +220,13 @@ impl Publisher {
             built.unstored.into_iter().for_each(|(index, published)| results[index] = Some(Ok(published)));
             return Outcome::Done;
         }
-        built.values.alone = alone;
+        built.values.turn = turn;
         let linked = !built.values.linked.is_empty();
+        let namespaces = built.values.namespaces().into_iter().collect();
         match self.append(topic, built, (atomic, replays.to_vec()), results).await {
             Ok(()) => Outcome::Done,
             Err(stale @ StoreError::StaleRevision { .. }) => Outcome::Stale(stale),
-            Err(StoreError::KvConflict) => Outcome::Conflict { linked },
+            Err(StoreError::KvConflict) => Outcome::Conflict { linked, namespaces },
             Err(other) => Outcome::Failed(PublishError::Store(other)),
         }
     }

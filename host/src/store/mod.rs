@@ -100,10 +100,10 @@ pub trait MessageStore: Send + Sync + 'static {
     /// Stores a batch; one outcome per item, in order. Items that are duplicates or find the topic full do not keep the
     /// others out, unless `all_or_nothing`.
     async fn append(&self, batch: AppendBatch) -> Result<Vec<AppendOutcome>, StoreError>;
-    /// Where several brokers share the store: the turn of one that has met a conflict of a topic's values. Until it is dropped, batches
-    /// of the topic that use values wait, but those that are [`KvUse::alone`]. None where there are no others, or where it cannot be had
-    /// now: a conflict is told all the same.
-    async fn value_turn(&self, _topic: TopicId) -> Option<ValueTurn> {
+    /// Where several brokers share the store: the turn of one that has met a conflict of these values. Until it is dropped, or some
+    /// seconds have passed, other batches that use them meet a conflict ([`KvUse::turn`]). None where there are no other brokers, or
+    /// where it cannot be had now: a conflict is told all the same.
+    async fn value_turn(&self, _namespaces: Vec<Arc<str>>) -> Option<ValueTurn> {
         None
     }
     /// The value of a plugin's key, for reading inside a stage.

@@ -143,8 +143,8 @@ impl MessageStore for RoutedStore {
         self.of(batch.topic).append(batch).await
     }
 
-    async fn value_turn(&self, topic: TopicId) -> Option<ValueTurn> {
-        self.of(topic).value_turn(topic).await
+    async fn value_turn(&self, namespaces: Vec<Arc<str>>) -> Option<ValueTurn> {
+        self.own.value_turn(namespaces).await
     }
 
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError> {

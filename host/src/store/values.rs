@@ -2,11 +2,12 @@
 //! was read, what is written with the item that it is written for. Never knows how a value is laid out.
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::message::TopicId;
 
-/// The turn of a topic's values, until it is dropped.
+/// The turn of some values, until it is dropped.
 pub type ValueTurn = Box<dyn Any + Send>;
 
 /// What the stages of a batch did with plugins' values. Each key counts with the version that was read first.
@@ -19,8 +20,17 @@ pub struct KvUse {
     /// Items whose writes others of the batch have read: if one of them is not stored, the others stand on what never
     /// was, and the whole batch fails with [`super::StoreError::KvConflict`].
     pub linked: Vec<usize>,
-    /// Whether the caller has the topic's turn ([`super::MessageStore::value_turn`]), so that it does not wait for it.
-    pub alone: bool,
+    /// Namespaces of which the caller has the turn ([`super::MessageStore::value_turn`]).
+    pub turn: Vec<Arc<str>>,
+}
+
+impl KvUse {
+    /// The namespaces of what was read and is to be written.
+    #[must_use]
+    pub fn namespaces(&self) -> BTreeSet<Arc<str>> {
+        let read = self.read.iter().map(|read| Arc::clone(&read.namespace));
+        read.chain(self.written.iter().map(|write| Arc::clone(&write.namespace))).collect()
+    }
 }
 
 /// One read of a plugin.

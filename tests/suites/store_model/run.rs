@@ -142,7 +142,7 @@ impl Run {
         self.oracles.set_time(self.bed.clock.now());
         match op {
             Op::Append { items, atomic, revision } => self.append(items, *atomic, *revision).await,
-            Op::Lease { group, max } => self.lease(*group, *max).await,
+            Op::Lease { group, max } => _ = self.lease(*group, *max).await,
             Op::Settle { pick: number, how } => self.settle(*number, how).await,
             Op::Pass { seconds } => {
                 self.bed.clock.advance(Duration::from_secs(*seconds));
@@ -346,8 +346,9 @@ impl Run {
         self.send(AppendBatch { revision: self.revision, replays: vec![position], ..batch(items) }).await;
     }
 
-    async fn lease(&mut self, group: u8, max: usize) {
-        let Some(id) = self.has(group) else { return };
+    /// Whether it gave some of what there is.
+    async fn lease(&mut self, group: u8, max: usize) -> bool {
+        let Some(id) = self.has(group) else { return false };
         let can = self.bed.capabilities();
         let mode = if id == ONCE && can.exactly_once { Mode::AtMostOnce } else { Mode::AtLeastOnce };
         let ordered = id == IN_ORDER && can.ordered;
@@ -358,13 +359,15 @@ impl Run {
             Ok(granted) => {
                 self.receipts.extend(granted.leases.iter().map(|lease| lease.receipt));
                 // A read may have failed in the midst.
-                let may_be_short = !self.bed.fills_leases() && !granted.leases.is_empty();
+                let is_usual = mode == Mode::AtLeastOnce && !ordered;
+                let may_be_short = is_usual && !self.bed.fills_leases() && !granted.leases.is_empty();
                 let in_part = granted.more && (may_be_short || self.struck() > struck);
                 self.oracles.each(|oracle| match in_part {
                     true => oracle.lease_in_part(&request, &granted),
                     false => oracle.lease(&request, &granted),
                 });
                 self.oracles.granted(&request, &granted);
+                return in_part && !granted.leases.is_empty();
             }
             Err(error) if self.excused(&error) => {
                 // What a crash might find settled is not known: the group begins anew.
@@ -373,6 +376,7 @@ impl Run {
             }
             Err(_) => {}
         }
+        false
     }
 
     async fn settle(&mut self, number: u16, how: &How) {
@@ -410,7 +414,7 @@ impl Run {
         self.tick().await;
         self.observe().await;
         for group in 0..3 {
-            self.lease(group, 1000).await;
+            while self.lease(group, 1000).await {}
         }
         self.observe().await;
     }

@@ -9,7 +9,7 @@ use super::Shared;
 use super::cursor::Discard;
 use super::log::Log;
 use super::sql::{Place, Tx, commit, damaged, failed, ms, n, p, t};
-use super::values::{Values, wait_for_turn};
+use super::values::{Values, hold_off_turns};
 use crate::clock::Timestamp;
 use crate::message::{MessageId, TopicId};
 use crate::store::embedded::ops::{Body, LaneId};
@@ -68,7 +68,7 @@ impl Shared {
 
     async fn try_append(&self, batch: &Batch, roomy: &BTreeSet<TopicId>) -> Result<Attempt, StoreError> {
         let mut tx = self.begin().await?;
-        wait_for_turn(&mut tx, batch.topic, &batch.kv, &batch.values).await?;
+        hold_off_turns(&mut tx, &batch.values).await?;
         let listed = Discard::lock(&mut tx, &batch.replays).await?;
         let (mut places, mut mortal) = (BTreeSet::new(), BTreeSet::new());
         for item in &batch.items {

@@ -3,9 +3,9 @@
 //! what may be outdated. Never updates a row per message on the usual way: an append writes its messages and one row a
 //! partition, a lease one row a partition that it takes from and the cursors that it has looked at, a settlement the lease's row.
 //!
-//! **Locks** are taken in one order, so that few wait in a circle: `cursors`, then `grants`, then `store_partitions`, then
-//! `value_spaces`, each in the order of its key. Those that still do (a seek that buries in a topic before its own, a replay beside
-//! a consumer of dead letters) are ended by the database and done again.
+//! **Locks** are taken in one order, so that few wait in a circle: turns of values, then `cursors`, then `grants`, then
+//! `store_partitions`, then `value_spaces`, each in the order of its key. Those that still do (a replay beside a consumer of dead letters)
+//! are ended by the database and done again.
 
 mod apart;
 mod append;
@@ -84,7 +84,7 @@ const BEGIN_SLOW: &str = "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL statem
 const BEGIN_LOOK: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL statement_timeout = '10s';
     SET LOCAL idle_in_transaction_session_timeout = '5s'";
 
-/// One connection of so many may be kept for a turn of values: the others are for the batches that it is kept for.
+/// One connection of so many may be kept, or waited for, for a turn of values: the others are for the batches that it is kept for.
 const TURNS_SHARE: usize = 4;
 
 /// Attempts of one call.
@@ -343,8 +343,8 @@ impl MessageStore for PostgresStore {
         repeated!(self.shared, self.shared.append(&batch))
     }
 
-    async fn value_turn(&self, topic: TopicId) -> Option<ValueTurn> {
-        self.shared.value_turn(topic).await
+    async fn value_turn(&self, namespaces: Vec<Arc<str>>) -> Option<ValueTurn> {
+        self.shared.value_turn(namespaces).await
     }
 
     async fn kv_get(&self, namespace: &str, key: &str) -> Result<Option<KvValue>, StoreError> {

@@ -3,18 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sqlx::Row as _;
 
 use super::Shared;
-use super::sql::{Tx, failed, n, t};
-use crate::message::TopicId;
+use super::sql::{Tx, failed, n};
 use crate::store::{KvHead, KvRoom, KvUse, KvValue, KvWrite, StoreError, ValueTurn, kv_cost};
 
 /// Bytes that one plugin has on one topic; beyond, `KvConflict`.
 const NAMESPACE_BYTES_MAX: u64 = 16 << 20;
 /// Keys that one plugin has on one topic; beyond, `KvConflict`.
 const NAMESPACE_KEYS_MAX: u64 = 100_000;
+
+/// How long a turn is waited for while others of this broker have all that it may have.
+const TURN_PATIENCE: Duration = Duration::from_secs(3);
 
 type Key = (Arc<str>, Arc<str>);
 
@@ -29,43 +32,50 @@ pub(super) struct Values {
 
 impl Shared {
     /// See [`crate::store::MessageStore::value_turn`].
-    pub(super) async fn value_turn(&self, topic: TopicId) -> Option<ValueTurn> {
-        let held = Arc::clone(&self.turns).try_acquire_owned().ok()?;
+    pub(super) async fn value_turn(&self, namespaces: Vec<Arc<str>>) -> Option<ValueTurn> {
+        let permit = Arc::clone(&self.turns).acquire_owned();
+        let Ok(Ok(permit)) = tokio::time::timeout(TURN_PATIENCE, permit).await else { return None };
         let turn = async {
             let mut tx = self.begin_patient().await?;
-            sqlx::query("SELECT pg_advisory_xact_lock(hashtext('sluice.values'), $1)")
-                .bind(t(topic))
-                .execute(&mut *tx)
-                .await
-                .map_err(failed)?;
+            sqlx::query(
+                "SELECT pg_advisory_xact_lock(hashtext('sluice.values'), w.hash) \
+                 FROM (SELECT DISTINCT hashtext(n) AS hash FROM unnest($1::text[]) n ORDER BY 1) w",
+            )
+            .bind(namespaces.iter().map(|name| &**name).collect::<Vec<_>>())
+            .execute(&mut *tx)
+            .await
+            .map_err(failed)?;
             Ok::<_, StoreError>(tx)
         };
         match turn.await {
-            Ok(tx) => Some(Box::new((tx, held))),
+            Ok(tx) => Some(Box::new((tx, permit))),
             Err(error) => {
-                tracing::debug!(%error, topic = topic.0, "no turn of the topic's values");
+                tracing::debug!(%error, ?namespaces, "no turn of values");
                 None
             }
         }
     }
 }
 
-/// Waits for whoever has the turn of a topic's values. Before anything else is locked: whoever has it may want that.
-pub(super) async fn wait_for_turn(
-    tx: &mut Tx,
-    topic: TopicId,
-    writes: &[KvWrite],
-    values: &KvUse,
-) -> Result<(), StoreError> {
-    let uses_any = !(writes.is_empty() && values.read.is_empty() && values.written.is_empty());
-    if uses_any && !values.alone {
-        sqlx::query("SELECT pg_advisory_xact_lock_shared(hashtext('sluice.values'), $1)")
-            .bind(t(topic))
-            .execute(&mut **tx)
-            .await
-            .map_err(failed)?;
+/// Keeps turns of what a batch uses from others until it is stored. Before anything else is locked, and never waiting for them: whoever
+/// has a turn may want what is locked, or the connection.
+///
+/// # Errors
+/// `KvConflict`, where somebody else has the turn.
+pub(super) async fn hold_off_turns(tx: &mut Tx, values: &KvUse) -> Result<(), StoreError> {
+    let names = values.namespaces();
+    let names: Vec<&str> = names.iter().filter(|name| !values.turn.contains(name)).map(|name| &**name).collect();
+    if names.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let held: bool = sqlx::query_scalar(
+        "SELECT bool_and(pg_try_advisory_xact_lock_shared(hashtext('sluice.values'), hashtext(n))) FROM unnest($1::text[]) n",
+    )
+    .bind(names)
+    .fetch_one(&mut **tx)
+    .await
+    .map_err(failed)?;
+    if held { Ok(()) } else { Err(StoreError::KvConflict) }
 }
 
 impl Values {
