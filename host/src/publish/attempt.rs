@@ -240,12 +240,11 @@ impl Publisher {
         values: &Arc<Transaction>,
         results: &mut [Answer],
     ) -> Result<Option<Built>, PublishError> {
-        let now = self.clock.now();
         let scope = Scope::Topic(topic.id);
         if let Some(revision) = self.pipelines.revision_without_stages(scope) {
-            return Ok(Some(untouched(topic, work, (revision, now))));
+            return Ok(Some(untouched(topic, work, (revision, self.clock.now()))));
         }
-        let drafts: Vec<Draft> = work.iter().map(|work| draft(work, now)).collect();
+        let drafts: Vec<Draft> = work.iter().map(draft).collect();
         let ran = self.pipelines.run_with(scope, topic, drafts, Some(KvRun::of_all(values))).await;
         let ran = ran.map_err(|error| PublishError::Pipeline(Arc::new(error)))?;
         let mut built = Built { revision: ran.revision, ..Built::default() };
@@ -313,10 +312,10 @@ fn untouched(topic: &Arc<Topic>, work: &[Work], (revision, now): (u64, Timestamp
     let (mut items, mut answers) = (Vec::with_capacity(work.len()), Vec::with_capacity(work.len()));
     for work in work {
         let due = work.request.deliver_at.filter(|due| *due > now);
-        let message = message(work, draft(work, now), (work.id, revision, None));
+        let message = message(work, draft(work), (work.id, revision, None));
         let entry = Entry::Log { partition: work.id.partition(), message, due, target: None };
         items.push(AppendItem { dedup: work.dedup.clone(), entry, emitted: Vec::new() });
-        answers.push((work.index, published(topic, work, now, revision)));
+        answers.push((work.index, published(topic, work, work.came, revision)));
     }
     Built { revision, items, answers, ..Built::default() }
 }

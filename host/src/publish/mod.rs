@@ -60,6 +60,9 @@ struct Work {
     index: usize,
     request: PublishRequest,
     id: MessageId,
+    /// When it came, which is the time that its id has: by that it enters the log where the store's clock is behind ours, so that who
+    /// seeks it by its time finds it.
+    came: Timestamp,
     dedup: Option<DedupKey>,
 }
 
@@ -167,7 +170,7 @@ impl Publisher {
         let id = MessageId::new(enters, request.topic.id, partition, self.entropy.next_u64());
         let key = request.idempotency_key.as_ref();
         let dedup = key.map(|key| DedupKey { key: Arc::clone(key), request_hash: request.hash() });
-        Work { index, request, id, dedup }
+        Work { index, request, id, came: now, dedup }
     }
 
     async fn publish_to(&self, topic: &Arc<Topic>, mut work: Vec<Work>, atomic: bool, results: &mut [Answer]) {
@@ -181,7 +184,7 @@ impl Publisher {
         }
         let is_kept = topic.settings.capture_input.is_some();
         let arrived: Vec<(usize, Draft)> = match is_kept {
-            true => work.iter().map(|work| (work.index, draft(work, self.clock.now()))).collect(),
+            true => work.iter().map(|work| (work.index, draft(work))).collect(),
             false => Vec::new(),
         };
         self.attempt(topic, work, (atomic, Vec::new()), results).await;
@@ -290,7 +293,7 @@ impl Publisher {
         let last =
             Failure { reason: reason.into(), detail: Arc::clone(&detail), stage: Some(stage), last_status: None };
         let facts = DeadLetterFacts::turned_away(id, last, now);
-        let message = message(work, draft(work, now), (id, published.revision, Some(Box::new(facts))));
+        let message = message(work, draft(work), (id, published.revision, Some(Box::new(facts))));
         published.message_id = id;
         published.status = Status::DeadLettered;
         (published.stage, published.reason) = (Some(name), Some(detail));
@@ -356,11 +359,11 @@ fn check_for_redis(request: &PublishRequest) -> Result<(), PublishError> {
     Ok(())
 }
 
-fn draft(work: &Work, now: Timestamp) -> Draft {
+fn draft(work: &Work) -> Draft {
     let request = &work.request;
     Draft {
         id: work.id,
-        published_at: now,
+        published_at: work.came,
         payload: request.payload.clone(),
         content_type: Arc::clone(&request.content_type),
         schema_version: request.schema_version.clone(),
