@@ -103,7 +103,7 @@ const HEAD: &str = "\
 # Benchmarks
 
 Written by `make bench` (release build); what the figures are made of, and what was learnt from profiles, is in
-[performance.md](performance.md). Ratios are what carries over to another machine: each is of a pair that was measured one
+[performance.md](performance.md); the figures of a fleet are in [scaling.md](scaling.md). Ratios are what carries over to another machine: each is of a pair that was measured one
 after the other in the same run.
 ";
 
