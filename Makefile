@@ -13,7 +13,7 @@ OVER_FLEET := batches:: idempotency:: pipelines:: seek:: webhooks:: powers::a_co
 OVER_REDIS := $(CORE) dead_letters:: $(addprefix --skip ,ordered at_most_once exactly_once delayed most_urgent \
 	a_repeat_after_a_crash a_webhook_is_sent_again_what_stands a_replay_that_cannot_read_on)
 # What `make soak` runs over PostgreSQL: all suites, but for what has a storage of its own, looks into the data directory, names the broker, or
-# holds what the broker's own clock says to the millisecond, counts what is given at most once as acked, or whom one broker wakes first.
+# holds what the broker's own clock says to the millisecond, counts what is given at most once as acked, or asks whom a broker wakes first.
 ALL_OVER_POSTGRES := $(addprefix --skip ,fleet rolling redis store_usual chaos migrate demo:: deploy:: outside:: languages:: full_disk:: \
 	offline:: real_events brokers_are_shown a_replay_that_cannot_read_on a_topics_figures_say clock_jumps_break are_served_in_turn)
 # And over three brokers: what asks any of them for what is all of theirs, not one for what it alone has seen (docs/api.md, "Operations").

@@ -293,11 +293,6 @@ impl OnPostgres {
 impl Backend for OnPostgres {
     fn cut(&self) {}
 
-    // What its first partitions give in the usual way is not kept waiting for another that takes a closer look.
-    fn fills_leases(&self) -> bool {
-        false
-    }
-
     fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
         async move {
             let connect = self.database.get_or_init(|| self.new_database());
@@ -373,11 +368,6 @@ impl Moving {
 
 impl Backend for Moving {
     fn cut(&self) {}
-
-    // What its first partitions give in the usual way is not kept waiting for another that takes a closer look.
-    fn fills_leases(&self) -> bool {
-        false
-    }
 
     fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>> {
         async move {

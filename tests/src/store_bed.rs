@@ -37,10 +37,6 @@ pub trait Backend: Send + Sync + 'static {
     fn cut(&self);
     /// Opens the store. What had it open before was cut off and is gone.
     fn open<'a>(&'a self, clock: &'a Clock) -> BoxFuture<'a, Arc<dyn MessageStore>>;
-    /// Whether one lease gives all that it may. One that does not gives something, and says that there is more.
-    fn fills_leases(&self) -> bool {
-        true
-    }
 }
 
 /// A store, its clock, and what it takes to open it again.
@@ -139,12 +135,6 @@ pub fn page_texts(page: &Page) -> Vec<String> {
 }
 
 impl Bed {
-    /// See [`Backend::fills_leases`].
-    #[must_use]
-    pub fn fills_leases(&self) -> bool {
-        self.backend.fills_leases()
-    }
-
     /// An open store without topics.
     pub async fn new(backend: impl Backend) -> Bed {
         let clock = Clock::fixed(START);

@@ -105,7 +105,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Moves cursors in some lanes, with what is settled above them. Leases of others live on.
+    /// Moves cursors in some lanes, with what is settled above them. Leases of other lanes live on.
     async fn place(
         &self,
         tx: &mut Tx,

@@ -1,5 +1,5 @@
 //! Plugins' values. Invariant: whoever reads or writes a namespace in an append holds its row, so that what was read is
-//! still so when the append commits. Decides as the embedded store does.
+//! still so when the append commits; turns only spare brokers conflicts (ADR 32). Decides as the embedded store does.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
