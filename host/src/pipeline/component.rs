@@ -8,30 +8,24 @@ use std::io::{ErrorKind, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use tokio::sync::{Semaphore, oneshot};
 use utoipa::ToSchema;
 use wasmtime::Engine;
 use wasmtime::component::{Component, Linker};
 
-use crate::telemetry::Stopwatch;
-
 use super::bindings::PluginPre;
+use super::compiler::Compiler;
 use super::config_schema::{self, ConfigSchema};
 use super::host_state::HostState;
-use super::limits::give_way;
 use super::metrics::Metrics;
 use super::world;
 use super::{engine, sandbox};
 
-/// At once. Two, so that a small plugin does not wait for a large one; each is compiled on one thread.
-const COMPILING_MAX: usize = 2;
 /// Digests whose state is remembered: all versions of all plugins that anyone looks at.
 const STATES_MAX: usize = 4096;
 /// Bytes of the checksum behind the machine code.
@@ -90,8 +84,7 @@ pub struct Components {
     linker: Linker<HostState>,
     dir: PathBuf,
     fingerprint: String,
-    compiling: Arc<Semaphore>,
-    metrics: Metrics,
+    compiler: Compiler,
     /// Those in use. Weak: what no stage uses is let go of.
     loaded: Mutex<HashMap<String, Weak<Loaded>>>,
     states: Mutex<HashMap<String, ComponentState>>,
@@ -109,11 +102,11 @@ impl Components {
     pub fn open(engine: Engine, dir: PathBuf, metrics: Metrics) -> Result<Components, String> {
         std::fs::create_dir_all(&dir).map_err(|error| format!("{} can't be created: {error}", dir.display()))?;
         let linker = sandbox::linker(&engine).map_err(|error| format!("{error:#}"))?;
-        let compiling = Arc::new(Semaphore::new(COMPILING_MAX));
+        let compiler = Compiler::new(metrics);
         let fingerprint = engine::fingerprint(&engine);
         let (loaded, states) = (Mutex::default(), Mutex::default());
         let (loading, compiled_in) = (Mutex::default(), Mutex::default());
-        Ok(Components { engine, linker, dir, fingerprint, compiling, metrics, loaded, states, compiled_in, loading })
+        Ok(Components { engine, linker, dir, fingerprint, compiler, loaded, states, compiled_in, loading })
     }
 
     /// What this broker has made of the component with `digest`.
@@ -201,7 +194,7 @@ impl Components {
             Some(component) => component,
             None => {
                 self.remember(digest, ComponentState::Compiling);
-                let (code, took) = self.compile(bytes).await?;
+                let (code, took) = self.compiler.compile(bytes).await?;
                 self.remember_time(digest, took);
                 self.keep(path, code).await?
             }
@@ -231,28 +224,6 @@ impl Components {
             states.clear(); // Only what is shown: it is found out again.
         }
         states.insert(digest.to_owned(), state);
-    }
-
-    /// On a thread of the lowest priority: compiling takes seconds, and traffic must not feel it. The thread ends with it,
-    /// and gives back what it took, which is a hundred times what comes out.
-    async fn compile(&self, bytes: Bytes) -> Result<(Vec<u8>, Duration), ComponentError> {
-        let gone = || ComponentError::Unavailable("the broker is stopping".to_owned());
-        let turn = Arc::clone(&self.compiling).acquire_owned().await.map_err(|_| gone())?;
-        let (reply, compiled) = oneshot::channel();
-        let metrics = self.metrics.clone();
-        let compiling = move || {
-            give_way();
-            let watch = Stopwatch::start();
-            let compiled = compile(&bytes);
-            let took = watch.elapsed();
-            metrics.compiled(took);
-            // Whoever asked may have gone.
-            let _ = reply.send(compiled.map(|code| (code, took)));
-            drop(turn);
-        };
-        let started = thread::Builder::new().name("plugin-compiler".to_owned()).spawn(compiling);
-        started.map_err(|error| ComponentError::Unavailable(format!("a thread can't be started: {error}")))?;
-        compiled.await.map_err(|_| gone())?
     }
 
     /// Keeps machine code that was just made, and loads it. What can't be kept costs the next start a compilation and
@@ -299,13 +270,6 @@ impl Components {
         };
         tokio::task::spawn_blocking(load).await.ok()?
     }
-}
-
-/// By an engine of its own: one that is kept keeps the room that its largest component took, some 20 MB, for the next.
-fn compile(bytes: &[u8]) -> Result<Vec<u8>, ComponentError> {
-    let engine = engine::compiling().map_err(|error| ComponentError::Unavailable(format!("{error:#}")))?;
-    let unusable = |error: wasmtime::Error| ComponentError::Unusable(format!("it does not compile: {error:#}"));
-    engine.precompile_component(bytes).map_err(unusable)
 }
 
 /// Loads a file of machine code that is whole.

@@ -73,10 +73,35 @@ pub const TICK: Duration = Duration::from_millis(1);
 /// The CPU time of the thread that asks, in nanoseconds.
 #[must_use]
 pub fn thread_cpu_ns() -> u64 {
+    cpu_time_of(libc::CLOCK_THREAD_CPUTIME_ID).map_or(0, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX))
+}
+
+/// Tells others how long a thread has run.
+#[derive(Debug, Clone, Copy)]
+pub struct ThreadClock(libc::clockid_t);
+
+impl ThreadClock {
+    /// That of the thread that asks.
+    #[must_use]
+    pub fn own() -> Option<ThreadClock> {
+        let mut clock = 0;
+        // SAFETY: the thread that asks runs, and `clock` is valid for writing.
+        let unknown = unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &raw mut clock) } != 0;
+        (!unknown).then_some(ThreadClock(clock))
+    }
+
+    /// The CPU time it has had, unless it has ended.
+    #[must_use]
+    pub fn cpu_time(&self) -> Option<Duration> {
+        cpu_time_of(self.0)
+    }
+}
+
+fn cpu_time_of(clock: libc::clockid_t) -> Option<Duration> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is valid for writing, and the clock exists on every system that wasmtime runs on.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &raw mut time) };
-    u64::try_from(time.tv_sec).unwrap_or(0) * 1_000_000_000 + u64::try_from(time.tv_nsec).unwrap_or(0)
+    // SAFETY: `time` is valid for writing; a clock that is gone is an error.
+    let gone = unsafe { libc::clock_gettime(clock, &raw mut time) } != 0;
+    (!gone).then(|| Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0)))
 }
 
 /// Bytes of the first version of `sched_attr`, which all kernels take.

@@ -11,6 +11,7 @@ mod breaker;
 mod builtin;
 mod call;
 mod change;
+mod compiler;
 mod component;
 mod config_schema;
 pub mod custom_section;
