@@ -19,7 +19,7 @@ ALL_OVER_POSTGRES := $(addprefix --skip ,fleet rolling redis store_usual chaos m
 # And over three brokers: what asks any of them for what is all of theirs, not one for what it alone has seen (docs/api.md, "Operations").
 ALL_OVER_FLEET := bad_input:: batches:: binary_payloads:: browsing:: cli:: cli_listen:: cli_settle:: cloud_events:: dead_letters:: delivery:: \
 	directory:: encodings:: failures:: guide:: http:: idempotency:: ingest:: pipeline_revisions:: pipelines:: plugin_scope:: plugin_versions:: powers:: \
-	quotas:: receivers:: request_reply:: seek:: streams:: telemetry:: tried_values:: webhooks:: $(addprefix --skip ,a_script_can_tell \
+	quotas:: receivers:: reload:: request_reply:: seek:: streams:: telemetry:: tried_values:: webhooks:: $(addprefix --skip ,a_script_can_tell \
 	brokers_are_shown a_replay_that_cannot_read_on a_topics_figures_say what_expires_behind_another a_stop_loses_nothing what_a_stop_leaves_open rates_are_limited \
 	what_was_answered_is_there a_secret_is_the_instances few_components_are what_is_no_plugin a_plugins_log a_plugins_own_figures \
 	what_a_plugin_says over_its_share plugins_of_a_prefix what_is_there_stays a_name_of_an_address whatever_a_receiver \
