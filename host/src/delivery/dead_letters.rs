@@ -348,7 +348,10 @@ impl DeadLetters {
                 }
                 // Another replay of it came first.
                 Ok(_) => return Err(not_found(topic, dead_letter_id)),
-                Err(StoreError::StaleRevision { .. }) if self.publisher.hears_of_changes().await => {}
+                // It may have been changed here.
+                Err(StoreError::StaleRevision { .. })
+                    if self.pipelines.revision(Scope::Topic(topic.id)) > revision
+                        || self.publisher.hears_of_changes().await => {}
                 Err(StoreError::StaleRevision { .. }) => break,
                 Err(error) => return Err(error.into()),
             }

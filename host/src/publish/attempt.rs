@@ -44,7 +44,10 @@ enum Outcome {
     /// Everyone has their result.
     Done,
     /// The pipeline has changed meanwhile.
-    Stale(StoreError),
+    Stale {
+        ran_on: u64,
+        error: StoreError,
+    },
     /// Others have changed values that were read.
     Conflict {
         /// Some of its messages stand on what others of them have set: it may go in parts.
@@ -160,9 +163,11 @@ impl Publisher {
             let outcome = self.attempt_once(topic, &work, (Arc::new(values), turn), (atomic, replays), results).await;
             let linked = match outcome {
                 Outcome::Done => return None,
-                Outcome::Stale(error) => {
+                Outcome::Stale { ran_on, error } => {
                     stale += 1;
-                    if stale > REVISION_RETRIES_MAX || !self.hears_of_changes().await {
+                    // What was changed here is known, whatever else is under way that hearing would have to wait for.
+                    let is_known = self.pipelines.revision(Scope::Topic(topic.id)) > ran_on;
+                    if stale > REVISION_RETRIES_MAX || !(is_known || self.hears_of_changes().await) {
                         fail_all(places(&work), &error.into(), results);
                         return None;
                     }
@@ -222,10 +227,10 @@ impl Publisher {
         }
         built.values.turn = turn;
         let linked = !built.values.linked.is_empty();
-        let namespaces = built.values.namespaces().into_iter().collect();
+        let (ran_on, namespaces) = (built.revision, built.values.namespaces().into_iter().collect());
         match self.append(topic, built, (atomic, replays.to_vec()), results).await {
             Ok(()) => Outcome::Done,
-            Err(stale @ StoreError::StaleRevision { .. }) => Outcome::Stale(stale),
+            Err(error @ StoreError::StaleRevision { .. }) => Outcome::Stale { ran_on, error },
             Err(StoreError::KvConflict) => Outcome::Conflict { linked, namespaces },
             Err(other) => Outcome::Failed(PublishError::Store(other)),
         }
