@@ -136,9 +136,10 @@ async fn a_trace_is_exported_if_upstream_said_so_or_by_its_share() {
         broker.publish("nowhere", json!(3)).http_header("traceparent", &parent(left_out, "00")).answer().await;
     assert_eq!(refused.expect_problem(404, "NOT_FOUND")["traceId"], left_out);
 
-    // Spans come in the order they end in, and the one that is sampled ends behind the others.
-    let leads_back = |span: &Span| is_messaging(span, "process");
-    collector.span("the span of the delivery", leads_back).await;
+    // A broker's spans come in the order they end in, and those that are sampled end behind the others.
+    for operation in ["send", "process"] {
+        collector.span(operation, |span| is_messaging(span, operation)).await;
+    }
     let spans = collector.spans();
     let of_kept =
         |span: &Span| hex(&span.trace_id) == kept || span.links.iter().any(|link| hex(&link.trace_id) == kept);

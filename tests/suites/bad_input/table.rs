@@ -137,7 +137,15 @@ impl Table<'_> {
         for row in rows {
             let mut wire = Wire::to(self.client).await;
             wire.send(&row.request(self.client)).await;
-            let answer = wire.expect_answer().await;
+            let mut answer = wire.expect_answer().await;
+            // Of several brokers, each has a turn, and tells some things of itself alone.
+            for _ in 0..2 {
+                if answer.status == 409 && row.target.starts_with("/api/v1/brokers/") {
+                    let mut wire = Wire::to(self.client).await;
+                    wire.send(&row.request(self.client)).await;
+                    answer = wire.expect_answer().await;
+                }
+            }
             let refused = row.item.is_some() && first_result(&answer)["error"].is_object();
             if !(200..300).contains(&answer.status) || refused {
                 self.faults.push(format!("{} {} is right and was refused: {answer}", row.method, row.target));
