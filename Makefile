@@ -48,6 +48,8 @@ plugins: wasm-target ## build the plugins of this repository to WebAssembly
 	cd plugins && cargo build --release --target $(WASM) --target-dir "$(CARGO_TARGET_DIR)/plugins"
 	@ls -l "$(CARGO_TARGET_DIR)/plugins/$(WASM)/release/"*.wasm
 
+# Most of them wait more than they compute.
+test: export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) * 3 / 2)))
 test: build ## every test: broker, suites against the real binary, SDK, plugins
 	cargo test --workspace
 	SLUICE_TEST_STORAGE=postgres cargo test --workspace --test suites -- $(OVER_POSTGRES)
