@@ -33,14 +33,15 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
 /// [`is_sampled_here`] first. Others are made within one of these.
 const ROOTS: [&str; 4] = ["request", "push", "consume", "prepare"];
 
-/// Measures how long something took, for metrics and logs. Never for deciding anything: decisions take a `Clock`.
+/// Measures how long something took, for metrics, for logs, and for how the machine itself gets on. What messages may rest on
+/// takes a `Clock`.
 #[derive(Debug, Clone, Copy)]
 pub struct Stopwatch(std::time::Instant);
 
 impl Stopwatch {
     /// Starts measuring.
     #[must_use]
-    #[expect(clippy::disallowed_methods, reason = "the one place where durations are measured, for metrics alone")]
+    #[expect(clippy::disallowed_methods, reason = "the one place where durations are measured")]
     pub fn start() -> Stopwatch {
         Stopwatch(std::time::Instant::now())
     }

@@ -348,10 +348,8 @@ impl DeadLetters {
                 }
                 // Another replay of it came first.
                 Ok(_) => return Err(not_found(topic, dead_letter_id)),
-                // It may have been changed here.
                 Err(StoreError::StaleRevision { .. })
-                    if self.pipelines.revision(Scope::Topic(topic.id)) > revision
-                        || self.publisher.hears_of_changes().await => {}
+                    if self.publisher.knows_more_than(Scope::Topic(topic.id), revision).await => {}
                 Err(StoreError::StaleRevision { .. }) => break,
                 Err(error) => return Err(error.into()),
             }

@@ -22,6 +22,8 @@ const COMPILING_MAX: usize = 2;
 /// How long others may keep a compilation from a processor before it is begun again as one of them. At the lowest
 /// priority, a sixtieth beside each, half a second of work takes minutes where every processor has five others to run.
 const KEPT_WAITING_MAX: Duration = Duration::from_secs(2);
+/// How many times as long as it ran it has to have waited, too: one that gets on is not begun again.
+const WAITS_A_RUN: u32 = 4;
 /// How often that is looked at.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 
@@ -72,14 +74,14 @@ impl Compiler {
     /// # Errors
     /// [`ComponentError::Unusable`] if it does not compile.
     pub async fn compile(&self, bytes: Bytes) -> Compiled {
-        // Apart from the caller, who may go: what was begun is looked after until it ends.
-        let compiling = tokio::spawn(self.clone().compile_in_turn(bytes));
+        let permit = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| stopping())?;
+        // Apart from the caller, who may go: what has begun is looked after until it ends.
+        let compiling = tokio::spawn(self.clone().compile_in_turn(bytes, permit));
         compiling.await.unwrap_or_else(|_| Err(stopping()))
     }
 
-    async fn compile_in_turn(self, bytes: Bytes) -> Compiled {
-        let permit = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| stopping())?;
-        // While an overtaken one runs, the machine is as busy as it was; and so no more are overtaken than have turns.
+    async fn compile_in_turn(self, bytes: Bytes, permit: OwnedSemaphorePermit) -> Compiled {
+        // While an overtaken one still runs, another fares no better; and so no more are overtaken than have turns.
         if self.overtaken.load(Ordering::Acquire) > 0 {
             return self.attempt(bytes, permit, Priority::Usual)?.ended().await;
         }
@@ -94,7 +96,7 @@ impl Compiler {
         tracing::info!(
             "a plugin is compiled at the usual priority: the machine is too busy for it to end at the lowest"
         );
-        let mut second = self.attempt(bytes, permit, Priority::Usual)?;
+        let Ok(mut second) = self.attempt(bytes, permit, Priority::Usual) else { return first.ended().await };
         tokio::select! {
             compiled = first.ended() => compiled,
             compiled = second.ended() => compiled,
@@ -120,10 +122,12 @@ impl Compiler {
             let watch = Stopwatch::start();
             let compiled = code_of(&bytes);
             let took = watch.elapsed();
-            // Of two attempts the one that ends first counts.
-            if reply.send(compiled.map(|code| (code, took))).is_ok() {
+            // Of two attempts the one that ends first counts, before anybody knows of it.
+            if !reply.is_closed() {
                 metrics.compiled(took);
             }
+            // Whoever asked may have gone.
+            let _ = reply.send(compiled.map(|code| (code, took)));
         };
         let started = thread::Builder::new().name("plugin-compiler".to_owned()).spawn(compiling);
         started.map_err(|error| ComponentError::Unavailable(format!("a thread can't be started: {error}")))?;
@@ -143,7 +147,7 @@ impl Turn {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let ran = self.clock.lock().as_ref().and_then(ThreadClock::cpu_time).unwrap_or_default();
-            if self.since.elapsed().saturating_sub(ran) > KEPT_WAITING_MAX {
+            if self.since.elapsed().saturating_sub(ran) > KEPT_WAITING_MAX.max(ran * WAITS_A_RUN) {
                 return self.overtake();
             }
         }
@@ -253,14 +257,15 @@ mod tests {
                 tokio::time::sleep(LOOK_EVERY).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), all_have_ended).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(600), all_have_ended).await.unwrap();
     }
 
     #[tokio::test(flavor = "multi_thread")]
     async fn what_does_not_compile_gives_its_turn_back() {
         let compiler = Compiler::new(Metrics::new(&prometheus::Registry::new()).unwrap());
         for _ in 0..=COMPILING_MAX {
-            let refused = compiler.compile(Bytes::from_static(b"no component")).await;
+            let refused = compiler.compile(Bytes::from_static(b"no component"));
+            let refused = tokio::time::timeout(Duration::from_secs(600), refused).await.unwrap();
             assert!(matches!(refused, Err(ComponentError::Unusable(_))), "{refused:?}");
         }
     }

@@ -140,9 +140,12 @@ impl Publisher {
         }
     }
 
-    /// Knows of the revision that a batch was refused for as outdated. In vain, it is not to be tried again.
-    pub(crate) async fn hears_of_changes(&self) -> bool {
-        self.directory.hear_of_changes().await
+    /// Knows of what a batch of this scope that ran on a revision was refused for as outdated. In vain, it is not to be tried again.
+    pub(crate) async fn knows_more_than(&self, scope: Scope, ran_on: u64) -> bool {
+        // What was changed here is known, whatever else is under way that hearing would have to wait for. What is emitted to a
+        // topic that has changed waits.
+        let is_known = || self.pipelines.revision(scope) > ran_on;
+        is_known() || self.directory.hear_of_changes().await || is_known()
     }
 
     /// Stores a part, or returns it if it can only be stored in parts of its own.
@@ -165,9 +168,7 @@ impl Publisher {
                 Outcome::Done => return None,
                 Outcome::Stale { ran_on, error } => {
                     stale += 1;
-                    // What was changed here is known, whatever else is under way that hearing would have to wait for.
-                    let is_known = self.pipelines.revision(Scope::Topic(topic.id)) > ran_on;
-                    if stale > REVISION_RETRIES_MAX || !(is_known || self.hears_of_changes().await) {
+                    if stale > REVISION_RETRIES_MAX || !self.knows_more_than(Scope::Topic(topic.id), ran_on).await {
                         fail_all(places(&work), &error.into(), results);
                         return None;
                     }
