@@ -11,6 +11,7 @@ use super::output::Output;
 use crate::catalog::CatalogError;
 use crate::catalog::postgres::{Applied, MIGRATIONS, Migration, history, migrate, missing};
 use crate::config::PostgresUrl;
+use crate::database::desk::may_pass;
 
 /// The deployment guide's name of the setting.
 pub(super) const SETTING: &str = "ConnectionStrings__PostgreSQL";
@@ -145,6 +146,10 @@ fn shown(version: i64, name: &str, applied: Option<&Applied>) -> Value {
 
 fn failure(url: &PostgresUrl, error: CatalogError) -> Failure {
     match error {
+        // It says that it is starting or stopping, or that it has no connection left: to be asked again.
+        CatalogError::Unavailable(error) if may_pass(&error) => {
+            Failure::Unreachable { url: url.to_string(), reason: error.to_string() }
+        }
         // The database itself speaks.
         CatalogError::Unavailable(sqlx::Error::Database(error)) => no(error.to_string()),
         CatalogError::Unavailable(error) => Failure::Unreachable { url: url.to_string(), reason: error.to_string() },

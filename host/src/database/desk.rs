@@ -299,7 +299,9 @@ pub fn may_pass(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(error) => [ConnectionRefused, ConnectionAborted, ConnectionReset].contains(&error.kind()),
         // It is starting, or stopping; it has no connection left.
-        sqlx::Error::Database(refused) => refused.code().is_some_and(|code| ["57P03", "53300"].contains(&&*code)),
+        sqlx::Error::Database(refused) => {
+            refused.code().is_some_and(|code| ["57P01", "57P02", "57P03", "53300"].contains(&&*code))
+        }
         _ => false,
     }
 }

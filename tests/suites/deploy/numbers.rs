@@ -2,6 +2,8 @@
 //! are read from where they are used.
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 
 use serde_json::Value;
 use sluice_tests::binary::{self, repository};
@@ -149,6 +151,33 @@ async fn pods_wait_for_their_database_and_then_for_its_tables() {
     for one in [&mut migrates, &mut waits] {
         assert!(wait::until("it ends", async || ended(one)).await.success());
     }
+}
+
+/// What the scripts of the pods ask again for is one exit code.
+#[test]
+fn a_server_that_is_about_to_start_is_one_that_does_not_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a client");
+            let mut head = [0; 8];
+            stream.read_exact(&mut head).expect("a request for TLS, or the head of a startup message");
+            // No TLS.
+            if head[4..] == 80_877_103_u32.to_be_bytes() {
+                stream.write_all(b"N").expect("the client is there");
+                stream.read_exact(&mut head).expect("the head of a startup message");
+            }
+            let said = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0";
+            let len = u32::try_from(said.len() + 4).expect("it is short").to_be_bytes();
+            stream.write_all(&[b"E", len.as_slice(), said.as_slice()].concat()).expect("the client is there");
+        }
+    });
+    let url = format!("postgres://somebody@127.0.0.1:{port}/messaging");
+    let mut migrate = std::process::Command::new(binary::sluice());
+    let ended = migrate.args(["migrate", "status", "--database", &url]).output().expect("sluice starts");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(ended.status.code() == Some(3) && said.contains("the database system is starting up"), "{ended:?}");
 }
 
 #[test]
