@@ -96,10 +96,13 @@ impl Outbound {
     /// Nothing is held then.
     pub async fn next(&self, ask: &Ask) -> Result<Prepared, OutboundError> {
         let at_most_once = ask.topic.settings.guarantee == Guarantee::AtMostOnce;
-        let staged = ask.subscription.as_deref().and_then(|subscription| {
+        let staged = || {
+            let subscription = ask.subscription.as_deref()?;
             let scope = Scope::Subscription(ask.topic.id, subscription.id);
             self.pipelines.has_stages(scope).then_some((subscription, scope))
-        });
+        };
+        // Stages may turn a message away or fail on it, so there it is settled after them, before it is handed out.
+        let mode = if at_most_once && staged().is_none() { Mode::AtMostOnce } else { Mode::AtLeastOnce };
         let request = LeaseRequest {
             topic: ask.topic.id,
             group: ask.group,
@@ -107,17 +110,20 @@ impl Outbound {
             bytes_max: ask.bytes_max,
             duration: ask.duration,
             holder: Arc::clone(&ask.holder),
-            // Stages may turn a message away or fail on it, so there it is settled after them, before it is handed out.
-            mode: if at_most_once && staged.is_none() { Mode::AtMostOnce } else { Mode::AtLeastOnce },
+            mode,
             ordered: ask.subscription.as_ref().is_some_and(|subscription| subscription.settings.ordered),
         };
         for _ in 0..ROUNDS_MAX {
             let leased = self.store.lease(request.clone()).await?;
-            let Some((subscription, scope)) = staged.filter(|_| !leased.leases.is_empty()) else {
-                return Ok(Prepared { leases: leased.leases, more: leased.more });
-            };
-            let mut leases = self.through_stages(&ask.topic, (subscription, scope), leased.leases).await?;
-            if at_most_once {
+            let mut leases = leased.leases;
+            if leases.is_empty() {
+                return Ok(Prepared { leases, more: leased.more });
+            }
+            // Asked anew: what was set while the store looked holds for what was published since.
+            if let Some(staged) = staged() {
+                leases = self.through_stages(&ask.topic, staged, leases).await?;
+            }
+            if at_most_once && mode == Mode::AtLeastOnce {
                 leases = self.settled(leases).await?;
             }
             if !leases.is_empty() {
