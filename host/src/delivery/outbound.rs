@@ -1,6 +1,6 @@
 //! From the store to the door: leases messages, runs the subscription's stages on them, and settles those that go no
-//! further. Shared by pull and push. Invariant: a message's stages run once per revision, and a retry gets the same bytes,
-//! as long as there is room to remember them. Never sends.
+//! further. Shared by pull and push. Invariant: a message's stages are those in force once it is leased; they run once per
+//! revision, and a retry gets the same bytes, as long as there is room to remember them. Never sends.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,5 +1,6 @@
 //! Compiling components. Invariant: never on a thread that messages wait for, and of the lowest priority as long as that
-//! gets it anywhere; a machine that is busy throughout delays a compilation, and does not keep it from ending.
+//! gets it anywhere; a machine that is busy throughout delays a compilation, and does not keep it from ending
+//! (docs/adr/0033-compiling-gives-way-while-it-gets-on.md).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

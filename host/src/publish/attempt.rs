@@ -142,8 +142,8 @@ impl Publisher {
 
     /// Knows of what a batch of this scope that ran on a revision was refused for as outdated. In vain, it is not to be tried again.
     pub(crate) async fn knows_more_than(&self, scope: Scope, ran_on: u64) -> bool {
-        // What was changed here is known, whatever else is under way that hearing would have to wait for. What is emitted to a
-        // topic that has changed waits.
+        // What was changed here is known, whatever else is under way that hearing would have to wait for. A batch that
+        // emits to a topic which has changed waits all the same.
         let is_known = || self.pipelines.revision(scope) > ran_on;
         is_known() || self.directory.hear_of_changes().await || is_known()
     }
