@@ -50,14 +50,15 @@ pub async fn while_it_grows(what: &str, enough: usize, count: impl Fn() -> usize
     }
 }
 
-/// Polls until `look` returns `Some`, at most [`PATIENCE`], and answers how long that took: to be printed, never judged.
+/// Polls until `look` returns `Some`, at most four times [`PATIENCE`], since brokers compile plugins one after the other, and answers how
+/// long that took: to be printed, never judged.
 ///
 /// # Panics
 /// When the time is up, with `what` was awaited.
 #[expect(clippy::disallowed_methods, reason = "the suites stand outside the broker and live in the system's time")]
 pub async fn timed(what: &str, look: impl AsyncFnMut() -> Option<()>) -> Duration {
     let began = std::time::Instant::now();
-    until(what, look).await;
+    within(4 * PATIENCE, what, look).await;
     began.elapsed()
 }
 

@@ -49,8 +49,8 @@ async fn a_messages_failures_are_told_attempt_by_attempt() {
     let published = broker.publish("jobs", "work").await;
     let page = format!("/messages/{}", published.message_id);
     fail(&broker, &["no stock"]).await;
-    // A lease that ends by itself leaves no word.
-    broker.consume("jobs", "g").collect(1).await;
+    // A lease that ends by itself, with its broker or at its deadline, leaves no word.
+    broker.consume("jobs", "g").ack_timeout(1).collect(1).await;
     broker.stop().await;
     broker.restart().await;
     let group = broker.get(&page).await.expect(200)["groups"][0].clone();

@@ -20,6 +20,8 @@ use tokio::sync::Notify;
 
 const JSON: (&str, &str) = ("content-type", "application/json");
 const NODES: [&str; 3] = ["a", "b", "c"];
+/// What every append needs.
+const PARTITIONS: &str = "LOCK TABLE store_partitions IN ACCESS EXCLUSIVE MODE";
 
 async fn fleet(name: &str) -> [Broker; 3] {
     let url = Postgres::shared_with_tables(name);
@@ -573,8 +575,7 @@ async fn who_waits_for_a_lock_or_a_connection_is_told_so_and_served_again() {
     let a = Broker::with(settings).await;
     a.create_topic("orders", "Queue").await;
     a.publish("orders", "1").await;
-    let lock = PgConnection::connect(&url).await.expect("the server answers");
-    let mut lock = held_lock(lock).await;
+    let mut lock = holding(&url, PARTITIONS).await;
     // The first two hold the connections until the server ends their statements, the others get none.
     let four = ["2", "3", "4", "5"].map(|payload| a.publish("orders", payload).answer());
     for answer in futures_util::future::join_all(four).await {
@@ -587,7 +588,68 @@ async fn who_waits_for_a_lock_or_a_connection_is_told_so_and_served_again() {
     assert_eq!(payloads, ["1", "6"]);
 }
 
-async fn held_lock(mut connection: PgConnection) -> PgConnection {
-    connection.execute("BEGIN; LOCK TABLE store_partitions IN ACCESS EXCLUSIVE MODE").await.expect("it is free");
+/// A transaction that has `lock`, and keeps others waiting for it.
+async fn holding(url: &str, lock: &'static str) -> PgConnection {
+    let mut connection = PgConnection::connect(url).await.expect("the server answers");
+    connection.execute("BEGIN").await.expect("the server answers");
+    connection.execute(lock).await.expect("it is free");
     connection
+}
+
+/// Waits until a statement with these words waits for a lock.
+async fn waits(url: &str, words: &str) {
+    let mut connection = PgConnection::connect(url).await.expect("the server answers");
+    let waiting = "SELECT FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' \
+        AND strpos(query, $1) > 0";
+    sluice_tests::wait::until(words, async || {
+        sqlx::query(waiting).bind(words).fetch_optional(&mut connection).await.expect("the server answers").map(drop)
+    })
+    .await;
+}
+
+/// What is published once a subscription has stages goes through them, also where it is leased by a look that began before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stages_that_are_set_while_a_lease_is_waited_for_hold_for_what_is_published_then() {
+    let url = Postgres::shared_with_tables("held_lease");
+    let a = Broker::with(Settings::new().on(&url, "a")).await;
+    for (guarantee, looks) in [("AtLeastOnce", "store_give"), ("AtMostOnce", "FOR UPDATE OF k")] {
+        let topic = format!("people.{guarantee}");
+        a.post("/topics", &json!({"name": topic, "type": "PubSub", "deliveryGuarantee": guarantee})).await.expect(201);
+        let subscription = a.subscribe(&topic, "outside").await;
+        let mut lock = holding(&url, "LOCK TABLE cursors IN EXCLUSIVE MODE").await;
+        let lease = tokio::spawn(a.consume(&topic, "outside").into_future());
+        waits(&url, looks).await;
+        let path = format!("/subscriptions/{}/pipeline", subscription["subscriptionId"].as_str().expect("an id"));
+        let config = json!({"rules": [{"pointer": "/email", "action": "drop"}]});
+        a.put(&path, &json!({"stages": [{"name": "r", "plugin": "redact", "config": config}]})).await.expect(200);
+        a.publish(&topic, json!({"name": "Ada", "email": "ada@example.org"})).await;
+        lock.execute("COMMIT").await.expect("the lock is given back");
+        let leased = lease.await.expect("no panic");
+        assert_eq!(leased.iter().map(|one| one.payload()).collect::<Vec<_>>(), [r#"{"name":"Ada"}"#], "{guarantee}");
+    }
+}
+
+/// What was changed here is known, whatever else is under way here that hearing of others' changes would wait for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_a_change_made_here_has_outdated_does_not_wait_for_further_changes() {
+    let url = Postgres::shared_with_tables("held_change");
+    let a = Broker::with(Settings::new().on(&url, "a")).await;
+    a.create_topic("orders", "Queue").await;
+    a.create_topic("others", "Queue").await;
+    a.put_pipeline("orders", keeping("me")).await;
+    let mut storing = holding(&url, PARTITIONS).await;
+    let publish = tokio::spawn(a.publish("orders", "x").header("keep", "me").into_future());
+    waits(&url, "store_append").await;
+    a.put_pipeline("orders", json!([])).await;
+    let mut changing = holding(&url, "SELECT pg_advisory_xact_lock(8317987319222330742)").await;
+    let client = a.admin();
+    let change = tokio::spawn(async move { client.put_pipeline("others", json!([])).await });
+    waits(&url, "pg_advisory_xact_lock").await;
+    // As another broker does that has stored on the new revision already.
+    storing.execute("UPDATE store_partitions SET revision = 2").await.expect("the partitions are there");
+    storing.execute("COMMIT").await.expect("the lock is given back");
+    assert_eq!(publish.await.expect("no panic").pipeline_revision, Some(2));
+    assert!(!change.is_finished(), "it is still under way");
+    changing.execute("ROLLBACK").await.expect("the lock is given back");
+    change.await.expect("no panic");
 }

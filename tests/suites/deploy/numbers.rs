@@ -155,7 +155,26 @@ async fn pods_wait_for_their_database_and_then_for_its_tables() {
 
 /// What the scripts of the pods ask again for is one exit code.
 #[test]
-fn a_server_that_is_about_to_start_is_one_that_does_not_answer() {
+fn a_server_that_is_about_to_answer_is_one_that_does_not_answer() {
+    let refusals = [
+        ("57P01", "terminating connection due to administrator command", 3),
+        ("57P02", "terminating connection because of crash of another server process", 3),
+        ("57P03", "the database system is starting up", 3),
+        ("53300", "sorry, too many clients already", 3),
+        ("28P01", "password authentication failed for user \"somebody\"", 1),
+    ];
+    for (code, words, wanted) in refusals {
+        let url = format!("postgres://somebody@127.0.0.1:{}/messaging", refusing(code, words));
+        let mut migrate = std::process::Command::new(binary::sluice());
+        let ended = migrate.args(["migrate", "status", "--database", &url]).output().expect("sluice starts");
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code() == Some(wanted) && said.contains(words), "{code}: {ended:?}");
+    }
+}
+
+/// The port of a server that refuses every client.
+fn refusing(code: &str, words: &str) -> u16 {
+    let said = format!("SFATAL\0VFATAL\0C{code}\0M{words}\0\0");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
     let port = listener.local_addr().expect("it is bound").port();
     std::thread::spawn(move || {
@@ -168,16 +187,11 @@ fn a_server_that_is_about_to_start_is_one_that_does_not_answer() {
                 stream.write_all(b"N").expect("the client is there");
                 stream.read_exact(&mut head).expect("the head of a startup message");
             }
-            let said = b"SFATAL\0VFATAL\0C57P03\0Mthe database system is starting up\0\0";
             let len = u32::try_from(said.len() + 4).expect("it is short").to_be_bytes();
-            stream.write_all(&[b"E", len.as_slice(), said.as_slice()].concat()).expect("the client is there");
+            stream.write_all(&[b"E", len.as_slice(), said.as_bytes()].concat()).expect("the client is there");
         }
     });
-    let url = format!("postgres://somebody@127.0.0.1:{port}/messaging");
-    let mut migrate = std::process::Command::new(binary::sluice());
-    let ended = migrate.args(["migrate", "status", "--database", &url]).output().expect("sluice starts");
-    let said = String::from_utf8_lossy(&ended.stderr);
-    assert!(ended.status.code() == Some(3) && said.contains("the database system is starting up"), "{ended:?}");
+    port
 }
 
 #[test]
