@@ -4,13 +4,14 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use sluice::catalog::Catalog;
 use sluice::clock::Clock;
 use sluice::offline::moving::{compare_messages, copy_messages};
-use sluice::store::embedded::{EmbeddedOptions, EmbeddedStore};
+use sluice::store::embedded::{EmbeddedOptions, EmbeddedStore, Progress};
 use sluice::store::postgres::{PostgresOptions, PostgresStore};
 use sluice_tests::servers::Postgres;
 use sluice_tests::{Broker, Delivery, Settings, binary, guest, wait};
@@ -341,7 +342,18 @@ async fn a_second_reading_finds_whatever_is_not_the_same() {
     let connect = url.parse().expect("an address");
     let options = PostgresOptions { connect, connections_max: 4, node: "test".into(), clock: clock.clone() };
     let target = PostgresStore::open(options).await.expect("the store opens");
-    copy_messages(&source, &target, &clock, &|_| {}).await.expect("both work");
+    let copied = async || {
+        let bytes = AtomicU64::new(0);
+        let count = |progress| {
+            if let Progress::Did(more) = progress {
+                bytes.fetch_add(more, Ordering::Relaxed);
+            }
+        };
+        copy_messages(&source, &target, &clock, &count).await.expect("both work");
+        bytes.into_inner()
+    };
+    let all = copied().await;
+    assert!(all > 0 && copied().await >= all, "what is there already is told as copied");
     let same = async || {
         let compared = compare_messages(&source, &target, &|_| {}).await;
         compared.is_ok_and(|compared| compared.differing.is_empty() && compared.rest_is_same)

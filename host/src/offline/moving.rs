@@ -297,7 +297,11 @@ pub async fn copy_messages(
     let known: HashMap<TopicId, TopicMove> =
         target.move_topics().await?.into_iter().map(|known| (known.spec.id, known)).collect();
     for topic in source.move_topics().await? {
-        let lanes = known.get(&topic.spec.id).map_or(&[][..], |known| &known.lanes);
+        let known = known.get(&topic.spec.id);
+        if known.is_some() {
+            progress(Progress::Did(target.stats(topic.spec.id).await?.bytes));
+        }
+        let lanes = known.map_or(&[][..], |known| &known.lanes);
         copy_topic((source, target), &topic, lanes, progress).await?;
     }
     let mut after = None;
