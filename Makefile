@@ -23,7 +23,7 @@ ALL_OVER_FLEET := bad_input:: batches:: binary_payloads:: browsing:: cli:: cli_l
 	brokers_are_shown a_replay_that_cannot_read_on a_topics_figures_say what_expires_behind_another a_stop_loses_nothing what_a_stop_leaves_open rates_are_limited \
 	what_was_answered_is_there a_secret_is_the_instances few_components_are what_is_no_plugin a_plugins_log a_plugins_own_figures \
 	what_a_plugin_says over_its_share plugins_of_a_prefix what_is_there_stays a_name_of_an_address whatever_a_receiver \
-	a_broker_that_stops a_stream_takes_no_more a_stream_ends_when what_a_shadow_sets)
+	another_port_serves a_broker_that_stops a_stream_takes_no_more a_stream_ends_when what_a_shadow_sets)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo fleet run build plugins test check bench soak fuzz audit fmt clean wasm-target

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::{Gauge, IntGauge, Registry};
-use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -587,8 +586,8 @@ const MILLISECOND: Duration = Duration::from_millis(1);
 /// # Errors
 /// When it could not start, or could not stop well.
 pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Result<(), ServeError> {
-    let address = config.listen;
-    let listener = TcpListener::bind(address).await.map_err(|source| ServeError::Listen { address, source })?;
+    let listening = crate::api::server::bind(&config).await;
+    let listeners = listening.map_err(|(address, source)| ServeError::Listen { address, source })?;
     // From here on: as the first process of a container it would not be ended by a signal that it does not take.
     let stopping = CancellationToken::new();
     stop_on_signals(stopping.clone())?;
@@ -605,9 +604,11 @@ pub async fn serve(config: Config, ready: impl FnOnce(SocketAddr) + Send) -> Res
     let mut tidying: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_tidy());
     let watching: JoinHandle<()> = tokio::spawn(Arc::clone(&broker).keep_watch());
     broker.pipelines.watch()?;
-    ready(listener.local_addr()?);
-    tracing::info!(address = %listener.local_addr()?, data_dir = %broker.config.data_dir.display(), "serving");
-    crate::api::server::serve(Arc::clone(&broker), listener).await;
+    let address = listeners[0].local_addr()?;
+    ready(address);
+    let (data_dir, broker_port) = (broker.config.data_dir.display(), broker.config.messaging.broker_port);
+    tracing::info!(%address, broker_port, %data_dir, "serving");
+    crate::api::server::serve(Arc::clone(&broker), listeners).await;
     // A housekeeper that panicked has been logged by the panic hook; the stop goes on.
     drop(housekeeping.await);
     if tokio::time::timeout(TIDYING_MAX, &mut tidying).await.is_err() {

@@ -202,6 +202,8 @@ pub struct Redis {
 /// Defaults for topics.
 #[derive(Debug, Clone)]
 pub struct Messaging {
+    /// Another port at the address of `listen`, for the same API (none).
+    pub broker_port: Option<u16>,
     /// `deliveryGuarantee` of a topic that does not say (`AtLeastOnce`).
     pub default_delivery_guarantee: Guarantee,
     /// `retentionPeriod` of a topic that does not say (`P7D`).

@@ -20,6 +20,7 @@ use crate::binary::target_dir;
 pub use haproxy::Haproxy;
 pub use pooler::Pooler;
 pub use postgres::Postgres;
+pub use process::free_port;
 pub use redis::{Redis, Sentinel};
 
 /// The programs; the libraries that they need are found through apt.

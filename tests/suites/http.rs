@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use http::Method;
 use serde_json::{Value, json};
+use sluice_tests::servers::free_port;
 use sluice_tests::{Broker, Client, Settings, wait};
 
 const JSON: &[(&str, &str)] = &[("content-type", "application/json")];
@@ -165,6 +166,28 @@ async fn a_stop_loses_nothing_that_was_accepted_and_cuts_no_answer_off() {
     let stored: BTreeSet<&str> = stored.iter().map(sluice_tests::Delivery::payload).collect();
     let lost: Vec<&String> = accepted.iter().filter(|tag| !stored.contains(tag.as_str())).collect();
     assert!(lost.is_empty(), "accepted and gone: {lost:?}");
+}
+
+#[tokio::test]
+async fn another_port_serves_the_same_over_both_versions_of_http_until_the_stop() {
+    let port = free_port();
+    let mut broker = Broker::with(Settings::new().env("Messaging__BrokerPort", &port.to_string())).await;
+    let url = format!("http://127.0.0.1:{port}");
+    let inside = Client::new(&url, broker.admin().token());
+    inside.create_topic("orders", "Queue").await;
+    // Whoever keeps one of them busy keeps nobody from the other.
+    let publishing = async |client: &Client| {
+        for n in 0..20 {
+            client.publish("orders", n).await;
+        }
+    };
+    tokio::join!(publishing(&broker), publishing(&inside));
+    broker.consume("orders", "g").drain(40).await;
+    let http2 = reqwest::Client::builder().http2_prior_knowledge().build().expect("a client");
+    let answer = http2.get(format!("{url}/health/live")).send().await.expect("it answers");
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, http::Version::HTTP_2));
+    assert!(broker.stop().await.success());
+    assert!(tokio::net::TcpStream::connect(("127.0.0.1", port)).await.is_err(), "nobody listens there any more");
 }
 
 /// Publishes one after the other until the broker says that it is stopping or nobody listens; answers what was accepted.

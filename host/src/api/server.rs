@@ -4,8 +4,12 @@
 
 mod activity;
 
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -21,7 +25,7 @@ use tower::Service as _;
 
 use self::activity::{Activity, Pulse, Watched};
 use crate::broker::Broker;
-use crate::config::Limits;
+use crate::config::{Config, Limits};
 use crate::process;
 
 /// HTTP/2 requests at once on one connection: what most clients assume, and a bound on what one connection costs.
@@ -36,11 +40,24 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// After the time for a stop is over and connections are cut.
 const CUT_WAIT: Duration = Duration::from_secs(1);
 
-/// Serves the API on `listener` until the broker is told to stop, then finishes what is in flight.
-pub async fn serve(broker: Arc<Broker>, listener: TcpListener) {
+/// Where the API is served: the address of `listen` first.
+///
+/// # Errors
+/// Which address cannot be listened on, and why.
+pub async fn bind(config: &Config) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    let another = config.messaging.broker_port.map(|port| SocketAddr::new(config.listen.ip(), port));
+    let mut listeners = Vec::with_capacity(2);
+    for address in [Some(config.listen), another].into_iter().flatten() {
+        listeners.push(TcpListener::bind(address).await.map_err(|source| (address, source))?);
+    }
+    Ok(listeners)
+}
+
+/// Serves the API on `listeners` until the broker is told to stop, then finishes what is in flight.
+pub async fn serve(broker: Arc<Broker>, listeners: Vec<TcpListener>) {
     let (limits, stopping) = (bounded_by_handles(broker.config.limits.clone()), broker.stopping.clone());
     let app = super::app(&broker).expect("a broker has one API, so its metrics are not registered yet");
-    run(listener, app, &limits, stopping).await;
+    run(listeners, app, &limits, stopping).await;
 }
 
 /// Connections take no handle that a file of the store may need: without them, nothing could be stored or read.
@@ -58,8 +75,8 @@ fn bounded_by_handles(mut limits: Limits) -> Limits {
     limits
 }
 
-/// Serves `app` on `listener` until `stopping`.
-pub async fn run(listener: TcpListener, app: Router, limits: &Limits, stopping: CancellationToken) {
+/// Serves `app` on `listeners` until `stopping`.
+pub async fn run(listeners: Vec<TcpListener>, app: Router, limits: &Limits, stopping: CancellationToken) {
     let (connections, cut) = (TaskTracker::new(), CancellationToken::new());
     let free = Arc::new(Semaphore::new(limits.connections_max.min(Semaphore::MAX_PERMITS)));
     let server = Arc::new(Server {
@@ -69,14 +86,16 @@ pub async fn run(listener: TcpListener, app: Router, limits: &Limits, stopping: 
         stopping: stopping.clone(),
         cut: cut.clone(),
     });
-    while let Some((stream, permit)) = next(&listener, &free, &stopping).await {
+    let mut turn = 0;
+    while let Some((stream, permit)) = next(&listeners, turn, &free, &stopping).await {
+        turn = (turn + 1) % listeners.len();
         let server = Arc::clone(&server);
         connections.spawn(async move {
             server.connection(stream).await;
             drop(permit);
         });
     }
-    drop(listener);
+    drop(listeners);
     connections.close();
     if tokio::time::timeout(limits.shutdown_timeout, connections.wait()).await.is_err() {
         tracing::warn!(open = connections.len(), "connections are cut: they did not end in time");
@@ -88,27 +107,38 @@ pub async fn run(listener: TcpListener, app: Router, limits: &Limits, stopping: 
 
 /// The next connection, once there is room for one; none when the broker is to stop.
 async fn next(
-    listener: &TcpListener,
+    listeners: &[TcpListener],
+    turn: usize,
     free: &Arc<Semaphore>,
     stopping: &CancellationToken,
 ) -> Option<(TcpStream, OwnedSemaphorePermit)> {
     loop {
         let accepted = async {
             let permit = Arc::clone(free).acquire_owned().await.expect("the semaphore is never closed");
-            (listener.accept().await, permit)
+            (accept(listeners, turn).await, permit)
         };
         let (accepted, permit) = tokio::select! {
             () = stopping.cancelled() => return None,
             accepted = accepted => accepted,
         };
         match accepted {
-            Ok((stream, _)) => return Some((stream, permit)),
+            Ok(stream) => return Some((stream, permit)),
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// From whichever has a connection, asked from that of this turn on, so that none waits behind all of another.
+async fn accept(listeners: &[TcpListener], turn: usize) -> io::Result<TcpStream> {
+    let (before, from) = listeners.split_at(turn);
+    let ready = poll_fn(|context| {
+        let mut asked = from.iter().chain(before).map(|listener| listener.poll_accept(context));
+        asked.find(Poll::is_ready).unwrap_or(Poll::Pending)
+    });
+    ready.await.map(|(stream, _)| stream)
 }
 
 fn http(limits: &Limits) -> Builder<TokioExecutor> {

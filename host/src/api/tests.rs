@@ -70,6 +70,7 @@ fn config(data_dir: PathBuf) -> Config {
         storage: None,
         redis: None,
         messaging: Messaging {
+            broker_port: None,
             default_delivery_guarantee: Guarantee::AtLeastOnce,
             default_retention_period: Duration::from_secs(7 * 86_400),
             max_message_size: 1 << 20,

@@ -19,6 +19,7 @@ pub(super) fn body_bytes_for(max_message_size: u64) -> u64 {
 /// Adds what is wrong to `faults`.
 pub(super) fn check(config: &Config, faults: &mut Vec<String>) {
     check_limits(config, faults);
+    check_ports(config, faults);
     check_names(config, faults);
     for network in &config.push.allow_networks {
         if let Err(wrong) = check_network(network) {
@@ -66,6 +67,15 @@ fn check_limits(config: &Config, faults: &mut Vec<String>) {
             "limits.body_bytes_max is {}, but a request with a message of messaging.max_message_size takes {needed}; \
              raise the one or lower the other",
             config.limits.body_bytes_max
+        ));
+    }
+}
+
+fn check_ports(config: &Config, faults: &mut Vec<String>) {
+    if config.messaging.broker_port == Some(config.listen.port()) {
+        faults.push(format!(
+            "messaging.broker_port is {}, the port of listen, which serves the same: leave it out, or take another",
+            config.listen.port()
         ));
     }
 }

@@ -20,15 +20,13 @@ enum Meaning {
     Jaeger,
     /// Addresses, of which one is listened on.
     Urls,
-    /// A port where nothing listens.
-    BrokerPort,
 }
 
 /// The guide's names, `:` between section and key as .NET has it.
 const NAMES: &[(&str, Meaning)] = &[
     ("ConnectionStrings:PostgreSQL", Meaning::Setting("postgres.url")),
     ("ConnectionStrings:Redis", Meaning::Setting("redis.url")),
-    ("Messaging:BrokerPort", Meaning::BrokerPort),
+    ("Messaging:BrokerPort", Meaning::Setting("messaging.broker_port")),
     ("Messaging:DefaultDeliveryGuarantee", Meaning::Setting("messaging.default_delivery_guarantee")),
     ("Messaging:DefaultRetentionPeriod", Meaning::Setting("messaging.default_retention_period")),
     ("Messaging:MaxMessageSize", Meaning::Setting("messaging.max_message_size")),
@@ -180,13 +178,6 @@ fn read(name: &str, meaning: Meaning, text: &str) -> Result<Mapped, String> {
             });
             Ok(Mapped { setting: Some(("telemetry.otlp_endpoint", Value::from(endpoint))), warning })
         }
-        Meaning::BrokerPort => match text.parse::<u16>() {
-            Ok(port) => Ok(Mapped {
-                setting: None,
-                warning: Some(format!("{name}: nothing listens on port {port}; the HTTP API is the only protocol")),
-            }),
-            Err(_) => Err(format!("takes a port, not '{text}'")),
-        },
     }
 }
 
@@ -243,7 +234,7 @@ fn listen_url(text: &str) -> Result<(SocketAddr, Vec<&str>), String> {
         );
     }
     let [url] = urls.as_slice() else {
-        return Err("takes one address; Sluice listens on exactly one".to_owned());
+        return Err("takes one address; another port of it is messaging.broker_port".to_owned());
     };
     let host_and_port = url
         .strip_prefix("http://")
@@ -300,6 +291,7 @@ mod tests {
     fn the_guides_variables_become_settings() {
         for (name, text, path, value) in [
             ("Messaging__MaxMessageSize", "1048576", "messaging.max_message_size", Value::from(1_048_576_u64)),
+            ("Messaging__BrokerPort", "5050", "messaging.broker_port", Value::from(5050_u64)),
             (
                 "Messaging__DefaultDeliveryGuarantee",
                 "AtLeastOnce",
@@ -334,7 +326,6 @@ mod tests {
             ("ASPNETCORE_URLS", "http://+:5000;http://+:5050", "one address"),
             ("ASPNETCORE_URLS", "http://example.com:5000", "HOST:PORT"),
             ("ASPNETCORE_ENVIRONMENT", "Moon", "Production"),
-            ("Messaging__BrokerPort", "many", "port"),
             ("JWT__ExpirationMinutes", "1.5", "minutes"),
             ("OpenTelemetry__JaegerEndpoint", "jaeger:14268", "URL"),
         ] {
@@ -359,12 +350,10 @@ mod tests {
     }
 
     #[test]
-    fn a_broker_port_is_warned_of() {
+    fn an_address_of_https_is_warned_of() {
         let urls = from_env("ASPNETCORE_URLS", "http://+:5000;https://+:5001").expect("the guide's").expect("accepted");
         assert_eq!(urls.setting, Some(("listen", "0.0.0.0:5000".into())));
         assert!(urls.warning.expect("warned").contains("nothing listens on https://+:5001"));
-        let mapped = from_env("Messaging__BrokerPort", "5050").expect("the guide's").expect("accepted");
-        assert!(mapped.setting.is_none() && mapped.warning.expect("warned").contains("5050"));
     }
 
     #[test]

@@ -89,6 +89,12 @@ pub static KEYS: &[Key] = &[
         },
     },
     Key {
+        path: "messaging.broker_port",
+        kind: Kind::Integer(1, 65_535),
+        doc: "Another port at the address of listen, for the same API over HTTP/1.1 and HTTP/2 without TLS: the guide's 5050, inside of a cluster (unset)",
+        show: |c| unset(c.messaging.broker_port.as_ref()),
+    },
+    Key {
         path: "messaging.default_delivery_guarantee",
         kind: Kind::Choice(&["AtMostOnce", "AtLeastOnce", "ExactlyOnce"]),
         doc: "deliveryGuarantee of a topic that does not say (AtLeastOnce)",

@@ -140,6 +140,7 @@ fn redis(values: &Values<'_>, faults: &mut Vec<String>) -> Option<Redis> {
 fn messaging(values: &Values<'_>) -> Messaging {
     let guarantee = values.text("messaging.default_delivery_guarantee").unwrap_or_default();
     Messaging {
+        broker_port: values.get("messaging.broker_port"),
         default_delivery_guarantee: match guarantee.to_ascii_lowercase().as_str() {
             "atmostonce" => Guarantee::AtMostOnce,
             "exactlyonce" => Guarantee::ExactlyOnce,

@@ -92,6 +92,7 @@ const TURNED: &[(&str, &str)] = &[
     ("postgres.connections_max", "7"),
     ("redis.url", "rediss://u:p@h"),
     ("redis.ca_file", "/ca.pem"),
+    ("messaging.broker_port", "5050"),
     ("messaging.default_delivery_guarantee", "ExactlyOnce"),
     ("messaging.default_retention_period", "P3D"),
     ("messaging.max_message_size", "4242"),
@@ -216,6 +217,8 @@ fn faults_name_the_setting_and_the_way_out() {
         (&[("SLUICE__PLUGINS__QUOTAS", "orders.")], "SLUICE__PLUGINS__QUOTAS limits nothing"),
         (&[("SLUICE__JWT__EXPIRATION", "P1M")], "no fixed length"),
         (&[("SLUICE__LISTEN", "example.com:80")], "listen takes HOST:PORT"),
+        (&[("SLUICE__LISTEN", "127.0.0.1:81"), ("Messaging__BrokerPort", "81")], "is 81, the port of listen"),
+        (&[("Messaging__BrokerPort", "0")], "Messaging__BrokerPort takes 1 to 65535, not 0"),
         (&[("SLUICE__NODE_ID", "a b")], "node_id takes"),
         (&[("SLUICE__PUSH__ALLOW_NETWORKS", "10.0.0.0/33")], "'10.0.0.0/33' is not a network"),
         (&[("SLUICE__TELEMETRY__LOG_LEVEL", "sluice=loud")], "telemetry.log_level"),
@@ -277,7 +280,8 @@ fn the_guides_own_file_works_once_it_names_a_user() {
     let loaded = load_file("appsettings.Development.json", &without.to_string(), &[]).expect("valid");
     assert_eq!(show(&loaded, "telemetry.log_level"), "sluice=debug,warn");
     assert_eq!(show(&loaded, "telemetry.otlp_endpoint"), "http://localhost:4318");
-    assert_eq!(loaded.warnings.len(), 2, "{:?}", loaded.warnings);
+    assert_eq!(show(&loaded, "messaging.broker_port"), "5050");
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
 
     let error = load_file("appsettings.json", r#"{"Messaging": {"MaxMesageSize": 1}}"#, &[]).expect_err("refused");
     assert!(error.to_string().contains("did you mean Messaging:MaxMessageSize?"), "{error}");

@@ -28,12 +28,6 @@ impl Haproxy {
         program(PROGRAM).args(["-c", "-dW", "-f"]).arg(config).output().expect("HAProxy starts")
     }
 
-    /// A port for a configuration to name, that nobody listens at.
-    #[must_use]
-    pub fn free_port() -> u16 {
-        process::free_port()
-    }
-
     /// A proxy with this configuration, once it answers 200 at `ready`.
     ///
     /// # Panics

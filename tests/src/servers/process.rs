@@ -81,7 +81,11 @@ pub(super) fn on_a_thread<T: Send + 'static>(work: impl AsyncFnOnce() -> T + Sen
 }
 
 /// A port of 127.0.0.1 that nobody listens at.
-pub(super) fn free_port() -> u16 {
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn free_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     let width = PORTS.end - PORTS.start;
     // Test processes begin at different places.

@@ -52,7 +52,7 @@ fn stop_takes_at_most() -> u64 {
 
 #[test]
 fn one_port_leads_from_outside_to_the_broker() {
-    assert_eq!(instruction("EXPOSE"), "5000");
+    assert_eq!(instruction("EXPOSE"), "5000 5050");
     let service = &resource("Service", "messaging-api")["spec"];
     assert_eq!((&service["type"], &service["ports"][0]["port"]), (&"LoadBalancer".into(), &80.into()));
     let deployment = resource("Deployment", "messaging-api");

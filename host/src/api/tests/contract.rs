@@ -53,7 +53,7 @@ async fn a_head_that_is_too_large_is_a_problem_over_a_socket_too() {
     let url = format!("http://{}/api/v1/topics", listener.local_addr().unwrap());
     let (app, stopping) = (bed.app.clone(), bed.broker.stopping.clone());
     let limits = bed.broker.config.limits.clone();
-    let served = tokio::spawn(async move { crate::api::server::run(listener, app, &limits, stopping).await });
+    let served = tokio::spawn(async move { crate::api::server::run(vec![listener], app, &limits, stopping).await });
     let http1 = reqwest::Client::new();
     let http2 = reqwest::Client::builder().http2_prior_knowledge().build().unwrap();
     for client in [http1, http2] {
