@@ -50,8 +50,8 @@ pub async fn while_it_grows(what: &str, enough: usize, count: impl Fn() -> usize
     }
 }
 
-/// Polls until `look` returns `Some`, at most four times [`PATIENCE`], since brokers compile plugins one after the other, and answers how
-/// long that took: to be printed, never judged.
+/// Polls until `look` returns `Some`, and answers how long that took: to be printed, never judged. At most four times [`PATIENCE`]: it is
+/// for plugins that are taken in, and brokers of a fleet compile them one after the other.
 ///
 /// # Panics
 /// When the time is up, with `what` was awaited.

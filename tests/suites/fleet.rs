@@ -22,6 +22,8 @@ const JSON: (&str, &str) = ("content-type", "application/json");
 const NODES: [&str; 3] = ["a", "b", "c"];
 /// What every append needs.
 const PARTITIONS: &str = "LOCK TABLE store_partitions IN ACCESS EXCLUSIVE MODE";
+/// What every change of the catalog needs.
+const CATALOG: &str = "SELECT pg_advisory_xact_lock(8317987319222330742)";
 
 async fn fleet(name: &str) -> [Broker; 3] {
     let url = Postgres::shared_with_tables(name);
@@ -641,10 +643,10 @@ async fn a_batch_that_a_change_made_here_has_outdated_does_not_wait_for_further_
     let publish = tokio::spawn(a.publish("orders", "x").header("keep", "me").into_future());
     waits(&url, "store_append").await;
     a.put_pipeline("orders", json!([])).await;
-    let mut changing = holding(&url, "SELECT pg_advisory_xact_lock(8317987319222330742)").await;
+    let mut changing = holding(&url, CATALOG).await;
     let client = a.admin();
     let change = tokio::spawn(async move { client.put_pipeline("others", json!([])).await });
-    waits(&url, "pg_advisory_xact_lock").await;
+    waits(&url, CATALOG).await;
     // As another broker does that has stored on the new revision already.
     storing.execute("UPDATE store_partitions SET revision = 2").await.expect("the partitions are there");
     storing.execute("COMMIT").await.expect("the lock is given back");

@@ -175,7 +175,7 @@ async fn another_port_serves_the_same_over_both_versions_of_http_until_the_stop(
     let url = format!("http://127.0.0.1:{port}");
     let inside = Client::new(&url, broker.admin().token());
     inside.create_topic("orders", "Queue").await;
-    // Whoever keeps one of them busy keeps nobody from the other.
+    // At both at once.
     let publishing = async |client: &Client| {
         for n in 0..20 {
             client.publish("orders", n).await;

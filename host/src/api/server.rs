@@ -1,6 +1,6 @@
-//! Sockets: connections are accepted, served and ended here. Invariant: connections are bounded; one that sends no whole
-//! request head in time, takes no answer, or idles is closed; a stop finishes what is in flight, for a bounded time.
-//! Never looks into a request.
+//! Sockets: connections are accepted, served and ended here. Invariant: connections are bounded, over all ports together;
+//! one that sends no whole request head in time, takes no answer, or idles is closed; a stop finishes what is in flight,
+//! for a bounded time. Never looks into a request.
 
 mod activity;
 
@@ -46,8 +46,8 @@ const CUT_WAIT: Duration = Duration::from_secs(1);
 /// Which address cannot be listened on, and why.
 pub async fn bind(config: &Config) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
     let another = config.messaging.broker_port.map(|port| SocketAddr::new(config.listen.ip(), port));
-    let mut listeners = Vec::with_capacity(2);
-    for address in [Some(config.listen), another].into_iter().flatten() {
+    let mut listeners = Vec::new();
+    for address in std::iter::once(config.listen).chain(another) {
         listeners.push(TcpListener::bind(address).await.map_err(|source| (address, source))?);
     }
     Ok(listeners)

@@ -299,6 +299,7 @@ pub async fn copy_messages(
     for topic in source.move_topics().await? {
         let known = known.get(&topic.spec.id);
         if known.is_some() {
+            // About as much as was read for it: stores count bytes in their own ways, and what is scheduled is read again.
             progress(Progress::Did(target.stats(topic.spec.id).await?.bytes));
         }
         let lanes = known.map_or(&[][..], |known| &known.lanes);

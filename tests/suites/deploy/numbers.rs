@@ -182,7 +182,7 @@ fn refusing(code: &str, words: &str) -> u16 {
             let mut stream = stream.expect("a client");
             let mut head = [0; 8];
             stream.read_exact(&mut head).expect("a request for TLS, or the head of a startup message");
-            // No TLS.
+            // An SSLRequest by its code: there is no TLS.
             if head[4..] == 80_877_103_u32.to_be_bytes() {
                 stream.write_all(b"N").expect("the client is there");
                 stream.read_exact(&mut head).expect("the head of a startup message");
