@@ -65,7 +65,7 @@ const TIDYING_MAX: Duration = Duration::from_secs(5);
 const TRIM_AUDIT_EVERY: Duration = Duration::from_secs(3600);
 /// How often retention is enforced.
 const RETAIN_EVERY: Duration = Duration::from_secs(5);
-/// How long a stop waits for events to be published: a thousand of them take a fraction of it, unless the store fails.
+/// How long a stop waits for events to be published: a thousand of them are five writes, a fraction of it unless the store fails.
 const TELLING_MAX: Duration = Duration::from_secs(3);
 /// How long a stop waits for what arrived to be written: 16 MiB take a fraction of it, unless the disk fails.
 const CAPTURE_MAX: Duration = Duration::from_secs(3);

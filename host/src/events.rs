@@ -23,6 +23,8 @@ use crate::publish::{PublishError, PublishRequest, Publisher};
 
 /// Events that wait to be published; beyond them they are counted, and left out.
 const WAITING_MAX: usize = 1000;
+/// How many of them are published as one.
+const TOGETHER_MAX: usize = 200;
 /// How often the publishing of one is tried while the store takes nothing.
 const TRIES_MAX: u32 = 30;
 /// Before it is tried again.
@@ -158,7 +160,7 @@ impl Events {
 }
 
 impl Waiting {
-    /// Publishes what comes; once `ending`, what is there already, each tried once more at most.
+    /// Publishes what comes; once `ending`, what is there already, each tried twice more at most.
     pub async fn publish(
         mut self,
         publisher: Arc<Publisher>,
@@ -166,23 +168,37 @@ impl Waiting {
         (clock, ending): (Clock, CancellationToken),
     ) {
         let Ok(name) = EVENTS_TOPIC.parse::<TopicName>() else { return };
+        let mut events = Vec::with_capacity(TOGETHER_MAX);
         loop {
-            let next = tokio::select! {
-                next = self.receiver.recv() => next,
+            let came = tokio::select! {
+                came = self.receiver.recv_many(&mut events, TOGETHER_MAX) => came,
                 () = ending.cancelled(), if !self.receiver.is_closed() => {
                     self.receiver.close();
                     continue;
                 }
             };
-            let Some((at, event)) = next else { return };
-            let Some(topic) = directory.topic(&name) else { continue };
-            let kind = event.kind;
-            let request = request(topic, at, event);
-            match published(&publisher, &request, &clock, &ending).await {
-                Ok(()) => self.told.with_label_values(&[kind]).inc(),
-                Err(error) => {
-                    tracing::error!(%error, event = kind, "an event could not be published: it is left out");
-                    self.left_out.inc();
+            if came == 0 {
+                return;
+            }
+            let Some(topic) = directory.topic(&name) else {
+                events.clear();
+                continue;
+            };
+            let requests = events.drain(..).map(|(at, event)| (event.kind, request(Arc::clone(&topic), at, event)));
+            let (kinds, requests): (Vec<_>, Vec<_>) = requests.unzip();
+            // As one, which is on stable storage as soon as any of them alone; or none, so that each keeps its place among those
+            // of its subject.
+            if publisher.publish_batch(requests.clone(), true).await.iter().all(Result::is_ok) {
+                kinds.iter().for_each(|kind| self.told.with_label_values(&[kind]).inc());
+                continue;
+            }
+            for (kind, request) in kinds.into_iter().zip(requests) {
+                match published(&publisher, &request, &clock, &ending).await {
+                    Ok(()) => self.told.with_label_values(&[kind]).inc(),
+                    Err(error) => {
+                        tracing::error!(%error, event = kind, "an event could not be published: it is left out");
+                        self.left_out.inc();
+                    }
                 }
             }
         }
@@ -275,6 +291,9 @@ impl Thresholds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Broker;
+    use crate::config::Config;
+    use crate::store::{ReadFrom, ReadRequest};
 
     #[tokio::test]
     async fn what_is_told_beyond_the_bound_is_counted_and_left_out() {
@@ -305,5 +324,28 @@ mod tests {
         clock.advance(STILL_FULL);
         events.topic_full(&topic);
         assert!(waiting.receiver.try_recv().is_ok(), "it had room in between");
+    }
+
+    #[tokio::test]
+    async fn one_that_cannot_be_published_keeps_no_other_from_it_nor_from_its_place() {
+        let root = tempfile::tempdir().unwrap();
+        let config = Config { data_dir: root.path().join("data"), ..crate::config::tests::development() };
+        let broker = Broker::open(config).await.unwrap();
+        let topic = broker.directory.topic(&EVENTS_TOPIC.parse().unwrap()).unwrap();
+        let (events, waiting) = channel(broker.clock.clone(), &Registry::new()).unwrap();
+        let too_long = "x".repeat(usize::try_from(topic.settings.max_message_size).unwrap());
+        for fact in ["one", &too_long, "two", "three"] {
+            events.tell(Event { kind: "topic.full", subject: "orders".to_owned(), facts: json!({ "fact": fact }) });
+        }
+        let (told, ending) = (waiting.told.clone(), CancellationToken::new());
+        ending.cancel();
+        let clock = broker.clock.clone();
+        waiting.publish(Arc::clone(&broker.publisher), Arc::clone(&broker.directory), (clock, ending)).await;
+        assert_eq!((told.with_label_values(&["topic.full"]).get(), events.left_out.get()), (3, 1));
+        let all =
+            ReadRequest { topic: topic.id, partition: None, from: ReadFrom::Earliest, limit: 10, bytes_max: 1 << 20 };
+        let stored = broker.store.read(all).await.unwrap().messages;
+        let facts = stored.iter().map(|(_, message)| serde_json::from_slice::<Value>(&message.payload).unwrap());
+        assert_eq!(facts.map(|of| of["fact"].clone()).collect::<Vec<_>>(), ["one", "two", "three"]);
     }
 }
