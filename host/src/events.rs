@@ -21,7 +21,7 @@ use crate::message::{EVENTS_TOPIC, TopicId, TopicName, json_media_type};
 use crate::pipeline::rollout::RolloutView;
 use crate::publish::{PublishError, PublishRequest, Publisher};
 
-/// Events that wait to be published; beyond them they are counted, and left out.
+/// Events that wait, besides those that are being published; beyond them they are counted, and left out.
 const WAITING_MAX: usize = 1000;
 /// How many of them are published as one.
 const TOGETHER_MAX: usize = 200;
@@ -184,21 +184,29 @@ impl Waiting {
                 events.clear();
                 continue;
             };
-            let requests = events.drain(..).map(|(at, event)| (event.kind, request(Arc::clone(&topic), at, event)));
-            let (kinds, requests): (Vec<_>, Vec<_>) = requests.unzip();
-            // As one, which is on stable storage as soon as any of them alone; or none, so that each keeps its place among those
-            // of its subject.
-            if publisher.publish_batch(requests.clone(), true).await.iter().all(Result::is_ok) {
-                kinds.iter().for_each(|kind| self.told.with_label_values(&[kind]).inc());
-                continue;
-            }
-            for (kind, request) in kinds.into_iter().zip(requests) {
-                match published(&publisher, &request, &clock, &ending).await {
-                    Ok(()) => self.told.with_label_values(&[kind]).inc(),
-                    Err(error) => {
-                        tracing::error!(%error, event = kind, "an event could not be published: it is left out");
-                        self.left_out.inc();
-                    }
+            let all = events.drain(..).map(|(at, event)| (event.kind, request(Arc::clone(&topic), at, event)));
+            self.publish_together(all.unzip(), &publisher, (&clock, &ending)).await;
+        }
+    }
+
+    /// As one, which is on stable storage as soon as any of them alone; or none, and then one by one, so that each keeps its
+    /// place among those of its subject.
+    async fn publish_together(
+        &self,
+        (kinds, requests): (Vec<&'static str>, Vec<PublishRequest>),
+        publisher: &Publisher,
+        (clock, ending): (&Clock, &CancellationToken),
+    ) {
+        if publisher.publish_batch(requests.clone(), true).await.iter().all(Result::is_ok) {
+            kinds.iter().for_each(|kind| self.told.with_label_values(&[kind]).inc());
+            return;
+        }
+        for (kind, request) in kinds.into_iter().zip(requests) {
+            match published(publisher, &request, clock, ending).await {
+                Ok(()) => self.told.with_label_values(&[kind]).inc(),
+                Err(error) => {
+                    tracing::error!(%error, event = kind, "an event could not be published: it is left out");
+                    self.left_out.inc();
                 }
             }
         }
